@@ -1,0 +1,3 @@
+"""cktrain trains and fine-tunes transformer language models on CPUs."""
+
+__version__ = "0.1.0"
