@@ -1,8 +1,8 @@
 """Documents out of text files, JSONL files, folders, or the running Python's standard library.
 
-A corpus is a stable list of files; its documents are read as a stream and never held together. A text file is one
-document up to a limit, beyond which it is cut at the next line end, so that memory stays bounded; the literal
-`<|endoftext|>` separates documents, too. A JSONL file has one document per line, under a key.
+A corpus is a stable list of files; its documents are read as a stream and never held together. A text file is
+one document up to a limit, beyond which it is cut at the next line end, so that memory stays bounded; the
+literal `<|endoftext|>` separates documents, too. A JSONL file has one document per line, under a key.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import codecs
 import hashlib
 import json
+import os
 import platform
 import sysconfig
 from collections.abc import Iterable, Iterator, Sequence
@@ -29,8 +30,8 @@ _LONGEST_PIECE = 1 << 16  # characters of a text file that is the whole corpus
 class Corpus:
     """A list of files and how to read documents from them.
 
-    After `documents` has been read to its end, `skipped` counts the files that were left out because they are not
-    UTF-8 (standard library only; in the user's own files that is an error).
+    After `documents` has been read to its end, `skipped` counts the files that were left out because they are
+    not UTF-8 (standard library only; in the user's own files that is an error).
     """
 
     def __init__(self, source: str | Path, text_key: str = "text", suffixes: Sequence[str] | None = None):
@@ -42,33 +43,28 @@ class Corpus:
         self._limit = _LONGEST_DOCUMENT
         if self.source == PYTHON_STDLIB:
             self.root = Path(sysconfig.get_path("stdlib"))
-            files = self._find(self.root, (".py",), _STDLIB_LEFT_OUT)
+            files = _find(self.root, (".py",), _STDLIB_LEFT_OUT)
         elif Path(source).is_dir():
             self.root = Path(source)
-            files = self._find(self.root, tuple(suffixes or TEXT_SUFFIXES + JSONL_SUFFIXES), {"__pycache__"})
+            files = _find(self.root, tuple(suffixes or TEXT_SUFFIXES + JSONL_SUFFIXES), {"__pycache__"})
         elif Path(source).is_file():
             self.root = Path(source).parent
             files = [Path(source)]
-            # A single text file must be divided in documents for a validation split to exist: 256 or more pieces.
+            # A single text file must be divided for a validation split to exist: about 256 pieces or more.
             self._limit = min(_LONGEST_PIECE, max(1024, Path(source).stat().st_size // 256))
         else:
             raise ValueError(
-                f'[data.corpus] {source}: no such file or folder. Give a text file, a .jsonl, a folder or "{PYTHON_STDLIB}".'
+                f"[data.corpus] {source}: no such file or folder. Give a text file, a .jsonl, a folder or "
+                f'"{PYTHON_STDLIB}".'
             )
         if not files:
             raise ValueError(
-                f"[data.corpus] {source}: no file ends in {', '.join(suffixes or TEXT_SUFFIXES + JSONL_SUFFIXES)}. "
+                f"[data.corpus] {source}: no file ends in "
+                f"{', '.join(suffixes or TEXT_SUFFIXES + JSONL_SUFFIXES)}. "
                 "Name the suffixes of the files to read."
             )
         self.files = files
         self.bytes = sum(path.stat().st_size for path in files)
-
-    @staticmethod
-    def _find(root: Path, suffixes: tuple[str, ...], left_out: set[str]) -> list[Path]:
-        """Files below `root` by relative path, in the order of the paths' parts."""
-        relative = [path.relative_to(root) for path in root.rglob("*") if path.name.endswith(suffixes)]
-        kept = [path for path in relative if not left_out.intersection(path.parts[:-1]) and (root / path).is_file()]
-        return [root / path for path in sorted(kept, key=lambda path: path.parts)]
 
     def fingerprint(self) -> str:
         """A hash of the files' names, sizes and times of change, and of how they are read."""
@@ -81,7 +77,10 @@ class Corpus:
         return digest.hexdigest()
 
     def documents(self) -> Iterator[str]:
-        """Every document that is not empty. Raises ValueError naming file and line (or byte) when one is unreadable."""
+        """Every document that is not empty.
+
+        Raises ValueError naming file and line (or byte) when one is unreadable.
+        """
         self.skipped = 0
         for path in self.files:
             if path.name.endswith(JSONL_SUFFIXES):
@@ -97,11 +96,20 @@ class Corpus:
                 yield from cut(_text_blocks(path), self._limit)
 
 
+def _find(root: Path, suffixes: tuple[str, ...], left_out: set[str]) -> list[Path]:
+    """Files below `root` whose names end so, in the order of the parts of their relative paths."""
+    found = []
+    for folder, names, files in os.walk(root):
+        names[:] = [name for name in names if name not in left_out]
+        found += [Path(folder, name) for name in files if name.endswith(suffixes)]
+    return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(root).parts)
+
+
 def cut(blocks: Iterable[str], limit: int) -> Iterator[str]:
     """Cut a text, given in blocks, at the separators and at the first line end after `limit` characters.
 
-    A line longer than `limit` is cut after 2 * `limit` characters. Nothing but the separators, each with the line end
-    that follows it, is lost; empty documents are left out.
+    A line longer than `limit` is cut after 2 * `limit` characters. Nothing but the separators, each with the
+    line end that follows it, is lost; empty documents are left out.
     """
     pending = ""
     ended = False
@@ -125,7 +133,7 @@ def cut(blocks: Iterable[str], limit: int) -> Iterator[str]:
 
 
 def _next_cut(text: str, start: int, limit: int) -> tuple[int, int]:
-    """Where the document from `start` ends and where the next one begins; (-1, -1) when the text ends before."""
+    """Where the document from `start` ends and where the next begins; (-1, -1) if the text ends before."""
     separator = text.find(SEPARATOR, start, start + 2 * limit + len(SEPARATOR))
     line = text.find("\n", start + limit, start + 2 * limit)
     if separator >= 0 and (line < 0 or separator <= line):
@@ -167,22 +175,27 @@ def _jsonl_documents(path: Path, key: str) -> Iterator[str]:
             try:
                 record = json.loads(line)
             except ValueError as error:  # not JSON, or not UTF-8
-                raise ValueError(f"[data.corpus] {path}:{number}: not JSON: {error}. Correct the line.") from error
+                raise ValueError(
+                    f"[data.corpus] {path}:{number}: not JSON: {error}. Correct the line."
+                ) from error
             if not isinstance(record, dict) or key not in record:
                 found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
                 raise ValueError(
-                    f'[data.corpus] {path}:{number}: no key "{key}" (found: {found}). Name the key that holds the text.'
+                    f'[data.corpus] {path}:{number}: no key "{key}" (found: {found}). Name the key that '
+                    "holds the text."
                 )
             text = record[key]
             if not isinstance(text, str):
                 raise ValueError(
-                    f'[data.corpus] {path}:{number}: "{key}" is {type(text).__name__}, not text. Correct the line.'
+                    f'[data.corpus] {path}:{number}: "{key}" is {type(text).__name__}, not text. Correct '
+                    "the line."
                 )
             try:
                 text.encode("utf-8")
             except UnicodeEncodeError as error:
                 raise ValueError(
-                    f'[data.corpus] {path}:{number}: "{key}" holds half of a surrogate pair at character {error.start}. '
+                    f'[data.corpus] {path}:{number}: "{key}" holds half of a surrogate pair at character '
+                    f"{error.start}. "
                     "Correct the line."
                 ) from error
             if text:

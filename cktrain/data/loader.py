@@ -1,10 +1,11 @@
 """Batches out of a token source: a pure function of the seed and the step.
 
-The stream is cut in windows: window i holds the sequence_length + 1 ids from i * sequence_length on, so that windows
-do not overlap but in the last target, which is the next window's first input. Training takes the windows of step s at
-the positions [(s - 1) * G, s * G) of an endless order: the windows one after the other, again and again, each round
-(epoch) either as they stand or in a shuffled order of its own. Data rank r of R takes rows [r * G / R, (r + 1) * G / R)
-of the global batch, cut in micro-batches. No state but the step, so a run resumes at any step.
+The stream is cut in windows: window i holds the sequence_length + 1 ids from i * sequence_length on, so that
+windows do not overlap but in the last target, which is the next window's first input. Training takes the
+windows of step s at the positions [(s - 1) * G, s * G) of an endless order: the windows one after the other,
+again and again, each round (epoch) either as they stand or in a shuffled order of its own. Data rank r of R
+takes rows [r * G / R, (r + 1) * G / R) of the global batch, cut in micro-batches. No state but the step, so a
+run resumes at any step.
 
 Shapes: G sequences in the global batch, B sequences in a micro-batch, T = sequence_length.
 """
@@ -29,9 +30,9 @@ IGNORE_INDEX = -100
 class Batch:
     """One micro-batch; all arrays int32 (B, T).
 
-    `targets` is -100 where there is nothing to predict. With a document mask, `first` is the index in the row of the
-    first token of the same document (what attention may see at most) and `positions` counts from it; both are None
-    without.
+    `targets` is -100 where there is nothing to predict. With a document mask, `first` is the index in the row
+    of the first token of the same document (what attention may see at most) and `positions` counts from it;
+    both are None without.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -41,7 +42,10 @@ class Batch:
 
 
 class BatchLoader:
-    """Training batches. `batch(step)` prepares the next steps in the background; `micro_batches(step)` is pure."""
+    """Training batches.
+
+    `batch(step)` prepares the next steps in the background; `micro_batches(step)` is pure.
+    """
 
     def __init__(
         self,
@@ -62,13 +66,15 @@ class BatchLoader:
         if global_batch_size % (micro_batch_size * data_ranks):
             raise ValueError(
                 f"[data.loader] global_batch_size {global_batch_size} is not a multiple of micro_batch_size "
-                f"{micro_batch_size} x {data_ranks} data ranks = {micro_batch_size * data_ranks}. Change one of them."
+                f"{micro_batch_size} x {data_ranks} data ranks = {micro_batch_size * data_ranks}. Change "
+                "one of them."
             )
         self.windows = (len(source) - 1) // sequence_length
         if self.windows < 1:
             raise ValueError(
                 f"[data.loader] {source.shards[0].path}: {len(source):,} tokens are fewer than the "
-                f"{sequence_length + 1:,} that one sequence of data.sequence_length {sequence_length:,} and its last "
+                f"{sequence_length + 1:,} that one sequence of data.sequence_length {sequence_length:,} and "
+                "its last "
                 "target need. Give more data or a shorter sequence_length."
             )
         _check_document_mask(source, document_mask)
@@ -89,7 +95,9 @@ class BatchLoader:
         """The window of each sequence of the whole global batch of `step` (from 1): int64 (G)."""
         assert step >= 1, step
         start = (step - 1) * self.global_batch_size
-        epochs, rows = np.divmod(np.arange(start, start + self.global_batch_size, dtype=np.int64), self.windows)
+        epochs, rows = np.divmod(
+            np.arange(start, start + self.global_batch_size, dtype=np.int64), self.windows
+        )
         if self.shuffle:
             for epoch in np.unique(epochs):
                 here = epochs == epoch
@@ -97,7 +105,10 @@ class BatchLoader:
         return rows
 
     def micro_batches(self, step: int) -> list[Batch]:
-        """This data rank's micro-batches of `step`, in order. Raises ValueError on an id beyond the vocabulary."""
+        """This data rank's micro-batches of `step`, in order.
+
+        Raises ValueError on an id beyond the vocabulary.
+        """
         share = self.global_batch_size // self.data_ranks
         rows = self.rows(step)[self.data_rank * share : (self.data_rank + 1) * share]
         size = self.micro_batch_size
@@ -129,7 +140,12 @@ class BatchLoader:
 
     def _micro_batch(self, windows: npt.NDArray[np.int64]) -> Batch:
         return _read_windows(
-            self.source, windows.tolist(), self.sequence_length, len(windows), self.document_mask, self.vocab_size
+            self.source,
+            windows.tolist(),
+            self.sequence_length,
+            len(windows),
+            self.document_mask,
+            self.vocab_size,
         )
 
 
@@ -146,14 +162,15 @@ def validation_batches(
 ) -> Iterator[Batch]:
     """The first `batches` * global_batch_size windows in order; None = the whole split.
 
-    The windows are the same whatever the ranks: micro-batches are dealt to the data ranks in turn. Every micro-batch
-    has the full shape and every rank gets as many: what lies beyond the windows or the stream is padding with targets
-    -100. So the targets of the whole split are every token but the stream's first, once each. Raises ValueError when
-    the source has fewer than two tokens.
+    The windows are the same whatever the ranks: micro-batches are dealt to the data ranks in turn. Every
+    micro-batch has the full shape and every rank gets as many: what lies beyond the windows or the stream is
+    padding with targets -100. So the targets of the whole split are every token but the stream's first, once
+    each. Raises ValueError when the source has fewer than two tokens.
     """
     if len(source) < 2:
         raise ValueError(
-            f"[data.loader] {source.shards[0].path}: {len(source)} token gives nothing to predict. Give more data."
+            f"[data.loader] {source.shards[0].path}: {len(source)} token gives nothing to predict. Give "
+            "more data."
         )
     _check_document_mask(source, document_mask)
     windows = -(-(len(source) - 1) // sequence_length)
@@ -169,7 +186,8 @@ def validation_batches(
 def _check_document_mask(source: TokenSource, document_mask: bool) -> None:
     if document_mask and source.eos_id is None:
         raise ValueError(
-            f"[data.loader] {source.shards[0].path}: a document mask needs an end-of-document id and this data has none. "
+            f"[data.loader] {source.shards[0].path}: a document mask needs an end-of-document id and this "
+            "data has none. "
             "Prepare the data with `cktrain data prepare`, or turn the mask off."
         )
 

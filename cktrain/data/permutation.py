@@ -1,11 +1,11 @@
 """A shuffle of any size in constant memory.
 
-An epoch's order is a bijection of [0, size) computed index by index, so that no array of the epoch's size exists and
-any step can be resumed without replaying the ones before it. It is a Feistel network (Luby & Rackoff 1988) on the
-smallest even number of bits that holds `size`, with cycle walking (Black & Rogaway 2002): an output of `size` or
-more is fed in again until it falls inside; the domain is at most 4 times larger, so few rounds of that are needed.
-Round keys come from Philox (Salmon et al. 2011), keyed by seed and epoch; the round function is the finaliser of
-SplitMix64 (Steele, Lea & Flood 2014).
+An epoch's order is a bijection of [0, size) computed index by index, so that no array of the epoch's size
+exists and any step can be resumed without replaying the ones before it. It is a Feistel network (Luby &
+Rackoff 1988) on the smallest even number of bits that holds `size`, with cycle walking (Black & Rogaway
+2002): an output of `size` or more is fed in again until it falls inside; the domain is at most 4 times
+larger, so few rounds of that are needed. Round keys come from Philox (Salmon et al. 2011), keyed by seed and
+epoch; the round function is the finaliser of SplitMix64 (Steele, Lea & Flood 2014).
 """
 
 from __future__ import annotations
@@ -51,4 +51,5 @@ class Permutation:
 def _mix(z: npt.NDArray[Any]) -> npt.NDArray[np.uint64]:
     z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return z ^ (z >> np.uint64(31))
+    mixed: npt.NDArray[np.uint64] = z ^ (z >> np.uint64(31))
+    return mixed

@@ -1,7 +1,8 @@
 """Compute the next steps' values in a background thread.
 
-One thread computes `compute(step)` for the steps from the one that the caller will ask next; the caller takes them in
-any order. Asking for another step than the expected one only costs waiting: the value is a pure function of the step.
+One thread computes `compute(step)` for the steps from the one that the caller will ask next; the caller takes
+them in any order. Asking for another step than the expected one only costs waiting: the value is a pure
+function of the step.
 """
 
 from __future__ import annotations
@@ -15,7 +16,10 @@ Value = TypeVar("Value")
 
 
 class Prefetcher(Generic[Value]):
-    """Keeps `depth` steps ahead of the caller. `wait_seconds` is the time the caller has spent in `get` so far."""
+    """Keeps `depth` steps ahead of the caller.
+
+    `wait_seconds` is the time the caller has spent in `get` so far.
+    """
 
     def __init__(self, compute: Callable[[int], Value], depth: int = 2):
         assert depth >= 1, depth

@@ -14,12 +14,14 @@ A shard is a header of 64 bytes and then the ids, all little-endian:
     48      8     bytes of UTF-8 text that the ids encode (for bits per byte)
     56      8     zero
 
-The writer works on a temporary name, syncs and renames, so a file under its final name is a whole one. Readers map
-the file: nothing is loaded before it is read. A raw file of ids without a header is read as it is.
+The writer works on a temporary name, syncs and renames, so a file under its final name is a whole one.
+Readers map the file: nothing is loaded before it is read. A raw file of ids without a header is read as it
+is.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import struct
@@ -39,7 +41,7 @@ SUFFIX = ".cktok"
 DATASET_FILE = "dataset.json"
 
 _HEADER = struct.Struct("<8sIIIIQQqQ8x")
-_DTYPES = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _RAW_NAMES = {"train": "train.bin", "validation": "val.bin"}
 
 Split = Literal["train", "validation"]
@@ -81,10 +83,11 @@ class ShardWriter:
     def append(self, ids: Sequence[int] | npt.NDArray[Any], text_bytes: int) -> None:
         """Add ids, 0 <= id < vocab_size, that encode `text_bytes` bytes of UTF-8 text."""
         array = np.asarray(ids, dtype=np.int64)
-        if array.size and not (0 <= array.min() and array.max() < self.vocab_size):
+        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
             wrong = array[(array < 0) | (array >= self.vocab_size)][0]
             raise ValueError(
-                f"[data.shards] {self.path}: token id {wrong} does not fit a vocabulary of {self.vocab_size}. "
+                f"[data.shards] {self.path}: token id {wrong} does not fit a vocabulary of "
+                f"{self.vocab_size}. "
                 "Use the tokenizer that the vocabulary size was taken from."
             )
         self._file.write(array.astype(self.dtype).tobytes())
@@ -116,10 +119,8 @@ class ShardWriter:
 
     def abort(self) -> None:
         """Drop what was written."""
-        try:
+        with contextlib.suppress(OSError):  # on a full disk the last flush fails again; the file goes anyway
             self._file.close()
-        except OSError:
-            pass  # the flush of the last buffer may fail again on a full disk; the file goes anyway
         self._temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> ShardWriter:
@@ -167,7 +168,8 @@ def read_shard(path: str | Path) -> Shard:
         )
     if version > VERSION:
         raise ValueError(
-            f"[data.shards] {path}: format version {version}, this cktrain reads up to {VERSION}. Upgrade cktrain."
+            f"[data.shards] {path}: format version {version}, this cktrain reads up to {VERSION}. Upgrade "
+            "cktrain."
         )
     if item not in _DTYPES or header_bytes < _HEADER.size or vocab_size < 1:
         raise ValueError(
@@ -178,7 +180,8 @@ def read_shard(path: str | Path) -> Shard:
     if held != count:
         what = "truncated" if held < count else "too long"
         raise ValueError(
-            f"[data.shards] {path}: {what}, the header says {count:,} tokens and the file holds {held:,.10g}. "
+            f"[data.shards] {path}: {what}, the header says {count:,} tokens and the file holds "
+            f"{held:,.10g}. "
             "Prepare the data again."
         )
     if count == 0:
@@ -196,7 +199,8 @@ def read_raw(path: str | Path, dtype: npt.DTypeLike) -> Shard:
     size = _file_size(path)
     if size % item.itemsize:
         raise ValueError(
-            f"[data.shards] {path}: {size:,} bytes is not a multiple of {item.itemsize}, the size of one {item.name} "
+            f"[data.shards] {path}: {size:,} bytes is not a multiple of {item.itemsize}, the size of one "
+            f"{item.name} "
             "id. Name the dtype that the file was written with, or copy the file again."
         )
     return Shard(path, np.memmap(path, dtype=item, mode="r"))
@@ -214,7 +218,8 @@ def _file_size(path: Path) -> int:
 class TokenSource:
     """The shards of one split, in order, as one stream of ids.
 
-    `vocab_size`, `eos_id` and `text_bytes` (UTF-8 bytes that the whole stream encodes) are None when the files are raw.
+    `vocab_size`, `eos_id` and `text_bytes` (UTF-8 bytes that the whole stream encodes) are None when the
+    files are raw.
     """
 
     def __init__(self, shards: Sequence[Shard]):
@@ -223,8 +228,10 @@ class TokenSource:
         for shard in shards:
             if (shard.vocab_size, shard.eos_id) != (first.vocab_size, first.eos_id):
                 raise ValueError(
-                    f"[data.shards] {shard.path}: vocabulary {shard.vocab_size} and eos id {shard.eos_id}, but "
-                    f"{first.path} has {first.vocab_size} and {first.eos_id}. Prepare all shards with one tokenizer."
+                    f"[data.shards] {shard.path}: vocabulary {shard.vocab_size} and eos id {shard.eos_id}, "
+                    "but "
+                    f"{first.path} has {first.vocab_size} and {first.eos_id}. Prepare all shards with one "
+                    "tokenizer."
                 )
         self.shards = tuple(shards)
         self.vocab_size = first.vocab_size
@@ -239,8 +246,8 @@ class TokenSource:
         return self._starts[-1]
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int32]:
-        """Ids [start, start + count) of the stream, int32 (count); an id of 2**31 or more comes out negative."""
-        assert 0 <= start and count >= 0 and start + count <= len(self), (start, count, len(self))
+        """Ids [start, start + count) of the stream, int32 (count); ids from 2**31 on come out negative."""
+        assert 0 <= start <= start + count <= len(self), (start, count, len(self))
         out = np.empty(count, dtype=np.int32)
         index = bisect_right(self._starts, start) - 1
         done = 0
@@ -254,7 +261,7 @@ class TokenSource:
         return out
 
     def check_ids(self, ids: npt.NDArray[np.int32], start: int, vocab_size: int) -> None:
-        """Raise ValueError when `ids`, read at `start`, hold one outside [0, vocab_size); names file and position."""
+        """Raise ValueError (file, position) when an id that was read at `start` is not below `vocab_size`."""
         unsigned = ids.view(np.uint32)  # so that one comparison finds negative ids too
         if unsigned.size == 0 or unsigned.max() < vocab_size:
             return
@@ -268,12 +275,16 @@ class TokenSource:
 
 
 def open_source(
-    path: str | Path, split: Split = "train", vocab_size: int | None = None, dtype: npt.DTypeLike | None = None
+    path: str | Path,
+    split: Split = "train",
+    vocab_size: int | None = None,
+    dtype: npt.DTypeLike | None = None,
 ) -> TokenSource:
-    """Open one split of `path`: a prepared folder, a folder of raw train.bin and val.bin, one .cktok or one raw .bin.
+    """Open a split of a prepared folder or of a folder of raw train.bin and val.bin, or one file of ids.
 
-    `vocab_size` is the model's: shards made with a larger vocabulary are refused here. Raw ids are of `dtype`, or of
-    uint16 when `vocab_size` fits it and uint32 otherwise. Raises ValueError on anything missing or damaged.
+    `vocab_size` is the model's: shards made with a larger vocabulary are refused here. Raw ids are of
+    `dtype`, or of uint16 when `vocab_size` fits it and uint32 otherwise. Raises ValueError on anything
+    missing or damaged.
     """
     path = Path(path)
     if path.is_dir():
@@ -284,7 +295,8 @@ def open_source(
         )
     elif split != "train":
         raise ValueError(
-            f"[data.shards] {path}: a single file has no {split} split. Give a folder with train.bin and val.bin, "
+            f"[data.shards] {path}: a single file has no {split} split. Give a folder with train.bin and "
+            "val.bin, "
             "or a folder made by `cktrain data prepare`."
         )
     elif path.suffix == SUFFIX:
@@ -293,7 +305,8 @@ def open_source(
         source = TokenSource([_read_raw(path, vocab_size, dtype)])
     if vocab_size is not None and source.vocab_size is not None and source.vocab_size > vocab_size:
         raise ValueError(
-            f"[data.shards] {path}: made with a vocabulary of {source.vocab_size:,}, the model's has {vocab_size:,}. "
+            f"[data.shards] {path}: made with a vocabulary of {source.vocab_size:,}, the model's has "
+            f"{vocab_size:,}. "
             f"Set model.vocab_size to {source.vocab_size} or prepare the data with the model's tokenizer."
         )
     return source
@@ -302,12 +315,16 @@ def open_source(
 def _read_raw(path: Path, vocab_size: int | None, dtype: npt.DTypeLike | None) -> Shard:
     if dtype is None:
         if vocab_size is None:
-            raise ValueError(f"[data.shards] {path}: a raw file does not say its dtype. Name uint16 or uint32.")
+            raise ValueError(
+                f"[data.shards] {path}: a raw file does not say its dtype. Name uint16 or uint32."
+            )
         dtype = dtype_for(vocab_size)
     return read_raw(path, dtype)
 
 
-def _open_folder(folder: Path, split: Split, vocab_size: int | None, dtype: npt.DTypeLike | None) -> TokenSource:
+def _open_folder(
+    folder: Path, split: Split, vocab_size: int | None, dtype: npt.DTypeLike | None
+) -> TokenSource:
     if (folder / DATASET_FILE).exists():
         names = [entry["file"] for entry in read_dataset(folder)["splits"][split]["shards"]]
         if not names:
@@ -318,7 +335,8 @@ def _open_folder(folder: Path, split: Split, vocab_size: int | None, dtype: npt.
         return TokenSource([read_shard(folder / name) for name in sorted(names)])
     if any(folder.glob("*" + SUFFIX)):
         raise ValueError(
-            f"[data.shards] {folder}: holds shards but no {DATASET_FILE}, so it is not complete. Prepare it again."
+            f"[data.shards] {folder}: holds shards but no {DATASET_FILE}, so it is not complete. Prepare it "
+            "again."
         )
     raw = folder / _RAW_NAMES[split]
     if not raw.exists():
@@ -337,7 +355,9 @@ def read_dataset(folder: str | Path) -> dict[str, Any]:
         version, splits = dataset["version"], dataset["splits"]
         complete = all("shards" in splits[split] for split in _RAW_NAMES)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(f"[data.shards] {path}: cannot be read ({error!r}). Prepare the data again.") from error
+        raise ValueError(
+            f"[data.shards] {path}: cannot be read ({error!r}). Prepare the data again."
+        ) from error
     if version > VERSION or not complete:
         raise ValueError(
             f"[data.shards] {path}: version {version}, this cktrain reads up to {VERSION}. "

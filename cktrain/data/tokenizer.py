@@ -1,4 +1,4 @@
-"""A thin layer over the `tokenizers` library: train a byte-level BPE, load any tokenizer.json, encode, decode."""
+"""A thin layer over `tokenizers`: train a byte-level BPE, load any tokenizer.json, encode, decode."""
 
 from __future__ import annotations
 
@@ -35,14 +35,15 @@ class Tokenizer:
 
     @classmethod
     def train(cls, documents: Iterable[str], vocab_size: int) -> Tokenizer:
-        """Train a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) with the special token <|endoftext|>.
+        """Train a byte-level BPE (Sennrich et al. 2016; Radford et al. 2019) with <|endoftext|> as end token.
 
-        The same documents give the same tokenizer. A small corpus may end with fewer than `vocab_size` tokens. Raises
-        ValueError when `vocab_size` cannot hold the 256 bytes and the special token.
+        The same documents give the same tokenizer. A small corpus may end with fewer than `vocab_size`
+        tokens. Raises ValueError when `vocab_size` cannot hold the 256 bytes and the special token.
         """
         if vocab_size < _SMALLEST_VOCABULARY:
             raise ValueError(
-                f"[data.tokenizer] vocab_size {vocab_size} is below {_SMALLEST_VOCABULARY}, the 256 bytes and "
+                f"[data.tokenizer] vocab_size {vocab_size} is below {_SMALLEST_VOCABULARY}, the 256 bytes "
+                "and "
                 f"{END_OF_TEXT}. Give at least {_SMALLEST_VOCABULARY}."
             )
         backend = Backend(models.BPE())
@@ -61,8 +62,8 @@ class Tokenizer:
     def load(cls, path: str | Path, eos_token: str | None = None) -> Tokenizer:
         """Load a tokenizer.json, or the one in a folder.
 
-        The end token is `eos_token`, or what a tokenizer_config.json beside it says, or a well-known name. Raises
-        ValueError when the file cannot be read or has no end token.
+        The end token is `eos_token`, or what a tokenizer_config.json beside it says, or a well-known name.
+        Raises ValueError when the file cannot be read or has no end token.
         """
         path = tokenizer_file(path)
         try:
@@ -76,7 +77,8 @@ class Tokenizer:
             if name is not None and backend.token_to_id(name) is not None:
                 return cls(backend, name)
         raise ValueError(
-            f"[data.tokenizer] {path}: none of {', '.join(name for name in names if name)} is in its vocabulary. "
+            f"[data.tokenizer] {path}: none of {', '.join(name for name in names if name)} is in its "
+            "vocabulary. "
             f"Name the end token in a {CONFIG_FILE} beside it."
         )
 
@@ -94,7 +96,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text; nothing is added before or after."""
-        encodings = self._backend.encode_batch_fast(list(texts), add_special_tokens=False)
+        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
 
     def encode(self, text: str) -> list[int]:
@@ -109,11 +111,13 @@ class Tokenizer:
     def token_bytes(self) -> npt.NDArray[np.int32]:
         """Bytes of text that each id stands for: int32 (vocab_size), 0 for special tokens.
 
-        The sum over a document's ids is the length of its UTF-8 text when the tokenizer is a byte-level BPE, or a
-        SentencePiece-like one with byte tokens <0xAB>, whose added leading space counts as a byte.
+        The sum over a document's ids is the length of its UTF-8 text when the tokenizer is a byte-level BPE,
+        or a SentencePiece-like one with byte tokens <0xAB>, whose added leading space counts as a byte.
         """
         byte_level = '"ByteLevel"' in json.dumps(json.loads(self._backend.to_str())["decoder"])
-        special = {index for index, token in self._backend.get_added_tokens_decoder().items() if token.special}
+        special = {
+            index for index, token in self._backend.get_added_tokens_decoder().items() if token.special
+        }
         added = self._backend.get_added_tokens_decoder()
         lengths = np.zeros(self.vocab_size, dtype=np.int32)
         for token, index in self._backend.get_vocab(with_added_tokens=True).items():
@@ -133,7 +137,9 @@ def tokenizer_file(path: str | Path) -> Path:
     path = Path(path)
     file = path / TOKENIZER_FILE if path.is_dir() else path
     if not file.is_file():
-        raise ValueError(f"[data.tokenizer] {file}: no such file. Give a tokenizer.json or a folder that holds one.")
+        raise ValueError(
+            f"[data.tokenizer] {file}: no such file. Give a tokenizer.json or a folder that holds one."
+        )
     return file
 
 
@@ -144,7 +150,9 @@ def _configured_end_token(path: Path) -> str | None:
     try:
         token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
     except (ValueError, AttributeError) as error:
-        raise ValueError(f"[data.tokenizer] {config}: not a JSON object ({error}). Correct or remove it.") from error
+        raise ValueError(
+            f"[data.tokenizer] {config}: not a JSON object ({error}). Correct or remove it."
+        ) from error
     # Hugging Face writes the token's text, or an object that holds it.
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) else None
