@@ -2,6 +2,7 @@
 
 import threading
 import time
+import weakref
 
 import pytest
 from hypothesis import given, settings
@@ -35,6 +36,24 @@ def test_the_next_steps_are_ready_before_they_are_asked():
 def test_any_order_of_steps(steps):
     prefetcher = Prefetcher(lambda step: step * 10, depth=3)
     assert [prefetcher.get(step) for step in steps] == [step * 10 for step in steps]
+    prefetcher.close()
+
+
+def test_steps_that_are_no_longer_wanted_are_dropped():
+    class Value:
+        pass
+
+    made = weakref.WeakSet()
+
+    def compute(step):
+        value = Value()
+        made.add(value)
+        return value
+
+    prefetcher = Prefetcher(compute, depth=2)
+    for step in range(0, 500, 10):
+        prefetcher.get(step)
+    assert len(made) <= 4  # two that wait, one in the making and one just handed out
     prefetcher.close()
 
 

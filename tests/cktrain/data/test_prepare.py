@@ -74,6 +74,18 @@ def test_the_same_input_gives_the_same_bytes(source, tmp_path):
     assert contents(tmp_path / "one") == contents(tmp_path / "two")
 
 
+def test_the_tokenizer_has_not_seen_the_validation_documents(source, tmp_path):
+    run(source, tmp_path / "out", vocab_size=400, validation_fraction=0.5)
+    (tmp_path / "train").mkdir()
+    train = [text for index, text in enumerate(TEXTS) if split_of(index, 0.5) == "train"]
+    Tokenizer.train(train, 400).save(tmp_path / "train")
+    expected = (tmp_path / "train" / "tokenizer.json").read_bytes()
+    assert (tmp_path / "out" / "tokenizer.json").read_bytes() == expected
+    (tmp_path / "all").mkdir()
+    Tokenizer.train(TEXTS, 400).save(tmp_path / "all")
+    assert (tmp_path / "all" / "tokenizer.json").read_bytes() != expected
+
+
 def test_many_shards_are_the_same_stream(source, tmp_path):
     run(source, tmp_path / "one")
     summary = run(source, tmp_path / "many", shard_tokens=100)

@@ -57,7 +57,8 @@ def test_training_is_deterministic_across_processes(tmp_path):
         "import sys; from cktrain.data.tokenizer import Tokenizer\n"
         "from cktrain.data.corpus import Corpus\n"
         "import itertools\n"
-        "Tokenizer.train(itertools.islice(Corpus('python-stdlib').documents(), 100), 1000).save(sys.argv[1])\n"
+        "documents = itertools.islice(Corpus('python-stdlib').documents(), 100)\n"
+        "Tokenizer.train(documents, 1000).save(sys.argv[1])\n"
     )
     digests = set()
     for seed in ("1", "2"):
@@ -100,6 +101,17 @@ def test_bad_files(tmp_path):
     Backend(models.BPE(vocab={"a": 0}, merges=[])).save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ValueError, match=r"none of <\|endoftext\|>, .* is in its vocabulary"):
         Tokenizer.load(tmp_path)
+
+
+def test_bytes_of_added_tokens_in_a_byte_level_tokenizer(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    backend = Backend.from_file(str(tmp_path / "tokenizer.json"))
+    backend.add_tokens([AddedToken("ñandú")])
+    backend.save(str(tmp_path / "tokenizer.json"))
+    larger = Tokenizer.load(tmp_path)
+    ids = larger.encode("x ñandú y")
+    assert 300 in ids and larger.vocab_size == 301
+    assert larger.token_bytes()[ids].sum() == len("x ñandú y".encode())
 
 
 def test_bytes_of_a_tokenizer_with_byte_tokens(tmp_path):
