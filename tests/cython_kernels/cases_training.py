@@ -141,7 +141,7 @@ class AdamW(Case):
             "lr": 0.1,
             "beta1": 0.9,
             "beta2": 0.95,
-            "eps": 1e-8,
+            "eps": 1e-3,  # large, so that it shows
             "weight_decay": 0.3,
             "grad_scale": 0.25,
         }

@@ -3,12 +3,13 @@
     python tests/golden/make_kernel_goldens.py
 
 Per example of a row of tests/cython_kernels/cases.py the file holds the inputs in fp32 ("rope/0/in/x";
-numbers and flags: arrays without dimensions; None: absent) and what PyTorch makes of them in fp64, rounded to fp32
+numbers and flags without dimensions, None absent) and what PyTorch makes of them in fp64, rounded to fp32
 ("rope/0/out/y"). The inputs are stored because numpy does not promise the same random stream for ever.
 """
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,7 @@ from torch_twins import torch_run  # noqa: E402
 
 
 def main() -> None:
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for case in CASES.values():
         for index, shape in enumerate(case.examples):
             inputs = case.draw(np.random.default_rng(index), shape, np.float32)

@@ -55,7 +55,7 @@ def transformers_tables(name: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def main() -> None:
-    arrays = {}
+    arrays: dict[str, Any] = {}
     for name in SETTINGS:
         arrays[f"{name}/cos"], arrays[f"{name}/sin"] = transformers_tables(name)
     path = HERE / "rope_tables.npz"
