@@ -85,7 +85,7 @@ def test_everything_public_has_a_docstring(room: str) -> None:
 
 
 def test_a_missing_docstring_is_caught() -> None:
-    python = '"""M."""\nclass A:\n    "A."\n    def f(self): pass\n    def _g(self): pass\ndef h():\n    "H."\n'
+    python = '"M."\nclass A:\n    "A."\n    def f(self): pass\n    def _g(self): pass\ndef h():\n    "H."\n'
     assert list(undocumented_python(python)) == ["A.f"]
     assert list(undocumented_python("x = 1\n")) == ["the module"]
     cython = (

@@ -1,5 +1,5 @@
-"""What a user installs: the source archive is whole, `pip install` works both ways in fresh environments, and the
-installed files are the package with every instruction set, nothing beside it.
+"""What a user installs: the source archive is whole, `pip install` works both ways in fresh environments, and
+the installed files are the package with every instruction set, nothing beside it.
 
 Every build starts from a copy of the tree without what was built in it, and may use no package of this
 environment: it proves pyproject.toml's own lists. Needs a package index and takes minutes.
@@ -12,7 +12,6 @@ import subprocess
 import sys
 import sysconfig
 import tarfile
-import zipfile
 from pathlib import Path
 
 import pytest
@@ -111,39 +110,43 @@ def check_install(python: Path, cwd: Path) -> str:
     return printed
 
 
-def test_the_source_archive_is_whole(tmp_path: Path) -> None:
-    """It holds every source file, and pip builds the wheel from it; the wheel is what is installed."""
-    tree = copy_tree(tmp_path / "tree with a space")
-    builder = fresh_environment(tmp_path / "builder")
-    call(builder, "-m", "pip", "install", "build", cwd=tmp_path)
-    call(builder, "-m", "build", tree, "--outdir", tmp_path / "dist", cwd=tmp_path)
+@pytest.fixture(scope="module")
+def source_archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The archive that `python -m build --sdist` makes."""
+    folder = tmp_path_factory.mktemp("sdist")
+    tree = copy_tree(folder / "tree with a space")
+    builder = fresh_environment(folder / "builder")
+    call(builder, "-m", "pip", "install", "build", cwd=folder)
+    call(builder, "-m", "build", "--sdist", tree, "--outdir", folder / "dist", cwd=folder)
+    return next((folder / "dist").glob("*.tar.gz"))
 
-    with tarfile.open(next((tmp_path / "dist").glob("*.tar.gz"))) as archive:
+
+def test_the_source_archive_is_whole(source_archive: Path, tmp_path: Path) -> None:
+    tree = copy_tree(tmp_path / "tree")
+    with tarfile.open(source_archive) as archive:
         packed = {name.partition("/")[2] for name in archive.getnames()}
-    expected = {
-        path.relative_to(tree).as_posix()
-        for path in tree.rglob("*")
-        if path.is_file() and path.suffix in SOURCES and path.relative_to(tree).parts[0] != "build"
-    }
-    expected -= {name for name in expected if name.endswith(".c") and name[:-2] + ".pyx" in expected}
-    expected |= {"README.md", "LICENSE", "pyproject.toml", "run"}
-    assert sorted(expected - packed) == []
+    files = {path.relative_to(tree).as_posix() for path in tree.rglob("*") if path.suffix in SOURCES}
+    assert sorted((files | {"README.md", "LICENSE", "pyproject.toml", "run"}) - packed) == []
+    assert [name for name in packed if name.endswith(".so")] == []
 
-    wheel = next((tmp_path / "dist").glob("*.whl"))
-    files = zipfile.ZipFile(wheel).namelist()
-    assert {name.split("/")[0] for name in files if ".dist-info/" not in name} == {"cktrain"}
+
+def test_pip_install_in_a_fresh_environment(source_archive: Path, tmp_path: Path) -> None:
+    """`pip install .`, from the archive's tree, which is gone afterwards."""
+    with tarfile.open(source_archive) as archive:
+        archive.extractall(tmp_path / "unpacked", filter="data")
+    tree = next((tmp_path / "unpacked").iterdir())
+    python = fresh_environment(tmp_path / "environment")
+    call(python, "-m", "pip", "install", ".", cwd=tree)
+    tree.rename(tmp_path / "gone")
+    assert str(tmp_path / "environment") in check_install(python, tmp_path)
+
+    listing = "import importlib.metadata as m; print(*m.files('cktrain'), sep='\\n')"
+    files = call(python, "-I", "-c", listing, cwd=tmp_path).split("\n")
+    files = [name for name in files if name and ".dist-info/" not in name and "__pycache__" not in name]
+    assert {name.split("/")[0] for name in files} == {"cktrain", ".."}  # the second is ../../../bin/cktrain
     assert sorted(python_modules() - set(files)) == []
     assert installed_sets(files) == known_to_the_compiler(tmp_path)
     assert [name for name in files if name.endswith((".pyx", ".c", ".h"))] == []
-
-
-def test_pip_install_in_a_fresh_environment(tmp_path: Path) -> None:
-    """`pip install .` from a tree that is gone afterwards."""
-    tree = copy_tree(tmp_path / "tree")
-    python = fresh_environment(tmp_path / "environment")
-    call(python, "-m", "pip", "install", tree, cwd=tmp_path)
-    tree.rename(tmp_path / "gone")
-    assert str(tmp_path / "environment") in check_install(python, tmp_path)
 
 
 def test_editable_install_in_a_fresh_environment(tmp_path: Path) -> None:
