@@ -280,10 +280,20 @@ def test_the_tree_keeps_the_layers() -> None:
     assert found == []
 
 
-@pytest.mark.parametrize("module", ["cktrain", "cktrain.launch", "cktrain.launch.cli"])
+# What runs before the process is bound to its cores: the command line, the configuration, the binding itself.
+EARLY = (
+    "cktrain",
+    "cktrain.launch.cli",
+    "cktrain.launch.bind",
+    "cktrain.config_file",
+    "cktrain.comm.environment",
+)
+
+
+@pytest.mark.parametrize("module", EARLY)
 def test_the_process_is_bound_before_numpy_loads(module: str) -> None:
-    """numpy sizes its thread pools when it loads; the console script's module must not load it."""
-    heavy = "{'numpy', 'pydantic', 'yaml', 'matplotlib', 'rich', 'tokenizers', 'mpi4py'}"
+    """numpy's and MPI's thread pools are sized when they load, so nothing that runs earlier may load them."""
+    heavy = "{'numpy', 'mpi4py', 'ml_dtypes', 'safetensors', 'tokenizers', 'matplotlib'}"
     code = f"import sys, {module}; print(*sorted({heavy} & set(sys.modules)))"
     done = subprocess.run([sys.executable, "-c", code], cwd="/", capture_output=True, text=True, check=True)
     assert done.stdout.split() == []

@@ -8,6 +8,7 @@ environment: it proves pyproject.toml's own lists. Needs a package index and tak
 import os
 import platform
 import shlex
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -132,8 +133,7 @@ def test_the_source_archive_is_whole(source_archive: Path, tmp_path: Path) -> No
 
 def test_pip_install_in_a_fresh_environment(source_archive: Path, tmp_path: Path) -> None:
     """`pip install .`, from the archive's tree, which is gone afterwards."""
-    with tarfile.open(source_archive) as archive:
-        archive.extractall(tmp_path / "unpacked", filter="data")
+    shutil.unpack_archive(source_archive, tmp_path / "unpacked")
     tree = next((tmp_path / "unpacked").iterdir())
     python = fresh_environment(tmp_path / "environment")
     call(python, "-m", "pip", "install", ".", cwd=tree)
