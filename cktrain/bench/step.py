@@ -1,0 +1,132 @@
+"""`cktrain bench step CONFIG`: the whole training step on random tokens, and where its time goes.
+
+Runs the real Trainer on one rank with a loader that draws random ids; two passes: an untouched one for the step time,
+a profiled one for the ops.
+"""
+
+from __future__ import annotations
+
+import resource
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cktrain.bench.profile import ProfiledKernels
+from cktrain.checkpoint import Progress
+from cktrain.comm.solo_group import SoloGroup
+from cktrain.config import Config
+from cktrain.data.loader import Batch
+from cktrain.metrics import proportional_set_size
+from cktrain.models.build import build_model
+from cktrain.nn.numerics import Numerics
+from cktrain.nn.params import FlatParams
+from cktrain.optim.optimizer import OPTIMIZERS
+from cktrain.trainer import Trainer
+
+
+class RandomLoader:
+    """The same interface as `BatchLoader`, with ids drawn once."""
+
+    wait_seconds = 0.0
+
+    def __init__(self, config: Config, vocab_size: int) -> None:
+        rng = np.random.default_rng(config.run.seed)
+        shape = (config.batch.micro_batch_size, config.data.sequence_length + 1)
+        count = config.batch.global_batch_size // config.batch.micro_batch_size
+        ids = [rng.integers(0, vocab_size, shape, dtype=np.int32) for _ in range(count)]
+        self._batches = [Batch(np.ascontiguousarray(a[:, :-1]), np.ascontiguousarray(a[:, 1:])) for a in ids]
+
+    def batch(self, step: int) -> list[Batch]:
+        """The micro-batches, the same in every step."""
+        return self._batches
+
+
+@dataclass
+class StepReport:
+    """What `bench step --json` prints."""
+
+    tokens_per_s: float
+    tflops: float
+    mfu: float | None
+    peak_tflops: float | None
+    peak_memory_bytes: int
+    peak_rss_bytes: int
+    step_s: float
+    threads: int
+    isa: str
+    precision: str
+    ops: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+
+def bench_step(config: Config, kernels: Any, precision: str, steps: int, peak_flops: float | None) -> StepReport:
+    """Measure `steps` steps after two for warming up, then as many profiled ones."""
+    numerics = Numerics(kernels, precision)
+    model = build_model(config.model, numerics, config.data.sequence_length, config.memory.checkpointing == "block")
+    params = FlatParams(model.params(), numerics)
+    params.initialize(config.run.seed)
+    optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer)
+    assert config.model.vocab_size is not None
+    loader: Any = RandomLoader(config, config.model.vocab_size)
+    trainer = Trainer(config, model, params, optimizer, loader, SoloGroup(), Progress(0, 0, 0, precision))
+    for step in (1, 2):
+        trainer.step(step)
+    began = time.perf_counter()
+    for step in range(3, 3 + steps):
+        trainer.step(step)
+    seconds = (time.perf_counter() - began) / steps
+    memory, rss = proportional_set_size(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    ops = _profile(trainer, numerics, steps, peak_flops)
+    tokens = config.batch.global_batch_size * config.data.sequence_length
+    flops = tokens * model.flops_per_token(config.data.sequence_length) / seconds
+    return StepReport(
+        tokens_per_s=tokens / seconds,
+        tflops=flops / 1e12,
+        mfu=None if peak_flops is None else flops / peak_flops,
+        peak_tflops=None if peak_flops is None else peak_flops / 1e12,
+        peak_memory_bytes=memory,
+        peak_rss_bytes=rss,
+        step_s=seconds,
+        threads=kernels.num_threads(),
+        isa=kernels.isa,
+        precision=precision,
+        ops=ops,
+    )
+
+
+def _profile(trainer: Trainer, numerics: Numerics, steps: int, peak_flops: float | None) -> list[dict[str, Any]]:
+    """One row per op, per step, and a last one for what is not in any op."""
+    plain, profiled = numerics.kernels, ProfiledKernels(numerics.kernels)
+    numerics.kernels = profiled
+    try:
+        trainer.step(3 + steps)
+        profiled.reset()
+        began = time.perf_counter()
+        for step in range(4 + steps, 4 + 2 * steps):
+            trainer.step(step)
+        whole = (time.perf_counter() - began) / steps
+    finally:
+        numerics.kernels = plain
+    rows = []
+    for total in sorted(profiled.totals.values(), key=lambda t: -t.seconds):
+        if not total.calls:
+            continue
+        gflops = total.flops / total.seconds / 1e9
+        rows.append(
+            {
+                "name": total.name,
+                "s": total.seconds / steps,
+                "calls": total.calls // steps,
+                "gflops": gflops,
+                "gbs": total.bytes / total.seconds / 1e9,
+                "roofline": gflops * 1e9 / peak_flops if peak_flops and total.flops else None,
+            }
+        )
+    rest = whole - sum(row["s"] for row in rows)
+    rows.append({"name": "outside the ops", "s": rest, "calls": 0, "gflops": 0.0, "gbs": 0.0, "roofline": None})
+    return rows

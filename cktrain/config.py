@@ -1,0 +1,306 @@
+"""The typed configuration of a run: one frozen section per block of the YAML file.
+
+Every field's description is its documentation; `docs/configuration.md` is generated from them. Unknown keys and
+wrong types are errors (`config_file.py` adds the file, the line and the closest known key). Sizes that must divide
+are checked here, where both numbers are known.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+Positive = Annotated[int, Field(gt=0)]
+NonNegative = Annotated[int, Field(ge=0)]
+
+
+class Section(BaseModel):
+    """A block of the configuration: strict types, no unknown keys, never changed after it is made."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+
+
+class RunConfig(Section):
+    """What to run and where its files go."""
+
+    dir: str
+    """Folder of the run: resolved config, metrics, logs and checkpoints. Made when missing."""
+    seed: NonNegative = 1234
+    """Seed of the initial weights and of the order of the data."""
+    steps: Positive
+    """Optimizer steps in the whole run."""
+    deterministic: bool = False
+    """Add the micro-batches' gradients along one fixed order, whatever the number of data ranks."""
+
+
+class ModelConfig(Section):
+    """The architecture, in Hugging Face's names; or a Hugging Face folder to start from."""
+
+    from_pretrained: str | None = None
+    """Hugging Face folder (config.json, safetensors, tokenizer) to start from; no other key is needed with it."""
+    family: Literal["llama", "gpt2"] = "llama"
+    """`llama` also covers Mistral, Qwen2 (qkv_bias) and Qwen3 (qk_norm)."""
+    hidden_size: Positive | None = None
+    """Width of the residual stream."""
+    num_hidden_layers: Positive | None = None
+    """Number of transformer blocks."""
+    num_attention_heads: Positive | None = None
+    """Query heads."""
+    num_key_value_heads: Positive | None = None
+    """Key/value heads; a divisor of the query heads. Default: as many as query heads."""
+    head_dim: Positive | None = None
+    """Size of a head. Default: hidden_size / num_attention_heads."""
+    intermediate_size: Positive | None = None
+    """Width inside the MLP. GPT-2's default: 4 x hidden_size."""
+    vocab_size: Positive | None = None
+    """Number of token ids."""
+    max_position_embeddings: Positive | None = None
+    """Longest sequence that the positions cover. Default: data.sequence_length."""
+    tie_word_embeddings: bool | None = None
+    """Use the embedding as the output head too. Default: false for llama, true for gpt2."""
+    rms_norm_eps: float = 1e-5
+    """Added to the mean square in RMSNorm."""
+    layer_norm_epsilon: float = 1e-5
+    """Added to the variance in LayerNorm (gpt2)."""
+    rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+    rope_scaling: dict[str, Any] | None = None
+    """Rotary scaling as in config.json: rope_type `linear` or `llama3`, factor and so on."""
+    attention_bias: bool = False
+    """Biases on the query, key, value and output projections (llama)."""
+    qkv_bias: bool = False
+    """Biases on the query, key and value projections only (Qwen2)."""
+    mlp_bias: bool = False
+    """Biases in the MLP (llama)."""
+    qk_norm: bool = False
+    """RMSNorm on each query and key head (Qwen3)."""
+    sliding_window: Positive | None = None
+    """A token attends to the last so many tokens, itself included. Default: to all."""
+    layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
+    """Which layers use the sliding window. Default: all of them when sliding_window is set."""
+    activation_function: Literal["gelu_new", "gelu"] = "gelu_new"
+    """GELU's form in gpt2: gelu_new is the tanh form, gelu the erf form."""
+    initializer_range: float = 0.02
+    """Standard deviation of fresh weights; projections back into the residual stream are divided by sqrt(2 x layers)."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ModelConfig:
+        if self.from_pretrained is not None:
+            extra = sorted(self.model_fields_set - {"from_pretrained"})
+            if extra:
+                raise ValueError(
+                    f"from_pretrained takes the architecture from its config.json; remove {', '.join(extra)}"
+                )
+            return self
+        needed = ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
+        if self.family == "llama":
+            needed.append("intermediate_size")
+        missing = [name for name in needed if getattr(self, name) is None]
+        if missing:
+            raise ValueError(f"a fresh {self.family} needs {', '.join(missing)}")
+        heads = self.num_attention_heads or 0
+        kv_heads = self.num_key_value_heads or heads
+        if heads % kv_heads:
+            raise ValueError(
+                f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}. Choose a divisor of {heads}"
+            )
+        if self.head_dim is None and (self.hidden_size or 0) % heads:
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}. "
+                "Change one of them or give head_dim"
+            )
+        if self.family == "llama" and self.resolved_head_dim % 2:
+            raise ValueError(f"head_dim {self.resolved_head_dim} is odd: rotary embedding pairs its two halves")
+        if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} num_hidden_layers"
+            )
+        return self
+
+    @property
+    def resolved_head_dim(self) -> int:
+        """Size of a head, given or derived."""
+        assert self.hidden_size is not None and self.num_attention_heads is not None
+        return self.head_dim or self.hidden_size // self.num_attention_heads
+
+
+class ValidationConfig(Section):
+    """How often and on how much the model is validated."""
+
+    every: NonNegative = 0
+    """Validate after every so many steps, and after the last; 0: never."""
+    batches: Positive | None = 8
+    """Global batches of the validation split to use; null: the whole split."""
+    path: str | None = None
+    """Validation tokens, when data.path is a single raw .bin file."""
+
+
+class DataConfig(Section):
+    """The tokens."""
+
+    path: str
+    """Folder made by `cktrain data prepare`, or a raw uint16/uint32 .bin of token ids."""
+    sequence_length: Positive
+    """Tokens in one sequence."""
+    shuffle: bool = True
+    """Shuffle the windows of each epoch; false reads consecutive windows from the start."""
+    dtype: Literal["uint16", "uint32"] | None = None
+    """Type of the ids in a raw .bin. Default: uint16 when the vocabulary fits."""
+    document_mask: bool = False
+    """No attention across a document's border (needs an end-of-text id in the data)."""
+    validation: ValidationConfig = ValidationConfig()
+    """Validation during the run."""
+
+
+class BatchConfig(Section):
+    """Sequences per step; the number of accumulated micro-batches is derived."""
+
+    micro_batch_size: Positive
+    """Sequences that one rank computes at once."""
+    global_batch_size: Positive
+    """Sequences per optimizer step over all data ranks."""
+
+
+class OptimizerConfig(Section):
+    """The update rule."""
+
+    name: Literal["adamw", "sgd"] = "adamw"
+    """adamw (Loshchilov & Hutter 2019) or sgd with momentum."""
+    lr: Annotated[float, Field(ge=0)] = 3.0e-4
+    """Peak learning rate."""
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    """Decay of AdamW's first and second moments."""
+    eps: Annotated[float, Field(gt=0)] = 1.0e-8
+    """Added to the root of AdamW's second moment."""
+    weight_decay: Annotated[float, Field(ge=0)] = 0.1
+    """Decay of matrices; biases and norm weights have none."""
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    """SGD's momentum."""
+    nesterov: bool = False
+    """SGD with Nesterov's momentum."""
+    clip_grad_norm: Annotated[float, Field(ge=0)] = 1.0
+    """Largest global norm of the gradient; 0: no clipping."""
+
+
+class ScheduleConfig(Section):
+    """Learning rate over the steps."""
+
+    name: Literal["constant", "linear", "cosine", "wsd"] = "cosine"
+    """Shape after warm-up; wsd is warm-up, stable, decay."""
+    warmup_steps: NonNegative = 0
+    """Steps of linear warm-up from 0."""
+    min_lr_ratio: Annotated[float, Field(ge=0, le=1)] = 0.1
+    """Last learning rate over the peak."""
+    decay_steps: Positive | None = None
+    """wsd: steps of the final decay. Default: a tenth of the run."""
+
+
+class ParallelConfig(Section):
+    """Degrees of parallelism; -1 is whatever the others leave."""
+
+    data: int = -1
+    """Data-parallel ranks."""
+    tensor: int = 1
+    """Ranks that divide each layer."""
+    pipeline: int = 1
+    """Pipeline stages."""
+    schedule: Literal["gpipe", "1f1b"] = "1f1b"
+    """Order of the micro-batches in the pipeline."""
+    zero: Literal[0, 1] = 1
+    """1: each data rank keeps a slice of the optimizer's state."""
+
+
+class CommConfig(Section):
+    """How ranks talk."""
+
+    transport: Literal["auto", "rdma", "mpi", "tcp", "shm"] = "auto"
+    """auto tries rdma, mpi, tcp between nodes and shm inside one."""
+    device: str | None = None
+    """RDMA device."""
+    gid_index: NonNegative | None = None
+    """Index in the device's GID table."""
+    traffic_class: Annotated[int, Field(ge=0, le=255)] | None = None
+    """Traffic class (DSCP << 2) of RDMA packets."""
+    interface: str | None = None
+    """Network interface for TCP."""
+    algorithm: str | None = None
+    """Force a collective algorithm."""
+    wire_dtype: Literal["fp32", "bf16"] = "fp32"
+    """Type of the gradients on the wire."""
+    timeout_s: Annotated[float, Field(gt=0)] = 120.0
+    """Deadline of every wait, in seconds."""
+
+
+class LaunchConfig(Section):
+    """Cores and memory of each rank."""
+
+    bind: Literal["auto", "inherit", "none"] = "auto"
+    """auto divides the node's cores among its ranks; inherit keeps the mask that was handed down; none unpins."""
+    threads: Positive | None = None
+    """Compute threads per rank. Default: the rank's cores."""
+    progress_core: NonNegative | None = None
+    """Core for the communication thread."""
+
+
+class MemoryConfig(Section):
+    """What is kept and what is computed again."""
+
+    checkpointing: Literal["none", "block"] = "none"
+    """block keeps only each block's input and computes the rest again in the backward pass."""
+
+
+class CheckpointConfig(Section):
+    """When to save and what to resume."""
+
+    every: NonNegative = 100
+    """Save after every so many steps, and at the end; 0: only at the end or on a signal."""
+    keep: Positive = 3
+    """Checkpoints to keep."""
+    resume: str = "auto"
+    """auto: the newest complete one in run.dir, if any; none: start afresh; or the path of a checkpoint."""
+
+
+class LogConfig(Section):
+    """What is printed."""
+
+    every: Positive = 10
+    """Print and record every so many steps, and the first."""
+
+
+class Config(Section):
+    """A whole run."""
+
+    run: RunConfig
+    model: ModelConfig
+    data: DataConfig
+    batch: BatchConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    schedule: ScheduleConfig = ScheduleConfig()
+    precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
+    """fp32, bf16 (mixed, fp32 master weights), fp64 (reference kernels only), or auto: bf16 where the CPU computes it."""
+    parallel: ParallelConfig = ParallelConfig()
+    comm: CommConfig = CommConfig()
+    launch: LaunchConfig = LaunchConfig()
+    memory: MemoryConfig = MemoryConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _check(self) -> Config:
+        batch = self.batch
+        if batch.global_batch_size % batch.micro_batch_size:
+            raise ValueError(
+                f"batch.global_batch_size {batch.global_batch_size} is not a multiple of "
+                f"batch.micro_batch_size {batch.micro_batch_size}. Change one of them"
+            )
+        longest = self.model.max_position_embeddings
+        if longest is not None and self.data.sequence_length > longest:
+            raise ValueError(
+                f"data.sequence_length {self.data.sequence_length} is longer than model.max_position_embeddings {longest}"
+            )
+        if self.schedule.warmup_steps > self.run.steps:
+            raise ValueError(
+                f"schedule.warmup_steps {self.schedule.warmup_steps} is more than run.steps {self.run.steps}"
+            )
+        return self

@@ -1,0 +1,232 @@
+"""Batches out of a token source: a pure function of the seed and the step.
+
+The stream is cut in windows: window i holds the sequence_length + 1 ids from i * sequence_length on, so that
+windows do not overlap but in the last target, which is the next window's first input. Training takes the
+windows of step s at the positions [(s - 1) * G, s * G) of an endless order: the windows one after the other,
+again and again, each round (epoch) either as they stand or in a shuffled order of its own. Data rank r of R
+takes rows [r * G / R, (r + 1) * G / R) of the global batch, cut in micro-batches. No state but the step, so a
+run resumes at any step.
+
+Shapes: G sequences in the global batch, B sequences in a micro-batch, T = sequence_length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+
+import numpy as np
+import numpy.typing as npt
+
+from cktrain.data.permutation import Permutation
+from cktrain.data.prefetch import Prefetcher
+from cktrain.data.shards import TokenSource
+
+IGNORE_INDEX = -100
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One micro-batch; all arrays int32 (B, T).
+
+    `targets` is -100 where there is nothing to predict. With a document mask, `first` is the index in the row
+    of the first token of the same document (what attention may see at most) and `positions` counts from it;
+    both are None without.
+    """
+
+    tokens: npt.NDArray[np.int32]
+    targets: npt.NDArray[np.int32]
+    first: npt.NDArray[np.int32] | None = None
+    positions: npt.NDArray[np.int32] | None = None
+
+
+class BatchLoader:
+    """Training batches.
+
+    `batch(step)` prepares the next steps in the background; `micro_batches(step)` is pure.
+    """
+
+    def __init__(
+        self,
+        source: TokenSource,
+        sequence_length: int,
+        micro_batch_size: int,
+        global_batch_size: int,
+        seed: int,
+        shuffle: bool = True,
+        data_rank: int = 0,
+        data_ranks: int = 1,
+        document_mask: bool = False,
+        vocab_size: int | None = None,
+        prefetch: int = 2,
+    ):
+        """Raise ValueError when sizes do not divide or the source is shorter than one sequence."""
+        assert 0 <= data_rank < data_ranks, (data_rank, data_ranks)
+        if global_batch_size % (micro_batch_size * data_ranks):
+            raise ValueError(
+                f"[data.loader] global_batch_size {global_batch_size} is not a multiple of micro_batch_size "
+                f"{micro_batch_size} x {data_ranks} data ranks = {micro_batch_size * data_ranks}. Change "
+                "one of them."
+            )
+        self.windows = (len(source) - 1) // sequence_length
+        if self.windows < 1:
+            raise ValueError(
+                f"[data.loader] {source.shards[0].path}: {len(source):,} tokens are fewer than the "
+                f"{sequence_length + 1:,} that one sequence of data.sequence_length {sequence_length:,} and "
+                "its last "
+                "target need. Give more data or a shorter sequence_length."
+            )
+        _check_document_mask(source, document_mask)
+        self.source = source
+        self.sequence_length = sequence_length
+        self.micro_batch_size = micro_batch_size
+        self.global_batch_size = global_batch_size
+        self.seed = seed
+        self.shuffle = shuffle
+        self.data_rank = data_rank
+        self.data_ranks = data_ranks
+        self.document_mask = document_mask
+        self.vocab_size = vocab_size
+        self._prefetch = prefetch
+        self._prefetcher: Prefetcher[list[Batch]] | None = None
+
+    def rows(self, step: int) -> npt.NDArray[np.int64]:
+        """The window of each sequence of the whole global batch of `step` (from 1): int64 (G)."""
+        assert step >= 1, step
+        start = (step - 1) * self.global_batch_size
+        epochs, rows = np.divmod(
+            np.arange(start, start + self.global_batch_size, dtype=np.int64), self.windows
+        )
+        if self.shuffle:
+            for epoch in np.unique(epochs):
+                here = epochs == epoch
+                rows[here] = Permutation(self.windows, self.seed, int(epoch))(rows[here])
+        return rows
+
+    def micro_batches(self, step: int) -> list[Batch]:
+        """This data rank's micro-batches of `step`, in order.
+
+        Raises ValueError on an id beyond the vocabulary.
+        """
+        share = self.global_batch_size // self.data_ranks
+        rows = self.rows(step)[self.data_rank * share : (self.data_rank + 1) * share]
+        size = self.micro_batch_size
+        return [self._micro_batch(rows[begin : begin + size]) for begin in range(0, share, size)]
+
+    def batch(self, step: int) -> list[Batch]:
+        """The same as `micro_batches(step)`, prepared in the background when steps are asked in order."""
+        if self._prefetcher is None:
+            self._prefetcher = Prefetcher(self.micro_batches, self._prefetch)
+        return self._prefetcher.get(step)
+
+    @property
+    def wait_seconds(self) -> float:
+        """Seconds that the caller has waited in `batch` since the loader was made."""
+        return 0.0 if self._prefetcher is None else self._prefetcher.wait_seconds
+
+    def close(self) -> None:
+        """Stop and join the background thread."""
+        if self._prefetcher is not None:
+            self._prefetcher.close()
+
+    def __enter__(self) -> BatchLoader:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _micro_batch(self, windows: npt.NDArray[np.int64]) -> Batch:
+        return _read_windows(
+            self.source,
+            windows.tolist(),
+            self.sequence_length,
+            len(windows),
+            self.document_mask,
+            self.vocab_size,
+        )
+
+
+def validation_batches(
+    source: TokenSource,
+    sequence_length: int,
+    micro_batch_size: int,
+    global_batch_size: int,
+    batches: int | None = None,
+    data_rank: int = 0,
+    data_ranks: int = 1,
+    document_mask: bool = False,
+    vocab_size: int | None = None,
+) -> Iterator[Batch]:
+    """The first `batches` * global_batch_size windows in order; None = the whole split.
+
+    The windows are the same whatever the ranks: micro-batches are dealt to the data ranks in turn. Every
+    micro-batch has the full shape and every rank gets as many: what lies beyond the windows or the stream is
+    padding with targets -100. So the targets of the whole split are every token but the stream's first, once
+    each. Raises ValueError when the source has fewer than two tokens.
+    """
+    if len(source) < 2:
+        raise ValueError(
+            f"[data.loader] {source.shards[0].path}: {len(source)} token gives nothing to predict. Give "
+            "more data."
+        )
+    _check_document_mask(source, document_mask)
+    windows = -(-(len(source) - 1) // sequence_length)
+    if batches is not None:
+        windows = min(windows, batches * global_batch_size)
+    count = -(-windows // micro_batch_size)
+    count = -(-count // data_ranks) * data_ranks
+    for index in range(data_rank, count, data_ranks):
+        chosen = range(index * micro_batch_size, min((index + 1) * micro_batch_size, windows))
+        yield _read_windows(source, chosen, sequence_length, micro_batch_size, document_mask, vocab_size)
+
+
+def _check_document_mask(source: TokenSource, document_mask: bool) -> None:
+    if document_mask and source.eos_id is None:
+        raise ValueError(
+            f"[data.loader] {source.shards[0].path}: a document mask needs an end-of-document id and this "
+            "data has none. "
+            "Prepare the data with `cktrain data prepare`, or turn the mask off."
+        )
+
+
+def _read_windows(
+    source: TokenSource,
+    windows: Sequence[int],
+    sequence_length: int,
+    micro_batch_size: int,
+    document_mask: bool,
+    vocab_size: int | None,
+) -> Batch:
+    """The given windows as one micro-batch; missing windows and what lies beyond the stream are padding."""
+    tokens = np.zeros((micro_batch_size, sequence_length), dtype=np.int32)
+    targets = np.full((micro_batch_size, sequence_length), IGNORE_INDEX, dtype=np.int32)
+    for row, window in enumerate(windows):
+        start = window * sequence_length
+        count = min(sequence_length + 1, len(source) - start)
+        ids = source.read(start, count)
+        if vocab_size is not None:
+            source.check_ids(ids, start, vocab_size)
+        tokens[row, : count - 1] = ids[:-1]
+        targets[row, : count - 1] = ids[1:]
+    if not document_mask:
+        return Batch(tokens, targets)
+    assert source.eos_id is not None
+    first, positions = document_bounds(tokens, source.eos_id)
+    return Batch(tokens, targets, first, positions)
+
+
+def document_bounds(
+    tokens: npt.NDArray[np.int32], eos_id: int
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """First index of each token's document in its row, and the token's position in it: two int32 (B, T).
+
+    A document ends with its eos. The one that a row opens with counts from the row's start.
+    """
+    columns = np.arange(tokens.shape[1], dtype=np.int32)
+    starts = np.zeros_like(tokens)
+    starts[:, 1:] = np.where(tokens[:, :-1] == eos_id, columns[1:], 0)
+    first = np.maximum.accumulate(starts, axis=1)
+    return first, columns - first

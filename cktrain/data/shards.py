@@ -1,0 +1,367 @@
+"""Token shard files, and a split of them read as one stream of ids.
+
+A shard is a header of 64 bytes and then the ids, all little-endian:
+
+    offset  size  field
+    0       8     magic, b"CKTOKENS"
+    8       4     format version
+    12      4     bytes of the header (the ids start here)
+    16      4     bytes of one id: 2 = uint16, 4 = uint32
+    20      4     zero
+    24      8     number of ids
+    32      8     vocabulary size: every id is below it
+    40      8     id of the end-of-document token, or -1 (signed)
+    48      8     bytes of UTF-8 text that the ids encode (for bits per byte)
+    56      8     zero
+
+The writer works on a temporary name, syncs and renames, so a file under its final name is a whole one.
+Readers map the file: nothing is loaded before it is read. A raw file of ids without a header is read as it
+is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import struct
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+MAGIC = b"CKTOKENS"
+VERSION = 1
+SUFFIX = ".cktok"
+DATASET_FILE = "dataset.json"
+
+_HEADER = struct.Struct("<8sIIIIQQqQ8x")
+_DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_RAW_NAMES = {"train": "train.bin", "validation": "val.bin"}
+
+Split = Literal["train", "validation"]
+
+
+def dtype_for(vocab_size: int) -> np.dtype[Any]:
+    """The narrowest dtype of a shard that holds every id below `vocab_size`: uint16 or uint32."""
+    return _DTYPES[2] if vocab_size <= 65536 else _DTYPES[4]
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One mapped file. `vocab_size`, `eos_id` and `text_bytes` are None where the file does not say."""
+
+    path: Path
+    tokens: npt.NDArray[Any]
+    vocab_size: int | None = None
+    eos_id: int | None = None
+    text_bytes: int | None = None
+
+
+class ShardWriter:
+    """Writes one shard; the file appears under its name when `close` has ended, or not at all.
+
+    Used as a context manager it closes on success and removes what it wrote on an exception.
+    """
+
+    def __init__(self, path: str | Path, vocab_size: int, eos_id: int | None = None):
+        self.path = Path(path)
+        self.vocab_size = vocab_size
+        self.eos_id = eos_id
+        self.dtype = dtype_for(vocab_size)
+        self.tokens = 0
+        self.text_bytes = 0
+        self._temporary = self.path.with_name(self.path.name + ".tmp")
+        self._file = open(self._temporary, "wb")  # noqa: SIM115  (closed by close or abort)
+        self._file.write(bytes(_HEADER.size))
+
+    def append(self, ids: Sequence[int] | npt.NDArray[Any], text_bytes: int) -> None:
+        """Add ids, 0 <= id < vocab_size, that encode `text_bytes` bytes of UTF-8 text."""
+        array = np.asarray(ids, dtype=np.int64)
+        if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
+            wrong = array[(array < 0) | (array >= self.vocab_size)][0]
+            raise ValueError(
+                f"[data.shards] {self.path}: token id {wrong} does not fit a vocabulary of "
+                f"{self.vocab_size}. "
+                "Use the tokenizer that the vocabulary size was taken from."
+            )
+        self._file.write(array.astype(self.dtype).tobytes())
+        self.tokens += array.size
+        self.text_bytes += text_bytes
+
+    def close(self) -> None:
+        """Write the header, sync to disk and rename to the final name."""
+        eos_id = -1 if self.eos_id is None else self.eos_id
+        self._file.seek(0)
+        self._file.write(
+            _HEADER.pack(
+                MAGIC,
+                VERSION,
+                _HEADER.size,
+                self.dtype.itemsize,
+                0,
+                self.tokens,
+                self.vocab_size,
+                eos_id,
+                self.text_bytes,
+            )
+        )
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        os.replace(self._temporary, self.path)
+        sync_directory(self.path.parent)
+
+    def abort(self) -> None:
+        """Drop what was written."""
+        with contextlib.suppress(OSError):  # on a full disk the last flush fails again; the file goes anyway
+            self._file.close()
+        self._temporary.unlink(missing_ok=True)
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is not None:
+            self.abort()
+            return
+        try:
+            self.close()
+        except BaseException:
+            self.abort()
+            raise
+
+
+def sync_directory(path: Path) -> None:
+    """Make the renames inside a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def read_shard(path: str | Path) -> Shard:
+    """Map one shard file. Raises ValueError when it is empty, truncated, or not a shard of this version."""
+    path = Path(path)
+    size = _file_size(path)
+    if size < _HEADER.size:
+        raise ValueError(
+            f"[data.shards] {path}: truncated, it holds {size} bytes and a header alone has {_HEADER.size}. "
+            "Prepare the data again."
+        )
+    with open(path, "rb") as file:
+        magic, version, header_bytes, item, _, count, vocab_size, eos_id, text_bytes = _HEADER.unpack(
+            file.read(_HEADER.size)
+        )
+    if magic != MAGIC:
+        raise ValueError(
+            f"[data.shards] {path}: starts with {magic!r}, a shard starts with {MAGIC!r}. "
+            "Make shards with `cktrain data prepare`, or name a raw file of ids .bin."
+        )
+    if version > VERSION:
+        raise ValueError(
+            f"[data.shards] {path}: format version {version}, this cktrain reads up to {VERSION}. Upgrade "
+            "cktrain."
+        )
+    if item not in _DTYPES or header_bytes < _HEADER.size or vocab_size < 1:
+        raise ValueError(
+            f"[data.shards] {path}: damaged header (id size {item} bytes, header {header_bytes} bytes, "
+            f"vocabulary {vocab_size}). Prepare the data again."
+        )
+    held = max(0, size - header_bytes) / item
+    if held != count:
+        what = "truncated" if held < count else "too long"
+        raise ValueError(
+            f"[data.shards] {path}: {what}, the header says {count:,} tokens and the file holds "
+            f"{held:,.10g}. "
+            "Prepare the data again."
+        )
+    if count == 0:
+        raise ValueError(f"[data.shards] {path}: empty, it holds 0 tokens. Prepare the data again.")
+    tokens = np.memmap(path, dtype=_DTYPES[item], mode="r", offset=header_bytes, shape=(count,))
+    return Shard(path, tokens, vocab_size, None if eos_id < 0 else eos_id, text_bytes)
+
+
+def read_raw(path: str | Path, dtype: npt.DTypeLike) -> Shard:
+    """Map a file of ids without a header. Raises ValueError when it is empty or no whole number of ids."""
+    path = Path(path)
+    item = np.dtype(dtype)
+    if item not in _DTYPES.values():
+        raise ValueError(f"[data.shards] {path}: ids of dtype {item} are not read. Use uint16 or uint32.")
+    size = _file_size(path)
+    if size % item.itemsize:
+        raise ValueError(
+            f"[data.shards] {path}: {size:,} bytes is not a multiple of {item.itemsize}, the size of one "
+            f"{item.name} "
+            "id. Name the dtype that the file was written with, or copy the file again."
+        )
+    return Shard(path, np.memmap(path, dtype=item, mode="r"))
+
+
+def _file_size(path: Path) -> int:
+    if not path.is_file():
+        raise ValueError(f"[data.shards] {path}: no such file. Prepare the data again or correct data.path.")
+    size = path.stat().st_size
+    if size == 0:
+        raise ValueError(f"[data.shards] {path}: the file is empty. Prepare the data again.")
+    return size
+
+
+class TokenSource:
+    """The shards of one split, in order, as one stream of ids.
+
+    `vocab_size`, `eos_id` and `text_bytes` (UTF-8 bytes that the whole stream encodes) are None when the
+    files are raw.
+    """
+
+    def __init__(self, shards: Sequence[Shard]):
+        assert shards, "a source has at least one shard"
+        first = shards[0]
+        for shard in shards:
+            if (shard.vocab_size, shard.eos_id) != (first.vocab_size, first.eos_id):
+                raise ValueError(
+                    f"[data.shards] {shard.path}: vocabulary {shard.vocab_size} and eos id {shard.eos_id}, "
+                    "but "
+                    f"{first.path} has {first.vocab_size} and {first.eos_id}. Prepare all shards with one "
+                    "tokenizer."
+                )
+        self.shards = tuple(shards)
+        self.vocab_size = first.vocab_size
+        self.eos_id = first.eos_id
+        sizes = [shard.text_bytes for shard in shards]
+        self.text_bytes = None if None in sizes else sum(size for size in sizes if size is not None)
+        self._starts = [0]
+        for shard in shards:
+            self._starts.append(self._starts[-1] + len(shard.tokens))
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def read(self, start: int, count: int) -> npt.NDArray[np.int32]:
+        """Ids [start, start + count) of the stream, int32 (count); ids from 2**31 on come out negative."""
+        assert 0 <= start <= start + count <= len(self), (start, count, len(self))
+        out = np.empty(count, dtype=np.int32)
+        index = bisect_right(self._starts, start) - 1
+        done = 0
+        while done < count:
+            tokens = self.shards[index].tokens
+            begin = start + done - self._starts[index]
+            part = tokens[begin : begin + count - done]
+            out[done : done + len(part)] = part
+            done += len(part)
+            index += 1
+        return out
+
+    def check_ids(self, ids: npt.NDArray[np.int32], start: int, vocab_size: int) -> None:
+        """Raise ValueError (file, position) when an id that was read at `start` is not below `vocab_size`."""
+        unsigned = ids.view(np.uint32)  # so that one comparison finds negative ids too
+        if unsigned.size == 0 or unsigned.max() < vocab_size:
+            return
+        position = start + int(np.argmax(unsigned >= vocab_size))
+        index = bisect_right(self._starts, position) - 1
+        raise ValueError(
+            f"[data.shards] {self.shards[index].path}: token id {unsigned[position - start]} at position "
+            f"{position - self._starts[index]:,} is beyond the model's vocabulary of {vocab_size:,}. "
+            "Use the tokenizer of this model, a larger model.vocab_size, or the right dtype for a raw file."
+        )
+
+
+def open_source(
+    path: str | Path,
+    split: Split = "train",
+    vocab_size: int | None = None,
+    dtype: npt.DTypeLike | None = None,
+) -> TokenSource:
+    """Open a split of a prepared folder or of a folder of raw train.bin and val.bin, or one file of ids.
+
+    `vocab_size` is the model's: shards made with a larger vocabulary are refused here. Raw ids are of
+    `dtype`, or of uint16 when `vocab_size` fits it and uint32 otherwise. Raises ValueError on anything
+    missing or damaged.
+    """
+    path = Path(path)
+    if path.is_dir():
+        source = _open_folder(path, split, vocab_size, dtype)
+    elif not path.exists():
+        raise ValueError(
+            f"[data.shards] {path}: no such file or folder. Correct data.path or run `cktrain data prepare`."
+        )
+    elif split != "train":
+        raise ValueError(
+            f"[data.shards] {path}: a single file has no {split} split. Give a folder with train.bin and "
+            "val.bin, "
+            "or a folder made by `cktrain data prepare`."
+        )
+    elif path.suffix == SUFFIX:
+        source = TokenSource([read_shard(path)])
+    else:
+        source = TokenSource([_read_raw(path, vocab_size, dtype)])
+    if vocab_size is not None and source.vocab_size is not None and source.vocab_size > vocab_size:
+        raise ValueError(
+            f"[data.shards] {path}: made with a vocabulary of {source.vocab_size:,}, the model's has "
+            f"{vocab_size:,}. "
+            f"Set model.vocab_size to {source.vocab_size} or prepare the data with the model's tokenizer."
+        )
+    return source
+
+
+def _read_raw(path: Path, vocab_size: int | None, dtype: npt.DTypeLike | None) -> Shard:
+    if dtype is None:
+        if vocab_size is None:
+            raise ValueError(
+                f"[data.shards] {path}: a raw file does not say its dtype. Name uint16 or uint32."
+            )
+        dtype = dtype_for(vocab_size)
+    return read_raw(path, dtype)
+
+
+def _open_folder(
+    folder: Path, split: Split, vocab_size: int | None, dtype: npt.DTypeLike | None
+) -> TokenSource:
+    if (folder / DATASET_FILE).exists():
+        names = [entry["file"] for entry in read_dataset(folder)["splits"][split]["shards"]]
+        if not names:
+            raise ValueError(
+                f"[data.shards] {folder}: prepared without a {split} split. "
+                "Prepare it again with a validation fraction above 0."
+            )
+        return TokenSource([read_shard(folder / name) for name in sorted(names)])
+    if any(folder.glob("*" + SUFFIX)):
+        raise ValueError(
+            f"[data.shards] {folder}: holds shards but no {DATASET_FILE}, so it is not complete. Prepare it "
+            "again."
+        )
+    raw = folder / _RAW_NAMES[split]
+    if not raw.exists():
+        raise ValueError(
+            f"[data.shards] {folder}: holds neither {DATASET_FILE} nor {raw.name}. "
+            "Give a folder made by `cktrain data prepare`."
+        )
+    return TokenSource([_read_raw(raw, vocab_size, dtype)])
+
+
+def read_dataset(folder: str | Path) -> dict[str, Any]:
+    """What `dataset.json` of a prepared folder says. Raises ValueError when it cannot be read or is newer."""
+    path = Path(folder) / DATASET_FILE
+    try:
+        dataset = json.loads(path.read_text(encoding="utf-8"))
+        version, splits = dataset["version"], dataset["splits"]
+        complete = all("shards" in splits[split] for split in _RAW_NAMES)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"[data.shards] {path}: cannot be read ({error!r}). Prepare the data again."
+        ) from error
+    if version > VERSION or not complete:
+        raise ValueError(
+            f"[data.shards] {path}: version {version}, this cktrain reads up to {VERSION}. "
+            "Upgrade cktrain or prepare the data again."
+        )
+    result: dict[str, Any] = dataset
+    return result

@@ -1,0 +1,1 @@
+"""Whole models, each on about one screen."""

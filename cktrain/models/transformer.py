@@ -1,0 +1,165 @@
+"""A decoder-only transformer: embedding, pre-norm blocks, final norm, fused head and loss.
+
+Shapes: tokens, targets (B, T) int32; the residual stream x (N, C) with N = B·T. Each block adds its attention and its
+MLP to the stream:
+
+    h = x + attention(norm(x))        y = h + mlp(norm(h))
+
+so in the backward pass the stream's gradient is one array, to which each branch adds its own.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cktrain.nn.attention import Attention
+from cktrain.nn.embedding import Embedding
+from cktrain.nn.head import CrossEntropyHead
+from cktrain.nn.memory import Slot, SlotPlan, plan_slot
+from cktrain.nn.mlp import FeedForward
+from cktrain.nn.module import Module
+from cktrain.nn.norm import Norm
+from cktrain.nn.numerics import Numerics
+
+
+class Block(Module):
+    """Norm, attention, norm, MLP, each branch added to the stream."""
+
+    def __init__(
+        self, name: str, numerics: Numerics, input_norm: Norm, attention: Attention, mlp_norm: Norm, mlp: FeedForward
+    ) -> None:
+        super().__init__(name, numerics)
+        self.input_norm = input_norm
+        self.attention = attention
+        self.mlp_norm = mlp_norm
+        self.mlp = mlp
+
+    def forward(self, x: np.ndarray, slot: Slot) -> np.ndarray:
+        """(N, C) -> (N, C); the output stays in the slot, since it is the next block's input."""
+        h = self._h(slot, x.shape)
+        self.attention.forward_into(h, self.input_norm.forward(x, slot), x, slot)
+        y = slot.kept(self, "y", x.shape, self.num.real)
+        return self.mlp.forward_into(y, self.mlp_norm.forward(h, slot), h, slot)
+
+    def recompute(self, x: np.ndarray, slot: Slot) -> None:
+        """What `forward` saved besides its output, again."""
+        h = self._h(slot, x.shape)
+        self.attention.forward_into(h, self.input_norm.forward(x, slot), x, slot)
+        self.mlp.expand(self.mlp_norm.forward(h, slot), slot)
+
+    def backward_from(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
+        """Turns dy (N, C), in place, into dx for the x that `forward` got."""
+        h = self._h(slot, x.shape)
+        dbranch = self.mlp.backward_from(dy, self.mlp_norm.recompute(h, slot), slot)
+        self.mlp_norm.backward_into(dy, dbranch, h, slot)
+        dbranch = self.attention.backward_from(dy, self.input_norm.recompute(x, slot), slot)
+        return self.input_norm.backward_into(dy, dbranch, x, slot)
+
+    def _h(self, slot: Slot, shape: tuple[int, ...]) -> np.ndarray:
+        return slot.saved(self, "h", shape, self.num.real)
+
+
+class TokenEmbedding(Module):
+    """Rows of the token table, plus rows of a position table where the model learns positions (GPT-2)."""
+
+    def __init__(self, name: str, numerics: Numerics, tokens: Embedding, positions: Embedding | None = None) -> None:
+        super().__init__(name, numerics)
+        self.tokens = tokens
+        self.positions = positions
+
+    def embed(self, ids: np.ndarray, slot: Slot) -> np.ndarray:
+        """ids (N,) -> x (N, C), kept in the slot as the first block's input."""
+        shape = (slot.rows, self.tokens.size)
+        x = self.tokens.look_up(slot.kept(self, "x", shape, self.num.real), ids)
+        if self.positions is not None:
+            offset = self.positions.look_up(slot.shared(self, "offset", shape, self.num.real), slot.positions)
+            self.num.kernels.add(x, x, offset)
+        return x
+
+    def backward_ids(self, dx: np.ndarray, ids: np.ndarray, slot: Slot) -> None:
+        """Adds dx (N, C) to the gradients of the tables."""
+        self.tokens.backward_ids(dx, ids)
+        if self.positions is not None:
+            self.positions.backward_ids(dx, slot.positions)
+
+
+class Transformer(Module):
+    """A whole model. `checkpointing` keeps only each block's output and computes the rest again."""
+
+    def __init__(
+        self,
+        numerics: Numerics,
+        embedding: TokenEmbedding,
+        blocks: list[Block],
+        norm: Norm,
+        head: CrossEntropyHead,
+        checkpointing: bool = False,
+    ) -> None:
+        super().__init__("model", numerics)
+        self.embedding = embedding
+        self.blocks = blocks
+        self.norm = norm
+        self.head = head
+        self.checkpointing = checkpointing
+
+    def forward_loss(self, tokens: np.ndarray, targets: np.ndarray, slot: Slot, train: bool = True) -> tuple[float, int]:
+        """(sum of the losses over valid targets, their number). With `train`, `backward_loss` must follow."""
+        x = self.hidden(tokens, slot, train)
+        return self.head.loss(self.norm.forward(x, slot), targets.reshape(-1), slot, train)
+
+    def hidden(self, tokens: np.ndarray, slot: Slot, train: bool) -> np.ndarray:
+        """The stream (N, C) after the last block."""
+        x = self.embedding.embed(tokens.reshape(-1), slot)
+        for block in self.blocks:
+            if self.checkpointing and train:
+                with slot.recomputing():
+                    x = block.forward(x, slot)
+            else:
+                x = block.forward(x, slot)
+        return x
+
+    def backward_loss(self, tokens: np.ndarray, slot: Slot) -> None:
+        """Accumulates the gradients of the loss sum of the last `forward_loss` on this slot."""
+        inputs = [self._embedded(slot), *(self._output(block, slot) for block in self.blocks)]
+        dy = slot.shared(self, "dx", inputs[0].shape, self.num.real)
+        dy.fill(0)
+        self.norm.backward_into(dy, self.head.backward(dy, slot), inputs[-1], slot)
+        for block, x in zip(reversed(self.blocks), reversed(inputs[:-1]), strict=True):
+            if self.checkpointing:
+                with slot.recomputing():
+                    block.recompute(x, slot)
+                    block.backward_from(dy, x, slot)
+            else:
+                block.backward_from(dy, x, slot)
+        self.embedding.backward_ids(dy, tokens.reshape(-1), slot)
+
+    def plan(self, batch_size: int, sequence_length: int, train: bool = True) -> SlotPlan:
+        """What a slot for a micro-batch of this shape holds, found by a dry run."""
+
+        def run(slot: Slot) -> None:
+            ids = np.zeros((batch_size, sequence_length), np.int32)
+            self.forward_loss(ids, ids, slot, train)
+            if train:
+                self.backward_loss(ids, slot)
+
+        with self.num.dry():
+            return plan_slot(batch_size, sequence_length, run)
+
+    def flops_per_token(self, sequence_length: int) -> int:
+        """Training FLOPs per token: 6 per matrix parameter used, and causal attention counted half.
+
+        6·(parameters - input embeddings) + 6·layers·H·D·T; a tied embedding counts, since the head multiplies by it.
+        """
+        looked_up = {self.embedding.tokens.weight}
+        if self.embedding.positions is not None:
+            looked_up.add(self.embedding.positions.weight)
+        looked_up.discard(self.head.weight)
+        used = sum(param.size for param in self.params() if param not in looked_up)
+        heads = sum(b.attention.shape.heads * b.attention.shape.head_dim for b in self.blocks)
+        return 6 * used + 6 * heads * sequence_length
+
+    def _embedded(self, slot: Slot) -> np.ndarray:
+        return slot.kept(self.embedding, "x", (slot.rows, self.embedding.tokens.size), self.num.real)
+
+    def _output(self, block: Block, slot: Slot) -> np.ndarray:
+        return slot.kept(block, "y", (slot.rows, self.embedding.tokens.size), self.num.real)

@@ -1,0 +1,59 @@
+"""Linear: y = x · wᵀ + bias (+ residual).
+
+Shapes: x (N, I), w (O, I), y (N, O). The input is not saved here: whoever calls `backward` gives it, since the caller
+may hold it already or compute it again.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cktrain.nn.memory import Slot
+from cktrain.nn.module import Module
+from cktrain.nn.numerics import Numerics
+from cktrain.nn.params import Param
+
+
+class Linear(Module):
+    """A matrix and an optional bias."""
+
+    def __init__(
+        self,
+        name: str,
+        numerics: Numerics,
+        in_features: int,
+        out_features: int,
+        bias: bool,
+        std: float,
+        parts: tuple[int, ...] = (),
+    ) -> None:
+        super().__init__(name, numerics)
+        self.in_features = in_features
+        self.out_features = out_features
+        self.weight = Param(f"{name}.weight", (out_features, in_features), std=std, parts=parts)
+        self.bias = (
+            Param(f"{name}.bias", (out_features,), init="zeros", decay=False, parts=parts, compute="f32") if bias else None
+        )
+
+    def apply(self, y: np.ndarray, x: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
+        """y = x · wᵀ + bias + residual into the given y, which may be the residual."""
+        self.num.kernels.linear_forward(
+            y, x, self.weight.value, None if self.bias is None else self.bias.value, residual
+        )
+        return y
+
+    def backward_input(self, dx: np.ndarray, dy: np.ndarray, accumulate: bool = False) -> np.ndarray:
+        """dx = or += dy · w."""
+        self.num.kernels.linear_backward_input(dx, dy, self.weight.value, accumulate)
+        return dx
+
+    def backward_weight(self, dy: np.ndarray, x: np.ndarray) -> None:
+        """Adds dyᵀ · x to the weight's gradient and the rows of dy to the bias's."""
+        self.num.kernels.linear_backward_weight(
+            self.weight.grad, None if self.bias is None else self.bias.grad, dy, x
+        )
+
+    def output(self, slot: Slot, name: str = "y", saved: bool = False) -> np.ndarray:
+        """An array for y, saved or shared."""
+        take = slot.saved if saved else slot.shared
+        return take(self, name, (slot.rows, self.out_features), self.num.real)

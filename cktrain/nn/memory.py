@@ -1,0 +1,194 @@
+"""Arenas and slots: where every array of a run lives.
+
+An `Arena` is one contiguous, anonymous region, 2 MiB aligned, advised to use huge pages; arrays are cut from it one
+after the other and never given back. A `Slot` is the part of the activation arena that one micro-batch needs from its
+forward to its backward: modules ask it for arrays by name. The first pass over a model is a dry run (`plan_slot`) that
+records the names and shapes with the real code; after it a slot is a dictionary of arrays at fixed addresses, and a
+training step allocates nothing.
+
+Three lifetimes:
+- `slot.saved(module, name, …)`: belongs to this module and micro-batch, from the forward to the end of the backward;
+- `slot.shared(module, name, …)`: one array for all modules with the same role (the same place in every block), valid
+  until the next module of that role runs. Slots of one rank share these too.
+
+- `slot.kept(module, name, …)`: like saved, also under `memory.checkpointing: block`, where saved arrays inside a block
+  are had once for all blocks (`slot.recomputing`) and only the block's output stays.
+"""
+
+from __future__ import annotations
+
+import mmap
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from cktrain.nn.module import Module
+
+HUGE_PAGE = 2 << 20
+CACHE_LINE = 64
+
+Shape = tuple[int, ...]
+
+
+class Arena:
+    """A region of `nbytes` for one purpose; pages become real when they are first touched."""
+
+    def __init__(self, name: str, nbytes: int) -> None:
+        """Raises MemoryError, naming the arena and its size, when the system refuses the address space."""
+        self.name = name
+        size = _round_up(max(nbytes, 1), HUGE_PAGE)
+        try:
+            self._map = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        except OSError as error:
+            raise MemoryError(
+                f"[memory] the {name} arena needs {size:,} bytes and the system refuses: {error.strerror}. "
+                "Use a smaller micro-batch, memory.checkpointing: block, or more ranks"
+            ) from None
+        self._map.madvise(mmap.MADV_HUGEPAGE)
+        raw = np.frombuffer(self._map, dtype=np.uint8)
+        start = -raw.ctypes.data % HUGE_PAGE
+        self._bytes = raw[start : start + size]
+        self.capacity = nbytes
+        self.used = 0
+
+    def array(self, shape: Shape, dtype: np.dtype) -> np.ndarray:
+        """The next array of this arena, cache-line aligned; zero until written."""
+        nbytes = _nbytes(shape, dtype)
+        start, self.used = self.used, self.used + _round_up(nbytes, CACHE_LINE)
+        assert self.used <= self._bytes.size, f"{self.name} arena: {self.used} of {self._bytes.size} bytes"
+        return self._bytes[start : start + nbytes].view(dtype).reshape(shape)
+
+
+class Slot:
+    """The arrays of one micro-batch: B sequences of T tokens (N = B·T rows)."""
+
+    def __init__(self, batch_size: int, sequence_length: int) -> None:
+        self.batch_size = batch_size
+        self.sequence_length = sequence_length
+        self.rows = batch_size * sequence_length
+        self._in_order = np.tile(np.arange(sequence_length, dtype=np.int32), batch_size)
+        self.positions = self._in_order
+        """Position of each of the N rows in its sequence or document, int32."""
+        self.first: np.ndarray | None = None
+        """(B, T) int32: the first key that a token sees, where documents are packed."""
+        self.cache: Any = None
+        """Key/value cache while generating (`generate.py`)."""
+        self._arrays: dict[tuple[str, str], Any] = {}
+        self._by_role = False
+
+    def describe(self, positions: np.ndarray | None, first: np.ndarray | None) -> None:
+        """What the micro-batch says of its rows: (B, T) int32 each, or None for one document per sequence."""
+        self.positions = self._in_order if positions is None else positions.reshape(-1)
+        self.first = first
+
+    def saved(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
+        """The array `name` of `module`, kept until this micro-batch's backward is done."""
+        return self._get((module.role if self._by_role else module.name, name), shape, dtype)
+
+    def kept(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
+        """The array `name` of `module`, kept until the backward is done even where blocks are recomputed."""
+        return self._get((module.name, name), shape, dtype)
+
+    def shared(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
+        """A temporary of `module`, overwritten by the next module of the same role."""
+        return self._get((module.role, name), shape, dtype)
+
+    def view(self, module: Module, name: str, make: Callable[[], Any]) -> Any:
+        """Views of this slot's arrays, made once by `make` and remembered."""
+        key = (module.role if self._by_role else module.name, name)
+        found = self._arrays.get(key)
+        if found is None:
+            found = self._arrays[key] = make()
+        return found
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        """Within the block, saved arrays are by role: one block's worth for all blocks."""
+        before, self._by_role = self._by_role, True
+        try:
+            yield
+        finally:
+            self._by_role = before
+
+    def _get(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
+        return self._arrays[key]
+
+
+class _Recorder(Slot):
+    """The slot of a dry run: hands out arrays that have a shape and no memory, and notes what was asked."""
+
+    def __init__(self, batch_size: int, sequence_length: int) -> None:
+        super().__init__(batch_size, sequence_length)
+        self.asked: dict[tuple[str, str], tuple[Shape, np.dtype]] = {}
+        self.by_role: set[tuple[str, str]] = set()
+
+    def shared(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
+        self.by_role.add((module.role, name))
+        return super().shared(module, name, shape, dtype)
+
+    def saved(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
+        if self._by_role:
+            self.by_role.add((module.role, name))
+        return super().saved(module, name, shape, dtype)
+
+    def view(self, module: Module, name: str, make: Callable[[], Any]) -> Any:
+        return make()
+
+    def _get(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
+        before = self.asked.setdefault(key, (shape, dtype))
+        assert before == (shape, dtype), f"{key} asked as {before} and as {(shape, dtype)}"
+        return np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, (0,) * len(shape))
+
+
+class SlotPlan:
+    """What a slot holds: `saved` arrays are each slot's own, `shared` ones are had once per rank. Sizes in bytes."""
+
+    def __init__(self, recorder: _Recorder) -> None:
+        self.batch_size = recorder.batch_size
+        self.sequence_length = recorder.sequence_length
+        self._saved = {k: v for k, v in recorder.asked.items() if k not in recorder.by_role}
+        self._shared = {k: v for k, v in recorder.asked.items() if k in recorder.by_role}
+        self.saved_bytes = _total(self._saved)
+        self.shared_bytes = _total(self._shared)
+
+    def allocate(self, count: int = 1) -> list[Slot]:
+        """`count` slots in one new arena."""
+        arena = Arena("activations", count * self.saved_bytes + self.shared_bytes)
+        shared = {key: arena.array(*spec) for key, spec in self._shared.items()}
+        slots = []
+        for _ in range(count):
+            slot = Slot(self.batch_size, self.sequence_length)
+            slot._arrays = dict(shared)
+            slot._arrays.update((key, arena.array(*spec)) for key, spec in self._saved.items())
+            slots.append(slot)
+        return slots
+
+
+def plan_slot(batch_size: int, sequence_length: int, run: Callable[[Slot], None], prepare: Any = None) -> SlotPlan:
+    """Records what `run` (a forward and backward under `Numerics.dry`) asks of a slot of this shape."""
+    recorder = _Recorder(batch_size, sequence_length)
+    if prepare is not None:
+        prepare(recorder)
+    with np.errstate(all="ignore"):  # the few lines of numpy in modules see zeros
+        run(recorder)
+    return SlotPlan(recorder)
+
+
+def _nbytes(shape: Shape, dtype: np.dtype) -> int:
+    size = dtype.itemsize
+    for n in shape:
+        size *= n
+    return size
+
+
+def _total(arrays: dict[tuple[str, str], tuple[Shape, np.dtype]]) -> int:
+    return sum(_round_up(_nbytes(*spec), CACHE_LINE) for spec in arrays.values())
+
+
+def _round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple

@@ -1,0 +1,116 @@
+"""The two feed-forward layers: SwiGLU (Shazeer 2020) and GELU.
+
+Shapes: x, y (N, C); gate_up (N, 2I) = [gate, up]; hidden (N, I). Saved is what the activation's backward needs; the
+activation itself is computed again there.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from cktrain.nn.linear import Linear
+from cktrain.nn.memory import Slot
+from cktrain.nn.module import Module
+from cktrain.nn.numerics import Numerics
+
+
+class FeedForward(Module):
+    """An MLP with one activation between an input and an output projection."""
+
+    input_proj: Linear
+    output_proj: Linear
+    intermediate_size: int
+
+    def forward_into(self, y: np.ndarray, x: np.ndarray, residual: np.ndarray, slot: Slot) -> np.ndarray:
+        """y (N, C) = residual + mlp(x)."""
+        self.expand(x, slot)
+        hidden = self._hidden(slot)
+        self._activate(hidden, self._expanded(slot))
+        return self.output_proj.apply(y, hidden, residual)
+
+    def expand(self, x: np.ndarray, slot: Slot) -> None:
+        """The input projection, whose result stays in the slot."""
+        self.input_proj.apply(self._expanded(slot), x)
+
+    def backward_from(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
+        """dx (N, C) of the MLP branch, for dy (N, C) and the x that `forward_into` got."""
+        hidden = self._hidden(slot)
+        dhidden = slot.shared(self, "dhidden", hidden.shape, self.num.real)
+        self.output_proj.backward_input(dhidden, dy)
+        expanded = self._expanded(slot)
+        dexpanded = self._backward_activation(hidden, dhidden, expanded, slot)
+        self.output_proj.backward_weight(dy, hidden)
+        self.input_proj.backward_weight(dexpanded, x)
+        dx = slot.shared(self, "dx", (slot.rows, self.input_proj.in_features), self.num.real)
+        return self.input_proj.backward_input(dx, dexpanded)
+
+    def _activate(self, hidden: np.ndarray, expanded: np.ndarray) -> None:
+        raise NotImplementedError
+
+    def _backward_activation(
+        self, hidden: np.ndarray, dhidden: np.ndarray, expanded: np.ndarray, slot: Slot
+    ) -> np.ndarray:
+        """The gradient of `expanded`; writes `hidden` again."""
+        raise NotImplementedError
+
+    def _expanded(self, slot: Slot) -> np.ndarray:
+        return self.input_proj.output(slot, saved=True)
+
+    def _hidden(self, slot: Slot) -> np.ndarray:
+        return slot.shared(self, "hidden", (slot.rows, self.intermediate_size), self.num.real)
+
+
+class SwiGLU(FeedForward):
+    """down(silu(gate(x)) · up(x)), gate and up fused in one matrix."""
+
+    def __init__(
+        self, name: str, numerics: Numerics, hidden_size: int, intermediate_size: int, *, bias: bool, std: float, output_std: float
+    ) -> None:
+        super().__init__(name, numerics)
+        self.intermediate_size = intermediate_size
+        self.input_proj = Linear(
+            f"{name}.gate_up_proj", numerics, hidden_size, 2 * intermediate_size, bias, std,
+            parts=(intermediate_size, intermediate_size),
+        )  # fmt: skip
+        self.output_proj = Linear(f"{name}.down_proj", numerics, intermediate_size, hidden_size, bias, output_std)
+
+    def _activate(self, hidden: np.ndarray, expanded: np.ndarray) -> None:
+        self.num.kernels.swiglu_forward(hidden, expanded)
+
+    def _backward_activation(
+        self, hidden: np.ndarray, dhidden: np.ndarray, expanded: np.ndarray, slot: Slot
+    ) -> np.ndarray:
+        # The gradient replaces what it is the gradient of, which nobody needs any more.
+        self.num.kernels.swiglu_backward(expanded, dhidden, expanded, hidden)
+        return expanded
+
+
+class GeluMLP(FeedForward):
+    """proj(gelu(fc(x)))."""
+
+    def __init__(
+        self,
+        name: str,
+        numerics: Numerics,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        tanh: bool,
+        std: float,
+        output_std: float,
+    ) -> None:
+        super().__init__(name, numerics)
+        self.intermediate_size = intermediate_size
+        self.tanh = tanh
+        self.input_proj = Linear(f"{name}.c_fc", numerics, hidden_size, intermediate_size, True, std)
+        self.output_proj = Linear(f"{name}.c_proj", numerics, intermediate_size, hidden_size, True, output_std)
+
+    def _activate(self, hidden: np.ndarray, expanded: np.ndarray) -> None:
+        self.num.kernels.gelu_forward(hidden, expanded, self.tanh)
+
+    def _backward_activation(
+        self, hidden: np.ndarray, dhidden: np.ndarray, expanded: np.ndarray, slot: Slot
+    ) -> np.ndarray:
+        self.num.kernels.gelu_forward(hidden, expanded, self.tanh)
+        self.num.kernels.gelu_backward(dhidden, dhidden, expanded, self.tanh)
+        return dhidden

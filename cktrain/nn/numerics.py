@@ -1,0 +1,56 @@
+"""Which kernels compute, and in which types.
+
+Every module of a model holds the same `Numerics`. While memory is planned its kernels are `DryKernels`: each op does
+nothing, so the real forward and backward run over arrays that have a shape and no memory (`memory.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+PRECISIONS: dict[str, tuple[Any, Any]] = {
+    "fp32": (np.float32, np.float32),
+    "bf16": (ml_dtypes.bfloat16, np.float32),
+    "fp64": (np.float64, np.float64),
+}
+
+
+class DryKernels:
+    """A kernel set in which every op does nothing."""
+
+    def __getattr__(self, name: str) -> Callable[..., None]:
+        """An op that ignores its arguments."""
+        return _nothing
+
+
+def _nothing(*_args: object, **_kwargs: object) -> None:
+    return None
+
+
+class Numerics:
+    """The kernel set and the two element types of a model.
+
+    `real` is the type of weights and activations in the kernels; `f32` that of master weights, gradients,
+    statistics and the optimizer's state (both fp64 on the reference kernels with `precision: fp64`).
+    """
+
+    def __init__(self, kernels: Any, precision: str) -> None:
+        self.kernels = kernels
+        self.precision = precision
+        real, f32 = PRECISIONS[precision]
+        self.real = np.dtype(real)
+        self.f32 = np.dtype(f32)
+
+    @contextmanager
+    def dry(self) -> Iterator[None]:
+        """Within the block no op computes anything."""
+        kernels, self.kernels = self.kernels, DryKernels()
+        try:
+            yield
+        finally:
+            self.kernels = kernels

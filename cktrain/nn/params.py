@@ -1,0 +1,131 @@
+"""Parameters: one flat buffer of master weights and one of gradients, in reverse layer order.
+
+The backward pass fills gradients from the last layer to the first, so in this order a gradient bucket, an optimizer
+shard and an RDMA memory region are each one slice. A parameter starts on a cache line; the few elements between two
+parameters are always zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from cktrain.nn.memory import CACHE_LINE, Arena
+from cktrain.nn.numerics import Numerics
+
+
+@dataclass(eq=False)
+class Param:
+    """One parameter. Its arrays are given by `FlatParams`.
+
+    `data` and `grad` (f32) are views of the flat buffers; `value` is what kernels read: `data` itself, or its bf16
+    copy for a matrix under bf16.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    init: Literal["normal", "ones", "zeros"] = "normal"
+    std: float = 0.02
+    decay: bool = True
+    """Whether weight decay applies: matrices yes, biases and norm weights no."""
+    parts: tuple[int, ...] = ()
+    """Rows of the parts that are fused along the first dimension, e.g. (query, key, value)."""
+    compute: Literal["real", "f32"] = "real"
+    data: np.ndarray = field(init=False, repr=False)
+    grad: np.ndarray = field(init=False, repr=False)
+    value: np.ndarray = field(init=False, repr=False)
+    start: int = field(init=False, default=-1)
+    """Offset of the first element in the flat buffers."""
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+
+@dataclass(frozen=True)
+class Segment:
+    """A run of the flat buffers with one weight decay: elements [start, stop)."""
+
+    start: int
+    stop: int
+    decay: bool
+
+
+class FlatParams:
+    """The parameters of a model (or a stage of it) and their two flat buffers, (size,) f32 each."""
+
+    def __init__(self, params_in_forward_order: Sequence[Param], numerics: Numerics) -> None:
+        self.numerics = numerics
+        self.params = list(dict.fromkeys(reversed(params_in_forward_order)))  # a tied parameter stands once
+        names = [param.name for param in self.params]
+        assert len(set(names)) == len(names), "parameter names must differ"
+        align = CACHE_LINE // 4
+        self.size = 0
+        for param in self.params:
+            param.start = self.size
+            self.size += -(-param.size // align) * align
+        f32 = numerics.f32
+        self.data = Arena("parameters", self.size * f32.itemsize).array((self.size,), f32)
+        self.grad = Arena("gradients", self.size * f32.itemsize).array((self.size,), f32)
+        mixed = numerics.real != f32
+        copies = [p for p in self.params if mixed and p.compute == "real"]
+        values = Arena("compute weights", sum((p.size + align * 2) * numerics.real.itemsize for p in copies))
+        for param in self.params:
+            span = slice(param.start, param.start + param.size)
+            param.data = self.data[span].reshape(param.shape)
+            param.grad = self.grad[span].reshape(param.shape)
+            param.value = param.data
+            if mixed and param.compute == "real":
+                param.value = values.array(param.shape, numerics.real)
+        self._copies = copies
+
+    @property
+    def count(self) -> int:
+        """Number of parameters, a tied one once."""
+        return sum(param.size for param in self.params)
+
+    def __getitem__(self, name: str) -> Param:
+        """The parameter of that name."""
+        for param in self.params:
+            if param.name == name:
+                return param
+        raise KeyError(name)
+
+    def initialize(self, seed: int) -> None:
+        """Fresh weights: each parameter from its own stream, keyed by (seed, name), whatever the layout."""
+        for param in self.params:
+            if param.init == "normal":
+                words = np.frombuffer(param.name.encode(), dtype=np.uint8).astype(np.uint32)
+                rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *words.tolist()])))
+                param.data[...] = rng.standard_normal(param.shape, dtype=np.float32) * param.std
+            else:
+                param.data[...] = 1.0 if param.init == "ones" else 0.0
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Bring the bf16 copies up to date after the master weights changed."""
+        for param in self._copies:
+            self.numerics.kernels.cast(param.value, param.data)
+
+    def zero_grad(self) -> None:
+        """Set all gradients to zero, before the first micro-batch of a step."""
+        self.grad.fill(0)
+
+    def segments(self, start: int = 0, stop: int | None = None) -> list[Segment]:
+        """The elements [start, stop) cut where weight decay changes."""
+        stop = self.size if stop is None else stop
+        found: list[Segment] = []
+        ends = [p.start for p in self.params[1:]] + [self.size]
+        for param, end in zip(self.params, ends, strict=True):
+            low, high = max(param.start, start), min(end, stop)
+            if low >= high:
+                continue
+            if found and found[-1].decay == param.decay:
+                found[-1] = Segment(found[-1].start, high, param.decay)
+            else:
+                found.append(Segment(low, high, param.decay))
+        return found

@@ -1,0 +1,1 @@
+"""Parallelism, applied to single-process models from outside."""

@@ -1,0 +1,236 @@
+"""The training loop: micro-batches -> gradients -> reduced sums -> clip -> update, and what surrounds a step.
+
+Loss and gradient are means over the valid tokens of the global batch, whatever the split in micro-batches and ranks:
+each adds unnormalised sums and counts, and the division by the global count happens once, in the optimizer's scale.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from cktrain.checkpoint import CheckpointError, Progress, save_checkpoint
+from cktrain.comm.group import Group
+from cktrain.config import Config
+from cktrain.data.loader import BatchLoader
+from cktrain.metrics import MetricsFile, StepMetrics, proportional_set_size
+from cktrain.models.transformer import Transformer
+from cktrain.nn.memory import Slot
+from cktrain.nn.params import FlatParams
+from cktrain.optim.optimizer import Optimizer
+from cktrain.optim.schedule import learning_rate
+from cktrain.parallel.data import DataParallel
+from cktrain.stop import StopFlag
+from cktrain.validation import Validator
+
+log = logging.getLogger("cktrain")
+
+MAX_SKIPPED = 3
+
+
+class TrainingDiverged(RuntimeError):
+    """Loss or gradient was not finite in three steps in a row."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One step: mean loss before the update, global gradient norm before clipping, and whether it was applied."""
+
+    loss: float
+    grad_norm: float
+    lr: float
+    tokens: int
+    applied: bool
+    stop: bool
+    comm_seconds: float
+
+
+class Trainer:
+    """Runs the steps of one rank. All ranks of `group` hold the same weights (data parallelism)."""
+
+    def __init__(
+        self,
+        config: Config,
+        model: Transformer,
+        params: FlatParams,
+        optimizer: Optimizer,
+        loader: BatchLoader,
+        group: Group,
+        progress: Progress,
+        *,
+        validator: Validator | None = None,
+        peak_flops: float | None = None,
+        bar: Any = None,
+    ) -> None:
+        self.config = config
+        self.model = model
+        self.params = params
+        self.optimizer = optimizer
+        self.loader = loader
+        self.group = group
+        self.progress = progress
+        self.validator = validator
+        self.peak_flops = peak_flops
+        self.bar = bar
+        self.data_parallel = DataParallel(group, params)
+        self.slot: Slot = model.plan(config.batch.micro_batch_size, config.data.sequence_length).allocate()[0]
+        self._skipped_in_a_row = 0
+        self._flops_per_token = model.flops_per_token(config.data.sequence_length)
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where this run's checkpoints stand."""
+        return Path(self.config.run.dir) / "checkpoints"
+
+    def step(self, step: int, stop: bool = False) -> StepResult:
+        """Compute step number `step` (from 1) and update the weights."""
+        self.params.zero_grad()
+        loss_sum, count = 0.0, 0
+        for batch in self.loader.batch(step):
+            self.slot.describe(batch.positions, batch.first)
+            micro_loss, micro_count = self.model.forward_loss(batch.tokens, batch.targets, self.slot)
+            self.model.backward_loss(batch.tokens, self.slot)
+            loss_sum += micro_loss
+            count += micro_count
+        began = time.perf_counter()
+        self.data_parallel.reduce_gradients()
+        sums = self.data_parallel.reduce_sums(loss_sum, count, stop)
+        waited = time.perf_counter() - began
+        tokens = max(sums.tokens, 1)
+        loss = sums.loss_sum / tokens
+        norm = math.sqrt(self.model.num.kernels.sum_of_squares(self.params.grad)) / tokens
+        lr = learning_rate(self.config.schedule, self.config.optimizer.lr, self.config.run.steps, step)
+        applied = math.isfinite(loss) and math.isfinite(norm)
+        if applied:
+            limit = self.config.optimizer.clip_grad_norm
+            clip = min(1.0, limit / norm) if limit and norm else 1.0
+            self.optimizer.step(lr, clip / tokens, self.progress.updates + 1)
+            self.params.refresh()
+        self.progress = replace(
+            self.progress,
+            step=step,
+            updates=self.progress.updates + applied,
+            tokens=self.progress.tokens + sums.tokens,
+        )
+        return StepResult(loss, norm, lr, sums.tokens, applied, sums.stop, waited)
+
+    def run(self) -> bool:
+        """Train to the last step. Returns True when done, False when a signal stopped it (a checkpoint was written)."""
+        first = self.progress.step + 1
+        last = self.config.run.steps
+        metrics = MetricsFile(Path(self.config.run.dir) / "metrics.jsonl", first - 1) if self.group.rank == 0 else None
+        window = _Window()
+        try:
+            with StopFlag() as flag:
+                for step in range(first, last + 1):
+                    data_before = self.loader.wait_seconds
+                    result = self.step(step, bool(flag))
+                    window.add(result, self.loader.wait_seconds - data_before)
+                    self._check_finite(step, result)
+                    if self.bar is not None:
+                        self.bar.update(step, result.loss, window.tokens_per_second())
+                    if step == 1 or step % self.config.log.every == 0 or step == last:
+                        self._log(step, result, window, metrics)
+                        window = _Window()
+                    self._validate(step, last, metrics)
+                    if result.stop and step < last:
+                        path = self.save()
+                        self._say_how_to_resume(flag, step, path)
+                        return False
+                    every = self.config.checkpoint.every
+                    if step == last or (every and step % every == 0):
+                        self.save()
+        finally:
+            if metrics is not None:
+                metrics.close()
+        return True
+
+    def save(self) -> Path:
+        """Write a checkpoint: rank 0 writes, all ranks learn whether it worked."""
+        path, problem = Path(), b""
+        if self.group.rank == 0:
+            try:
+                path = save_checkpoint(
+                    self.checkpoint_folder, self.progress, self.config, self.params, self.optimizer, self.config.checkpoint.keep
+                )
+                log.info("saved %s", path)
+            except CheckpointError as error:
+                problem = str(error).encode()
+        problem = self.group.broadcast_bytes(problem, root=0)
+        if problem:
+            raise CheckpointError(problem.decode())
+        return path
+
+    def _validate(self, step: int, last: int, metrics: MetricsFile | None) -> None:
+        every = self.config.data.validation.every
+        if self.validator is None or not every or (step % every and step != last):
+            return
+        result = self.validator.run()
+        bits = "" if result.bits_per_byte is None else f"  bits_per_byte: {result.bits_per_byte:.4f}"
+        log.info("validate step: %d  loss: %.5f%s  tokens: %s", step, result.loss, bits, f"{result.tokens:,}")
+        if metrics is not None:
+            metrics.write({"step": step, "val_loss": result.loss, "bits_per_byte": result.bits_per_byte})
+
+    def _check_finite(self, step: int, result: StepResult) -> None:
+        if result.applied:
+            self._skipped_in_a_row = 0
+            return
+        self._skipped_in_a_row += 1
+        what = f"loss {result.loss}, gradient norm {result.grad_norm}"
+        log.warning("step %d skipped: %s. No weight was changed.", step, what)
+        if self._skipped_in_a_row >= MAX_SKIPPED:
+            raise TrainingDiverged(
+                f"[trainer] all ranks: {what} at step {step}, the third skipped step in a row. "
+                "Lower optimizer.lr, or look at the data of these steps; the last checkpoint is untouched."
+            )
+
+    def _log(self, step: int, result: StepResult, window: _Window, metrics: MetricsFile | None) -> None:
+        tps = window.tokens_per_second()
+        flops = tps * self._flops_per_token
+        record = StepMetrics(
+            step=step,
+            loss=result.loss,
+            grad_norm=result.grad_norm,
+            lr=result.lr,
+            tokens=self.progress.tokens,
+            tps=tps,
+            tflops=flops / 1e12,
+            mfu=None if self.peak_flops is None else flops / self.peak_flops,
+            memory_bytes=proportional_set_size(),
+            comm_ms=1e3 * window.comm_seconds / window.steps,
+            data_ms=1e3 * window.data_seconds / window.steps,
+        )
+        log.info(record.line(window.seconds() / window.steps, self.config.run.steps - step))
+        if metrics is not None:
+            metrics.write(record)
+
+    def _say_how_to_resume(self, flag: StopFlag, step: int, path: Path) -> None:
+        reason = flag.signal.name if flag.signal else "another rank's signal"
+        log.info("stopped by %s after step %d; checkpoint %s", reason, step, path)
+
+
+class _Window:
+    """Steps since the last log line."""
+
+    def __init__(self) -> None:
+        self.began = time.perf_counter()
+        self.steps = 0
+        self.tokens = 0
+        self.comm_seconds = 0.0
+        self.data_seconds = 0.0
+
+    def add(self, result: StepResult, data_seconds: float) -> None:
+        self.steps += 1
+        self.tokens += result.tokens
+        self.comm_seconds += result.comm_seconds
+        self.data_seconds += data_seconds
+
+    def seconds(self) -> float:
+        return time.perf_counter() - self.began
+
+    def tokens_per_second(self) -> float:
+        return self.tokens / self.seconds()

@@ -1,0 +1,105 @@
+"""From a process to its group: who are we, and what carries the bytes.
+
+`init` reads the launcher's environment (`cktrain.comm.environment`); a process on its own, or in a job of one,
+gets a `SoloGroup` and never loads MPI. All others get an `MPIGroup` over all ranks of the job.
+
+A program's frame, as the command line has it:
+
+    group = init()
+    try:
+        code = run(group)
+        group.close()
+    except BaseException:
+        traceback.print_exc()
+        abort(group, 1)
+    sys.exit(code)
+
+`close` on every rank before a planned exit lets the exit status (0, 75, ...) through mpirun. `abort` on an
+unplanned one ends the other ranks too, instead of leaving them to wait for their deadline.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NoReturn
+
+from cktrain.comm.environment import ProcessEnvironment, read_process_environment
+from cktrain.comm.errors import RendezvousError, TransportUnavailableError
+from cktrain.comm.group import Group
+from cktrain.comm.solo_group import SoloGroup
+
+TRANSPORTS = ("auto", "mpi")
+
+
+def init(
+    *,
+    transport: str = "auto",
+    timeout_s: float = 120.0,
+    check: bool = False,
+    environ: Mapping[str, str] = os.environ,
+) -> Group:
+    """Return the group of all ranks of this job, named "world".
+
+    Args:
+        transport: "auto" or "mpi" (the only one that carries bytes between processes).
+        timeout_s: deadline of every wait, seconds.
+        check: compare the calls of all ranks before each collective (for debugging: a round trip per call).
+        environ: the environment to read.
+
+    Raises:
+        ValueError: unknown transport, or a deadline that is not above 0.
+        RendezvousError: the launcher's variables contradict each other, or the MPI that mpi4py loads is not the
+            one that started the ranks.
+        TransportUnavailableError: several ranks, and no MPI to join them.
+    """
+    if transport not in TRANSPORTS:
+        raise ValueError(f"[comm] transport {transport!r} is unknown. Give one of {', '.join(TRANSPORTS)}.")
+    process = read_process_environment(environ)
+    if process.size == 1:
+        return SoloGroup("world", timeout_s)
+    try:
+        from cktrain.comm.mpi_group import init_world
+    except (ImportError, RuntimeError) as error:  # mpi4py raises RuntimeError when it finds no MPI library
+        reason = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise TransportUnavailableError(
+            "comm",
+            "mpi",
+            {process.rank: f"{describe(process)}, but mpi4py does not load: {reason}"},
+            'Install it with: pip install "cktrain[mpi]"',
+        ) from error
+    group, library = init_world(timeout_s, check)
+    if process.size is not None and group.size != process.size:
+        raise RendezvousError(
+            "comm.mpi",
+            f"{describe(process)}, but mpi4py's MPI ({library}) sees {group.size}: the ranks were not started "
+            "by the mpirun of that MPI",
+            _matching_launcher(),
+        )
+    return group
+
+
+def abort(group: Group, code: int) -> NoReturn:
+    """End this process and all other ranks of its job with exit status `code`.
+
+    For the rank that cannot go on (uncaught exception, lost peer): the others do not wait for it. What was
+    printed so far is flushed first.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    group.abort(code)
+
+
+def describe(process: ProcessEnvironment) -> str:
+    """Return who this process is, for a message."""
+    size = "an unknown number of" if process.size is None else str(process.size)
+    return f"the {process.source} environment says rank {process.rank} of {size} ranks"
+
+
+def _matching_launcher() -> str:
+    beside = Path(sys.executable).parent / "mpirun"
+    if beside.exists():
+        return f"Start the job with {beside}"
+    return "Start the job with the mpirun of that MPI, or install mpi4py for the MPI whose mpirun you use"

@@ -1,0 +1,115 @@
+"""SwiGLU (Shazeer 2020), GELU (Hendrycks & Gimpel 2016), addition. N rows, I intermediate size."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ._arrays import Array, Door, store, widen
+
+# The tanh form of GELU: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x³)))
+_TANH_SCALE = math.sqrt(2.0 / math.pi)
+_TANH_CUBE = 0.044715
+
+# erf is expanded around the points i/32, |i| <= 192; beyond 6 it is 1 to the last bit of fp64.
+_ERF_STEP = 32
+_ERF_END = 6
+_ERF_POINTS = range(-_ERF_END * _ERF_STEP, _ERF_END * _ERF_STEP + 1)
+_ERF_TABLE = np.array([math.erf(i / _ERF_STEP) for i in _ERF_POINTS])
+
+
+def swiglu_forward(y: Array, gate_up: Array) -> None:
+    """Write y (N,I) = silu(gate) · up, gate_up (N,2I) being [gate, up] and silu(g) = g / (1 + exp(-g))."""
+    door = Door("swiglu_forward", gate_up)
+    n, i = _halves(door, gate_up)
+    door.real(y=(y, (n, i)))
+    wide = widen(gate_up)
+    gate, up = wide[:, :i], wide[:, i:]
+    store(y, gate * _sigmoid(gate) * up)
+
+
+def swiglu_backward(dgate_up: Array, dy: Array, gate_up: Array, y: Array | None = None) -> None:
+    """Write dgate_up (N,2I) from dy (N,I); it may be gate_up. y (N,I), when given, receives the forward."""
+    door = Door("swiglu_backward", gate_up)
+    n, i = _halves(door, gate_up)
+    door.real(dgate_up=(dgate_up, (n, 2 * i)), dy=(dy, (n, i)), y=(y, (n, i)))
+    wide, dy_wide = widen(gate_up), widen(dy)
+    gate, up = wide[:, :i], wide[:, i:]
+    sigmoid = _sigmoid(gate)
+    silu = gate * sigmoid
+    forward = silu * up
+    dgate = dy_wide * up * sigmoid * (1.0 + gate * (1.0 - sigmoid))
+    dup = dy_wide * silu
+    dgate_up[:, :i] = dgate
+    dgate_up[:, i:] = dup
+    if y is not None:
+        store(y, forward)
+
+
+def gelu_forward(y: Array, x: Array, tanh: bool) -> None:
+    """Write y = x · Φ(x), of any shape; Φ in its tanh form or, with tanh=False, (1 + erf(x/√2)) / 2."""
+    door = Door("gelu_forward", x)
+    door.real(y=(y, x.shape))
+    wide = widen(x)
+    if tanh:
+        inner = np.tanh(_TANH_SCALE * (wide + _TANH_CUBE * wide * wide * wide))
+    else:
+        inner = _erf(wide * math.sqrt(0.5))
+    store(y, 0.5 * wide * (1.0 + inner))
+
+
+def gelu_backward(dx: Array, dy: Array, x: Array, tanh: bool) -> None:
+    """Write dx = dy · (derivative of the forward at x), of any shape. dx may be dy."""
+    door = Door("gelu_backward", x)
+    door.real(dx=(dx, x.shape), dy=(dy, x.shape))
+    wide = widen(x)
+    square = wide * wide
+    if tanh:
+        inner = np.tanh(_TANH_SCALE * (wide + _TANH_CUBE * wide * square))
+        slope = _TANH_SCALE * (1.0 + 3.0 * _TANH_CUBE * square) * (1.0 - inner * inner)
+    else:
+        inner = _erf(wide * math.sqrt(0.5))
+        slope = _TANH_SCALE * np.exp(-0.5 * square)
+    store(dx, widen(dy) * (0.5 * (1.0 + inner) + 0.5 * wide * slope))
+
+
+def add(out: Array, a: Array, b: Array) -> None:
+    """Write out = a + b, of any shape. out may be either."""
+    door = Door("add", a)
+    door.real(out=(out, a.shape), b=(b, a.shape))
+    store(out, widen(a) + widen(b))
+
+
+def _halves(door: Door, gate_up: Array) -> tuple[int, int]:
+    n, width = door.dims("gate_up", gate_up, 2)
+    if width % 2:
+        door.refuse("gate_up", f"has {width} columns, an even number is needed")
+    return n, width // 2
+
+
+def _sigmoid(x: Array) -> Array:
+    with np.errstate(over="ignore"):  # exp(-x) = inf gives the right 0
+        return 1.0 / (1.0 + np.exp(-x))
+
+
+def _erf(x: Array) -> Array:
+    """Return erf(x) to about one unit of fp64, in the type of x.
+
+    Taylor's series around the nearest table point a, with h = x - a and |h| <= 1/64: the derivatives of erf
+    are 2/sqrt(pi) exp(-a²) times Hermite polynomials, (-1)^k H_k(a) for the k+1-th.
+    """
+    with np.errstate(invalid="ignore"):  # NaN goes through, by way of h
+        t = np.clip(x.astype(np.float64), -_ERF_END, _ERF_END)
+        point = np.rint(t * _ERF_STEP)
+        index = point.astype(np.int64) + _ERF_END * _ERF_STEP
+    a = point / _ERF_STEP
+    h = t - a
+    previous, hermite = np.zeros_like(a), np.ones_like(a)
+    power, series = h.copy(), h.copy()
+    for k in range(8):
+        previous, hermite = hermite, 2.0 * a * hermite - 2.0 * k * previous
+        power *= -h / (k + 2)
+        series += hermite * power
+    around = np.take(_ERF_TABLE, index, mode="clip")
+    return (around + 2.0 / math.sqrt(math.pi) * np.exp(-a * a) * series).astype(x.dtype)

@@ -1,0 +1,86 @@
+"""Optimizer steps on flat f32 arrays, the sum of squares behind the gradient norm, and the cast."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from ._arrays import Array, Door, widen
+
+_SQUARES_BLOCK = 1 << 20  # elements summed at a time: bounds the fp64 copy
+
+
+def adamw_step(
+    param: Array,
+    m: Array,
+    v: Array,
+    grad: Array,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float,
+) -> None:
+    """Update param, m and v f32 (n) with grad f32 (n) · grad_scale: AdamW, Loshchilov & Hutter 2019.
+
+    The decay is decoupled (param shrinks by lr · weight_decay) and `step` counts from 1.
+    """
+    door = Door("adamw_step", param)
+    (n,) = door.dims("param", param, 1)
+    door.f32(param=(param, (n,)), m=(m, (n,)), v=(v, (n,)), grad=(grad, (n,)))
+    if step < 1:
+        door.refuse("step", f"is {step}, steps count from 1")
+    scaled = grad * grad_scale
+    m *= beta1
+    m += (1.0 - beta1) * scaled
+    v *= beta2
+    v += (1.0 - beta2) * scaled * scaled
+    param *= 1.0 - lr * weight_decay
+    denominator = np.sqrt(v) / math.sqrt(1.0 - beta2**step) + eps
+    param -= (lr / (1.0 - beta1**step)) * m / denominator
+
+
+def sgd_step(
+    param: Array,
+    momentum_buffer: Array,
+    grad: Array,
+    lr: float,
+    momentum: float,
+    weight_decay: float,
+    nesterov: bool,
+    grad_scale: float,
+) -> None:
+    """Update param and momentum_buffer f32 (n) with grad f32 (n) · grad_scale, as torch.optim.SGD does.
+
+    The decay is coupled (weight_decay · param is added to the gradient); the buffer starts at zero.
+    """
+    door = Door("sgd_step", param)
+    (n,) = door.dims("param", param, 1)
+    door.f32(param=(param, (n,)), momentum_buffer=(momentum_buffer, (n,)), grad=(grad, (n,)))
+    direction = grad * grad_scale + weight_decay * param
+    momentum_buffer *= momentum
+    momentum_buffer += direction
+    param -= lr * (direction + momentum * momentum_buffer if nesterov else momentum_buffer)
+
+
+def sum_of_squares(x: Array) -> float:
+    """Return the sum of x², of any shape, in fp64 in a fixed order. Inf or NaN in x give Inf or NaN."""
+    flat = x.reshape(-1)
+    Door("sum_of_squares", x)
+    total = 0.0
+    with np.errstate(over="ignore"):
+        for start in range(0, flat.size, _SQUARES_BLOCK):
+            total += float(np.square(widen(flat[start : start + _SQUARES_BLOCK]), dtype=np.float64).sum())
+    return total
+
+
+def cast(dst: Array, src: Array) -> None:
+    """Write src into dst of the same shape and any of the float types, rounding to nearest even."""
+    Door("cast", dst)
+    door = Door("cast", src)
+    if dst.shape != src.shape:
+        door.refuse("dst", f"has shape {dst.shape}, {src.shape} is needed")
+    dst[...] = src

@@ -1,0 +1,52 @@
+"""The command line. Only the parser is imported at the start: each command binds the process to its cores first and
+then imports what it needs.
+
+Exit status: 0 done; 2 the user's input; 75 stopped by a signal after writing a checkpoint; 1 anything else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+EXIT_INPUT = 2
+
+_COMMANDS = {
+    "train": ("cktrain.launch.commands.train", "train a model from a YAML file"),
+    "data": ("cktrain.launch.commands.data", "prepare token shards"),
+    "generate": ("cktrain.launch.commands.generate", "continue a text with a trained model"),
+    "export": ("cktrain.launch.commands.export", "write a checkpoint as a Hugging Face folder"),
+    "bench": ("cktrain.launch.commands.bench", "measure this machine and the framework on it"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit status."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    parser = build_parser(arguments[0] if arguments else None)
+    options = parser.parse_args(arguments)
+    try:
+        return options.run(options)
+    except (ValueError, FileNotFoundError, PermissionError) as error:
+        print(f"cktrain: {error}", file=sys.stderr)
+        return EXIT_INPUT
+
+
+def build_parser(command: str | None = None) -> argparse.ArgumentParser:
+    """The parser; with a command's name only that command's module is imported and its options are known."""
+    parser = argparse.ArgumentParser(prog="cktrain", description="Train transformer language models on CPUs.")
+    from cktrain import __version__
+
+    parser.add_argument("--version", action="version", version=f"cktrain {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, (module, summary) in _COMMANDS.items():
+        sub = commands.add_parser(name, help=summary, description=summary)
+        if command == name:
+            importlib.import_module(module).add_arguments(sub)
+    return parser
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""`cktrain bench {peak,step}`: measurements, as a table or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `cktrain bench`."""
+    actions = parser.add_subparsers(title="benchmarks", metavar="NAME", required=True)
+    peak = actions.add_parser("peak", help="floating-point peak and memory bandwidth")
+    peak.add_argument("--json", action="store_true", help="print one JSON object")
+    peak.add_argument("--threads", type=int, help="threads; default: all cores")
+    peak.set_defaults(run=_peak)
+    step = actions.add_parser("step", help="a whole training step on random tokens, time per op")
+    step.add_argument("config", help="YAML file of a run")
+    step.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    step.add_argument("--steps", type=int, default=5, help="steps to measure")
+    step.add_argument("--json", action="store_true", help="print one JSON object")
+    step.set_defaults(run=_step)
+
+
+def _peak(options: argparse.Namespace) -> int:
+    threads = options.threads or len(os.sched_getaffinity(0))
+    from cktrain import cython_kernels
+    from cktrain.bench.peak import measure_peak
+
+    report = measure_peak(cython_kernels.load(), threads)
+    print(json.dumps(report.as_dict()) if options.json else report.table())
+    return 0
+
+
+def _step(options: argparse.Namespace) -> int:
+    from cktrain.config_file import load_config
+
+    config = load_config(options.config, options.overrides)
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.launch.bind import bind_process
+
+    binding = bind_process(read_process_environment({}), config.launch)
+    from cktrain import cython_kernels
+    from cktrain.bench.peak import measure_flops
+    from cktrain.bench.step import bench_step
+    from cktrain.bench.table import step_table
+    from cktrain.launch.compose import choose_precision
+
+    kernels = cython_kernels.load()
+    kernels.set_num_threads(binding.threads)
+    precision = choose_precision(config.precision, kernels, None)
+    before = measure_flops(kernels, precision)
+    report = bench_step(config, kernels, precision, options.steps, before)
+    print(json.dumps(report.as_dict()) if options.json else step_table(report))
+    return 0

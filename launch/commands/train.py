@@ -1,0 +1,134 @@
+"""`cktrain train CONFIG [--set a.b=c]…`: bind, join the other ranks, compose, train."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import sys
+import traceback
+from typing import TYPE_CHECKING
+
+from cktrain.config import Config
+from cktrain.config_file import load_config
+
+if TYPE_CHECKING:
+    from cktrain.comm.group import Group
+    from cktrain.launch.bind import Binding
+
+EXIT_INPUT = 2
+EXIT_STOPPED = 75
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `cktrain train`."""
+    parser.add_argument("config", help="YAML file of the run")
+    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
+                        help="override a key, for instance --set optimizer.lr=1e-3")  # fmt: skip
+    parser.set_defaults(run=run)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Train; returns the exit status."""
+    config = load_config(options.config, options.overrides)
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.launch.bind import bind_process
+
+    process = read_process_environment(os.environ)
+    binding = bind_process(process, config.launch)
+
+    from cktrain.comm import bootstrap
+
+    group = bootstrap.init(transport=config.comm.transport, timeout_s=config.comm.timeout_s, environ=os.environ)
+    status = 1
+    try:
+        status = _train(options, config, group, binding)
+    except BaseException as error:
+        status = _report(error, group)
+        if group.size > 1:
+            bootstrap.abort(group, status)
+    else:
+        group.close()
+    return status
+
+
+def _train(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> int:
+    from cktrain.launch.logs import set_up_logging
+    from cktrain.launch.progress import StepBar
+
+    built = None
+    problem = ""
+    try:
+        console = set_up_logging(_run_dir(config), group.rank)
+        import logging
+
+        from cktrain.launch.compose import compose
+
+        log = logging.getLogger("cktrain")
+        log.info(binding.message)
+        built = compose(config, group, binding.threads)
+    except (ValueError, MemoryError) as error:
+        problem = str(error)
+    problem = _agree(problem, group)
+    if problem:
+        if group.rank == 0:
+            print(f"cktrain: {problem}", file=sys.stderr, flush=True)
+        return EXIT_INPUT
+    assert built is not None
+    trainer = built.trainer
+    try:
+        with StepBar(console, config.run.steps, trainer.progress.step) as bar:
+            trainer.bar = bar if group.rank == 0 else None
+            done = trainer.run()
+    finally:
+        built.close()
+    if done:
+        return 0
+    log.info("resume with: %s", _command_line(options, group))
+    return EXIT_STOPPED
+
+
+def _agree(problem: str, group: Group) -> str:
+    """What is wrong on any rank, the same text on all: each distinct problem and who has it; empty when all is well."""
+    problems = [text.decode() for text in group.all_gather_bytes(problem.encode())]
+    if group.size == 1 or not any(problems):
+        return problems[0]
+    who: dict[str, list[int]] = {}
+    for rank, text in enumerate(problems):
+        if text:
+            who.setdefault(text, []).append(rank)
+    return "\n".join(f"{text} (rank {', '.join(map(str, ranks))})" for text, ranks in who.items())
+
+
+def _report(error: BaseException, group: Group) -> int:
+    import logging
+
+    who = f" rank {group.rank}:" if group.size > 1 else ""
+    if isinstance(error, ValueError):
+        if group.rank == 0 or not logging.getLogger("cktrain").handlers:
+            print(f"cktrain:{who} {error}", file=sys.stderr, flush=True)
+        return EXIT_INPUT
+    if isinstance(error, KeyboardInterrupt):
+        print(f"cktrain:{who} interrupted", file=sys.stderr, flush=True)
+        return 1
+    from cktrain.comm.errors import CommError
+    from cktrain.trainer import TrainingDiverged
+
+    if not isinstance(error, (CommError, TrainingDiverged, MemoryError)):
+        traceback.print_exception(error)
+    print(f"cktrain:{who} {error}", file=sys.stderr, flush=True)
+    return 1
+
+
+def _run_dir(config: Config):  # type: ignore[no-untyped-def]
+    from pathlib import Path
+
+    return Path(config.run.dir)
+
+
+def _command_line(options: argparse.Namespace, group: Group) -> str:
+    words = ["cktrain", "train", options.config]
+    for override in options.overrides:
+        words += ["--set", override]
+    launcher = f"mpirun -n {group.size} " if group.size > 1 else ""
+    return launcher + shlex.join(words)

@@ -1,0 +1,37 @@
+"""Where a run's messages go: rank 0's to the terminal, every rank's to RUN/rankN.log."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from pathlib import Path
+
+from rich.console import Console
+from rich.logging import RichHandler
+
+
+def set_up_logging(run_dir: Path, rank: int) -> Console:
+    """Send the `cktrain` logger to this rank's file and, on rank 0, to the console that is returned."""
+    logger = logging.getLogger("cktrain")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    for old in list(logger.handlers):
+        logger.removeHandler(old)
+        old.close()
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+        file = logging.FileHandler(run_dir / f"rank{rank}.log")
+    except OSError as error:
+        raise ValueError(f"[launch] cannot write to run.dir {run_dir}: {error.strerror}. Choose another folder.") from None
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    logger.addHandler(file)
+    console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    if rank == 0:
+        logger.addHandler(_console_handler(console))
+    return console
+
+
+def _console_handler(console: Console) -> logging.Handler:
+    handler = RichHandler(console=console, show_time=False, show_level=False, show_path=False, markup=False)
+    handler.setFormatter(logging.Formatter("%(message)s"))
+    return handler

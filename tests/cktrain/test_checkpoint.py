@@ -1,0 +1,107 @@
+"""Checkpoints: bitwise resume, completeness, and what is said about damaged or foreign ones."""
+
+from __future__ import annotations
+
+import errno
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+import cktrain.checkpoint as checkpoint
+from cktrain.checkpoint import CheckpointError, complete_checkpoints
+
+
+def train(composed, config, isa="reference"):
+    run = composed(config, isa)
+    assert run.trainer.run()
+    return run.trainer
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+@pytest.mark.parametrize("isa, precision", [("reference", "fp64"), (None, "fp32")])
+def test_resume_is_bitwise(tiny, composed, tmp_path, optimizer, isa, precision):
+    common = {"precision": precision, "optimizer.name": optimizer}
+    whole = train(composed, tiny(**common, **{"run.dir": str(tmp_path / "whole")}), isa)
+    config = tiny(**common, **{"run.dir": str(tmp_path / "parts"), "checkpoint.every": 7})
+    train(composed, config, isa)
+    for folder in ("step-00000014", "step-00000020"):
+        shutil.rmtree(tmp_path / "parts" / "checkpoints" / folder)
+    again = composed(config, isa).trainer
+    assert again.progress.step == 7
+    again.run()
+    np.testing.assert_array_equal(again.params.data, whole.params.data)
+    for name, moment in whole.optimizer.state.items():
+        np.testing.assert_array_equal(again.optimizer.state[name], moment)
+
+
+def test_only_the_newest_are_kept(tiny, composed):
+    trainer = train(composed, tiny(precision="fp64", **{"checkpoint.every": 3, "checkpoint.keep": 2}))
+    assert [p.name for p in complete_checkpoints(trainer.checkpoint_folder)] == ["step-00000018", "step-00000020"]
+
+
+def test_a_full_disk_leaves_the_last_good_checkpoint(tiny, composed, monkeypatch):
+    trainer = train(composed, tiny(precision="fp64"))
+    good = {p.name: p.read_bytes() for p in (trainer.checkpoint_folder / "step-00000020").iterdir()}
+
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    for broken in ("save_file", "_sync"):
+        with monkeypatch.context() as patch:
+            patch.setattr(checkpoint, broken, full)
+            with pytest.raises(CheckpointError, match="disk is full"):
+                trainer.save()
+    assert [p.name for p in trainer.checkpoint_folder.iterdir()] == ["step-00000020"]
+    assert {p.name: p.read_bytes() for p in (trainer.checkpoint_folder / "step-00000020").iterdir()} == good
+
+
+@pytest.mark.parametrize("damage", ["no marker", "truncated", "missing file"])
+def test_a_damaged_checkpoint_is_named_and_passed_over(tiny, composed, damage):
+    config = tiny(precision="fp64", **{"checkpoint.every": 10})
+    trainer = train(composed, config)
+    newest = trainer.checkpoint_folder / "step-00000020"
+    file = newest / "rank0.safetensors"
+    if damage == "no marker":
+        (newest / "COMPLETE").unlink()
+    elif damage == "truncated":
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        file.unlink()
+    assert composed(config).trainer.progress.step == 10
+    with pytest.raises(CheckpointError, match=r"step-00000020: .*(COMPLETE marker|truncated|missing)"):
+        composed(tiny(precision="fp64", **{"checkpoint.resume": str(newest)}))
+
+
+def test_bits_turned_over_inside_the_header_are_an_error(tiny, composed):
+    config = tiny(precision="fp64")
+    newest = train(composed, config).checkpoint_folder / "step-00000020"
+    file = newest / "rank0.safetensors"
+    data = bytearray(file.read_bytes())
+    data[9] ^= 0xFF
+    file.write_bytes(data)
+    with pytest.raises(CheckpointError, match="damaged"):
+        composed(config)
+
+
+def test_another_model_is_refused_with_both_shapes(tiny, composed):
+    train(composed, tiny(precision="fp64"))
+    with pytest.raises(CheckpointError, match=r"has shape \(80, 24\), this model's has \(96, 24\)"):
+        composed(tiny(precision="fp64", **{"model.intermediate_size": 48}))
+    with pytest.raises(CheckpointError, match="is missing"):
+        composed(tiny(precision="fp64", **{"model.num_hidden_layers": 3}))
+
+
+def test_a_newer_format_is_refused(tiny, composed):
+    config = tiny(precision="fp64")
+    newest = train(composed, config).checkpoint_folder / "step-00000020"
+    state = json.loads((newest / "state.json").read_text())
+    state["format"] = 99
+    text = json.dumps(state)
+    (newest / "state.json").write_text(text)
+    marker = json.loads((newest / "COMPLETE").read_text())
+    marker["state.json"] = len(text)
+    (newest / "COMPLETE").write_text(json.dumps(marker))
+    with pytest.raises(CheckpointError, match="format 99"):
+        composed(config)

@@ -1,0 +1,114 @@
+"""`mpirun -n 2 cktrain train` gives the losses of one process, stops and resumes like one, and ends cleanly."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+
+pytestmark = pytest.mark.mpi
+
+CONFIG = {
+    "run": {"steps": 20, "seed": 5},
+    "model": {"family": "llama", "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+              "num_key_value_heads": 2, "intermediate_size": 40, "vocab_size": 61},
+    "data": {"path": "tokens.bin", "sequence_length": 16},
+    "batch": {"micro_batch_size": 2, "global_batch_size": 8},
+    "optimizer": {"lr": 0.01},
+    "log": {"every": 1},
+}  # fmt: skip
+
+
+@pytest.fixture
+def train(tmp_path):
+    """`train(ranks, name, isa, **overrides)` -> (exit status, losses, output) of one job in tmp_path/name."""
+    pytest.importorskip("mpi4py")
+    mpirun = shutil.which("mpirun", path=f"{sysconfig.get_path('scripts')}:{os.environ['PATH']}")
+    if mpirun is None:
+        pytest.skip("no mpirun on the PATH")
+    rng = np.random.default_rng(1)
+    rng.integers(0, 61, 4000).astype(np.uint16).tofile(tmp_path / "tokens.bin")
+
+    def run(ranks: int, name: str, isa: str | None, *overrides: str, kill_after: str | None = None):
+        path = tmp_path / f"{name}.yaml"
+        path.write_text(yaml.safe_dump({**CONFIG, "run": {**CONFIG["run"], "dir": str(tmp_path / name)}}))
+        command = [sys.executable, "-m", "cktrain.launch.cli", "train", str(path)]
+        for override in overrides:
+            command += ["--set", override]
+        if ranks > 1:
+            command = [mpirun, "--oversubscribe", "--mca", "pml", "ob1", "--mca", "btl", "self,sm", "-n", str(ranks), *command]
+        environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+        if isa:
+            environment["CKTRAIN_ISA"] = isa
+        process = subprocess.Popen(
+            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
+        if kill_after is not None:
+            log = tmp_path / name / "metrics.jsonl"
+            deadline = time.monotonic() + 60
+            while time.monotonic() < deadline and not (log.exists() and f'"step": {kill_after},' in log.read_text()):
+                time.sleep(0.02)
+            process.send_signal(signal.SIGTERM)
+        output, _ = process.communicate(timeout=180)
+        lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        return process.returncode, [line["loss"] for line in lines], output
+
+    return run
+
+
+def test_two_ranks_equal_one_in_fp64(train):
+    """Reference kernels: only the order of additions differs, 1e-10 over 20 steps."""
+    one = train(1, "one", "reference", "precision=fp64")
+    two = train(2, "two", "reference", "precision=fp64")
+    four = train(4, "four", "reference", "precision=fp64")
+    assert one[0] == two[0] == four[0] == 0, two[2]
+    assert len(one[1]) == 20
+    np.testing.assert_allclose(two[1], one[1], rtol=0, atol=1e-10)
+    np.testing.assert_allclose(four[1], one[1], rtol=0, atol=1e-10)
+
+
+def test_two_ranks_equal_one_in_fp32(train):
+    """Compiled kernels: sums of a few thousand fp32 terms in another order, 1e-5 over 20 steps."""
+    one, two = train(1, "one", None), train(2, "two", None)
+    assert one[0] == two[0] == 0, two[2]
+    np.testing.assert_allclose(two[1], one[1], rtol=0, atol=1e-5)
+
+
+def test_a_signal_stops_both_ranks_and_the_resumed_run_is_the_same(train, tmp_path):
+    whole = train(2, "whole", "reference", "precision=fp64", "run.steps=60")
+    first = train(2, "parts", "reference", "precision=fp64", "run.steps=60", kill_after="5")
+    assert first[0] == 75, first[2]
+    assert "resume with: mpirun -n 2 cktrain train" in first[2]
+    assert len(first[1]) < 60
+    second = train(2, "parts", "reference", "precision=fp64", "run.steps=60")
+    assert second[0] == 0, second[2]
+    assert second[1] == whole[1]
+
+
+def test_only_rank_0_prints_and_each_rank_has_its_log(train, tmp_path):
+    status, _, output = train(2, "run", None)
+    assert status == 0
+    assert output.count("step: 20  loss:") == 1
+    for rank in (0, 1):
+        assert "step: 20  loss:" in (tmp_path / "run" / f"rank{rank}.log").read_text()
+
+
+def test_one_rank_with_bad_input_ends_all_with_status_2(train, tmp_path):
+    path = tmp_path / "tokens.bin"
+    ids = np.fromfile(path, np.uint16)
+    ids[100] = 999
+    ids.tofile(path)
+    with pytest.raises(FileNotFoundError):
+        train(2, "bad", None, "data.shuffle=false")  # no step was done, so there are no metrics
+    log = (tmp_path / "bad" / "rank0.log").read_text() + (tmp_path / "bad" / "rank1.log").read_text()
+    assert "step: 1 " not in log
