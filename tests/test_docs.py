@@ -50,7 +50,7 @@ def undocumented_python(source: str) -> Iterator[str]:
                 overload = any("overload" in ast.unparse(mark) for mark in child.decorator_list)
                 if not child.name.startswith("_") and not overload and ast.get_docstring(child) is None:
                     yield prefix + child.name
-                if isinstance(child, ast.ClassDef):
+                if isinstance(child, ast.ClassDef) and not child.name.startswith("_"):
                     yield from visit(child, f"{prefix}{child.name}.")
 
     tree = ast.parse(source)
@@ -218,7 +218,7 @@ def texts() -> Iterator[Path]:
             and not (top and name in MADE)
             and not name.endswith(".egg-info")
         ]
-        for path in (Path(folder) / name for name in files):
+        for path in (Path(folder) / name for name in files if name != ".git"):
             if path.suffix in TEXTS and not (path.suffix == ".c" and path.with_suffix(".pyx").exists()):
                 yield path
 
