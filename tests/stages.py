@@ -74,7 +74,8 @@ def needs_modules(*names: str, extra: str) -> Callable[[], str | None]:
 
     def missing() -> str | None:
         absent = [name for name in names if importlib.util.find_spec(name) is None]
-        return f"{' and '.join(absent)} is not installed (./run setup {extra})" if absent else None
+        verb = "is" if len(absent) == 1 else "are"
+        return f"{', '.join(absent)} {verb} not installed (./run setup {extra})" if absent else None
 
     return missing
 
