@@ -34,10 +34,10 @@ def run(options: argparse.Namespace) -> int:
     """Train; returns the exit status."""
     config = load_config(options.config, options.overrides)
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind
+    from cktrain.launch.bind import bind_process
 
     process = read_process_environment(os.environ)
-    binding = bind(process, mode=config.launch.bind, threads=config.launch.threads)
+    binding = bind_process(process, config.launch)
 
     from cktrain.comm import bootstrap
 
