@@ -16,6 +16,10 @@ A program's frame, as the command line has it:
 
 `close` on every rank before a planned exit lets the exit status (0, 75, ...) through mpirun. `abort` on an
 unplanned one ends the other ranks too, instead of leaving them to wait for their deadline.
+
+To stop a job and keep its status, signal the ranks, or send SIGUSR1 to mpirun, which passes it on. SIGTERM or
+SIGINT to Open MPI 5's mpirun reaches the ranks too, but SIGKILL follows a quarter of a second later, and
+mpirun itself ends with 1.
 """
 
 from __future__ import annotations

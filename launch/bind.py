@@ -30,9 +30,10 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 
 from cktrain.comm.environment import ProcessEnvironment
-from cktrain.config import LaunchConfig
 from cktrain.launch.allowance import Allowance, read_allowance
 from cktrain.launch.topology import Core, Topology, format_cpulist, read_topology
+
+MODES = ("auto", "inherit", "none")
 
 
 @dataclass(frozen=True)
@@ -59,10 +60,11 @@ class Share:
     """Another rank runs on the same core."""
 
 
-def bind_process(
+def bind(
     process: ProcessEnvironment,
-    launch: LaunchConfig,
     *,
+    mode: str = "auto",
+    threads: int | None = None,
     environ: MutableMapping[str, str] = os.environ,
     sysfs: str | Path = "/sys",
     proc: str | Path = "/proc",
@@ -71,14 +73,17 @@ def bind_process(
 
     Args:
         process: this process's place among the node's ranks.
-        launch: `bind` (auto, inherit, none) and `threads` (None: one per core of the rank's share).
+        mode: "auto", "inherit" or "none".
+        threads: threads of this rank; None: one per core of its share.
         environ: where the variables are set.
-        sysfs, proc: where the machine is described.
+        sysfs: where the machine is described.
+        proc: where this process is described.
 
     Raises:
-        ValueError: `threads` above the rank's cores.
+        ValueError: unknown mode, or `threads` below 1 or above the rank's cores.
     """
-    mode, threads = launch.bind, launch.threads
+    if mode not in MODES:
+        raise ValueError(f"[launch] bind: {mode!r} is unknown. Give one of {', '.join(MODES)}.")
     try:
         topology = read_topology(sysfs)
         allowance = read_allowance(topology, sysfs, proc)

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from cktrain.comm.environment import ProcessEnvironment
 from cktrain.launch.allowance import Allowance
-from cktrain.launch.bind import plan_binding, split_cores
+from cktrain.launch.bind import bind, plan_binding, split_cores
 from cktrain.launch.topology import HardwareThread, Topology, read_topology
 
 
@@ -230,6 +230,11 @@ def test_threads_beyond_the_cores(mode, threads):
         plan_binding(topology, allowance(topology), ALONE, mode, threads)
 
 
+def test_unknown_mode():
+    with pytest.raises(ValueError, match=r"'close' is unknown. Give one of auto, inherit, none"):
+        bind(ALONE, mode="close")
+
+
 def test_threads_override():
     topology = machine([4])
     assert plan_binding(topology, allowance(topology), ALONE, "auto", 3).threads == 3
@@ -247,10 +252,8 @@ PROGRAM = """
 import json, os, sys
 os.sched_setaffinity(0, json.loads(sys.argv[1]))
 from cktrain.comm.environment import read_process_environment
-from cktrain.config import LaunchConfig
-from cktrain.launch.bind import bind_process
-launch = LaunchConfig(**json.loads(sys.argv[2]))
-binding = bind_process(read_process_environment(os.environ), launch, **json.loads(sys.argv[3]))
+from cktrain.launch.bind import bind
+binding = bind(read_process_environment(os.environ), **json.loads(sys.argv[2]))
 names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 print(json.dumps({
     "cpus": binding.cpus, "threads": binding.threads, "message": binding.message,
@@ -260,16 +263,9 @@ print(json.dumps({
 """
 
 
-def bind_in_a_process(mask, launch=None, where=None, **environment):
+def bind_in_a_process(mask, options=None, **environment):
     result = subprocess.run(
-        [
-            sys.executable,
-            "-c",
-            PROGRAM,
-            json.dumps(sorted(mask)),
-            json.dumps(launch or {}),
-            json.dumps(where or {}),
-        ],
+        [sys.executable, "-c", PROGRAM, json.dumps(sorted(mask)), json.dumps(options or {})],
         env={**os.environ, **environment},
         capture_output=True,
         text=True,
@@ -302,7 +298,7 @@ def test_this_process_is_bound_and_its_pools_are_told():
 @pytest.mark.parametrize("mode", ["inherit", "none"])
 def test_other_modes_leave_the_mask(mode):
     mask = sorted(os.sched_getaffinity(0))[:1]
-    got = bind_in_a_process(mask, {"bind": mode}, **MPIRUN)
+    got = bind_in_a_process(mask, {"mode": mode}, **MPIRUN)
     assert got["mask"] == mask and got["threads"] == 1
 
 
@@ -313,7 +309,7 @@ def test_blas_variables_of_the_user_are_kept():
 
 def test_unreadable_topology_leaves_the_process_unpinned(tmp_path):
     mask = sorted(os.sched_getaffinity(0))
-    got = bind_in_a_process(mask, where={"sysfs": str(tmp_path)})
+    got = bind_in_a_process(mask, {"sysfs": str(tmp_path)})
     assert got["mask"] == mask and got["threads"] == len(mask)
     assert "warning: the topology cannot be read" in got["message"] and str(tmp_path) in got["message"]
 
@@ -324,6 +320,6 @@ def test_cpus_that_cannot_be_had_leave_the_process_unpinned(make_sysfs, tmp_path
     online = sysfs / "devices/system/cpu/online"
     online.write_text("900-903\n")
     mask = sorted(os.sched_getaffinity(0))
-    got = bind_in_a_process(mask, where={"sysfs": str(sysfs), "proc": str(tmp_path)}, **MPIRUN)
+    got = bind_in_a_process(mask, {"sysfs": str(sysfs), "proc": str(tmp_path)}, **MPIRUN)
     assert got["mask"] == mask and got["threads"] <= len(mask)
     assert "could not bind" in got["message"]
