@@ -34,6 +34,7 @@ def test_tables_agree_with_the_golden_ones(name: str) -> None:
 @pytest.mark.judge
 @pytest.mark.parametrize("name", SETTINGS)
 def test_tables_agree_with_transformers(name: str) -> None:
+    pytest.importorskip("torch")
     pytest.importorskip("transformers")
     head_dim, theta, _ = SETTINGS[name]
     angles = POSITIONS[:, None] * theta ** (-np.arange(0, head_dim, 2) / head_dim)
