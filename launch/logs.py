@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 
 
-def set_up_logging(run_dir: Path, rank: int) -> Console:
+def set_up_logging(run_dir: Path, rank: int, size: int = 1) -> Console:
     """Send the `cktrain` logger to this rank's file and, on rank 0, to the console that is returned."""
     logger = logging.getLogger("cktrain")
     logger.setLevel(logging.INFO)
@@ -24,7 +24,8 @@ def set_up_logging(run_dir: Path, rank: int) -> Console:
         raise ValueError(f"[launch] cannot write to run.dir {run_dir}: {error.strerror}. Choose another folder.") from None
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(file)
-    console = Console(file=sys.stdout, highlight=False)
+    # mpirun gives its ranks a pseudo-terminal even when its own output goes to a file.
+    console = Console(file=sys.stdout, highlight=False, force_terminal=False if size > 1 else None)
     if rank == 0:
         logger.addHandler(_ConsoleHandler(console))
     return console

@@ -19,9 +19,9 @@ def _run(options: argparse.Namespace) -> int:
     run_dir = Path(options.run_dir)
     config = load_config(run_dir / "config.yaml", ["run.dir=" + str(run_dir), "data.validation.every=1"])
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind_process
+    from cktrain.launch.bind import bind
 
-    binding = bind_process(read_process_environment(os.environ), config.launch)
+    binding = bind(read_process_environment(os.environ), mode=config.launch.bind, threads=config.launch.threads)
     from cktrain.comm.solo_group import SoloGroup
     from cktrain.launch.compose import compose
     from cktrain.report import compare_with_ngrams, plot_losses

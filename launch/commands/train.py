@@ -34,10 +34,10 @@ def run(options: argparse.Namespace) -> int:
     """Train; returns the exit status."""
     config = load_config(options.config, options.overrides)
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind_process
+    from cktrain.launch.bind import bind
 
     process = read_process_environment(os.environ)
-    binding = bind_process(process, config.launch)
+    binding = bind(process, mode=config.launch.bind, threads=config.launch.threads)
 
     from cktrain.comm import bootstrap
 
@@ -63,7 +63,7 @@ def _train(options: argparse.Namespace, config: Config, group: Group, binding: B
     problem = ""
     log = logging.getLogger("cktrain")
     try:
-        console = set_up_logging(Path(config.run.dir), group.rank)
+        console = set_up_logging(Path(config.run.dir), group.rank, group.size)
         log.info(binding.message)
         built = compose(config, group, binding.threads)
     except (ValueError, MemoryError) as error:

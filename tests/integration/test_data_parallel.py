@@ -58,7 +58,7 @@ def train(tmp_path):
             deadline = time.monotonic() + 60
             while time.monotonic() < deadline and not (log.exists() and f'"step": {kill_after},' in log.read_text()):
                 time.sleep(0.02)
-            process.send_signal(signal.SIGTERM)
+            process.send_signal(signal.SIGUSR1)  # the one that Open MPI's mpirun passes on
         output, _ = process.communicate(timeout=180)
         lines = [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
         return process.returncode, [line["loss"] for line in lines], output
