@@ -88,7 +88,18 @@ def needs_program(program: str, extra: str) -> Callable[[], str | None]:
 def needs_index() -> str | None:
     """A precondition: pip reaches a package index (a fresh environment is filled from it)."""
     with tempfile.TemporaryDirectory() as folder:
-        pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, "wheel"]
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-cache-dir",
+            "--no-deps",
+            "--dest",
+            folder,
+            "wheel",
+        ]
         reached = subprocess.run(pip, capture_output=True, check=False).returncode == 0
     return None if reached else "pip reaches no package index"
 
