@@ -49,8 +49,7 @@ def copy_tree(target: Path) -> Path:
     for path in ROOT.rglob("*"):
         parts = path.relative_to(ROOT).parts
         made = parts[0] == "data" or MADE & set(parts) or any(part.endswith(".egg-info") for part in parts)
-        generated = path.suffix == ".so" or (path.suffix == ".c" and path.with_suffix(".pyx").exists())
-        if path.is_file() and not made and not generated:
+        if path.is_file() and not made and path.suffix != ".so":
             copy = target / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
