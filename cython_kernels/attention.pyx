@@ -2,7 +2,6 @@
 
 Shapes: q, o (B,S,H,D), k, v (B,T,K,D), real and strided, H a multiple of K; lse, delta float32 (B,H,S). Query s stands
 at key position T-S+s and sees the keys from the largest of 0, first[b,s] and its position - window + 1, up to its own.
-A query that sees no key has output 0 and lse -Inf.
 """
 
 include "_door.pxi"
@@ -78,11 +77,27 @@ cdef int take_inputs(ck_attention_args *a, ck_array *aq, ck_array *ak, const cha
         raise ValueError(f"[kernels.{op.decode()}] q has head size {a.d}, outside [1, {LARGEST_HEAD}]. Use more, smaller heads.")
     if window < 0:
         raise ValueError(f"[kernels.{op.decode()}] window is {window}. Pass the number of keys to see, or 0 for all.")
+    if a.s > a.t:
+        raise ValueError(f"[kernels.{op.decode()}] q has {a.s} queries and k has {a.t} keys, but each query stands at a key. "
+                         "Pass at least as many keys.")
     if first is not None:
         rt.take(&af, first, op, b"first", CK_IS_I32 | CK_DIMS(2, 2) | CK_IS_PACKED)
         rt.match(&af, op, b"first", 0, a.b, b"q")
         rt.match(&af, op, b"first", 1, a.s, b"q")
         a.first = <const int32_t *> af.data
+        check_first(a, op)
+    return 0
+
+
+cdef int check_first(const ck_attention_args *a, const char *op) except -1:
+    """Every entry of `first` is in [0, the query's own position]."""
+    cdef int64_t b, s, value
+    for b in range(a.b):
+        for s in range(a.s):
+            value = a.first[b * a.s + s]
+            if value < 0 or value > a.t - a.s + s:
+                raise ValueError(f"[kernels.{op.decode()}] first[{b},{s}] is {value}, outside [0, {a.t - a.s + s}], the query's own "
+                                 "position. Pass the first key of the query's document.")
     return 0
 
 

@@ -45,8 +45,8 @@ def adamw_step(param, m, v, grad, lr, beta1, beta2, eps, weight_decay, step, gra
 
 
 def sgd_step(param, momentum_buffer, grad, lr, momentum, weight_decay, nesterov, grad_scale):
-    """One SGD step as in PyTorch: decay added to grad · grad_scale. momentum_buffer float32 (n), zero at the start, or
-    None when momentum is 0."""
+    """One SGD step as in PyTorch: decay added to grad · grad_scale. momentum_buffer is zero at the start. All
+    float32 (n)."""
     cdef const char *op = b"sgd_step"
     cdef ck_array ap
     cdef ck_optimizer_args a
@@ -54,11 +54,7 @@ def sgd_step(param, momentum_buffer, grad, lr, momentum, weight_decay, nesterov,
     a.n = ap.shape[0]
     a.param = <float *> ap.data
     a.lr, a.beta1, a.beta2, a.eps, a.weight_decay, a.grad_scale = lr, momentum, 0.0, 0.0, weight_decay, grad_scale
-    a.m = NULL
-    if momentum_buffer is not None:
-        a.m = take_flat(momentum_buffer, op, b"momentum_buffer", CK_IS_WRITTEN, a.n)
-    elif a.beta1 != 0.0:
-        raise ValueError(f"[kernels.sgd_step] momentum is {momentum}, but momentum_buffer is None. Pass a buffer of zeros.")
+    a.m = take_flat(momentum_buffer, op, b"momentum_buffer", CK_IS_WRITTEN, a.n)
     a.v = NULL
     a.grad = take_flat(grad, op, b"grad", 0, a.n)
     a.step = 1

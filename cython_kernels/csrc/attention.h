@@ -64,9 +64,8 @@ static void FN(attention_forward_block)(const ck_heads *t, int64_t row0, int64_t
     for (int64_t i = 0; i < tiles; i++)
         for (int64_t r = 0; r < ck_min(CK_TILE, row1 - row0 - i * CK_TILE); r++) {
             const int64_t row = row0 + i * CK_TILE + r;
-            const float sum = total[i][r];  /* zero: the row sees no key; its output is zero */
-            FN(narrow)(QUERY_ROW(real, a->o, a->o_s, row), out[i] + r * t->padded, t, sum == 0.0f ? 0.0f : 1.0f / sum);
-            a->lse[ROW_INDEX(row)] = sum == 0.0f ? -INFINITY : largest[i][r] + logf(sum);
+            FN(narrow)(QUERY_ROW(real, a->o, a->o_s, row), out[i] + r * t->padded, t, 1.0f / total[i][r]);
+            a->lse[ROW_INDEX(row)] = largest[i][r] + logf(total[i][r]);
         }
 }
 

@@ -25,13 +25,13 @@ INLINE ck_heads heads_of(const ck_attention_args *a, int64_t pair) {
     return (ck_heads){a, group, group * a->s, a->d, ck_round_up(a->d, CK_NR), pair / a->kv, pair % a->kv};
 }
 
-/* The first and one past the last key that row r sees; empty when begin >= end. */
+/* The first and one past the last key that row r sees: one at least, its own (the door sees to `first`). */
 INLINE ck_range visible_to(const ck_heads *t, int64_t r) {
     const ck_attention_args *a = t->a;
     const int64_t s = r / t->group, end = a->t - a->s + s + 1;
     int64_t begin = a->window > 0 ? ck_max(0, end - a->window) : 0;
     if (a->first) begin = ck_max(begin, a->first[t->batch * a->s + s]);
-    return (ck_range){begin, ck_max(end, 0)};
+    return (ck_range){begin, end};
 }
 
 /* The smallest range of keys that holds what any of the rows sees. */
@@ -39,7 +39,7 @@ static ck_range visible_to_any(const ck_heads *t, int64_t row0, int64_t row1) {
     ck_range all = {t->a->t, 0};
     for (int64_t s = row0 / t->group; s <= (row1 - 1) / t->group; s++) {
         const ck_range one = visible_to(t, s * t->group);
-        if (one.begin < one.end) all = (ck_range){ck_min(all.begin, one.begin), ck_max(all.end, one.end)};
+        all = (ck_range){ck_min(all.begin, one.begin), ck_max(all.end, one.end)};
     }
     return all;
 }

@@ -75,7 +75,7 @@ int ck_take(ck_array *out, PyObject *object, const char *op, const char *name, u
             return refuse(op, name, array, "a stride is no multiple of the element's size", "Pass a copy made with np.array.");
         out->stride[i] = stride / size;
     }
-    if (dims > 0 && out->stride[dims - 1] != 1 && out->shape[dims - 1] > 1)
+    if (dims > 0 && out->stride[dims - 1] != 1 && out->shape[dims - 1] > 1 && PyArray_SIZE(array) > 0)
         return refuse(op, name, array, "its last dimension must be contiguous", "Pass a copy made with np.ascontiguousarray.");
     return 0;
 }

@@ -89,7 +89,8 @@ typedef struct {
 
 typedef struct { int64_t batch, row, head; } ck_strides;
 
-/* q, o, dq, do (B, S, H, D); k, v, dk, dv (B, T, K, D); lse, delta f32 (B, H, S); first int32 (B, S) or NULL. */
+/* q, o, dq, do (B, S, H, D); k, v, dk, dv (B, T, K, D); lse, delta f32 (B, H, S); first int32 (B, S) or NULL.
+ * S <= T, and first is never past the query's own position, so every query sees a key. */
 typedef struct {
     void *o, *dq, *dk, *dv;
     float *lse, *delta;
@@ -129,7 +130,7 @@ typedef struct {
     const float *grad;
     int64_t n, step;
     double lr, beta1, beta2, eps, weight_decay, grad_scale;
-    int nesterov;           /* sgd: beta1 is the momentum, m its buffer (NULL without momentum) */
+    int nesterov;           /* sgd: beta1 is the momentum, m its buffer */
 } ck_optimizer_args;
 
 typedef struct { const void *x; int64_t n; double *sum; } ck_sum_of_squares_args;

@@ -27,19 +27,16 @@ static void adamw_step(const void *args, const ck_team *team) {
 static void sgd_step(const void *args, const ck_team *team) {
     const ck_optimizer_args *a = args;
     const ck_range part = ck_split(a->n, 64, team->size, team->index);
-    float *param = a->param + part.begin, *buffer = a->m ? a->m + part.begin : NULL;
+    float *param = a->param + part.begin, *buffer = a->m + part.begin;
     const float *grad = a->grad + part.begin;
     const vf scale = v_set1((float)a->grad_scale), decay = v_set1((float)a->weight_decay);
     const vf momentum = v_set1((float)a->beta1), lr = v_set1((float)a->lr);
     EACH_VECTOR(i, n, part.end - part.begin,
         const vf p = v_load_n(param + i, n);
-        vf g = v_fma(decay, p, v_mul(v_load_n(grad + i, n), scale));
-        if (buffer) {
-            const vf b = v_fma(momentum, v_load_n(buffer + i, n), g);
-            v_store_n(buffer + i, b, n);
-            g = a->nesterov ? v_fma(momentum, b, g) : b;
-        }
-        v_store_n(param + i, v_sub(p, v_mul(lr, g)), n););
+        const vf g = v_fma(decay, p, v_mul(v_load_n(grad + i, n), scale));
+        const vf b = v_fma(momentum, v_load_n(buffer + i, n), g);
+        v_store_n(buffer + i, b, n);
+        v_store_n(param + i, v_sub(p, v_mul(lr, a->nesterov ? v_fma(momentum, b, g) : b)), n););
 }
 
 static void vector_exp(const void *args, const ck_team *team) {
