@@ -8,6 +8,7 @@ A new stage is one row in STAGES. This file needs Python's standard library alon
 pytest from the JUnit file that pytest writes.
 """
 
+import ast
 import contextlib
 import importlib.util
 import os
@@ -228,13 +229,21 @@ def read_report(report: Path, status: int, outcome: Outcome) -> None:
         if case.find("failure") is not None or case.find("error") is not None:
             failed += 1
         elif skip is not None:
-            outcome.skips[(skip.get("message") or "no reason given").removeprefix("Skipped: ")] += 1
+            outcome.skips[skip_reason(skip)] += 1
         else:
             outcome.passed += 1
     if status != 0 and failed == 0:
         failed = 1
         outcome.problem = f"pytest ended with status {status}"
     outcome.failed += failed
+
+
+def skip_reason(skip: ElementTree.Element) -> str:
+    """Why a test was skipped; for a whole module, pytest hides the reason in a tuple (file, line, reason)."""
+    reason = skip.get("message") or "no reason given"
+    if reason == "collection skipped" and skip.text:
+        reason = ast.literal_eval(skip.text)[2]
+    return reason.removeprefix("Skipped: ")
 
 
 def typing_tree() -> Path:
