@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any
 
 ISAS = ("generic", "avx2", "avx512", "avx512bf16")
 """Compiled instruction sets, plainest first; a later one is preferred."""
@@ -112,7 +112,8 @@ def load(isa: str | None = None) -> KernelSet:
         why = "this CPU or this build does not have it" if name in ISAS else "there is no such set"
         raise ValueError(f"[kernels.load] {source} is {name!r}: {why}. Use one of {', '.join(legal)}.")
     if name == "reference":  # the package has the attributes of a set
-        return cast(KernelSet, importlib.import_module("cktrain.cython_kernels.reference"))
+        reference: Any = importlib.import_module("cktrain.cython_kernels.reference")
+        return reference
 
     from cktrain.cython_kernels import _runtime
 
