@@ -112,6 +112,14 @@ def all_of(*conditions: Callable[[], str | None]) -> Callable[[], str | None]:
 
 # ----------------------------------------------------------------------------------------------- the stages
 
+# The demo with its data and model, in few steps.
+DEMO_IN_BRIEF = (
+    *("--set", "run.steps=4"),
+    *("--set", "schedule.warmup_steps=2"),
+    *("--set", "data.validation.every=2"),
+    *("--set", "data.validation.batches=1"),
+)
+
 STAGES = (
     Stage(
         "lint",
@@ -156,7 +164,7 @@ STAGES = (
     Stage(
         "demo",
         "the demo end to end, with few steps",
-        (("./run", "demo", "--set", "run.steps=4"),),
+        (("./run", "demo", *DEMO_IN_BRIEF),),
     ),
     Stage(
         "packaging",
