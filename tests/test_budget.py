@@ -16,16 +16,11 @@ LONG_FILES: dict[str, str] = {}
 DRAWERS = {"utils", "util", "helpers", "common", "misc", "tools"}
 
 
-def is_generated(path: Path) -> bool:
-    """Cython writes x.c beside x.pyx; it is not in the repository."""
-    return path.suffix == ".c" and path.with_suffix(".pyx").exists()
-
-
 def sources() -> list[Path]:
     """Every source file that a person wrote."""
     found = [path for folder in FOLDERS for path in (ROOT / folder).rglob("*") if path.suffix in SUFFIXES]
     found += [ROOT / "setup.py", ROOT / "run"]
-    return sorted(path for path in found if path.is_file() and not is_generated(path))
+    return sorted(path for path in found if path.is_file())
 
 
 def check(path: str, lines: int) -> str | None:

@@ -219,7 +219,7 @@ def texts() -> Iterator[Path]:
             and not name.endswith(".egg-info")
         ]
         for path in (Path(folder) / name for name in files if name != ".git"):
-            if path.suffix in TEXTS and not (path.suffix == ".c" and path.with_suffix(".pyx").exists()):
+            if path.suffix in TEXTS:
                 yield path
 
 

@@ -22,7 +22,7 @@ ROOMS = ("cktrain", "comm", "cython_kernels", "launch")
 MADE = {".git", ".venv", "build", "dist", "runs", "__pycache__"}
 SOURCES = {".py", ".pyx", ".pxd", ".pxi", ".c", ".h"}
 
-# What a compiler must accept to build for an instruction set. The module of a set is named after it.
+# What a compiler must accept to build for an instruction set; its module is _isa_<name>.
 FLAGS = {
     "generic": [],
     "avx2": ["-mavx2", "-mfma"],
@@ -49,8 +49,7 @@ def copy_tree(target: Path) -> Path:
     for path in ROOT.rglob("*"):
         parts = path.relative_to(ROOT).parts
         made = parts[0] == "data" or MADE & set(parts) or any(part.endswith(".egg-info") for part in parts)
-        generated = path.suffix == ".so" or (path.suffix == ".c" and path.with_suffix(".pyx").exists())
-        if path.is_file() and not made and not generated:
+        if path.is_file() and not made and path.suffix != ".so":
             copy = target / path.relative_to(ROOT)
             copy.parent.mkdir(parents=True, exist_ok=True)
             copy.write_bytes(path.read_bytes())
@@ -80,7 +79,7 @@ def known_to_the_compiler(folder: Path) -> set[str]:
 def installed_sets(files: list[str]) -> set[str]:
     """The instruction sets whose modules are among the files."""
     modules = [Path(file).name.split(".")[0] for file in files if file.endswith(".so")]
-    return {isa for isa in FLAGS if any(module.endswith(isa) for module in modules)}
+    return {module.removeprefix("_isa_") for module in modules if module.startswith("_isa_")}
 
 
 def python_modules() -> set[str]:
