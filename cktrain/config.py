@@ -161,6 +161,15 @@ class BatchConfig(Section):
     global_batch_size: Positive
     """Sequences per optimizer step over all data ranks."""
 
+    @model_validator(mode="after")
+    def _check(self) -> BatchConfig:
+        if self.global_batch_size % self.micro_batch_size:
+            raise ValueError(
+                f"global_batch_size {self.global_batch_size} is not a multiple of "
+                f"micro_batch_size {self.micro_batch_size}. Change one of them"
+            )
+        return self
+
 
 class OptimizerConfig(Section):
     """The update rule."""
@@ -288,12 +297,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        batch = self.batch
-        if batch.global_batch_size % batch.micro_batch_size:
-            raise ValueError(
-                f"batch.global_batch_size {batch.global_batch_size} is not a multiple of "
-                f"batch.micro_batch_size {batch.micro_batch_size}. Change one of them"
-            )
         longest = self.model.max_position_embeddings
         if longest is not None and self.data.sequence_length > longest:
             raise ValueError(

@@ -125,8 +125,8 @@ def _describe(problem: Any, lines: dict[tuple, str], name: str) -> str:
     known = path
     while known and known not in lines:
         known = known[:-1]
-    where = lines.get(known, f"{name}:1")
-    key = ".".join(str(part) for part in path) or "the file"
+    where = lines[known] if path else name
+    key = ".".join(str(part) for part in path)
     if problem["type"] == "extra_forbidden":
         choices = _fields_at(path[:-1])
         close = difflib.get_close_matches(str(path[-1]), choices, n=1, cutoff=0.5)
@@ -136,7 +136,7 @@ def _describe(problem: Any, lines: dict[tuple, str], name: str) -> str:
         return f"{where}: {key}: missing. It has no default; add it"
     message = problem["msg"].removeprefix("Value error, ")
     given = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
-    return f"{where}: {key}: {message[0].lower() + message[1:] if path else message}{given}"
+    return f"{where}: {key}: {message[0].lower() + message[1:]}{given}" if path else f"{where}: {message}"
 
 
 def _fields_at(path: tuple) -> list[str]:

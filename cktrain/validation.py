@@ -61,5 +61,5 @@ class Validator:
         loss = sums.loss_sum / max(sums.tokens, 1)
         bits = None
         if self.source.text_bytes:
-            bits = loss / math.log(2) * len(self.source) / self.source.text_bytes
+            bits = loss / math.log(2) * (len(self.source) - 1) / self.source.text_bytes
         return ValidationResult(loss, sums.tokens, bits)

@@ -124,10 +124,10 @@ def plan_binding(
         job = _job_cpus(allowance, process)
         cores = topology.cores(job)
         share = split_cores(cores, ranks)[local_rank]
-        widened = set(share.cpus) - allowance.mask
-        if widened:
+        if not allowance.mask.issuperset(share.cpus):
+            how = "widened" if allowance.mask.issubset(share.cpus) else "moved"
             lines.append(
-                f"mask widened from cpu {format_cpulist(allowance.mask)} (given by the launcher) to "
+                f"mask {how} from cpu {format_cpulist(allowance.mask)}, given by the launcher, to "
                 f"{format_cpulist(share.cpus)}."
             )
     else:
@@ -243,9 +243,10 @@ def _job_cpus(allowance: Allowance, process: ProcessEnvironment) -> frozenset[in
     if process.source == "none" or (alone and len(mask) > 1):
         return mask
     parent = allowance.parent_mask & allowance.cpuset
-    if parent > mask or (parent == mask and len(mask) > 1):
+    if parent and not parent <= mask:
         return parent
-    return allowance.cpuset if len(mask) == 1 else mask
+    # The parent has our mask: the launcher bound nothing, or a shell stands between it and us.
+    return mask if len(mask) > 1 else allowance.cpuset
 
 
 def _apply(binding: Binding, allowance: Allowance) -> Binding:

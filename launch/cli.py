@@ -18,6 +18,7 @@ _COMMANDS = {
     "data": ("cktrain.launch.commands.data", "prepare token shards"),
     "generate": ("cktrain.launch.commands.generate", "continue a text with a trained model"),
     "export": ("cktrain.launch.commands.export", "write a checkpoint as a Hugging Face folder"),
+    "report": ("cktrain.launch.commands.report", "loss curve and bits per byte of a run"),
     "bench": ("cktrain.launch.commands.bench", "measure this machine and the framework on it"),
 }
 
@@ -29,7 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, FileNotFoundError, PermissionError) as error:
+    except (ValueError, OSError) as error:
         print(f"cktrain: {error}", file=sys.stderr)
         return EXIT_INPUT
 

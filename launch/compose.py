@@ -19,6 +19,7 @@ from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import FlatParams
 from cktrain.optim.optimizer import OPTIMIZERS
 from cktrain.parallel.data import DataParallel
+from cktrain.parallel.mesh import resolve_mesh
 from cktrain.trainer import Trainer
 from cktrain.validation import Validator
 
@@ -39,6 +40,11 @@ class Run:
 
 def compose(config: Config, group: Group, threads: int, peak_flops: float | None = None, bar: Any = None) -> Run:
     """Build everything for this rank. Raises ValueError for what the user can mend."""
+    mesh = resolve_mesh(config.parallel, group.size)
+    if mesh.data != mesh.world:
+        raise ValueError(
+            f"[parallel] tensor {mesh.tensor} x pipeline {mesh.pipeline}: this version divides only the data. Set both to 1."
+        )
     kernels = cython_kernels.load()
     kernels.set_num_threads(threads)
     run_dir = Path(config.run.dir)

@@ -351,17 +351,17 @@ def read_dataset(folder: str | Path) -> dict[str, Any]:
     """What `dataset.json` of a prepared folder says. Raises ValueError when it cannot be read or is newer."""
     path = Path(folder) / DATASET_FILE
     try:
-        dataset = json.loads(path.read_text(encoding="utf-8"))
-        version, splits = dataset["version"], dataset["splits"]
-        complete = all("shards" in splits[split] for split in _RAW_NAMES)
+        dataset: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        version = int(dataset["version"])
+        if version <= VERSION:
+            _ = [entry["file"] for split in _RAW_NAMES for entry in dataset["splits"][split]["shards"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
             f"[data.shards] {path}: cannot be read ({error!r}). Prepare the data again."
         ) from error
-    if version > VERSION or not complete:
+    if version > VERSION:
         raise ValueError(
-            f"[data.shards] {path}: version {version}, this cktrain reads up to {VERSION}. "
-            "Upgrade cktrain or prepare the data again."
+            f"[data.shards] {path}: format version {version}, this cktrain reads up to {VERSION}. "
+            "Upgrade cktrain."
         )
-    result: dict[str, Any] = dataset
-    return result
+    return dataset

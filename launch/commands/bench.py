@@ -37,9 +37,9 @@ def _step(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind_process
+    from cktrain.launch.bind import bind
 
-    binding = bind_process(read_process_environment({}), config.launch)
+    binding = bind(read_process_environment({}), mode=config.launch.bind, threads=config.launch.threads)
     from cktrain import cython_kernels
     from cktrain.bench.peak import measure_flops
     from cktrain.bench.step import bench_step

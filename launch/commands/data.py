@@ -17,14 +17,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument("--text-key", default="text", help="key of the text in .jsonl")
     prepare.add_argument("--shard-tokens", type=int, default=100_000_000, help="tokens in a shard")
     prepare.add_argument("--overwrite", action="store_true", help="replace OUT when it exists")
-    prepare.add_argument("--if-needed", action="store_true", help="do nothing when OUT already holds this data")
+    prepare.add_argument("--reuse", action="store_true", help="keep OUT when it was made from the same files with the same options")
     prepare.set_defaults(run=_prepare)
 
 
 def _prepare(options: argparse.Namespace) -> int:
     from cktrain.data.prepare import prepare
 
-    prepare(
+    summary = prepare(
         options.source,
         options.out,
         tokenizer=options.tokenizer,
@@ -33,6 +33,8 @@ def _prepare(options: argparse.Namespace) -> int:
         text_key=options.text_key,
         shard_tokens=options.shard_tokens,
         overwrite=options.overwrite,
-        if_needed=options.if_needed,
+        reuse=options.reuse,
     )
+    splits = {name: sum(shard["tokens"] for shard in split["shards"]) for name, split in summary["splits"].items()}
+    print(f"{options.out}: " + ", ".join(f"{tokens:,} {name} tokens" for name, tokens in splits.items()))
     return 0

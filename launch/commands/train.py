@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import os
 import shlex
 import sys
 import traceback
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cktrain.config import Config
@@ -32,10 +34,10 @@ def run(options: argparse.Namespace) -> int:
     """Train; returns the exit status."""
     config = load_config(options.config, options.overrides)
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind_process
+    from cktrain.launch.bind import bind
 
     process = read_process_environment(os.environ)
-    binding = bind_process(process, config.launch)
+    binding = bind(process, mode=config.launch.bind, threads=config.launch.threads)
 
     from cktrain.comm import bootstrap
 
@@ -53,18 +55,15 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> int:
+    from cktrain.launch.compose import compose
     from cktrain.launch.logs import set_up_logging
     from cktrain.launch.progress import StepBar
 
     built = None
     problem = ""
+    log = logging.getLogger("cktrain")
     try:
-        console = set_up_logging(_run_dir(config), group.rank)
-        import logging
-
-        from cktrain.launch.compose import compose
-
-        log = logging.getLogger("cktrain")
+        console = set_up_logging(Path(config.run.dir), group.rank)
         log.info(binding.message)
         built = compose(config, group, binding.threads)
     except (ValueError, MemoryError) as error:
@@ -101,8 +100,6 @@ def _agree(problem: str, group: Group) -> str:
 
 
 def _report(error: BaseException, group: Group) -> int:
-    import logging
-
     who = f" rank {group.rank}:" if group.size > 1 else ""
     if isinstance(error, ValueError):
         if group.rank == 0 or not logging.getLogger("cktrain").handlers:
@@ -118,12 +115,6 @@ def _report(error: BaseException, group: Group) -> int:
         traceback.print_exception(error)
     print(f"cktrain:{who} {error}", file=sys.stderr, flush=True)
     return 1
-
-
-def _run_dir(config: Config):  # type: ignore[no-untyped-def]
-    from pathlib import Path
-
-    return Path(config.run.dir)
 
 
 def _command_line(options: argparse.Namespace, group: Group) -> str:

@@ -24,7 +24,8 @@ def losses(run, steps: int) -> list[float]:
 def test_the_loss_falls(tiny, composed, family):
     config = tiny(**FP64, **{"model.family": family})
     result = losses(composed(config), 20)
-    assert result[-1] < 0.7 * result[0]
+    assert result[0] == pytest.approx(np.log(61), abs=0.1)  # fresh weights know nothing
+    assert result[-1] < 3.1
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])

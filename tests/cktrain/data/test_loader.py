@@ -1,0 +1,186 @@
+"""Batches are a pure function of seed and step, whatever the ranks and the step resumed at."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from cktrain.data.loader import BatchLoader, document_bounds, validation_batches
+from cktrain.data.shards import Shard, TokenSource
+
+
+def stream(length, eos_id=None, ids=None, shards=1):
+    """A source whose ids are their positions, unless given."""
+    ids = np.arange(length) if ids is None else np.asarray(ids)
+    parts = np.array_split(ids.astype(np.uint32), shards)
+    return TokenSource(
+        [Shard(Path(f"train-{i}.bin"), part, None, eos_id) for i, part in enumerate(parts) if len(part)]
+    )
+
+
+def same(one, other):
+    assert len(one) == len(other)
+    for a, b in zip(one, other, strict=True):
+        for name in ("tokens", "targets", "first", "positions"):
+            x, y = getattr(a, name), getattr(b, name)
+            assert (x is None and y is None) or np.array_equal(x, y)
+
+
+def test_shapes_and_targets():
+    loader = BatchLoader(stream(1000), 8, 2, 6, seed=1)
+    batches = loader.micro_batches(1)
+    assert len(batches) == 3
+    for batch in batches:
+        assert batch.tokens.shape == batch.targets.shape == (2, 8)
+        assert batch.tokens.dtype == batch.targets.dtype == np.int32
+        assert batch.tokens.flags.c_contiguous and batch.targets.flags.c_contiguous
+        assert np.array_equal(batch.targets, batch.tokens + 1)  # the ids are positions
+        assert batch.first is None and batch.positions is None
+    starts = np.concatenate([batch.tokens[:, 0] for batch in batches])
+    assert np.array_equal(starts, loader.rows(1) * 8)
+
+
+@given(st.integers(2, 300), st.integers(1, 20), st.integers(1, 6), st.integers(1, 4))
+def test_sequential_windows_cover_the_stream_and_wrap(length, sequence_length, rows, shards):
+    windows = (length - 1) // sequence_length
+    if windows == 0:
+        return
+    loader = BatchLoader(stream(length, shards=shards), sequence_length, 1, rows, seed=0, shuffle=False)
+    steps = -(-2 * windows // rows)
+    tokens = np.concatenate([b.tokens for step in range(1, steps + 1) for b in loader.micro_batches(step)])
+    once = np.arange(windows * sequence_length)
+    assert np.array_equal(tokens.ravel()[: 2 * len(once)], np.tile(once, 2))
+
+
+@given(st.integers(1, 40), st.integers(1, 12), st.integers(0, 2**63))
+def test_shuffled_epochs_have_every_window_once(windows, rows, seed):
+    loader = BatchLoader(stream(windows * 4 + 1), 4, 1, rows, seed)
+    steps = -(-3 * windows // rows)
+    order = np.concatenate([loader.rows(step) for step in range(1, steps + 1)])[: 3 * windows]
+    for epoch in order.reshape(3, windows):
+        assert np.array_equal(np.sort(epoch), np.arange(windows))
+
+
+def test_epochs_differ_and_seeds_differ():
+    rows = [BatchLoader(stream(401), 4, 1, 100, seed).rows(step) for seed in (1, 2) for step in (1, 2)]
+    assert len({tuple(row) for row in rows}) == 4
+
+
+@given(st.sampled_from([1, 2, 3, 4]), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.booleans())
+def test_ranks_together_are_one_rank(ranks, micro, accumulation, step, shuffle):
+    source = stream(203, eos_id=7, ids=np.arange(203) % 11)
+    size = ranks * micro * accumulation
+    whole = BatchLoader(source, 5, micro, size, 3, shuffle, document_mask=True)
+    parts = [BatchLoader(source, 5, micro, size, 3, shuffle, rank, ranks, True) for rank in range(ranks)]
+    same(whole.micro_batches(step), [batch for part in parts for batch in part.micro_batches(step)])
+
+
+@settings(max_examples=20, deadline=None)
+@given(st.integers(1, 30), st.booleans())
+def test_resume_at_any_step_gives_the_same_batches(step, shuffle):
+    source = stream(500)
+    with (
+        BatchLoader(source, 7, 2, 4, 9, shuffle) as never_stopped,
+        BatchLoader(source, 7, 2, 4, 9, shuffle) as new,
+    ):
+        for earlier in range(1, step):
+            never_stopped.batch(earlier)
+        for later in range(step, step + 3):
+            expected = never_stopped.batch(later)
+            same(expected, new.batch(later))
+            same(expected, new.micro_batches(later))
+
+
+def test_the_wait_is_counted_and_close_is_safe():
+    loader = BatchLoader(stream(100), 4, 1, 1, 0)
+    assert loader.wait_seconds == 0
+    loader.close()
+    loader.batch(1)
+    assert loader.wait_seconds > 0
+    loader.close()
+
+
+def test_an_id_beyond_the_vocabulary_reaches_the_caller():
+    ids = np.zeros(101)
+    ids[70] = 999
+    loader = BatchLoader(stream(101, ids=ids, shards=2), 4, 1, 1, 0, shuffle=False, vocab_size=50)
+    with loader:
+        for step in range(1, 18):
+            loader.batch(step)
+        # 101 ids in two shards of 51 and 50: 70 is the 19th of the second.
+        message = r"train-1\.bin: token id 999 at position 19 is beyond the model's vocabulary of 50"
+        with pytest.raises(ValueError, match=message):
+            loader.batch(18)
+
+
+def test_bad_sizes():
+    with pytest.raises(ValueError, match=r"global_batch_size 10 .* micro_batch_size 2 x 2 data ranks = 4"):
+        BatchLoader(stream(100), 4, 2, 10, 0, data_ranks=2)
+    with pytest.raises(ValueError, match=r"train-0\.bin: 8 tokens are fewer than the 9 that one sequence"):
+        BatchLoader(stream(8), 8, 1, 1, 0)
+    assert BatchLoader(stream(9), 8, 1, 1, 0).windows == 1
+    with pytest.raises(ValueError, match="a document mask needs an end-of-document id"):
+        BatchLoader(stream(100), 8, 1, 1, 0, document_mask=True)
+    with pytest.raises(ValueError, match="1 token gives nothing to predict"):
+        next(validation_batches(stream(1), 4, 1, 1))
+
+
+def test_document_bounds_by_hand():
+    tokens = np.array([[5, 5, 0, 6, 0, 0, 7, 7], [0, 1, 1, 1, 1, 1, 1, 0]], dtype=np.int32)
+    first, positions = document_bounds(tokens, eos_id=0)
+    assert first.tolist() == [[0, 0, 0, 3, 3, 5, 6, 6], [0, 1, 1, 1, 1, 1, 1, 1]]
+    assert positions.tolist() == [[0, 1, 2, 0, 1, 0, 0, 1], [0, 0, 1, 2, 3, 4, 5, 6]]
+    assert first.dtype == positions.dtype == np.int32
+
+
+@given(st.lists(st.integers(0, 3), min_size=1, max_size=30))
+def test_document_bounds_are_what_a_loop_finds(row):
+    first, positions = document_bounds(np.array([row], dtype=np.int32), eos_id=0)
+    start = 0
+    for index, token in enumerate(row):
+        assert first[0, index] == start and positions[0, index] == index - start
+        if token == 0:
+            start = index + 1
+
+
+def test_the_mask_is_on_the_batch():
+    source = stream(100, eos_id=3, ids=np.arange(100) % 5)
+    (batch,) = BatchLoader(source, 10, 2, 2, 0, shuffle=False, document_mask=True).micro_batches(1)
+    expected = document_bounds(batch.tokens, 3)
+    assert np.array_equal(batch.first, expected[0]) and np.array_equal(batch.positions, expected[1])
+    assert batch.first.tolist()[0] == [0, 0, 0, 0, 4, 4, 4, 4, 4, 9]
+
+
+@given(st.integers(2, 200), st.integers(1, 12), st.integers(1, 4), st.integers(1, 4))
+def test_the_whole_split_has_every_token_but_the_first_once(length, sequence_length, micro, ranks):
+    source = stream(length)
+    ranks_batches = [
+        list(validation_batches(source, sequence_length, micro, micro * ranks, None, rank, ranks))
+        for rank in range(ranks)
+    ]
+    assert len({len(batches) for batches in ranks_batches}) == 1  # collectives need as many on each rank
+    targets = np.concatenate([b.targets.ravel() for batches in ranks_batches for b in batches])
+    tokens = np.concatenate([b.tokens.ravel() for batches in ranks_batches for b in batches])
+    assert all(b.tokens.shape == (micro, sequence_length) for batches in ranks_batches for b in batches)
+    valid = targets != -100
+    assert np.array_equal(np.sort(targets[valid]), np.arange(1, length))
+    assert np.array_equal(tokens[valid] + 1, targets[valid])
+
+
+@given(st.integers(1, 5), st.sampled_from([1, 2, 4]))
+def test_the_first_batches_are_the_same_windows_on_any_ranks(batches, ranks):
+    source = stream(201)
+    found = []
+    for rank in range(ranks):
+        for batch in validation_batches(source, 5, 2, 8, batches, rank, ranks):
+            found += batch.targets[batch.targets != -100].tolist()
+    assert sorted(found) == list(range(1, 1 + min(200, batches * 8 * 5)))
+
+
+def test_a_validation_split_shorter_than_a_sequence_is_padded():
+    (batch,) = validation_batches(stream(4, eos_id=1), 6, 1, 1, document_mask=True)
+    assert batch.tokens.tolist() == [[0, 1, 2, 0, 0, 0]]
+    assert batch.targets.tolist() == [[1, 2, 3, -100, -100, -100]]
+    assert batch.first.tolist() == [[0, 0, 2, 2, 2, 2]]
