@@ -198,7 +198,7 @@ def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
         raise ValueError(f"[hugging_face] {index}: no index of weights ({error!r}). Fetch the file again.") from None
     found: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
-        path = index.with_name(file)
+        path = index.parent / file
         if Path(file).name != file or not path.is_file():
             raise ValueError(f"[hugging_face] {index}: its file {file} is not in the folder. Fetch it too.")
         for tensor in read_header(path):

@@ -1,8 +1,8 @@
 """Parity with transformers, as a table: logits, loss and gradients of small models of every family.
 
-    python tests/golden/hf/parity.py            transformers computes the other side (needs torch, transformers)
-    python tests/golden/hf/parity.py --as-is    the same, with the fp32 rounding in transformers' RMSNorm left in
-    python tests/golden/hf/parity.py --golden   the stored results are the other side (made by make_goldens.py)
+    python tests/golden/hf/hf_parity.py            transformers computes the other side (needs torch, transformers)
+    python tests/golden/hf/hf_parity.py --as-is    the same, with the fp32 in transformers' RMSNorm and cosines left in
+    python tests/golden/hf/hf_parity.py --golden   the stored results are the other side (made by make_goldens.py)
 
 Each model is saved by transformers and loaded here. Figures are max|a-b| / max|b| over a tensor, b being transformers'
 in fp64; for gradients the worst tensor's. The tests use the functions of this file.
@@ -103,13 +103,19 @@ def draw_tokens(vocab_size: int, batch_size: int = 3, length: int = 33, seed: in
 
 
 def judge_results(model: Any, tokens: np.ndarray, targets: np.ndarray, widen: bool = True) -> Result:
-    """What transformers computes in fp64. Its RMSNorm rounds to fp32 even then; `widen` takes that rounding out."""
+    """What transformers computes in fp64.
+
+    Even then its RMSNorm rounds to fp32 and its cosines are torch's fp32 ones, an ulp off the rounded exact ones.
+    `widen` takes the first out and rounds the second correctly, so that the comparison is exact.
+    """
     import torch
 
     model = model.double().eval()
     for module in model.modules():
         if widen and type(module).__name__.endswith("RMSNorm"):
             module.forward = functools.partial(_wide_rms_norm, module)
+        if widen and type(module).__name__.endswith("RotaryEmbedding"):
+            module.forward = functools.partial(_rounded_rotary, module)
     model.zero_grad()
     logits = model(torch.tensor(tokens, dtype=torch.int64)).logits
     loss = torch.nn.functional.cross_entropy(
@@ -124,6 +130,13 @@ def _wide_rms_norm(module: Any, x: Any) -> Any:
     import torch
 
     return module.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon))
+
+
+def _rounded_rotary(module: Any, x: Any, position_ids: Any) -> Any:
+    import torch
+
+    angles = (position_ids[..., None].float() * module.inv_freq.float()).double()
+    return tuple(torch.cat((t, t), -1).float().double() * module.attention_scaling for t in (angles.cos(), angles.sin()))
 
 
 def our_results(folder: Path, tokens: np.ndarray, targets: np.ndarray, kernels: Any, precision: str) -> Result:
@@ -185,7 +198,7 @@ def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Parity with transformers, as a table.")
     parser.add_argument("--golden", action="store_true", help="compare with the stored results")
-    parser.add_argument("--as-is", action="store_true", help="leave transformers' RMSNorm in fp32")
+    parser.add_argument("--as-is", action="store_true", help="leave fp32 in transformers' RMSNorm and cosines")
     parser.add_argument("--hidden-size", type=int, default=48)
     options = parser.parse_args()
     print(HEADING)
