@@ -29,7 +29,7 @@ class SavedModel:
     hugging_face: bool
 
     def load(self, numerics: Numerics, positions: int) -> tuple[Transformer, FlatParams]:
-        """The model with its weights, for sequences of up to `positions` tokens. Raises ValueError for bad files."""
+        """The model with its weights, for up to `positions` tokens. Raises ValueError for bad files."""
         model = build_model(self.config, numerics, positions)
         params = FlatParams(model.params(), numerics)
         if self.hugging_face:
@@ -70,7 +70,7 @@ def _from_checkpoint(path: Path) -> SavedModel:
 
 
 def _tokenizer_of(config: Config, pretrained: Path | None) -> Path | None:
-    """The data folder, whose tokens the model learned; with raw tokens the folder of the pretrained weights."""
+    """The data folder, whose tokens the model learned; with raw tokens that of the pretrained weights."""
     for folder in (Path(config.data.path), pretrained):
         if folder is not None and (folder / TOKENIZER_FILE).is_file():
             return folder

@@ -1,4 +1,4 @@
-"""Text into a model and out of it, while it generates: prompts to ids, ids to text as soon as characters are whole."""
+"""Text into a model and out of it: prompts to ids, ids to text as soon as characters are whole."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ _INCOMPLETE = "\ufffd"  # what decoders write for bytes that are not (yet) a cha
 class Codec:
     """The tokenizer of a saved model.
 
-    For a run a prompt is encoded as its data was: nothing is added, and special tokens written out are ordinary text.
-    For a Hugging Face folder it is encoded as its own tokenizer does, which may add a beginning token.
+    For a run a prompt is encoded as its data was: nothing is added, and special tokens written out are
+    ordinary text. For a Hugging Face folder it is encoded as its own tokenizer does, which may add a
+    beginning token.
     """
 
     def __init__(self, folder: Path, hugging_face: bool) -> None:
@@ -41,7 +42,9 @@ class Codec:
         try:
             prompt.encode("utf-8")
         except UnicodeEncodeError as error:
-            raise ValueError(f"[generate] the prompt is not UTF-8 text at character {error.start}. Correct it.") from None
+            raise ValueError(
+                f"[generate] the prompt is not UTF-8 text at character {error.start}. Correct it."
+            ) from None
         if self._tokenizer is not None:
             return self._tokenizer.encode(prompt) or self._start
         return self._backend.encode(prompt).ids or self._start
@@ -61,10 +64,10 @@ def _read_backend(file: Path) -> Backend:
 
 
 class TextStream:
-    """Text of ids that come one by one. A character of several tokens is given out when its last one has come."""
+    """Text of ids that come one by one; a character of several tokens is given out with its last one."""
 
     def __init__(self, codec: Codec, prompt: Sequence[int]) -> None:
-        """The prompt's text is not given out; it is context, since decoders treat the first token of a text apart."""
+        """The prompt's text is not given out; it is context: decoders treat a text's first token apart."""
         self._codec = codec
         self._ids = list(prompt)
         self._context = 0

@@ -1,7 +1,8 @@
 """config.json of Hugging Face to a `ModelConfig` and back: llama, mistral, qwen2, qwen3, gpt2.
 
-What would change the model's results and is not computed here is an error, never ignored. Dropout is the exception:
-it is not applied in training here, and is written as zero. A missing key has the default of transformers' class.
+What would change the model's results and is not computed here is an error, never ignored. Dropout is the
+exception: it is not applied in training here, and is written as zero. A missing key has the default of
+transformers' class.
 
 Rotary settings are read in both spellings: `rope_theta` with `rope_scaling`, and the `rope_parameters` of
 transformers 5; the first is written, which both versions read.
@@ -31,7 +32,12 @@ ARCHITECTURES = {
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "llama": {"rms_norm_eps": 1e-6},
     "mistral": {"rms_norm_eps": 1e-6, "num_key_value_heads": 8, "sliding_window": 4096},
-    "qwen2": {"rms_norm_eps": 1e-6, "num_key_value_heads": 32, "sliding_window": 4096, "max_window_layers": 28},
+    "qwen2": {
+        "rms_norm_eps": 1e-6,
+        "num_key_value_heads": 32,
+        "sliding_window": 4096,
+        "max_window_layers": 28,
+    },
     "qwen3": {
         "rms_norm_eps": 1e-6,
         "num_key_value_heads": 32,
@@ -83,14 +89,16 @@ def read_model_config(folder: str | Path) -> ModelConfig:
         values = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ValueError(
-            f"[hugging_face] cannot read {path}: {error.strerror}. Give a folder with a Hugging Face model in it."
+            f"[hugging_face] cannot read {path}: {error.strerror}. Give a folder with a Hugging Face model "
+            "in it."
         ) from None
     except ValueError as error:
         raise ValueError(f"[hugging_face] {path}: not valid JSON ({error}). Fetch the file again.") from None
     model_type = values.get("model_type") if isinstance(values, dict) else None
     if model_type not in ARCHITECTURES:
         raise ValueError(
-            f"[hugging_face] {path}: model_type {model_type!r} is not supported. Use one of {', '.join(ARCHITECTURES)}."
+            f"[hugging_face] {path}: model_type {model_type!r} is not supported. Use one of "
+            f"{', '.join(ARCHITECTURES)}."
         )
     try:
         return _read(model_type, {**_DEFAULTS[model_type], **values})
@@ -98,7 +106,9 @@ def read_model_config(folder: str | Path) -> ModelConfig:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
         message = problem["msg"].removeprefix("Value error, ")
-        raise ValueError(f"[hugging_face] {path}: {key + ': ' if key else ''}{message}. Correct the file.") from None
+        raise ValueError(
+            f"[hugging_face] {path}: {key + ': ' if key else ''}{message}. Correct the file."
+        ) from None
     except ValueError as error:
         raise ValueError(f"[hugging_face] {path}: {error}") from None
 
@@ -120,7 +130,9 @@ def _read(model_type: str, values: Mapping[str, Any]) -> ModelConfig:
         found["initializer_range"] = float(values["initializer_range"])
     found["tie_word_embeddings"] = bool(values.get("tie_word_embeddings", False))
     if model_type == "gpt2":
-        found["activation_function"] = _activation(values, "activation_function", ("gelu_new", "gelu"), "gelu_new")
+        found["activation_function"] = _activation(
+            values, "activation_function", ("gelu_new", "gelu"), "gelu_new"
+        )
         found["layer_norm_epsilon"] = float(values.get("layer_norm_epsilon", 1e-5))
         return ModelConfig(**found)
     _activation(values, "hidden_act", ("silu",), "silu")
@@ -143,7 +155,7 @@ def _activation(values: Mapping[str, Any], key: str, supported: tuple[str, ...],
 
 
 def _read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
-    """rope_theta and rope_scaling out of either spelling; rope_scaling wins where both stand, as in transformers."""
+    """rope_theta and rope_scaling out of either spelling; the older wins where both stand, as there."""
     given = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if not isinstance(given, Mapping) or any(isinstance(value, Mapping) for value in given.values()):
         raise ValueError(f"rope parameters are {given!r}. One mapping for all layers is supported.")
@@ -180,17 +192,24 @@ def _read_window(model_type: str, values: Mapping[str, Any]) -> dict[str, Any]:
     else:  # these classes do not read layer_types: it may only say what they do
         kind = "full_attention" if window is None else "sliding_attention"
         if types is not None and set(types) != {kind}:
-            raise ValueError(f"layer_types is {types!r}, and {model_type}'s layers are all {kind}. Remove it.")
+            raise ValueError(
+                f"layer_types is {types!r}, and {model_type}'s layers are all {kind}. Remove it."
+            )
         types = [kind] * layers
     if "sliding_attention" not in types:
         return {}
     if window is None:
-        raise ValueError("layer_types has sliding_attention and no sliding_window is used. Correct one of them.")
-    return {"sliding_window": window, "layer_types": None if set(types) == {"sliding_attention"} else list(types)}
+        raise ValueError(
+            "layer_types has sliding_attention and no sliding_window is used. Correct one of them."
+        )
+    return {
+        "sliding_window": window,
+        "layer_types": None if set(types) == {"sliding_attention"} else list(types),
+    }
 
 
 def model_type_of(config: ModelConfig) -> str:
-    """The Hugging Face model_type that has this architecture's parts. Raises ValueError where none has them all."""
+    """The model_type that has this architecture's parts. Raises ValueError where none has them all."""
     c = config
     assert c.hidden_size and c.num_attention_heads
     uneven = c.hidden_size % c.num_attention_heads != 0
@@ -233,7 +252,8 @@ def model_type_of(config: ModelConfig) -> str:
     }
     raise ValueError(
         f"[hugging_face] no model_type of {', '.join(ARCHITECTURES)} has all of "
-        f"{', '.join(part for part, used in parts.items() if used)}. Train with a combination that one has to export."
+        f"{', '.join(part for part, used in parts.items() if used)}. Train with a combination that one has "
+        "to export."
     )
 
 
@@ -251,29 +271,39 @@ def write_model_config(config: ModelConfig, dtype: str, special_ids: Mapping[str
         "model_type": model_type,
         "vocab_size": c.vocab_size,
         "initializer_range": c.initializer_range,
-        "tie_word_embeddings": c.tie_word_embeddings if c.tie_word_embeddings is not None else model_type == "gpt2",
+        "tie_word_embeddings": c.tie_word_embeddings
+        if c.tie_word_embeddings is not None
+        else model_type == "gpt2",
         "torch_dtype": dtype,
         "use_cache": True,
         **{key: special_ids.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
     }
     sizes = {key: getattr(c, key) for key in (*_SIZES, "intermediate_size") if key != "vocab_size"}
     if model_type == "gpt2":
-        return common | {_GPT2_NAMES[key]: value for key, value in sizes.items()} | {
-            "activation_function": c.activation_function,
-            "layer_norm_epsilon": c.layer_norm_epsilon,
-            "attn_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "resid_pdrop": 0.0,
-        }  # fmt: skip
-    found = common | sizes | {
-        "num_key_value_heads": c.num_key_value_heads or c.num_attention_heads,
-        "head_dim": c.resolved_head_dim,
-        "hidden_act": "silu",
-        "rms_norm_eps": c.rms_norm_eps,
-        "rope_theta": c.rope_theta,
-        "rope_scaling": c.rope_scaling,
-        "attention_dropout": 0.0,
-    }  # fmt: skip
+        return (
+            common
+            | {_GPT2_NAMES[key]: value for key, value in sizes.items()}
+            | {
+                "activation_function": c.activation_function,
+                "layer_norm_epsilon": c.layer_norm_epsilon,
+                "attn_pdrop": 0.0,
+                "embd_pdrop": 0.0,
+                "resid_pdrop": 0.0,
+            }
+        )
+    found = (
+        common
+        | sizes
+        | {
+            "num_key_value_heads": c.num_key_value_heads or c.num_attention_heads,
+            "head_dim": c.resolved_head_dim,
+            "hidden_act": "silu",
+            "rms_norm_eps": c.rms_norm_eps,
+            "rope_theta": c.rope_theta,
+            "rope_scaling": c.rope_scaling,
+            "attention_dropout": 0.0,
+        }
+    )
     if model_type in ("llama", "qwen3"):
         found["attention_bias"] = c.attention_bias
     if model_type == "llama":
@@ -289,7 +319,11 @@ def _write_window(config: ModelConfig) -> dict[str, Any]:
     """Qwen's keys: `max_window_layers` says as much as `layer_types` where the full layers come first."""
     assert config.num_hidden_layers
     kind = "full_attention" if config.sliding_window is None else "sliding_attention"
-    types = config.layer_types if kind == "sliding_attention" and config.layer_types else [kind] * config.num_hidden_layers
+    types = (
+        config.layer_types
+        if kind == "sliding_attention" and config.layer_types
+        else [kind] * config.num_hidden_layers
+    )
     full = next((i for i, kind in enumerate(types) if kind == "sliding_attention"), len(types))
     return {
         "use_sliding_window": config.sliding_window is not None,

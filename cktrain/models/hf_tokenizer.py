@@ -1,5 +1,4 @@
-"""The tokenizer files of a Hugging Face folder: copied, completed where `cktrain data prepare` made them, and asked
-for the ids of the special tokens."""
+"""A Hugging Face folder's tokenizer: its files, and the ids of its special tokens."""
 
 from __future__ import annotations
 
@@ -27,10 +26,15 @@ _FILES = (
 
 
 def copy_tokenizer(source: Path, target: Path) -> None:
-    """Copy the tokenizer's files that `source` has. Raises ValueError when there is no tokenizer."""
+    """Copy the tokenizer's files that `source` has; a tokenizer.json alone gets its tokenizer_config.json.
+
+    Raises ValueError when there is no tokenizer.
+    """
     found = [name for name in _FILES if (source / name).is_file()]
     if not {TOKENIZER_FILE, "tokenizer.model", "vocab.json"} & set(found):
-        raise ValueError(f"[hugging_face] {source} has no {TOKENIZER_FILE}. Give a folder that holds a tokenizer.")
+        raise ValueError(
+            f"[hugging_face] {source} has no {TOKENIZER_FILE}. Give a folder that holds a tokenizer."
+        )
     for name in found:
         shutil.copyfile(source / name, target / name)
     if CONFIG_FILE not in found and TOKENIZER_FILE in found:
@@ -39,9 +43,10 @@ def copy_tokenizer(source: Path, target: Path) -> None:
 
 
 def special_ids(folder: Path) -> dict[str, Any]:
-    """bos_token_id, eos_token_id (an id or a list) and pad_token_id that a folder names; those it names not are left out.
+    """The bos_token_id, eos_token_id (an id or a list) and pad_token_id that a folder names.
 
-    A Hugging Face model's are in generation_config.json or config.json; beside a tokenizer alone its end token is known.
+    A Hugging Face model's are in generation_config.json or config.json; beside a tokenizer alone its end
+    token is known.
     """
     for name in (GENERATION_FILE, "config.json"):
         if (folder / name).is_file():

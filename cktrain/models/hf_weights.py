@@ -4,7 +4,7 @@ A parameter here is one or several tensors there:
 
     …self_attn.qkv_proj (q + k + v rows, C)   q_proj (q, C), k_proj (k, C), v_proj (v, C)
     …mlp.gate_up_proj (2I, C)                 gate_proj (I, C), up_proj (I, C)
-    GPT-2's matrices (out, in)                Conv1D's (in, out), with the attention's called c_attn and c_proj
+    GPT-2's matrices (out, in)                Conv1D's (in, out); the attention's are c_attn and c_proj
 
 All other names are the same. A tied head has no tensor of its own.
 """
@@ -25,7 +25,10 @@ from cktrain.nn.params import FlatParams, Param
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-_SPLIT = {".self_attn.qkv_proj.": ("q_proj", "k_proj", "v_proj"), ".mlp.gate_up_proj.": ("gate_proj", "up_proj")}
+_SPLIT = {
+    ".self_attn.qkv_proj.": ("q_proj", "k_proj", "v_proj"),
+    ".mlp.gate_up_proj.": ("gate_proj", "up_proj"),
+}
 _RENAMED = {".attn.qkv_proj.": ".attn.c_attn.", ".attn.o_proj.": ".attn.c_proj."}
 _CONV1D = re.compile(r"transformer\.h\.\d+\.(attn|mlp)\.\w+\.weight")
 _BUFFERS = re.compile(r"(.*\.rotary_emb\.inv_freq|transformer\.h\.\d+\.attn\.(bias|masked_bias))")
@@ -73,10 +76,10 @@ def hf_tensors(params: Iterable[Param]) -> list[HFTensor]:
 
 
 def load_weights(folder: str | Path, params: FlatParams) -> None:
-    """Read a Hugging Face folder's weights into the parameters: F64, F32, F16 or BF16, in one file or sharded.
+    """Read a folder's weights into the parameters: F64, F32, F16 or BF16, in one file or sharded.
 
-    Raises ValueError, naming the tensor, the shapes and the file, for a missing, misshapen or unexpected tensor
-    (before anything is changed), and for NaN or infinite weights.
+    Raises ValueError, naming the tensor, the shapes and the file, for a missing, misshapen or unexpected
+    tensor (before anything is changed), and for NaN or infinite weights.
     """
     wanted = hf_tensors(params.params)
     stored = _match(Path(folder), wanted)
@@ -102,7 +105,7 @@ def check_weights(folder: str | Path, params: Iterable[Param]) -> list[StoredTen
 
 
 def save_weights(folder: Path, params: FlatParams, dtype: str, max_shard_bytes: int) -> None:
-    """Write model.safetensors, or shards of about `max_shard_bytes` and their index; `dtype` is F32 or BF16."""
+    """Write model.safetensors, or shards of `max_shard_bytes` and their index; `dtype` is F32 or BF16."""
     tensors = [(t.name, t.view(t.param.data)) for t in hf_tensors(reversed(params.params))]
     itemsize = np.dtype(DTYPES[dtype]).itemsize
     shards = _shards(tensors, itemsize, max_shard_bytes)
@@ -115,14 +118,17 @@ def save_weights(folder: Path, params: FlatParams, dtype: str, max_shard_bytes: 
         write_safetensors(folder / file, shard, dtype)
         weight_map.update((name, file) for name, _ in shard)
     total = sum(array.size for _, array in tensors)
-    index = {"metadata": {"total_parameters": total, "total_size": total * itemsize}, "weight_map": weight_map}
+    index = {
+        "metadata": {"total_parameters": total, "total_size": total * itemsize},
+        "weight_map": weight_map,
+    }
     (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def _shards(
     tensors: Sequence[tuple[str, np.ndarray]], itemsize: int, max_bytes: int
 ) -> list[list[tuple[str, np.ndarray]]]:
-    """The tensors in order, cut where a shard would exceed `max_bytes`; a larger tensor has a shard of its own."""
+    """The tensors in order, in shards of up to `max_bytes`; a larger tensor has one of its own."""
     shards: list[list[tuple[str, np.ndarray]]] = [[]]
     held = 0
     for name, array in tensors:
@@ -139,7 +145,9 @@ def _match(folder: Path, wanted: Sequence[HFTensor]) -> dict[str, StoredTensor]:
     """The stored tensors by our name; ValueError unless they are exactly the wanted ones, shape by shape."""
     stored, where = _stored_tensors(folder)
     base = "transformer." if any(tensor.name.startswith("transformer.") for tensor in wanted) else "model."
-    if not any(name.startswith(base) for name in stored):  # saved from the base model, without the head's class
+    if not any(
+        name.startswith(base) for name in stored
+    ):  # saved from the base model, without the head's class
         stored = {name if name == _HEAD else base + name: tensor for name, tensor in stored.items()}
     stored = {name: tensor for name, tensor in stored.items() if not _BUFFERS.fullmatch(name)}
     names = {tensor.name for tensor in wanted}
@@ -152,9 +160,13 @@ def _match(folder: Path, wanted: Sequence[HFTensor]) -> dict[str, StoredTensor]:
     for tensor in wanted:
         have = stored.get(tensor.name)
         if have is not None and have.shape != tensor.shape:
-            problems.append(f"{have.name} in {have.file.name} has shape {have.shape}, the model's has {tensor.shape}")
+            problems.append(
+                f"{have.name} in {have.file.name} has shape {have.shape}, the model's has {tensor.shape}"
+            )
         elif have is not None and have.dtype not in DTYPES:
-            problems.append(f"{have.name} in {have.file.name} is {have.dtype}, only {', '.join(DTYPES)} are read")
+            problems.append(
+                f"{have.name} in {have.file.name} is {have.dtype}, only {', '.join(DTYPES)} are read"
+            )
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise ValueError(
@@ -166,13 +178,16 @@ def _match(folder: Path, wanted: Sequence[HFTensor]) -> dict[str, StoredTensor]:
 
 def _check_tied_head(head: StoredTensor, params: FlatParams) -> None:
     """A head that stands in the file although it is tied must be the embedding again."""
-    table = next(p for p in params.params if p.name in ("model.embed_tokens.weight", "transformer.wte.weight"))
+    table = next(
+        p for p in params.params if p.name in ("model.embed_tokens.weight", "transformer.wte.weight")
+    )
     same = head.shape == table.shape and all(
         np.array_equal(table.data[rows], values.astype(table.data.dtype)) for rows, values in head.pieces()
     )
     if not same:
         raise ValueError(
-            f"[hugging_face] {head.file}: {_HEAD} {head.shape} differs from {table.name} {table.shape}, and config.json "
+            f"[hugging_face] {head.file}: {_HEAD} {head.shape} differs from {table.name} {table.shape}, and "
+            "config.json "
             "ties them. Set tie_word_embeddings to false there."
         )
 
@@ -185,7 +200,9 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], Path]:
     if not index.is_file():
         other = next((name.name for name in sorted(folder.glob("pytorch_model*"))), None)
         hint = (
-            f"{other} is not read, it can run code: save the model with safe_serialization" if other else "Fetch them"
+            f"{other} is not read, it can run code: save the model with safe_serialization"
+            if other
+            else "Fetch them"
         )
         raise ValueError(f"[hugging_face] {folder} has no {WEIGHTS_FILE} and no {INDEX_FILE}. {hint}.")
     return _indexed_tensors(index), index
@@ -193,9 +210,13 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], Path]:
 
 def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
     try:
-        weight_map = {str(name): str(file) for name, file in json.loads(index.read_text())["weight_map"].items()}
+        weight_map = {
+            str(name): str(file) for name, file in json.loads(index.read_text())["weight_map"].items()
+        }
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(f"[hugging_face] {index}: no index of weights ({error!r}). Fetch the file again.") from None
+        raise ValueError(
+            f"[hugging_face] {index}: no index of weights ({error!r}). Fetch the file again."
+        ) from None
     found: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
         path = index.parent / file

@@ -1,7 +1,7 @@
 """Hugging Face folders: config.json, safetensors and tokenizer files, loaded and saved.
 
-`hf_config.py` maps the architecture, `hf_weights.py` the tensors, `hf_tokenizer.py` the tokenizer's files. A folder is
-written under a temporary name and renamed when it is whole.
+`hf_config.py` maps the architecture, `hf_weights.py` the tensors, `hf_tokenizer.py` the tokenizer's files. A
+folder is written under a temporary name and renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _STORED = {"float32": "F32", "bfloat16": "BF16"}
 
 
 def resolve_model(model: ModelConfig) -> tuple[ModelConfig, Path | None]:
-    """The architecture, and the folder whose weights to load (None: fresh weights). ValueError for a bad folder."""
+    """The architecture, and the folder whose weights to load (None: fresh ones). ValueError if it is bad."""
     if model.from_pretrained is None:
         return model, None
     folder = Path(model.from_pretrained)
@@ -42,13 +42,16 @@ def save_folder(
 ) -> None:
     """Write a folder that `transformers` loads with `from_pretrained`.
 
-    `config` needs max_position_embeddings; `tokenizer_from` is a folder whose tokenizer is copied. Raises ValueError
-    when `folder` exists and is not empty, when no Hugging Face class has this architecture, when a weight is NaN or
-    infinite, and OSError when writing fails, a full disk for one; `folder` is then as it was.
+    `config` needs max_position_embeddings; `tokenizer_from` is a folder whose tokenizer is copied. Raises
+    ValueError when `folder` exists and is not empty, when no Hugging Face class has this architecture, when a
+    weight is NaN or infinite, and OSError when writing fails, a full disk for one; `folder` is then as it
+    was.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(f"[hugging_face] {folder} exists and is not an empty folder. Choose another or delete it.")
+        raise ValueError(
+            f"[hugging_face] {folder} exists and is not an empty folder. Choose another or delete it."
+        )
     source = None if tokenizer_from is None else Path(tokenizer_from)
     ids = {} if source is None else special_ids(source)
     content = write_model_config(config, dtype, ids)
@@ -71,7 +74,8 @@ def save_folder(
             full = error.errno == errno.ENOSPC
             remedy = "Free some space" if full else "Check the folder's permissions"
             raise OSError(
-                error.errno, f"[hugging_face] cannot write {folder}: {error.strerror}. {remedy}; nothing was kept"
+                error.errno,
+                f"[hugging_face] cannot write {folder}: {error.strerror}. {remedy}; nothing was kept",
             ) from None
         raise
 

@@ -1,8 +1,9 @@
 """Reads and writes safetensors files a piece of a tensor at a time.
 
-The `safetensors` package wants all tensors of a file at once to write it; here a model is never in memory twice: a
-tensor is read or written in pieces of whole rows. The format (https://github.com/huggingface/safetensors): the header's
-size as a 64-bit little-endian number, a JSON header {name: {dtype, shape, data_offsets}}, then the data.
+The `safetensors` package wants all tensors of a file at once to write it; here a model is never in memory
+twice: a tensor is read or written in pieces of whole rows. The format
+(https://github.com/huggingface/safetensors): the header's size as a 64-bit little-endian number, a JSON
+header {name: {dtype, shape, data_offsets}}, then the data.
 
 Shapes: a tensor is (rows, …); a piece is (some of the rows, …).
 """
@@ -41,18 +42,21 @@ class StoredTensor:
         row = math.prod(self.shape[1:])
         for rows in _row_slices(self.shape, dtype.itemsize):
             count = (rows.stop - rows.start) * row
-            values = np.fromfile(self.file, dtype, count, offset=self.start + rows.start * row * dtype.itemsize)
+            values = np.fromfile(
+                self.file, dtype, count, offset=self.start + rows.start * row * dtype.itemsize
+            )
             yield rows, values.reshape(-1, *self.shape[1:])
 
 
 def read_header(file: Path) -> list[StoredTensor]:
-    """The tensors of a file, whose sizes are checked against the file's. Raises ValueError when it is damaged."""
+    """The tensors of a file; sizes are checked against the file's. Raises ValueError when it is damaged."""
     size = file.stat().st_size
     with open(file, "rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > min(size - 8, _HEADER_LIMIT):
             raise ValueError(
-                f"[safetensors] {file}: {size:,} bytes do not hold the header of {length:,} bytes that they announce. "
+                f"[safetensors] {file}: {size:,} bytes do not hold the header of {length:,} bytes that they "
+                "announce. "
                 "The file is truncated or no safetensors file: fetch it again."
             )
         text = stream.read(length)
@@ -61,7 +65,9 @@ def read_header(file: Path) -> list[StoredTensor]:
         header.pop("__metadata__", None)
         found = [_entry(name, file, 8 + length, spec) for name, spec in header.items()]
     except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise ValueError(f"[safetensors] {file}: the header is damaged ({error}). Fetch the file again.") from None
+        raise ValueError(
+            f"[safetensors] {file}: the header is damaged ({error}). Fetch the file again."
+        ) from None
     for tensor, end in found:
         if end > size:
             raise ValueError(
@@ -85,8 +91,8 @@ def _entry(name: str, file: Path, data: int, spec: dict[str, Any]) -> tuple[Stor
 def write_safetensors(file: Path, tensors: Sequence[tuple[str, np.ndarray]], dtype: str) -> None:
     """Write (name, array) pairs, converted to `dtype` (a name of the format), and sync the file.
 
-    Arrays may be strided views. Raises OSError when the disk is full, ValueError when a weight is NaN or infinite in
-    the written type.
+    Arrays may be strided views. Raises OSError when the disk is full, ValueError when a weight is NaN or
+    infinite in the written type.
     """
     kind = np.dtype(DTYPES[dtype])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}

@@ -1,4 +1,4 @@
-"""`cktrain export RUN OUT`: a run's newest checkpoint, or a given one, as a folder that transformers loads."""
+"""`cktrain export RUN OUT`: a run's newest checkpoint, or a given one, as a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -12,8 +12,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain export`."""
     parser.add_argument("model", help="folder of a run, or a checkpoint")
     parser.add_argument("out", help="folder to make")
-    parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the weights")
-    parser.add_argument("--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="500MB, 5GB (default)")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the weights"
+    )
+    parser.add_argument(
+        "--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="500MB, 5GB (default)"
+    )
     parser.add_argument("--tokenizer", help="folder with a tokenizer.json; default: that of the run's data")
     parser.set_defaults(run=_run)
 
@@ -41,7 +45,8 @@ def _run(options: argparse.Namespace) -> int:
         print("without a tokenizer: the run's data names none (give one with --tokenizer)")
     elif model_type_of(saved.config) == "qwen2":
         print(
-            "note: transformers 5 loads Qwen's own tokenizer class for every model of type qwen2; for another tokenizer "
+            "note: transformers 5 loads Qwen's own tokenizer class for every model of type qwen2; for "
+            "another tokenizer "
             "use PreTrainedTokenizerFast.from_pretrained instead of AutoTokenizer"
         )
     return 0

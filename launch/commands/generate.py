@@ -1,4 +1,4 @@
-"""`cktrain generate MODEL --prompt TEXT`: continue a text with a run's newest checkpoint or a Hugging Face folder."""
+"""`cktrain generate MODEL --prompt TEXT`: continue a text with a run or a Hugging Face folder."""
 
 from __future__ import annotations
 
@@ -12,10 +12,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain generate`."""
     parser.add_argument("model", help="folder of a run, a checkpoint, or a Hugging Face folder")
     parser.add_argument("--prompt", default="", help="text to continue; default: the start of a document")
-    parser.add_argument("--max-tokens", type=int, default=100, help="tokens to generate at most (default 100)")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0: always the likeliest token (default 0.8)")
-    parser.add_argument("--top-k", type=int, default=0, help="choose among the K likeliest tokens; 0: among all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="choose among the fewest tokens of this probability")
+    parser.add_argument(
+        "--max-tokens", type=int, default=100, help="tokens to generate at most (default 100)"
+    )
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="0: always the likeliest token (default 0.8)"
+    )
+    parser.add_argument(
+        "--top-k", type=int, default=0, help="choose among the K likeliest tokens; 0: among all"
+    )
+    parser.add_argument(
+        "--top-p", type=float, default=1.0, help="choose among the fewest tokens of this probability"
+    )
     parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default 0)")
     parser.add_argument("--tokenizer", help="folder with a tokenizer.json; default: the model's own")
     parser.add_argument("--threads", type=int, help="threads; default: all cores")
@@ -23,10 +31,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from cktrain.config import LaunchConfig
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind
+    from cktrain.launch.bind import bind_process
 
-    binding = bind(read_process_environment(os.environ), threads=options.threads)
+    binding = bind_process(read_process_environment(os.environ), LaunchConfig(threads=options.threads))
     from pathlib import Path
 
     from cktrain import cython_kernels

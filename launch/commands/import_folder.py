@@ -1,4 +1,4 @@
-"""`cktrain import HF_DIR`: check a Hugging Face folder, weights included, and print a config that starts from it."""
+"""`cktrain import HF_DIR`: check a Hugging Face folder and print a config that starts from it."""
 
 from __future__ import annotations
 
@@ -41,12 +41,18 @@ def _run(options: argparse.Namespace) -> int:
     types = ", ".join(sorted({tensor.dtype for tensor in stored}))
     files = len({tensor.file for tensor in stored})
     print(
-        f"{folder}: {config.family}, {sum(param.size for param in params):,} parameters in {len(stored)} tensors of {types}, "
+        f"{folder}: {config.family}, {sum(param.size for param in params):,} parameters in {len(stored)} "
+        f"tensors of {types}, "
         f"{files} file{'s' * (files != 1)}; all there, all finite",
         file=sys.stderr,
     )
     name = folder.resolve().name
     if (folder / TOKENIZER_FILE).is_file():
         print(f"tokens: cktrain data prepare TEXT data/{name} --tokenizer {folder}", file=sys.stderr)
-    print(_CONFIG.format(name=json.dumps(name)[1:-1], folder=json.dumps(str(folder)), length=min(length, _LONGEST)), end="")
+    print(
+        _CONFIG.format(
+            name=json.dumps(name)[1:-1], folder=json.dumps(str(folder)), length=min(length, _LONGEST)
+        ),
+        end="",
+    )
     return 0

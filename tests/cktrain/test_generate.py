@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cktrain import cython_kernels, generate as generate_module
+from cktrain import cython_kernels
+from cktrain import generate as generate_module
 from cktrain.config import ModelConfig
 from cktrain.data.tokenizer import Tokenizer
 from cktrain.generate import Decoder, Sampler, generate
@@ -18,12 +19,20 @@ from cktrain.nn.params import FlatParams
 from cktrain.text_stream import Codec, TextStream
 
 SIZES = {
-    "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4, "vocab_size": 50, "max_position_embeddings": 40,
-    "intermediate_size": 36, "initializer_range": 0.2,
-}  # fmt: skip
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "vocab_size": 50,
+    "max_position_embeddings": 40,
+    "intermediate_size": 36,
+    "initializer_range": 0.2,
+}
 MODELS = {
     "llama": {"num_key_value_heads": 2},
-    "sliding window": {"sliding_window": 4, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]},
+    "sliding window": {
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+    },
     "qk-norm": {"qk_norm": True, "num_key_value_heads": 1},
     "gpt2": {"family": "gpt2"},
 }
@@ -113,11 +122,16 @@ def test_sampling_follows_the_probabilities():
 
 def test_the_seed_decides_the_draws():
     logits = np.zeros(100, np.float32)
-    first, again, other = ([s.choose(logits) for _ in range(20)] for s in (Sampler(1, seed=1), Sampler(1, seed=1), Sampler(1, seed=2)))
+    first, again, other = (
+        [s.choose(logits) for _ in range(20)]
+        for s in (Sampler(1, seed=1), Sampler(1, seed=1), Sampler(1, seed=2))
+    )
     assert first == again != other
 
 
-@pytest.mark.parametrize("bad", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "bad", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"seed": -1}]
+)
 def test_settings_that_make_no_sense(bad):
     with pytest.raises(ValueError, match="Correct them"):
         Sampler(**{"temperature": 1.0, **bad})
@@ -171,7 +185,10 @@ def test_codec_of_a_hugging_face_folder(tmp_path: Path):
     codec = Codec(tmp_path, True)
     assert codec.stop_ids == {eos, 7}
     assert codec.encode("a")[0] == bos and codec.decode(codec.encode("a")) == "a"
-    assert codec.encode("<|endoftext|>") == [bos, eos]  # special tokens are read as such, as transformers does
+    assert codec.encode("<|endoftext|>") == [
+        bos,
+        eos,
+    ]  # special tokens are read as such, as transformers does
     run = Codec(tmp_path, False)
     assert run.stop_ids == {eos} and run.encode("") == [eos]
     assert eos not in run.encode("<|endoftext|>") and bos not in run.encode("a")

@@ -16,9 +16,14 @@ from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import FlatParams
 
 SMALL = {
-    "hidden_size": 12, "num_hidden_layers": 2, "num_attention_heads": 3, "vocab_size": 20, "intermediate_size": 16,
-    "max_position_embeddings": 24, "initializer_range": 0.2,
-}  # fmt: skip
+    "hidden_size": 12,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 3,
+    "vocab_size": 20,
+    "intermediate_size": 16,
+    "max_position_embeddings": 24,
+    "initializer_range": 0.2,
+}
 
 
 @pytest.fixture

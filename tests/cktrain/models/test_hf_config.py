@@ -13,9 +13,14 @@ from cktrain.models.hf_config import model_type_of, read_model_config, write_mod
 from cktrain.models.hugging_face import resolve_model
 
 LLAMA = {
-    "model_type": "llama", "vocab_size": 100, "hidden_size": 24, "num_hidden_layers": 3, "num_attention_heads": 4,
-    "intermediate_size": 40, "max_position_embeddings": 64,
-}  # fmt: skip
+    "model_type": "llama",
+    "vocab_size": 100,
+    "hidden_size": 24,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 4,
+    "intermediate_size": 40,
+    "max_position_embeddings": 64,
+}
 GPT2 = {"model_type": "gpt2", "vocab_size": 100, "n_embd": 24, "n_layer": 3, "n_head": 4, "n_positions": 64}
 SCALED = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
 
@@ -27,11 +32,22 @@ def read(folder: Path, values: dict[str, Any], **more: Any) -> ModelConfig:
 
 def test_llama_with_the_defaults_of_its_class(tmp_path):
     config = read(tmp_path, LLAMA)
-    assert (config.family, config.hidden_size, config.intermediate_size, config.vocab_size) == ("llama", 24, 40, 100)
-    assert (config.num_hidden_layers, config.num_attention_heads, config.max_position_embeddings) == (3, 4, 64)
+    assert (config.family, config.hidden_size, config.intermediate_size, config.vocab_size) == (
+        "llama",
+        24,
+        40,
+        100,
+    )
+    assert (config.num_hidden_layers, config.num_attention_heads, config.max_position_embeddings) == (
+        3,
+        4,
+        64,
+    )
     assert (config.num_key_value_heads, config.resolved_head_dim, config.rms_norm_eps) == (4, 6, 1e-6)
     assert (config.rope_theta, config.rope_scaling, config.tie_word_embeddings) == (10000.0, None, False)
-    assert not (config.attention_bias or config.mlp_bias or config.qkv_bias or config.qk_norm or config.sliding_window)
+    assert not (
+        config.attention_bias or config.mlp_bias or config.qkv_bias or config.qk_norm or config.sliding_window
+    )
 
 
 def test_defaults_that_differ_between_the_classes(tmp_path):
@@ -40,28 +56,75 @@ def test_defaults_that_differ_between_the_classes(tmp_path):
     assert (mistral.num_key_value_heads, mistral.sliding_window, mistral.layer_types) == (8, 4096, None)
     assert read(tmp_path, LLAMA, model_type="mistral", sliding_window=None, **heads).sliding_window is None
     qwen2 = read(tmp_path, LLAMA, model_type="qwen2", **heads)
-    assert (qwen2.num_key_value_heads, qwen2.qkv_bias, qwen2.attention_bias, qwen2.sliding_window) == (32, True, False, None)
+    assert (qwen2.num_key_value_heads, qwen2.qkv_bias, qwen2.attention_bias, qwen2.sliding_window) == (
+        32,
+        True,
+        False,
+        None,
+    )
     qwen3 = read(tmp_path, LLAMA, model_type="qwen3", **heads)
-    assert (qwen3.num_key_value_heads, qwen3.head_dim, qwen3.qk_norm, qwen3.qkv_bias) == (32, 128, True, False)
+    assert (qwen3.num_key_value_heads, qwen3.head_dim, qwen3.qk_norm, qwen3.qkv_bias) == (
+        32,
+        128,
+        True,
+        False,
+    )
 
 
 def test_gpt2_in_its_own_names(tmp_path):
     config = read(tmp_path, GPT2)
-    assert (config.family, config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == ("gpt2", 24, 3, 4)
-    assert (config.max_position_embeddings, config.intermediate_size, config.tie_word_embeddings) == (64, None, True)
+    assert (config.family, config.hidden_size, config.num_hidden_layers, config.num_attention_heads) == (
+        "gpt2",
+        24,
+        3,
+        4,
+    )
+    assert (config.max_position_embeddings, config.intermediate_size, config.tie_word_embeddings) == (
+        64,
+        None,
+        True,
+    )
     assert config.activation_function == "gelu_new"
-    other = read(tmp_path, GPT2, n_inner=50, activation_function="gelu", tie_word_embeddings=False, layer_norm_epsilon=1e-6)
-    assert (other.intermediate_size, other.activation_function, other.tie_word_embeddings) == (50, "gelu", False)
+    other = read(
+        tmp_path,
+        GPT2,
+        n_inner=50,
+        activation_function="gelu",
+        tie_word_embeddings=False,
+        layer_norm_epsilon=1e-6,
+    )
+    assert (other.intermediate_size, other.activation_function, other.tie_word_embeddings) == (
+        50,
+        "gelu",
+        False,
+    )
     assert other.layer_norm_epsilon == 1e-6
 
 
 @pytest.mark.parametrize(
     "spelling",
     [
-        {"rope_theta": 5e5, "rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 32, **SCALED}},
-        {"rope_theta": 5e5, "rope_scaling": {"type": "llama3", "original_max_position_embeddings": 32, **SCALED}},
-        {"rope_parameters": {"rope_theta": 5e5, "rope_type": "llama3", "original_max_position_embeddings": 32, **SCALED}},
-        {"rope_theta": 5e5, "original_max_position_embeddings": 32, "rope_parameters": {"rope_type": "llama3", **SCALED}},
+        {
+            "rope_theta": 5e5,
+            "rope_scaling": {"rope_type": "llama3", "original_max_position_embeddings": 32, **SCALED},
+        },
+        {
+            "rope_theta": 5e5,
+            "rope_scaling": {"type": "llama3", "original_max_position_embeddings": 32, **SCALED},
+        },
+        {
+            "rope_parameters": {
+                "rope_theta": 5e5,
+                "rope_type": "llama3",
+                "original_max_position_embeddings": 32,
+                **SCALED,
+            }
+        },
+        {
+            "rope_theta": 5e5,
+            "original_max_position_embeddings": 32,
+            "rope_parameters": {"rope_type": "llama3", **SCALED},
+        },
     ],
     ids=["4", "before 2024", "5", "outside"],
 )
@@ -101,27 +164,55 @@ def test_windows_of_qwen(tmp_path):
 @pytest.mark.parametrize(
     ("base", "keys", "message"),
     [
-        (LLAMA, {"model_type": "bert"}, "model_type 'bert' is not supported. Use one of llama, mistral, qwen2"),
+        (
+            LLAMA,
+            {"model_type": "bert"},
+            "model_type 'bert' is not supported. Use one of llama, mistral, qwen2",
+        ),
         (LLAMA, {"hidden_act": "gelu"}, "hidden_act is 'gelu'. Only silu"),
         (GPT2, {"activation_function": "relu"}, "activation_function is 'relu'. Only gelu_new and gelu"),
-        (GPT2, {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx is True. Only False"),
+        (
+            GPT2,
+            {"scale_attn_by_inverse_layer_idx": True},
+            "scale_attn_by_inverse_layer_idx is True. Only False",
+        ),
         (GPT2, {"scale_attn_weights": False}, "scale_attn_weights is False. Only True"),
         (LLAMA, {"partial_rotary_factor": 0.5}, "partial_rotary_factor is 0.5. Only 1"),
-        (LLAMA, {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}}, "partial_rotary_factor"),
-        (LLAMA, {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_type is 'yarn'. Only default, linear, llama3"),
+        (
+            LLAMA,
+            {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": 0.5}},
+            "partial_rotary_factor",
+        ),
+        (
+            LLAMA,
+            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
+            "rope_type is 'yarn'. Only default, linear, llama3",
+        ),
         (LLAMA, {"rope_scaling": {"type": "longrope", "factor": 4.0}}, "rope_type is 'longrope'"),
-        (LLAMA, {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "One mapping for all layers"),
+        (
+            LLAMA,
+            {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
+            "One mapping for all layers",
+        ),
         (LLAMA, {"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0. It is not supported"),
         (LLAMA, {"num_local_experts": 8}, "num_local_experts is 8"),
         (LLAMA, {"quantization_config": {"bits": 4}}, "quantization_config"),
         (LLAMA, {"sliding_window": 8}, "sliding_window is 8 and llama has none"),
         (LLAMA, {"layer_types": ["sliding_attention"] * 3}, "layer_types"),
         (LLAMA, {"vocab_size": None}, "vocab_size is missing"),
-        (LLAMA, {"num_key_value_heads": 3}, "num_attention_heads 4 is not a multiple of num_key_value_heads 3"),
+        (
+            LLAMA,
+            {"num_key_value_heads": 3},
+            "num_attention_heads 4 is not a multiple of num_key_value_heads 3",
+        ),
         (LLAMA, {"hidden_size": "24"}, "hidden_size: Input should be a valid integer"),
-        ({**LLAMA, "model_type": "qwen2"}, {"num_key_value_heads": 4, "layer_types": ["sliding_attention"] * 3}, "no sliding_window"),
+        (
+            {**LLAMA, "model_type": "qwen2"},
+            {"num_key_value_heads": 4, "layer_types": ["sliding_attention"] * 3},
+            "no sliding_window",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_would_change_results_is_refused(tmp_path, base, keys, message):
     with pytest.raises(ValueError) as error:
         read(tmp_path, base, **keys)
@@ -138,9 +229,13 @@ def test_no_folder_and_no_json(tmp_path):
 
 
 FRESH = {
-    "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 50, "intermediate_size": 40,
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 50,
+    "intermediate_size": 40,
     "max_position_embeddings": 32,
-}  # fmt: skip
+}
 MIXED = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"]}
 
 
@@ -163,7 +258,12 @@ def test_the_class_that_has_the_parts_and_the_way_back(tmp_path, keys, expected)
     assert model_type_of(config) == expected
     values = write_model_config(config, "float32", {})
     back = read(tmp_path, values)
-    for key in set(keys) - {"qkv_bias"} | {"hidden_size", "intermediate_size", "max_position_embeddings", "rope_theta"}:
+    for key in set(keys) - {"qkv_bias"} | {
+        "hidden_size",
+        "intermediate_size",
+        "max_position_embeddings",
+        "rope_theta",
+    }:
         assert getattr(back, key) == getattr(config, key), key
     assert back.resolved_head_dim == config.resolved_head_dim
     assert (back.qkv_bias or back.attention_bias) == (config.qkv_bias or config.attention_bias)

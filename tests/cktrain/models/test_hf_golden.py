@@ -1,4 +1,4 @@
-"""Every family against results that transformers left in tests/golden/hf, on the reference and the compiled kernels."""
+"""Every family against results that transformers left in tests/golden/hf, on every kernel set."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "golden" / "hf"))
 from hf_parity import CASES, HEADING, differences, golden_folder, kernel_sets, our_results, table_row
 
-# The stored results are rounded to fp32: half an ulp is 6e-8 of a value, and no value is above the tensor's largest.
+# The stored results are rounded to fp32: half an ulp is 6e-8 of a value, and no value is above the tensor's
+# largest.
 # In fp32 rounding errors of about 1e-7 an operation add up over two layers; 3e-6 was the largest measured.
 TOLERANCES = {"fp64": 1e-7, "fp32": 2e-5}
 

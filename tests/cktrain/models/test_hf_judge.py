@@ -10,9 +10,6 @@ from typing import Any
 import numpy as np
 import pytest
 
-torch = pytest.importorskip("torch")
-transformers = pytest.importorskip("transformers")
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "golden" / "hf"))
 from hf_parity import (
     CASES,
@@ -34,13 +31,15 @@ from cktrain.models.hugging_face import load_weights, read_model_config, save_fo
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import FlatParams
 
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
 pytestmark = pytest.mark.judge
 
-# transformers' RMSNorm and cosines are fp32 even in an fp64 model; 2.3e-6 was the largest difference measured.
+# transformers' RMSNorm and cosines are fp32 even in an fp64 model; 2.3e-6 was the largest measured.
 AS_IS = 1e-5
-# With those two computed in fp64 (see hf_parity.judge_results) both sides are fp64; 5e-15 was the largest measured.
+# With those two computed in fp64 (see hf_parity.judge_results) both sides are: 5e-15 was the largest measured.
 EXACT = 1e-12
-# fp32 here, fp64 there: rounding errors of 6e-8 an operation, amplified by attention far from uniform; 3e-6 measured.
+# fp32 here, fp64 there: errors of 6e-8 an operation, amplified by attention far from uniform; 3e-6 measured.
 FP32 = 1e-4
 
 
@@ -91,7 +90,13 @@ def test_a_folder_saved_here_loads_there_with_identical_weights(
         assert all(np.array_equal(before[name], after[name]) for name in before)
 
 
-FRESH = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 300, "max_position_embeddings": 32}
+FRESH = {
+    "hidden_size": 24,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "vocab_size": 300,
+    "max_position_embeddings": 32,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "llama": {"intermediate_size": 40, "head_dim": 10},
     "mistral": {"intermediate_size": 40, "sliding_window": 5},
@@ -99,12 +104,15 @@ MODELS: dict[str, dict[str, Any]] = {
     "qwen2": {"intermediate_size": 40, "qkv_bias": True, "head_dim": 10},
     "qwen2 window": {"intermediate_size": 40, "qkv_bias": True, "sliding_window": 5},
     "qwen2 mixed": {
-        "intermediate_size": 40, "qkv_bias": True, "sliding_window": 5, "layer_types": ["sliding_attention", "full_attention"],
+        "intermediate_size": 40,
+        "qkv_bias": True,
+        "sliding_window": 5,
+        "layer_types": ["sliding_attention", "full_attention"],
     },
     "qwen3": {"intermediate_size": 40, "qk_norm": True, "num_attention_heads": 5, "head_dim": 6},
     "gpt2": {"family": "gpt2", "activation_function": "gelu", "intermediate_size": 50},
     "gpt2 untied": {"family": "gpt2", "tie_word_embeddings": False},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -134,7 +142,8 @@ def test_a_trained_tokenizer_loads_with_the_model(name: str, tmp_path: Path) -> 
     params = FlatParams(build_model(config, numerics, 32).params(), numerics)
     params.initialize(seed=5)
     save_folder(tmp_path / "saved", config, params, tokenizer_from=tmp_path / "data")
-    # For model_type qwen2 AutoTokenizer of transformers 5 takes Qwen's own class, whatever tokenizer_config.json says.
+    # For model_type qwen2 AutoTokenizer of transformers 5 takes Qwen's own class, whatever
+    # tokenizer_config.json says.
     loader = transformers.PreTrainedTokenizerFast if name == "qwen2" else transformers.AutoTokenizer
     theirs = loader.from_pretrained(tmp_path / "saved")
     assert theirs(text)["input_ids"] == tokenizer.encode(text)

@@ -1,4 +1,4 @@
-"""Weights in safetensors: every way in which a folder may be split or spelled, and every way in which it may be wrong."""
+"""Weights in safetensors: how a folder may be split or spelled, and how it may be wrong."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def rewrite(folder, change, metadata=None):
 @pytest.mark.parametrize("max_shard_bytes", [10**9, 1000], ids=["one file", "sharded"])
 def test_saved_weights_come_back(saved, small_params, keys, max_shard_bytes):
     folder, params = saved(max_shard_bytes, **keys)
-    assert len(list(folder.glob("*.safetensors"))) == (1 if max_shard_bytes == 10**9 else len(shards_of(folder)))
+    assert len(list(folder.glob("*.safetensors"))) == (
+        1 if max_shard_bytes == 10**9 else len(shards_of(folder))
+    )
     again = small_params(read_model_config(folder))
     again.data.fill(7)
     load_weights(folder, again)
@@ -44,7 +46,9 @@ def shards_of(folder):
     shards = set(index["weight_map"].values())
     assert len(shards) > 2
     held = {file: load_file(folder / file) for file in shards}
-    assert index["metadata"]["total_size"] == sum(a.nbytes for tensors in held.values() for a in tensors.values())
+    assert index["metadata"]["total_size"] == sum(
+        a.nbytes for tensors in held.values() for a in tensors.values()
+    )
     assert all(name in held[file] for name, file in index["weight_map"].items())
     return shards
 
@@ -59,7 +63,9 @@ def test_fused_and_transposed_tensors_stand_where_hugging_face_has_them(saved):
     folder, params = saved(family="gpt2")
     stored = load_file(folder / "model.safetensors")
     assert stored["transformer.h.0.attn.c_attn.weight"].shape == (12, 36)
-    assert np.array_equal(stored["transformer.h.0.mlp.c_proj.weight"].T, params["transformer.h.0.mlp.c_proj.weight"].data)
+    assert np.array_equal(
+        stored["transformer.h.0.mlp.c_proj.weight"].T, params["transformer.h.0.mlp.c_proj.weight"].data
+    )
     assert "lm_head.weight" not in stored
 
 
@@ -97,10 +103,15 @@ def test_a_base_model_has_no_prefix_and_old_ones_have_buffers(saved, small_param
 def test_a_tied_head_in_the_file_must_be_the_embedding(saved, small_params):
     folder, _ = saved(tie_word_embeddings=True)
     again = small_params(read_model_config(folder))
-    rewrite(folder, lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}))
+    rewrite(
+        folder,
+        lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}),
+    )
     load_weights(folder, again)
     rewrite(folder, lambda tensors: tensors["lm_head.weight"].fill(0))
-    with pytest.raises(ValueError, match=r"lm_head\.weight \(20, 12\) differs from model\.embed_tokens\.weight"):
+    with pytest.raises(
+        ValueError, match=r"lm_head\.weight \(20, 12\) differs from model\.embed_tokens\.weight"
+    ):
         load_weights(folder, again)
 
 
@@ -116,15 +127,33 @@ def set_one(value, dtype):
     ("change", "message"),
     [
         (lambda t: t.pop(Q), rf"{Q} \(12, 12\) is missing"),
-        (lambda t: t.update({Q: t[Q][:, :8].copy()}), rf"{Q} in model.safetensors has shape \(12, 8\), the model's has \(12, 12\)"),
-        (lambda t: t.update(extra=np.ones(3, np.float32)), r"extra \(3,\) in model.safetensors is unexpected"),
-        (lambda t: t.update({Q: t[Q].astype(np.int8)}), rf"{Q} in model.safetensors is I8, only F64, F32, F16, BF16"),
-        (set_one(np.nan, np.float32), rf"{Q} in .*model.safetensors: 1 of these 144 weights are NaN or infinite"),
-        (set_one(np.inf, ml_dtypes.bfloat16), rf"{Q} in .*model.safetensors: 1 of these 144 weights are NaN or infinite"),
-        (set_one(1e300, np.float64), rf"{Q} in .*model.safetensors: 1 of these 144 weights are NaN or infinite in float32"),
+        (
+            lambda t: t.update({Q: t[Q][:, :8].copy()}),
+            rf"{Q} in model.safetensors has shape \(12, 8\), the model's has \(12, 12\)",
+        ),
+        (
+            lambda t: t.update(extra=np.ones(3, np.float32)),
+            r"extra \(3,\) in model.safetensors is unexpected",
+        ),
+        (
+            lambda t: t.update({Q: t[Q].astype(np.int8)}),
+            rf"{Q} in model.safetensors is I8, only F64, F32, F16, BF16",
+        ),
+        (
+            set_one(np.nan, np.float32),
+            rf"{Q} in .*model.safetensors: 1 of these 144 weights are NaN or infinite",
+        ),
+        (
+            set_one(np.inf, ml_dtypes.bfloat16),
+            rf"{Q} in .*model.safetensors: 1 of these 144 weights are NaN or infinite",
+        ),
+        (
+            set_one(1e300, np.float64),
+            rf"{Q} in .*model.safetensors: 1 of these 144 weights are NaN or infinite in float32",
+        ),
     ],
     ids=["missing", "misshapen", "unexpected", "int8", "nan", "bf16 inf", "f64 too large"],
-)  # fmt: skip
+)
 def test_wrong_tensors_are_named(saved, small_params, change, message):
     folder, _ = saved()
     rewrite(folder, change)
@@ -152,11 +181,20 @@ def truncate(path):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: truncate(f / "model.safetensors"), r"model\.safetensors: .* ends at byte [\d,]+ and the file has [\d,]+"),
+        (
+            lambda f: truncate(f / "model.safetensors"),
+            r"model\.safetensors: .* ends at byte [\d,]+ and the file has [\d,]+",
+        ),
         (lambda f: (f / "model.safetensors").write_bytes(b"{}"), "2 bytes do not hold the header"),
         (lambda f: (f / "model.safetensors").write_bytes(b"\2" + b"\0" * 7 + b"{]"), "header is damaged"),
-        (lambda f: (f / "model.safetensors").unlink(), r"has no model\.safetensors and no model\.safetensors\.index\.json"),
-        (lambda f: shutil.move(f / "model.safetensors", f / "pytorch_model.bin"), r"pytorch_model\.bin is not read"),
+        (
+            lambda f: (f / "model.safetensors").unlink(),
+            r"has no model\.safetensors and no model\.safetensors\.index\.json",
+        ),
+        (
+            lambda f: shutil.move(f / "model.safetensors", f / "pytorch_model.bin"),
+            r"pytorch_model\.bin is not read",
+        ),
     ],
     ids=["truncated", "no header", "bad header", "none", "pickle"],
 )

@@ -1,11 +1,11 @@
 """Parity with transformers, as a table: logits, loss and gradients of small models of every family.
 
-    python tests/golden/hf/hf_parity.py            transformers computes the other side (needs torch, transformers)
-    python tests/golden/hf/hf_parity.py --as-is    the same, with the fp32 in transformers' RMSNorm and cosines left in
-    python tests/golden/hf/hf_parity.py --golden   the stored results are the other side (made by make_goldens.py)
+    python tests/golden/hf/hf_parity.py            beside transformers (needs torch and transformers)
+    python tests/golden/hf/hf_parity.py --as-is    the same, its RMSNorm and cosines left in fp32
+    python tests/golden/hf/hf_parity.py --golden   beside the stored results (made by make_goldens.py)
 
-Each model is saved by transformers and loaded here. Figures are max|a-b| / max|b| over a tensor, b being transformers'
-in fp64; for gradients the worst tensor's. The tests use the functions of this file.
+Each model is saved by transformers and loaded here. Figures are max|a-b| / max|b| over a tensor, b being
+transformers' in fp64; for gradients the worst tensor's. The tests use the functions of this file.
 """
 
 from __future__ import annotations
@@ -31,9 +31,13 @@ IGNORE = -100
 
 # name: (class, its config); the sizes are `build_judge`'s.
 _LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
-}  # fmt: skip
+}
 _LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
 CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("Llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": False, "rms_norm_eps": 1e-5}),
@@ -45,19 +49,31 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen2": ("Qwen2", {"tie_word_embeddings": False}),
     "qwen2 tied, window": (
         "Qwen2",
-        {"tie_word_embeddings": True, "use_sliding_window": True, "sliding_window": 5, "max_window_layers": 1},
+        {
+            "tie_word_embeddings": True,
+            "use_sliding_window": True,
+            "sliding_window": 5,
+            "max_window_layers": 1,
+        },
     ),
     "qwen3": ("Qwen3", {"tie_word_embeddings": True, "head_dim": 12}),
     "qwen3 biases, window": (
         "Qwen3",
         {
-            "tie_word_embeddings": False, "head_dim": 8, "attention_bias": True,
-            "use_sliding_window": True, "sliding_window": 6, "layer_types": ["sliding_attention", "full_attention"],
+            "tie_word_embeddings": False,
+            "head_dim": 8,
+            "attention_bias": True,
+            "use_sliding_window": True,
+            "sliding_window": 6,
+            "layer_types": ["sliding_attention", "full_attention"],
         },
     ),
     "gpt2": ("GPT2", {}),
-    "gpt2 untied, gelu": ("GPT2", {"tie_word_embeddings": False, "activation_function": "gelu", "n_inner": 40}),
-}  # fmt: skip
+    "gpt2 untied, gelu": (
+        "GPT2",
+        {"tie_word_embeddings": False, "activation_function": "gelu", "n_inner": 40},
+    ),
+}
 
 Result = dict[str, np.ndarray]
 """`logits` (B, T, V), `loss` () the sum over valid targets, `grad.NAME` of each Hugging Face tensor."""
@@ -71,14 +87,32 @@ def build_judge(case: str, hidden_size: int, seed: int = 0) -> Any:
     kind, given = CASES[case]
     sizes: dict[str, Any]
     if kind == "GPT2":
-        sizes = {"n_embd": hidden_size, "n_layer": 2, "n_head": 4, "n_positions": 64, "vocab_size": 2 * hidden_size + 1}
-        sizes |= {"attn_pdrop": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "bos_token_id": None, "eos_token_id": None}
+        sizes = {
+            "n_embd": hidden_size,
+            "n_layer": 2,
+            "n_head": 4,
+            "n_positions": 64,
+            "vocab_size": 2 * hidden_size + 1,
+        }
+        sizes |= {
+            "attn_pdrop": 0.0,
+            "embd_pdrop": 0.0,
+            "resid_pdrop": 0.0,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
     else:
         sizes = {
-            "hidden_size": hidden_size, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
-            "intermediate_size": hidden_size * 3 // 2 + 1, "vocab_size": 2 * hidden_size + 1,
-            "max_position_embeddings": 64, "bos_token_id": None, "eos_token_id": None,
-        }  # fmt: skip
+            "hidden_size": hidden_size,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": hidden_size * 3 // 2 + 1,
+            "vocab_size": 2 * hidden_size + 1,
+            "max_position_embeddings": 64,
+            "bos_token_id": None,
+            "eos_token_id": None,
+        }
     config = getattr(transformers, f"{kind}Config")(**{**sizes, **given})
     name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
     torch.manual_seed(seed)
@@ -93,7 +127,9 @@ def build_judge(case: str, hidden_size: int, seed: int = 0) -> Any:
     return model
 
 
-def draw_tokens(vocab_size: int, batch_size: int = 3, length: int = 33, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def draw_tokens(
+    vocab_size: int, batch_size: int = 3, length: int = 33, seed: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
     """Tokens and targets (B, T) int32; a tenth of the targets is ignored."""
     rng = np.random.default_rng(seed)
     ids = rng.integers(0, vocab_size, (batch_size, length + 1)).astype(np.int32)
@@ -105,8 +141,8 @@ def draw_tokens(vocab_size: int, batch_size: int = 3, length: int = 33, seed: in
 def judge_results(model: Any, tokens: np.ndarray, targets: np.ndarray, widen: bool = True) -> Result:
     """What transformers computes in fp64.
 
-    Even then its RMSNorm rounds to fp32 and its cosines are torch's fp32 ones, an ulp off the rounded exact ones.
-    `widen` takes the first out and rounds the second correctly, so that the comparison is exact.
+    Even then its RMSNorm rounds to fp32 and its cosines are torch's fp32 ones, an ulp off the rounded exact
+    ones. `widen` takes the first out and rounds the second correctly, so that the comparison is exact.
     """
     import torch
 
@@ -119,7 +155,10 @@ def judge_results(model: Any, tokens: np.ndarray, targets: np.ndarray, widen: bo
     model.zero_grad()
     logits = model(torch.tensor(tokens, dtype=torch.int64)).logits
     loss = torch.nn.functional.cross_entropy(
-        logits.flatten(0, 1), torch.tensor(targets, dtype=torch.int64).flatten(), reduction="sum", ignore_index=IGNORE
+        logits.flatten(0, 1),
+        torch.tensor(targets, dtype=torch.int64).flatten(),
+        reduction="sum",
+        ignore_index=IGNORE,
     )
     loss.backward()
     grads = {f"grad.{name}": param.grad.numpy() for name, param in model.named_parameters()}
@@ -136,10 +175,15 @@ def _rounded_rotary(module: Any, x: Any, position_ids: Any) -> Any:
     import torch
 
     angles = (position_ids[..., None].float() * module.inv_freq.float()).double()
-    return tuple(torch.cat((t, t), -1).float().double() * module.attention_scaling for t in (angles.cos(), angles.sin()))
+    return tuple(
+        torch.cat((t, t), -1).float().double() * module.attention_scaling
+        for t in (angles.cos(), angles.sin())
+    )
 
 
-def our_results(folder: Path, tokens: np.ndarray, targets: np.ndarray, kernels: Any, precision: str) -> Result:
+def our_results(
+    folder: Path, tokens: np.ndarray, targets: np.ndarray, kernels: Any, precision: str
+) -> Result:
     """What this project computes from the folder."""
     config = read_model_config(folder)
     numerics = Numerics(kernels, precision)
@@ -180,7 +224,7 @@ HEADING = f"{'model':22}{'kernels':18}{'logits':>10}{'loss':>10}{'gradient':>10}
 
 
 def kernel_sets() -> list[tuple[str, Any, str]]:
-    """(name, kernels, precision): the reference in fp64 and fp32, and the best compiled set where there is one."""
+    """(name, kernels, precision): the reference in fp64 and fp32, and the best compiled set."""
     reference = cython_kernels.load("reference")
     found = [("reference fp64", reference, "fp64"), ("reference fp32", reference, "fp32")]
     best = cython_kernels.load()
@@ -198,7 +242,9 @@ def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description="Parity with transformers, as a table.")
     parser.add_argument("--golden", action="store_true", help="compare with the stored results")
-    parser.add_argument("--as-is", action="store_true", help="leave fp32 in transformers' RMSNorm and cosines")
+    parser.add_argument(
+        "--as-is", action="store_true", help="leave fp32 in transformers' RMSNorm and cosines"
+    )
     parser.add_argument("--hidden-size", type=int, default=48)
     options = parser.parse_args()
     print(HEADING)
@@ -215,7 +261,13 @@ def main() -> int:
                 tokens, targets = draw_tokens(judge.config.vocab_size)
                 stored = judge_results(judge, tokens, targets, widen=not options.as_is)
             for name, kernels, precision in kernel_sets():
-                print(table_row(case, name, differences(our_results(folder, tokens, targets, kernels, precision), stored)))
+                print(
+                    table_row(
+                        case,
+                        name,
+                        differences(our_results(folder, tokens, targets, kernels, precision), stored),
+                    )
+                )
     return 0
 
 

@@ -8,14 +8,14 @@ from typing import Any
 import numpy as np
 import pytest
 import yaml
-
 from cktrain.comm.solo_group import SoloGroup
-from cktrain.config import Config
-from cktrain.config_file import load_config
-from cktrain.data.prepare import prepare
 from cktrain.launch import bind
 from cktrain.launch.cli import main
 from cktrain.launch.compose import compose
+
+from cktrain.config import Config
+from cktrain.config_file import load_config
+from cktrain.data.prepare import prepare
 from cktrain.models.hf_weights import hf_tensors
 from cktrain.models.safetensors_file import read_header
 
@@ -24,7 +24,7 @@ from cktrain.models.safetensors_file import read_header
 def unbound(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands run inside the test's process, which is not to be bound."""
     binding = bind.Binding((0,), 1, None, "")
-    monkeypatch.setattr(bind, "bind", lambda *_args, **_kwargs: binding)
+    monkeypatch.setattr(bind, "bind_process", lambda *_args, **_kwargs: binding)
 
 
 @pytest.fixture
@@ -33,13 +33,21 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbound: None) -> Any:
     monkeypatch.chdir(tmp_path)
     Path("text.txt").write_text("Grüße aus 東京, one two three four.\n" * 60, encoding="utf-8")
     prepare("text.txt", "data", vocab_size=280, validation_fraction=0, progress=False)
-    config = Config.model_validate({
-        "run": {"dir": "run", "steps": 4},
-        "model": {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24, "vocab_size": 280},
-        "data": {"path": "data", "sequence_length": 32},
-        "batch": {"micro_batch_size": 1, "global_batch_size": 2},
-        "precision": "fp32",
-    })  # fmt: skip
+    config = Config.model_validate(
+        {
+            "run": {"dir": "run", "steps": 4},
+            "model": {
+                "hidden_size": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 24,
+                "vocab_size": 280,
+            },
+            "data": {"path": "data", "sequence_length": 32},
+            "batch": {"micro_batch_size": 1, "global_batch_size": 2},
+            "precision": "fp32",
+        }
+    )
     built = compose(config, SoloGroup(), threads=1)
     built.trainer.run()
     built.trainer.save()
@@ -65,7 +73,9 @@ def test_generate_from_a_run_and_from_its_export_gives_the_same_text(run, capfdb
 def test_export_holds_the_weights_of_the_newest_checkpoint(run, capfdbinary):
     folder, params = run
     assert main(["export", str(folder), "hf", "--max-shard-size", "10KB"]) == 0
-    stored = {tensor.name: tensor for path in Path("hf").glob("*.safetensors") for tensor in read_header(path)}
+    stored = {
+        tensor.name: tensor for path in Path("hf").glob("*.safetensors") for tensor in read_header(path)
+    }
     for tensor in hf_tensors(params.params):
         values = np.concatenate([piece for _, piece in stored[tensor.name].pieces()])
         assert np.array_equal(values, tensor.view(tensor.param.data)), tensor.name
@@ -93,7 +103,10 @@ def test_import_checks_the_weights_and_prints_a_config(run, capfdbinary, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["generate", "nothing"], "nothing is no run (checkpoints/), no checkpoint (COMPLETE) and no Hugging Face folder"),
+        (
+            ["generate", "nothing"],
+            "nothing is no run (checkpoints/), no checkpoint (COMPLETE) and no Hugging Face folder",
+        ),
         (["generate", "run", "--prompt", "東" * 40], "the model 32 positions. Shorten the prompt"),
         (["generate", "run", "--temperature", "-1"], "temperature -1.0"),
         (["generate", "run", "--tokenizer", "run"], "tokenizer.json: no such file"),
