@@ -82,7 +82,7 @@ class Sampler:
     """Chooses the next token: the most likely one at temperature 0, else by chance among the likely ones."""
 
     def __init__(self, temperature: float, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> None:
-        """`top_k` 0 keeps all tokens; `top_p` the fewest that reach this probability (Holtzman et al. 2020)."""
+        """`top_k` 0 keeps all tokens; `top_p` the fewest of this probability (Holtzman et al. 2020)."""
         if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or seed < 0:
             raise ValueError(
                 f"[generate] temperature {temperature}, top_k {top_k}, top_p {top_p}, seed {seed}: "

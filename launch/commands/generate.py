@@ -31,9 +31,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from cktrain.config import LaunchConfig
     from cktrain.comm.environment import read_process_environment
     from cktrain.launch.bind import bind_process
+
+    from cktrain.config import LaunchConfig
 
     binding = bind_process(read_process_environment(os.environ), LaunchConfig(threads=options.threads))
     from pathlib import Path

@@ -37,10 +37,10 @@ pytestmark = pytest.mark.judge
 
 # transformers' RMSNorm and cosines are fp32 even in an fp64 model; 2.3e-6 was the largest measured.
 AS_IS = 1e-5
-# With those two computed in fp64 (see hf_parity.judge_results) both sides are: 5e-15 was the largest measured.
+# With those two computed in fp64 (see hf_parity.judge_results) both sides are; 5e-15 was the most measured.
 EXACT = 1e-12
 # fp32 here, fp64 there: errors of 6e-8 an operation, amplified by attention far from uniform; 3e-6 measured.
-FP32 = 1e-4
+FP32 = 2e-5
 
 
 @pytest.mark.parametrize("widen", [True, False], ids=["fp64 norms", "as is"])
