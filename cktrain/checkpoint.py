@@ -84,8 +84,8 @@ def save_checkpoint(
     return final
 
 
-def load_checkpoint(path: Path, params: FlatParams, optimizer: Optimizer) -> Progress:
-    """Read weights and optimizer state into their arrays.
+def load_checkpoint(path: Path, params: FlatParams, optimizer: Optimizer | None) -> Progress:
+    """Read weights and optimizer state into their arrays; without an optimizer only the weights.
 
     Raises CheckpointError when the checkpoint is incomplete, truncated or of another model; nothing is changed then.
     """
@@ -102,7 +102,8 @@ def load_checkpoint(path: Path, params: FlatParams, optimizer: Optimizer) -> Pro
     try:
         with safe_open(file, framework="numpy") as tensors:
             wanted = dict(_tensors(params, optimizer))
-            _check_same_model(path, {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}, wanted)  # noqa: SIM118
+            stored = [key for key in tensors.keys() if optimizer is not None or key.startswith("param.")]  # noqa: SIM118
+            _check_same_model(path, {key: tuple(tensors.get_slice(key).get_shape()) for key in stored}, wanted)
             for key, array in wanted.items():
                 array[...] = tensors.get_tensor(key)
     except SafetensorError as error:
@@ -146,11 +147,12 @@ def _write_files(folder: Path, progress: Progress, config: Config, params: FlatP
     _sync(folder)
 
 
-def _tensors(params: FlatParams, optimizer: Optimizer) -> list[tuple[str, np.ndarray]]:
+def _tensors(params: FlatParams, optimizer: Optimizer | None) -> list[tuple[str, np.ndarray]]:
     found = []
+    state = {} if optimizer is None else optimizer.state
     for param in params.params:
         found.append((f"param.{param.name}", param.data))
-        for moment, flat in optimizer.state.items():
+        for moment, flat in state.items():
             found.append((f"{moment}.{param.name}", flat[param.start : param.start + param.size].reshape(param.shape)))
     return found
 
