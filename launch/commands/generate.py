@@ -32,11 +32,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind_process
+    from cktrain.launch.bind import bind
 
-    from cktrain.config import LaunchConfig
 
-    binding = bind_process(read_process_environment(os.environ), LaunchConfig(threads=options.threads))
+    binding = bind(read_process_environment(os.environ), threads=options.threads)
     from pathlib import Path
 
     from cktrain import cython_kernels

@@ -24,7 +24,7 @@ from cktrain.models.safetensors_file import read_header
 def unbound(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands run inside the test's process, which is not to be bound."""
     binding = bind.Binding((0,), 1, None, "")
-    monkeypatch.setattr(bind, "bind_process", lambda *_args, **_kwargs: binding)
+    monkeypatch.setattr(bind, "bind", lambda *_args, **_kwargs: binding)
 
 
 @pytest.fixture
@@ -45,12 +45,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbound: None) -> Any:
             },
             "data": {"path": "data", "sequence_length": 32},
             "batch": {"micro_batch_size": 1, "global_batch_size": 2},
-            "precision": "fp32",
+            "checkpoint": {"every": 2},
+        "precision": "fp32",
         }
     )
     built = compose(config, SoloGroup(), threads=1)
     built.trainer.run()
-    built.trainer.save()
     built.close()
     return Path("run"), built.trainer.params
 
