@@ -52,6 +52,7 @@ def compose(config: Config, group: Group, threads: int, peak_flops: float | None
     checkpoint = find_checkpoint(run_dir / "checkpoints", config.checkpoint.resume)
     precision = choose_precision(config.precision, kernels, checkpoint)
     model_config, pretrained = resolve_model(config.model)
+    config = config.model_copy(update={"model": model_config})
     data, length = config.data, config.data.sequence_length
     longest = model_config.max_position_embeddings
     if longest is not None and length > longest:
