@@ -42,7 +42,8 @@ cdef extern from "runtime.h" nogil:
     ctypedef struct ck_runtime:
         const ck_table *table
         void (*run)(ck_kernel kernel, const void *args, int64_t work) noexcept nogil
-        int (*take)(ck_array *array, object given, const char *op, const char *name, unsigned int allowed) except -1
+        int (*take)(ck_array *array, object given, const char *op, const char *name,
+                    unsigned int allowed) except -1
         int (*match)(const ck_array *array, const char *op, const char *name, int axis, int64_t wanted,
                      const char *source) except -1
         int (*same_dtype)(const ck_array *array, const char *op, const char *name, const ck_array *other,

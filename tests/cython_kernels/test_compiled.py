@@ -34,8 +34,8 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
 def check(case: Case, kernels: Any, inputs: dict[str, Any], dtype: Any) -> None:
     """Every output of the case within its tolerance of the reference in fp64.
 
-    The reference's backward gets what the compiled forward saved: otherwise the rounding of a bf16 output would be
-    counted again, magnified where the gradient cancels.
+    The reference's backward gets what the compiled forward saved: otherwise the rounding of a bf16 output
+    would be counted again, magnified where the gradient cancels.
     """
     exact = convert(inputs, np.float64)
     saved = case.forward(kernels, inputs)
@@ -105,7 +105,7 @@ LARGE: dict[str, tuple[dict[str, Any], ...]] = {
 @PARAMETERS
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads(case: Case, kernels: Any, threads: int) -> None:
-    """Large shapes on one thread, two, and more than there are cores; the same call twice gives the same bits."""
+    """Large shapes on one thread, two, and more than there are cores; the same call twice, the same bits."""
     kernels.set_num_threads(threads)
     for seed, shape in enumerate(LARGE[case.name]):
         assert shape.keys() <= case.examples[0].keys()
@@ -158,7 +158,7 @@ def test_matmul_of_views(kernels: Any, dtype: Any, ta: bool, tb: bool) -> None:
 
 @pytest.mark.parametrize("m", range(1, 27))
 def test_matmul_of_every_edge(kernels: Any, m: int) -> None:
-    """Rows and columns around the sizes of the register tiles (4x8, 6x16, 12x32), k around the block of 256."""
+    """Rows and columns around the register tiles (4x8, 6x16, 12x32), k around the block of 256."""
     rng = np.random.default_rng(m)
     for n in (1, 7, 8, 15, 16, 17, 31, 32, 33, 65):
         for k in (1, 3, 4, 255, 256, 257):
@@ -219,7 +219,7 @@ def test_infinity_in_the_sum_of_squares(kernels: Any) -> None:
 
 
 def test_cast_rounds_as_ml_dtypes_does(kernels: Any) -> None:
-    """Every upper half of an fp32, with lower halves around the tie: subnormals, infinities and NaN included."""
+    """Every upper half of an fp32, lower halves around the tie: subnormals, infinities and NaN included."""
     upper = np.arange(2**16, dtype=np.uint32) << 16
     for lower in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
         src = (upper | lower).view(np.float32)
