@@ -297,11 +297,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        longest = self.model.max_position_embeddings
-        if longest is not None and self.data.sequence_length > longest:
-            raise ValueError(
-                f"data.sequence_length {self.data.sequence_length} is longer than model.max_position_embeddings {longest}"
-            )
         if self.schedule.warmup_steps > self.run.steps:
             raise ValueError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is more than run.steps {self.run.steps}"

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from cktrain.config import Config
 from cktrain.config_file import load_config, save_config
+from cktrain.config_reference import reference
 
 GOOD = """\
 run: {dir: runs/x, steps: 10}
@@ -84,3 +88,19 @@ def test_overrides_go_through_the_same_checks(config_of, override, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"cannot read .*nothing.yaml: No such file"):
         load_config(tmp_path / "nothing.yaml")
+
+
+def test_the_reference_page_is_what_the_code_says():
+    page = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+    assert page.read_text() == reference(), "run: python -m cktrain.config_reference > docs/configuration.md"
+
+
+def test_every_key_is_documented():
+    def undocumented(section, path=""):
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                yield from undocumented(field.annotation, f"{path}{name}.")
+            elif not field.description:
+                yield path + name
+
+    assert list(undocumented(Config)) == []
