@@ -34,11 +34,17 @@ class RunConfig(Section):
     """Add the micro-batches' gradients along one fixed order, whatever the number of data ranks."""
 
 
+_LLAMA_ONLY = {
+    "num_key_value_heads", "rms_norm_eps", "rope_theta", "rope_scaling", "attention_bias", "qkv_bias", "mlp_bias",
+    "qk_norm", "sliding_window", "layer_types",
+}  # fmt: skip
+
+
 class ModelConfig(Section):
     """The architecture, in Hugging Face's names; or a Hugging Face folder to start from."""
 
     from_pretrained: str | None = None
-    """Hugging Face folder (config.json, safetensors, tokenizer) to start from; no other key is needed with it."""
+    """Hugging Face folder (config.json, safetensors, tokenizer) to start from; its config.json gives the other keys."""
     family: Literal["llama", "gpt2"] = "llama"
     """`llama` also covers Mistral, Qwen2 (qkv_bias) and Qwen3 (qk_norm)."""
     hidden_size: Positive | None = None
@@ -86,7 +92,7 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
-        if self.from_pretrained is not None:
+        if self.from_pretrained is not None and self.hidden_size is None:
             extra = sorted(self.model_fields_set - {"from_pretrained"})
             if extra:
                 raise ValueError(
@@ -112,6 +118,11 @@ class ModelConfig(Section):
             )
         if self.family == "llama" and self.resolved_head_dim % 2:
             raise ValueError(f"head_dim {self.resolved_head_dim} is odd: rotary embedding pairs its two halves")
+        if self.family == "gpt2":
+            fields = type(self).model_fields
+            foreign = sorted(name for name in _LLAMA_ONLY if getattr(self, name) != fields[name].default)
+            if foreign:
+                raise ValueError(f"gpt2 has no {', '.join(foreign)}. Remove it, or use family: llama")
         if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
                 f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} num_hidden_layers"
@@ -297,11 +308,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        longest = self.model.max_position_embeddings
-        if longest is not None and self.data.sequence_length > longest:
-            raise ValueError(
-                f"data.sequence_length {self.data.sequence_length} is longer than model.max_position_embeddings {longest}"
-            )
         if self.schedule.warmup_steps > self.run.steps:
             raise ValueError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is more than run.steps {self.run.steps}"

@@ -56,11 +56,10 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Write every key with its resolved value; reading it back gives an equal configuration."""
-    values = config.model_dump(exclude_none=True)
-    if config.model.from_pretrained is not None:  # the architecture is the folder's config.json
-        values["model"] = {"from_pretrained": config.model.from_pretrained}
-    Path(path).write_text(yaml.safe_dump(values, sort_keys=False), encoding="utf-8")
+    """Write every key with its resolved value (the architecture spelled out); it reads back equal."""
+    assert config.model.hidden_size is not None, "the model is resolved before it is saved"
+    text = yaml.safe_dump(config.model_dump(exclude_none=True), sort_keys=False)
+    Path(path).write_text(text, encoding="utf-8")
     assert load_config(path) == config, "a saved configuration must read back equal"
 
 

@@ -15,6 +15,7 @@ from cktrain.config_file import save_config
 from cktrain.data.loader import BatchLoader
 from cktrain.data.shards import open_source
 from cktrain.models.build import build_model
+from cktrain.models.hugging_face import load_weights, resolve_model
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import FlatParams
 from cktrain.optim.optimizer import OPTIMIZERS
@@ -50,8 +51,15 @@ def compose(config: Config, group: Group, threads: int, peak_flops: float | None
     run_dir = Path(config.run.dir)
     checkpoint = find_checkpoint(run_dir / "checkpoints", config.checkpoint.resume)
     precision = choose_precision(config.precision, kernels, checkpoint)
-    model_config = config.model
+    model_config, pretrained = resolve_model(config.model)
+    config = config.model_copy(update={"model": model_config})
     data, length = config.data, config.data.sequence_length
+    longest = model_config.max_position_embeddings
+    if longest is not None and length > longest:
+        raise ValueError(
+            f"[data] data.sequence_length {length} is longer than the model's max_position_embeddings {longest}. "
+            f"Set it to {longest} or less."
+        )
     numerics = Numerics(kernels, precision)
     source = open_source(data.path, "train", model_config.vocab_size, data.dtype)
     loader = BatchLoader(
@@ -66,7 +74,11 @@ def compose(config: Config, group: Group, threads: int, peak_flops: float | None
         progress = load_checkpoint(checkpoint, params, optimizer)
         log.info("resumed from %s", checkpoint)
     else:
-        params.initialize(config.run.seed)
+        if pretrained is not None:
+            load_weights(pretrained, params)
+            log.info("weights from %s", pretrained)
+        else:
+            params.initialize(config.run.seed)
         progress = Progress(step=0, updates=0, tokens=0, precision=precision)
     DataParallel(group, params).broadcast_weights()
     validator = None

@@ -51,6 +51,8 @@ def tiny(tokens_file: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
                 values.setdefault(block, {})[name] = value
             else:
                 top[key] = value
+        if values["model"]["family"] == "gpt2":
+            del values["model"]["num_key_value_heads"]
         return Config.model_validate({**values, **top})
 
     return make

@@ -57,10 +57,11 @@ def test_saved_configurations_read_back_equal(config_of, tmp_path):
         (("data: {path: tokens.bin, ", "data: {"), r"run.yaml:4: data.path: missing"),
         (("hidden_size: 32", "hidden_size: 30"), r"hidden_size 30 is not a multiple of num_attention_heads 4"),
         (("num_attention_heads: 4", "num_attention_heads: 4, num_key_value_heads: 3"), r"4 is not a multiple of .* 3"),
+        (("family: llama", "family: gpt2, qk_norm: true"), r"run.yaml:2: model: gpt2 has no qk_norm"),
         (("global_batch_size: 4", "global_batch_size: 5"), r"run.yaml:5: batch: global_batch_size 5 .* micro_batch_size 2"),
         (("  lr: 3e-4", "  lr: 3e-4\n  lr: 1e-4"), r"run.yaml:8: optimizer.lr: the key stands twice \(first at .*:7\)"),
         (("run: {", "run: ["), r"run.yaml:\d+: not valid YAML"),
-        (("vocab_size: 100", "vocab_size: 100, from_pretrained: x"), r"from_pretrained takes the architecture"),
+        (("family: llama, hidden_size: 32", "from_pretrained: x"), r"from_pretrained takes the architecture .* vocab_size"),
     ],
 )  # fmt: skip
 def test_each_mistake_is_named_with_its_line(config_of, change, message):
