@@ -54,8 +54,8 @@ class Progress:
 
 def save_checkpoint(
     folder: Path, progress: Progress, config: Config, params: FlatParams, optimizer: Optimizer, keep: int
-) -> Path:
-    """Write `folder/step-N`, then delete all but the newest `keep`; returns the new folder.
+) -> None:
+    """Write `folder/step-N`, then delete all but the newest `keep`.
 
     Raises CheckpointError when the disk is full or the folder can't be written; older checkpoints stay.
     """
@@ -81,7 +81,6 @@ def save_checkpoint(
         ) from None
     for old in complete_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
-    return final
 
 
 def load_checkpoint(path: Path, params: FlatParams, optimizer: Optimizer | None) -> Progress:
@@ -103,11 +102,15 @@ def load_checkpoint(path: Path, params: FlatParams, optimizer: Optimizer | None)
         with safe_open(file, framework="numpy") as tensors:
             wanted = dict(_tensors(params, optimizer))
             stored = [key for key in tensors.keys() if optimizer is not None or key.startswith("param.")]  # noqa: SIM118
-            _check_same_model(path, {key: tuple(tensors.get_slice(key).get_shape()) for key in stored}, wanted)
+            _check_same_model(
+                path, {key: tuple(tensors.get_slice(key).get_shape()) for key in stored}, wanted
+            )
             for key, array in wanted.items():
                 array[...] = tensors.get_tensor(key)
     except SafetensorError as error:
-        raise CheckpointError(f"[checkpoint] {file}: {error}. The file is damaged: resume from another one.") from None
+        raise CheckpointError(
+            f"[checkpoint] {file}: {error}. The file is damaged: resume from another one."
+        ) from None
     params.refresh()
     return Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
 
@@ -117,10 +120,13 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
     if resume == "none":
         return None
     if resume == "auto":
-        return (complete_checkpoints(folder) or [None])[-1]
+        found = complete_checkpoints(folder)
+        return found[-1] if found else None
     path = Path(resume)
     if not path.is_dir():
-        raise CheckpointError(f"[checkpoint] {path} is not a folder. checkpoint.resume takes auto, none or a checkpoint.")
+        raise CheckpointError(
+            f"[checkpoint] {path} is not a folder. checkpoint.resume takes auto, none or a checkpoint."
+        )
     return path
 
 
@@ -134,7 +140,9 @@ def read_state(path: Path) -> dict:
     return json.loads((path / "state.json").read_text())
 
 
-def _write_files(folder: Path, progress: Progress, config: Config, params: FlatParams, optimizer: Optimizer) -> None:
+def _write_files(
+    folder: Path, progress: Progress, config: Config, params: FlatParams, optimizer: Optimizer
+) -> None:
     save_file(dict(_tensors(params, optimizer)), folder / "rank0.safetensors")
     save_config(config, folder / "config.yaml")
     state = {"format": FORMAT, "cktrain": __version__, **asdict(progress)}
@@ -153,7 +161,9 @@ def _tensors(params: FlatParams, optimizer: Optimizer | None) -> list[tuple[str,
     for param in params.params:
         found.append((f"param.{param.name}", param.data))
         for moment, flat in state.items():
-            found.append((f"{moment}.{param.name}", flat[param.start : param.start + param.size].reshape(param.shape)))
+            found.append(
+                (f"{moment}.{param.name}", flat[param.start : param.start + param.size].reshape(param.shape))
+            )
     return found
 
 

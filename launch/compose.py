@@ -39,12 +39,15 @@ class Run:
         self.loader.close()
 
 
-def compose(config: Config, group: Group, threads: int, peak_flops: float | None = None, bar: Any = None) -> Run:
+def compose(
+    config: Config, group: Group, threads: int, peak_flops: float | None = None, bar: Any = None
+) -> Run:
     """Build everything for this rank. Raises ValueError for what the user can mend."""
     mesh = resolve_mesh(config.parallel, group.size)
     if mesh.data != mesh.world:
         raise ValueError(
-            f"[parallel] tensor {mesh.tensor} x pipeline {mesh.pipeline}: this version divides only the data. Set both to 1."
+            f"[parallel] tensor {mesh.tensor} x pipeline {mesh.pipeline}: this version divides only the "
+            "data. Set both to 1."
         )
     kernels = cython_kernels.load()
     kernels.set_num_threads(threads)
@@ -63,10 +66,17 @@ def compose(config: Config, group: Group, threads: int, peak_flops: float | None
     numerics = Numerics(kernels, precision)
     source = open_source(data.path, "train", model_config.vocab_size, data.dtype)
     loader = BatchLoader(
-        source, length, config.batch.micro_batch_size, config.batch.global_batch_size, config.run.seed,
-        shuffle=data.shuffle, data_rank=group.rank, data_ranks=group.size, document_mask=data.document_mask,
+        source,
+        length,
+        config.batch.micro_batch_size,
+        config.batch.global_batch_size,
+        config.run.seed,
+        shuffle=data.shuffle,
+        data_rank=group.rank,
+        data_ranks=group.size,
+        document_mask=data.document_mask,
         vocab_size=model_config.vocab_size,
-    )  # fmt: skip
+    )
     model = build_model(model_config, numerics, length, config.memory.checkpointing == "block")
     params = FlatParams(model.params(), numerics)
     optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer)
@@ -83,14 +93,27 @@ def compose(config: Config, group: Group, threads: int, peak_flops: float | None
     DataParallel(group, params).broadcast_weights()
     validator = None
     if data.validation.every:
-        held_out = open_source(data.validation.path or data.path, "train" if data.validation.path else "validation",
-                               model_config.vocab_size, data.dtype)  # fmt: skip
+        held_out = open_source(
+            data.validation.path or data.path,
+            "train" if data.validation.path else "validation",
+            model_config.vocab_size,
+            data.dtype,
+        )
         validator = Validator(config, model, params, held_out, group)
     if group.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, run_dir / "config.yaml")
     trainer = Trainer(
-        config, model, params, optimizer, loader, group, progress, validator=validator, peak_flops=peak_flops, bar=bar
+        config,
+        model,
+        params,
+        optimizer,
+        loader,
+        group,
+        progress,
+        validator=validator,
+        peak_flops=peak_flops,
+        bar=bar,
     )
     return Run(trainer, loader)
 

@@ -16,7 +16,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     peak.set_defaults(run=_peak)
     step = actions.add_parser("step", help="a whole training step on random tokens, time per op")
     step.add_argument("config", help="YAML file of a run")
-    step.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    step.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key"
+    )
     step.add_argument("--steps", type=int, default=5, help="steps to measure")
     step.add_argument("--json", action="store_true", help="print one JSON object")
     step.set_defaults(run=_step)

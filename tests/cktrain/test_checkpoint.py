@@ -38,7 +38,10 @@ def test_resume_is_bitwise(tiny, composed, tmp_path, optimizer, isa, precision):
 
 def test_only_the_newest_are_kept(tiny, composed):
     trainer = train(composed, tiny(precision="fp64", **{"checkpoint.every": 3, "checkpoint.keep": 2}))
-    assert [p.name for p in complete_checkpoints(trainer.checkpoint_folder)] == ["step-00000018", "step-00000020"]
+    assert [p.name for p in complete_checkpoints(trainer.checkpoint_folder)] == [
+        "step-00000018",
+        "step-00000020",
+    ]
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tiny, composed, monkeypatch):

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import sysconfig
 import time
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,13 +19,20 @@ pytestmark = pytest.mark.mpi
 
 CONFIG = {
     "run": {"steps": 20, "seed": 5},
-    "model": {"family": "llama", "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-              "num_key_value_heads": 2, "intermediate_size": 40, "vocab_size": 61},
+    "model": {
+        "family": "llama",
+        "hidden_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 40,
+        "vocab_size": 61,
+    },
     "data": {"path": "tokens.bin", "sequence_length": 16},
     "batch": {"micro_batch_size": 2, "global_batch_size": 8},
     "optimizer": {"lr": 0.01},
     "log": {"every": 1},
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -46,17 +52,36 @@ def train(tmp_path):
         for override in overrides:
             command += ["--set", override]
         if ranks > 1:
-            command = [mpirun, "--oversubscribe", "--mca", "pml", "ob1", "--mca", "btl", "self,sm", "-n", str(ranks), *command]
+            command = [
+                mpirun,
+                "--oversubscribe",
+                "--mca",
+                "pml",
+                "ob1",
+                "--mca",
+                "btl",
+                "self,sm",
+                "-n",
+                str(ranks),
+                *command,
+            ]
         environment = {**os.environ, "OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
         if isa:
             environment["CKTRAIN_ISA"] = isa
         process = subprocess.Popen(
-            command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            command,
+            cwd=tmp_path,
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
         )
         if kill_after is not None:
             log = tmp_path / name / "metrics.jsonl"
             deadline = time.monotonic() + 60
-            while time.monotonic() < deadline and not (log.exists() and f'"step": {kill_after},' in log.read_text()):
+            while time.monotonic() < deadline and not (
+                log.exists() and f'"step": {kill_after},' in log.read_text()
+            ):
                 time.sleep(0.02)
             process.send_signal(signal.SIGUSR1)  # the one that Open MPI's mpirun passes on
         output, _ = process.communicate(timeout=180)
