@@ -128,6 +128,9 @@ class Trainer:
         """Train to the last step. Returns True when done, False when a signal stopped it (a checkpoint was written)."""
         first = self.progress.step + 1
         last = self.config.run.steps
+        if first > last:
+            log.info("all %d steps are done already: nothing to train", last)
+            return True
         metrics = (
             MetricsFile(Path(self.config.run.dir) / "metrics.jsonl", first - 1)
             if self.group.rank == 0

@@ -55,8 +55,8 @@ MUTANTS = [
     Mutant(
         "optimizer state missing from the checkpoint",
         "cktrain/checkpoint.py",
-        "for key, array in wanted.items():\n                array[...]",
-        "for key, array in wanted.items():\n                if key.startswith('param.'): array[...]",
+        "for name, array in wanted.items():\n        for rows",
+        "for name, array in list(wanted.items())[::3]:\n        for rows",
         "tests/cktrain/test_checkpoint.py::test_resume_is_bitwise",
     ),
     Mutant(

@@ -20,7 +20,7 @@ from cktrain.launch import bind
 from cktrain.launch.cli import main
 from cktrain.launch.compose import compose
 from cktrain.models.hf_weights import hf_tensors
-from cktrain.models.safetensors_file import read_header
+from cktrain.safetensors_file import read_header
 
 
 @pytest.fixture
