@@ -1,8 +1,8 @@
 """The build: where the packages lie, and the compiled modules. All other metadata stands in pyproject.toml.
 
-The folders cython_kernels/, comm/ and launch/ at the root are imported as cktrain.cython_kernels, cktrain.comm and
-cktrain.launch. Each instruction set is a module of its own, compiled with its own flags; one that the compiler does not
-know is left out and the rest is told so.
+The folders cython_kernels/, comm/ and launch/ at the root are imported as cktrain.cython_kernels,
+cktrain.comm and cktrain.launch. Each instruction set is a module of its own, compiled with its own flags;
+one that the compiler does not know is left out, and the build records it.
 """
 
 import os
@@ -18,10 +18,15 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).parent
 KERNELS = "cktrain.cython_kernels"
 CSRC = "cython_kernels/csrc"
-ROOMS = {"cktrain": "cktrain", "cktrain.cython_kernels": "cython_kernels", "cktrain.comm": "comm", "cktrain.launch": "launch"}
+ROOMS = {
+    "cktrain": "cktrain",
+    "cktrain.cython_kernels": "cython_kernels",
+    "cktrain.comm": "comm",
+    "cktrain.launch": "launch",
+}
 
-# Multiply-add is fused only where the source says so: the compiler's own choice would differ from one loop to its tail.
-# -fno-math-errno lets sqrt be one instruction. -g0 and -O1 (glue only checks its arguments) keep the build short.
+# Multiply-add is fused only where the source says so: the compiler's own choice would differ from a loop to
+# its tail. -fno-math-errno lets sqrt be one instruction. -g0 and, for the doors, -O1 keep the build short.
 C_FLAGS = ["-std=c11", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden"]
 GLUE_FLAGS = ["-std=c11", "-O1", "-g0", "-fvisibility=hidden"]
 AVX2 = ["-mavx2", "-mfma"]
@@ -29,10 +34,21 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 ISA_FLAGS = {"generic": [], "avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 
 COMM = "comm/csrc"
-# comm moves bytes and has a plain reduction to fall back on: one set of flags, no instruction set beyond the baseline.
+# comm moves bytes and has a plain reduction to fall back on: no instruction set beyond the baseline.
 COMM_SOURCES = {"_engine": ["world", "watch", "shm", "stream", "memory", "reduce"]}
 
-THEMES = ["linear", "embedding", "norm", "rope", "attention", "activation", "cross_entropy", "optimizer", "cast"]
+THEMES = [
+    "linear",
+    "embedding",
+    "norm",
+    "rope",
+    "attention",
+    "activation",
+    "cross_entropy",
+    "optimizer",
+    "cast",
+    "peak",
+]
 
 
 def packages() -> dict[str, str]:
@@ -47,7 +63,9 @@ def packages() -> dict[str, str]:
 
 def version() -> str:
     """Read, not imported: the package is not built yet."""
-    return re.search(r'__version__ = "(.+)"', (ROOT / "cktrain/__init__.py").read_text())[1]
+    found = re.search(r'__version__ = "(.+)"', (ROOT / "cktrain/__init__.py").read_text())
+    assert found is not None
+    return found[1]
 
 
 def extensions() -> list[Extension]:
@@ -57,19 +75,33 @@ def extensions() -> list[Extension]:
     runtime = [f"{CSRC}/{name}.c" for name in ("pool", "door", "cpu")]
 
     def extension(module: str, sources: list[str], flags: list[str]) -> Extension:
-        return Extension(f"{KERNELS}.{module}", sources, include_dirs=[CSRC], extra_compile_args=flags,
-                         extra_link_args=["-pthread"], depends=[*headers, door])
+        return Extension(
+            f"{KERNELS}.{module}",
+            sources,
+            include_dirs=[CSRC],
+            extra_compile_args=flags,
+            extra_link_args=["-pthread"],
+            depends=[*headers, door],
+        )
 
     comm_headers = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / COMM).glob("*.h"))
 
     def comm_extension(module: str, sources: list[str]) -> Extension:
-        return Extension(f"cktrain.comm.{module}", [f"comm/{module}.pyx", *(f"{COMM}/{name}.c" for name in sources)],
-                         include_dirs=[COMM], extra_compile_args=C_FLAGS, extra_link_args=["-pthread"],
-                         depends=comm_headers)
+        return Extension(
+            f"cktrain.comm.{module}",
+            [f"comm/{module}.pyx", *(f"{COMM}/{name}.c" for name in sources)],
+            include_dirs=[COMM],
+            extra_compile_args=C_FLAGS,
+            extra_link_args=["-pthread"],
+            depends=comm_headers,
+        )
 
     return [
         *(comm_extension(module, sources) for module, sources in COMM_SOURCES.items()),
-        *(extension(f"_isa_{isa}", [f"{CSRC}/isa_{isa}.c"], C_FLAGS + flags) for isa, flags in ISA_FLAGS.items()),
+        *(
+            extension(f"_isa_{isa}", [f"{CSRC}/isa_{isa}.c"], C_FLAGS + flags)
+            for isa, flags in ISA_FLAGS.items()
+        ),
         extension("_runtime", ["cython_kernels/_runtime.pyx", *runtime], GLUE_FLAGS),
         *(extension(theme, [f"cython_kernels/{theme}.pyx"], GLUE_FLAGS) for theme in THEMES),
     ]
@@ -84,7 +116,9 @@ class BuildExtensions(build_ext):
         from Cython.Build import cythonize
 
         unknown = [isa for isa, flags in ISA_FLAGS.items() if not self.compiles_with(flags)]
-        self.extensions = [e for e in self.extensions if e.name not in {f"{KERNELS}._isa_{isa}" for isa in unknown}]
+        self.extensions = [
+            e for e in self.extensions if e.name not in {f"{KERNELS}._isa_{isa}" for isa in unknown}
+        ]
         for isa in unknown:
             self.announce(f"left out: the compiler does not know {' '.join(ISA_FLAGS[isa])}", level=3)
         for extension in self.extensions:
@@ -98,12 +132,20 @@ class BuildExtensions(build_ext):
                     ("CK_COMPILER", f'"{self.compiler_version()}"'),
                 ]
         workers = len(os.sched_getaffinity(0))
-        with_sources = cythonize(
-            self.extensions, build_dir="build/cython", nthreads=workers, language_level=3,
-            compiler_directives={"binding": True, "embedsignature": False, "boundscheck": False, "wraparound": False},
+        cythonized = cythonize(
+            self.extensions,
+            build_dir="build/cython",
+            nthreads=workers,
+            language_level=3,
+            compiler_directives={
+                "binding": True,
+                "embedsignature": False,
+                "boundscheck": False,
+                "wraparound": False,
+            },
         )
-        for extension, cythonized in zip(self.extensions, with_sources, strict=True):
-            extension.sources = cythonized.sources
+        for extension, with_c in zip(self.extensions, cythonized, strict=True):
+            extension.sources = with_c.sources
         self.parallel = self.parallel or workers
         super().build_extensions()
 

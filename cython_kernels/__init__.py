@@ -1,9 +1,9 @@
 """Numbers in, numbers out: every op's forward and backward, for the instruction set of this CPU.
 
-`load()` returns a kernel set, an object whose attributes are the ops of docs/kernels.md. The compiled ops live in one
-Cython module per theme; which C they run is a table of function pointers, one table per instruction set, of which one
-is in force in the process: `load` puts it there. Sets of different instruction sets therefore share it, and the last
-one loaded (or activated) wins; the reference set stands apart, in numpy alone.
+`load()` returns a kernel set, an object whose attributes are the ops of docs/kernels.md. The compiled ops
+live in one Cython module per theme; which C they run is a table of function pointers, one table per
+instruction set, of which one is in force in the process: `load` puts it there. Sets of different instruction
+sets therefore share it, and the last one loaded (or activated) wins; the reference stands apart, in numpy.
 
 Threads: the pool starts with one. Whoever starts the process says how many (`set_num_threads`).
 """
@@ -80,7 +80,7 @@ class KernelSet:
 
 
 def available() -> list[str]:
-    """Names that `load` takes here: the reference, then the compiled sets that this CPU can run, best last."""
+    """Names that `load` takes here: the reference, then the compiled sets that this CPU runs, best last."""
     try:
         from cktrain.cython_kernels import _runtime
     except ImportError:  # not built: the reference needs numpy alone
@@ -94,14 +94,14 @@ def best() -> str:
 
 
 def build_info() -> dict[str, Any]:
-    """The compiler, the instruction sets that were `built` and those `left_out` because it does not know them."""
+    """The compiler, the instruction sets that were `built`, and those `left_out`: unknown to the compiler."""
     from cktrain.cython_kernels import _runtime
 
     return {"compiler": _runtime.compiler(), "built": _runtime.built(), "left_out": _runtime.left_out()}
 
 
 def load(isa: str | None = None) -> KernelSet:
-    """The kernel set of `isa`; of CKTRAIN_ISA when that is None; of the best that the CPU supports when that is unset.
+    """The kernel set of `isa`; when that is None, of CKTRAIN_ISA; when that is unset, the best for this CPU.
 
     Raises ValueError, naming the legal values, for a name that is unknown or that this CPU cannot run.
     """

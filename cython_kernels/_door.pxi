@@ -33,6 +33,9 @@ cdef extern from "runtime.h" nogil:
         ck_kernel cast_to_bf16[2]
         ck_kernel adamw_step
         ck_kernel sgd_step
+        ck_kernel peak_f32
+        ck_kernel peak_bf16
+        ck_kernel stream
     ctypedef struct ck_array:
         void *data
         int64_t shape[4]
@@ -42,7 +45,8 @@ cdef extern from "runtime.h" nogil:
     ctypedef struct ck_runtime:
         const ck_table *table
         void (*run)(ck_kernel kernel, const void *args, int64_t work) noexcept nogil
-        int (*take)(ck_array *array, object given, const char *op, const char *name, unsigned int allowed) except -1
+        int (*take)(ck_array *array, object given, const char *op, const char *name,
+                    unsigned int allowed) except -1
         int (*match)(const ck_array *array, const char *op, const char *name, int axis, int64_t wanted,
                      const char *source) except -1
         int (*same_dtype)(const ck_array *array, const char *op, const char *name, const ck_array *other,

@@ -1,6 +1,7 @@
 """The one runtime of the process: the table of kernels in force, the thread pool, the checks at the door.
 
-The modules of the ops reach it through `capsule` (csrc/runtime.h). What is public is in cktrain.cython_kernels.
+The modules of the ops reach it through `capsule` (csrc/runtime.h). What is public is in
+cktrain.cython_kernels.
 """
 
 from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
@@ -37,8 +38,10 @@ cdef extern from "runtime.h" nogil:
 
 cdef extern from "door_functions.h":
     int ck_door_open() except -1
-    int ck_take(ck_array *array, object given, const char *op, const char *name, unsigned int allowed) except -1
-    int ck_match(const ck_array *array, const char *op, const char *name, int axis, int64_t wanted, const char *source) except -1
+    int ck_take(ck_array *array, object given, const char *op, const char *name,
+                unsigned int allowed) except -1
+    int ck_match(const ck_array *array, const char *op, const char *name, int axis, int64_t wanted,
+                 const char *source) except -1
     void *ck_same_dtype
     void *ck_in_range
 
@@ -109,8 +112,10 @@ def activate(table) -> None:
     """Put the kernels of a module's `table` capsule in force, for every later call of an op."""
     cdef const ck_table *new = <const ck_table *> PyCapsule_GetPointer(table, CK_TABLE_CAPSULE)
     if new.abi != CK_ABI:
-        raise ImportError(f"[kernels] the {new.isa.decode()} kernels were built for ABI {new.abi}, not {CK_ABI}. "
-                          "Build cktrain again.")
+        raise ImportError(
+            f"[kernels] the {new.isa.decode()} kernels were built for ABI {new.abi}, not {CK_ABI}. "
+            "Build cktrain again."
+        )
     runtime.table = new
 
 
@@ -127,13 +132,18 @@ def num_threads() -> int:
 def set_num_threads(n: int) -> None:
     """Start a pool of n threads, with a workspace each. ValueError when the system refuses."""
     if not 1 <= n <= MAX_THREADS:
-        raise ValueError(f"[kernels.set_num_threads] n is {n}, outside [1, {MAX_THREADS}]. Pass the number of cores to use.")
+        raise ValueError(
+            f"[kernels.set_num_threads] n is {n}, outside [1, {MAX_THREADS}]. "
+            "Pass the number of cores to use."
+        )
     cdef int count = n, error
     with nogil:
         error = ck_pool_set_threads(count)
     if error:
-        raise ValueError(f"[kernels.set_num_threads] {n} threads with {CK_SCRATCH_BYTES:,} bytes of workspace each: "
-                         f"{strerror(error).decode()}. Ask for fewer.")
+        raise ValueError(
+            f"[kernels.set_num_threads] {n} threads with {CK_SCRATCH_BYTES:,} bytes of workspace "
+            f"each: {strerror(error).decode()}. Ask for fewer."
+        )
 
 
 def split(n: int, grain: int, parts: int) -> list[tuple[int, int]]:

@@ -20,8 +20,8 @@ cdef extern from "kernels.h" nogil:
         int tanh
 
 
-cdef int take_rows(ck_array *out, given, const char *op, const char *name, unsigned int flags, const ck_array *like,
-                   int64_t width, const char *like_name) except -1:
+cdef int take_rows(ck_array *out, given, const char *op, const char *name, unsigned int flags,
+                   const ck_array *like, int64_t width, const char *like_name) except -1:
     """A real matrix with the rows and the dtype of `like`, and `width` columns."""
     rt.take(out, given, op, name, CK_IS_REAL | CK_DIMS(2, 2) | flags)
     rt.same_dtype(out, op, name, like, like_name)
@@ -34,8 +34,10 @@ cdef int64_t take_gate_up(ck_array *out, given, const char *op) except -1:
     """Returns I."""
     rt.take(out, given, op, b"gate_up", CK_IS_REAL | CK_DIMS(2, 2))
     if out.shape[1] % 2:
-        raise ValueError(f"[kernels.{op.decode()}] gate_up has {out.shape[1]} columns, which is odd. "
-                         "Pass gate and up side by side, 2I columns.")
+        raise ValueError(
+            f"[kernels.{op.decode()}] gate_up has {out.shape[1]} columns, which is odd. "
+            "Pass gate and up side by side, 2I columns."
+        )
     return out.shape[1] // 2
 
 
@@ -59,7 +61,8 @@ def swiglu_backward(dgate_up, dy, gate_up, y=None):
     cdef ck_swiglu_args a
     take_rows(&ad, dgate_up, op, b"dgate_up", CK_IS_WRITTEN, &ag, 2 * i, b"gate_up")
     take_rows(&ady, dy, op, b"dy", 0, &ag, i, b"gate_up")
-    a = ck_swiglu_args(NULL, ad.data, ady.data, ag.data, ag.shape[0], i, 0, ad.stride[0], ady.stride[0], ag.stride[0])
+    a = ck_swiglu_args(NULL, ad.data, ady.data, ag.data, ag.shape[0], i, 0, ad.stride[0], ady.stride[0],
+                       ag.stride[0])
     if y is not None:
         take_rows(&ay, y, op, b"y", CK_IS_WRITTEN, &ag, i, b"gate_up")
         a.y = ay.data
@@ -75,7 +78,8 @@ def gelu_forward(y, x, tanh):
     cdef ck_pointwise_args a
     rt.take(&ax, x, op, b"x", CK_IS_REAL | CK_DIMS(2, 2))
     take_rows(&ay, y, op, b"y", CK_IS_WRITTEN, &ax, ax.shape[1], b"x")
-    a = ck_pointwise_args(ay.data, ax.data, NULL, ax.shape[0], ax.shape[1], ay.stride[0], ax.stride[0], 0, bool(tanh))
+    a = ck_pointwise_args(ay.data, ax.data, NULL, ax.shape[0], ax.shape[1], ay.stride[0], ax.stride[0], 0,
+                          bool(tanh))
     with nogil:
         rt.run(rt.table.gelu_forward[ax.dtype], &a, a.n * a.c * 2)
 
@@ -88,8 +92,8 @@ def gelu_backward(dx, dy, x, tanh):
     rt.take(&ax, x, op, b"x", CK_IS_REAL | CK_DIMS(2, 2))
     take_rows(&adx, dx, op, b"dx", CK_IS_WRITTEN, &ax, ax.shape[1], b"x")
     take_rows(&ady, dy, op, b"dy", 0, &ax, ax.shape[1], b"x")
-    a = ck_pointwise_args(adx.data, ax.data, ady.data, ax.shape[0], ax.shape[1], adx.stride[0], ax.stride[0], ady.stride[0],
-                          bool(tanh))
+    a = ck_pointwise_args(adx.data, ax.data, ady.data, ax.shape[0], ax.shape[1], adx.stride[0], ax.stride[0],
+                          ady.stride[0], bool(tanh))
     with nogil:
         rt.run(rt.table.gelu_backward[ax.dtype], &a, a.n * a.c * 2)
 
@@ -102,6 +106,7 @@ def add(out, a, b):
     rt.take(&ao, out, op, b"out", CK_IS_REAL | CK_DIMS(2, 2) | CK_IS_WRITTEN)
     take_rows(&aa, a, op, b"a", 0, &ao, ao.shape[1], b"out")
     take_rows(&ab, b, op, b"b", 0, &ao, ao.shape[1], b"out")
-    args = ck_pointwise_args(ao.data, aa.data, ab.data, ao.shape[0], ao.shape[1], ao.stride[0], aa.stride[0], ab.stride[0], 0)
+    args = ck_pointwise_args(ao.data, aa.data, ab.data, ao.shape[0], ao.shape[1], ao.stride[0], aa.stride[0],
+                             ab.stride[0], 0)
     with nogil:
         rt.run(rt.table.add[ao.dtype], &args, args.n * args.c)

@@ -1,7 +1,8 @@
-"""Causal attention with grouped heads, a sliding window and packed documents, in O(T) memory (csrc/attention.h).
+"""Causal attention with grouped heads, a sliding window and packed documents, in O(T) memory.
 
-Shapes: q, o (B,S,H,D), k, v (B,T,K,D), real and strided, H a multiple of K; lse, delta float32 (B,H,S). Query s stands
-at key position T-S+s and sees the keys from the largest of 0, first[b,s] and its position - window + 1, up to its own.
+Shapes: q, o (B,S,H,D), k, v (B,T,K,D), real and strided, H a multiple of K; lse, delta float32 (B,H,S).
+Query s stands at key position T-S+s and sees the keys from the largest of 0, first[b,s] and its position -
+window + 1, up to its own. csrc/attention.h has the algorithm.
 """
 
 include "_door.pxi"
@@ -28,8 +29,8 @@ cdef extern from "kernels.h" nogil:
 cdef int LARGEST_HEAD = 512  # what a thread's workspace holds the tiles of
 
 
-cdef void *take_like(ck_strides *strides, given, const char *op, const char *name, unsigned int flags, const ck_array *like,
-                     const char *like_name) except? NULL:
+cdef void *take_like(ck_strides *strides, given, const char *op, const char *name, unsigned int flags,
+                     const ck_array *like, const char *like_name) except? NULL:
     """A real (B, rows, heads, D) array; with `like`, of its shape and dtype."""
     cdef ck_array x
     cdef int axis
@@ -41,7 +42,8 @@ cdef void *take_like(ck_strides *strides, given, const char *op, const char *nam
     return x.data
 
 
-cdef float *take_statistic(given, const char *op, const char *name, unsigned int flags, const ck_array *q) except? NULL:
+cdef float *take_statistic(given, const char *op, const char *name, unsigned int flags,
+                           const ck_array *q) except? NULL:
     """float32 (B,H,S)."""
     cdef ck_array x
     rt.take(&x, given, op, name, CK_IS_F32 | CK_DIMS(3, 3) | CK_IS_PACKED | flags)
@@ -51,8 +53,8 @@ cdef float *take_statistic(given, const char *op, const char *name, unsigned int
     return <float *> x.data
 
 
-cdef int take_inputs(ck_attention_args *a, ck_array *aq, ck_array *ak, const char *op, q, k, v, double scale, int64_t window,
-                     first) except -1:
+cdef int take_inputs(ck_attention_args *a, ck_array *aq, ck_array *ak, const char *op, q, k, v, double scale,
+                     int64_t window, first) except -1:
     """q, k, v and the options, the same for both directions."""
     cdef ck_array af
     rt.take(aq, q, op, b"q", CK_IS_REAL | CK_DIMS(4, 4))
@@ -71,15 +73,25 @@ cdef int take_inputs(ck_attention_args *a, ck_array *aq, ck_array *ak, const cha
     a.window = window
     a.first = NULL
     if a.kv == 0 or a.h % a.kv:
-        raise ValueError(f"[kernels.{op.decode()}] q has {a.h} heads and k has {a.kv}. "
-                         "The first number must be a multiple of the second.")
+        raise ValueError(
+            f"[kernels.{op.decode()}] q has {a.h} heads and k has {a.kv}. "
+            "The first number must be a multiple of the second."
+        )
     if a.d > LARGEST_HEAD or a.d == 0:
-        raise ValueError(f"[kernels.{op.decode()}] q has head size {a.d}, outside [1, {LARGEST_HEAD}]. Use more, smaller heads.")
+        raise ValueError(
+            f"[kernels.{op.decode()}] q has head size {a.d}, outside [1, {LARGEST_HEAD}]. "
+            "Use more, smaller heads."
+        )
     if window < 0:
-        raise ValueError(f"[kernels.{op.decode()}] window is {window}. Pass the number of keys to see, or 0 for all.")
+        raise ValueError(
+            f"[kernels.{op.decode()}] window is {window}. "
+            "Pass the number of keys to see, or 0 for all."
+        )
     if a.s > a.t:
-        raise ValueError(f"[kernels.{op.decode()}] q has {a.s} queries and k has {a.t} keys, but each query stands at a key. "
-                         "Pass at least as many keys.")
+        raise ValueError(
+            f"[kernels.{op.decode()}] q has {a.s} queries and k has {a.t} keys, but each query stands "
+            "at a key. Pass at least as many keys."
+        )
     if first is not None:
         rt.take(&af, first, op, b"first", CK_IS_I32 | CK_DIMS(2, 2) | CK_IS_PACKED)
         rt.match(&af, op, b"first", 0, a.b, b"q")
@@ -96,13 +108,16 @@ cdef int check_first(const ck_attention_args *a, const char *op) except -1:
         for s in range(a.s):
             value = a.first[b * a.s + s]
             if value < 0 or value > a.t - a.s + s:
-                raise ValueError(f"[kernels.{op.decode()}] first[{b},{s}] is {value}, outside [0, {a.t - a.s + s}], the query's own "
-                                 "position. Pass the first key of the query's document.")
+                raise ValueError(
+                    f"[kernels.{op.decode()}] first[{b},{s}] is {value}, outside [0, "
+                    f"{a.t - a.s + s}], the query's own position. "
+                    "Pass the first key of the query's document."
+                )
     return 0
 
 
 def attention_forward(o, lse, q, k, v, scale, window=0, first=None):
-    """o = softmax(scale · q kᵀ, where visible) · v; lse = log-sum-exp of the scaled scores. window 0: no limit."""
+    """o = softmax(scale · q kᵀ, where visible) · v; lse = log-sum-exp of the scores. window 0: no limit."""
     cdef const char *op = b"attention_forward"
     cdef ck_array aq, ak
     cdef ck_attention_args a
@@ -114,7 +129,7 @@ def attention_forward(o, lse, q, k, v, scale, window=0, first=None):
 
 
 def attention_backward(dq, dk, dv, delta, do, q, k, v, o, lse, scale, window=0, first=None):
-    """dq, dk, dv are overwritten with the gradients of q, k, v; delta float32 (B,H,S) is workspace: sum of do · o."""
+    """dq, dk, dv = the gradients of q, k, v; delta float32 (B,H,S) is workspace: sum of do · o."""
     cdef const char *op = b"attention_backward"
     cdef ck_array aq, ak
     cdef ck_attention_args a

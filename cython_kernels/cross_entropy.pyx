@@ -1,5 +1,5 @@
-"""Softmax cross-entropy over a vocabulary, or over one shard of it: the group that divides the vocabulary stands
-between the two kernels.
+"""Softmax cross-entropy over a vocabulary, or over one shard of it: the group that divides the vocabulary
+stands between the two kernels.
 
 Shapes: logits real, strided (N,V); targets int32 (N); row_max, row_sum, target_logit, lse float32 (N).
 """
@@ -18,14 +18,16 @@ cdef extern from "kernels.h" nogil:
         int64_t n, v, logits_row, dlogits_row, ignore_index, vocab_start
 
 
-cdef float *take_statistic(given, const char *op, const char *name, unsigned int flags, int64_t n) except? NULL:
+cdef float *take_statistic(given, const char *op, const char *name, unsigned int flags,
+                           int64_t n) except? NULL:
     cdef ck_array x
     rt.take(&x, given, op, name, CK_IS_F32 | CK_DIMS(1, 1) | flags)
     rt.match(&x, op, name, 0, n, b"logits")
     return <float *> x.data
 
 
-cdef int take_logits(ck_cross_entropy_args *a, ck_array *al, const char *op, logits, targets, int64_t vocab_start) except -1:
+cdef int take_logits(ck_cross_entropy_args *a, ck_array *al, const char *op, logits, targets,
+                     int64_t vocab_start) except -1:
     cdef ck_array at
     rt.take(al, logits, op, b"logits", CK_IS_REAL | CK_DIMS(2, 2))
     rt.take(&at, targets, op, b"targets", CK_IS_I32 | CK_DIMS(1, 1))
@@ -40,7 +42,7 @@ cdef int take_logits(ck_cross_entropy_args *a, ck_array *al, const char *op, log
 
 
 def cross_entropy_forward(row_max, row_sum, target_logit, logits, targets, vocab_start=0):
-    """Per row: the largest logit, the sum of exp(l - largest), the target's logit (0 when it is not in this shard)."""
+    """Per row: largest logit, sum of exp(l - largest), the target's logit (0 when not in this shard)."""
     cdef const char *op = b"cross_entropy_forward"
     cdef ck_array al
     cdef ck_cross_entropy_args a
@@ -53,7 +55,7 @@ def cross_entropy_forward(row_max, row_sum, target_logit, logits, targets, vocab
 
 
 def cross_entropy_backward(dlogits, logits, lse, targets, ignore_index=-100, vocab_start=0):
-    """dlogits = softmax - onehot, zero where the target is ignore_index; unnormalised. dlogits may be logits."""
+    """dlogits = softmax - onehot, zero where the target is ignored; unnormalised. dlogits may be logits."""
     cdef const char *op = b"cross_entropy_backward"
     cdef ck_array al, ad
     cdef ck_cross_entropy_args a

@@ -25,13 +25,14 @@ def embedding_forward(y, ids, table):
     rt.match(&ay, op, b"y", 0, ai.shape[0], b"ids")
     rt.match(&ay, op, b"y", 1, at.shape[1], b"table")
     rt.in_range(&ai, op, b"ids", at.shape[0])
-    a = ck_embedding_args(ay.data, at.data, <const int32_t *> ai.data, ay.shape[0], ay.shape[1], ay.stride[0], at.stride[0])
+    a = ck_embedding_args(ay.data, at.data, <const int32_t *> ai.data, ay.shape[0], ay.shape[1], ay.stride[0],
+                          at.stride[0])
     with nogil:
         rt.run(rt.table.embedding_forward[ay.dtype], &a, a.n * a.c)
 
 
 def embedding_backward(dtable, dy, ids):
-    """dtable float32 (V,C)[ids (N)] += dy (N,C) real, one row after the other, whatever the number of threads."""
+    """dtable float32 (V,C)[ids (N)] += dy (N,C) real, one row after the other for any number of threads."""
     cdef const char *op = b"embedding_backward"
     cdef ck_array at, ay, ai
     cdef ck_embedding_args a
@@ -41,6 +42,7 @@ def embedding_backward(dtable, dy, ids):
     rt.match(&ay, op, b"dy", 0, ai.shape[0], b"ids")
     rt.match(&ay, op, b"dy", 1, at.shape[1], b"dtable")
     rt.in_range(&ai, op, b"ids", at.shape[0])
-    a = ck_embedding_args(at.data, ay.data, <const int32_t *> ai.data, ay.shape[0], ay.shape[1], at.stride[0], ay.stride[0])
+    a = ck_embedding_args(at.data, ay.data, <const int32_t *> ai.data, ay.shape[0], ay.shape[1], at.stride[0],
+                          ay.stride[0])
     with nogil:
         rt.run(rt.table.embedding_backward[ay.dtype], &a, a.n * a.c)

@@ -1,7 +1,7 @@
 """Linear layers and matmul: one packed, register-tiled kernel (csrc/gemm.h) behind four doors.
 
-Shapes: N rows, I input features, O output features; (M, N, K) in matmul. `real` is float32 or bfloat16, one for all
-arguments of a call; products are summed in fp32 and a bfloat16 result is rounded once.
+Shapes: N rows, I input features, O output features; (M, N, K) in matmul. `real` is float32 or bfloat16, one
+for all arguments of a call; products are summed in fp32 and a bfloat16 result is rounded once.
 """
 
 include "_door.pxi"
@@ -18,8 +18,8 @@ cdef extern from "kernels.h" nogil:
         int accumulate
 
 
-cdef inline void operands(ck_gemm_args *g, const ck_array *c, const ck_array *a, bint transpose_a, const ck_array *b,
-                          bint transpose_b, bint accumulate) noexcept:
+cdef inline void operands(ck_gemm_args *g, const ck_array *c, const ck_array *a, bint transpose_a,
+                          const ck_array *b, bint transpose_b, bint accumulate) noexcept:
     g.c = c.data
     g.a = a.data
     g.b = b.data
@@ -44,7 +44,7 @@ cdef inline void run(ck_kernel kernel, const ck_gemm_args *g) noexcept:
 
 
 def linear_forward(y, x, w, bias=None, residual=None):
-    """y (N,O) = x (N,I) · w (O,I)ᵀ + bias (O) + residual (N,O). All real, rows may be strided; residual may be y."""
+    """y (N,O) = x (N,I) · w (O,I)ᵀ + bias (O) + residual (N,O). All real, rows strided; residual may be y."""
     cdef const char *op = b"linear_forward"
     cdef ck_array ay, ax, aw, extra
     cdef ck_gemm_args g
@@ -90,7 +90,7 @@ def linear_backward_input(dx, dy, w, accumulate=False):
 
 
 def linear_backward_weight(dw, dbias, dy, x):
-    """dw float32 (O,I) += dy (N,O)ᵀ · x (N,I); dbias float32 (O), or None, += the sum of dy's rows. dy, x real."""
+    """dw float32 (O,I) += dy (N,O)ᵀ · x (N,I); dbias float32 (O), or None, += dy's rows. dy, x real."""
     cdef const char *op = b"linear_backward_weight"
     cdef ck_array aw, ab, ay, ax
     cdef ck_gemm_args g
@@ -110,7 +110,7 @@ def linear_backward_weight(dw, dbias, dy, x):
 
 
 def matmul(out, a, b, transpose_a=False, transpose_b=False, accumulate=False):
-    """out (M,N) = or += op(a) (M,K) · op(b) (K,N), op a transpose or nothing. All real, rows may be strided."""
+    """out (M,N) = or += op(a) (M,K) · op(b) (K,N), op transposes or not. All real, rows may be strided."""
     cdef const char *op = b"matmul"
     cdef ck_array ac, aa, ab
     cdef ck_gemm_args g

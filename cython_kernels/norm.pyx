@@ -1,7 +1,8 @@
 """RMSNorm (Zhang & Sennrich 2019) and LayerNorm (Ba et al. 2016).
 
-Shapes: x and y (N,C), or (N,H,D) strided for a norm over each head; the last dimension is normalised. Statistics and
-weights are float32, activations real. Weight gradients are added in a fixed order of the threads.
+Shapes: x and y (N,C), or (N,H,D) strided for a norm over each head; the last dimension is normalised.
+Statistics and weights are float32, activations real. Weight gradients are added in a fixed order of the
+threads.
 """
 
 include "_door.pxi"
@@ -30,7 +31,8 @@ cdef extern from "kernels.h" nogil:
         int accumulate
 
 
-cdef int take_like(ck_array *out, given, const char *op, const char *name, unsigned int flags, const ck_array *x) except -1:
+cdef int take_like(ck_array *out, given, const char *op, const char *name, unsigned int flags,
+                   const ck_array *x) except -1:
     """A real array of x's shape and dtype."""
     cdef int axis
     rt.take(out, given, op, name, CK_IS_REAL | CK_DIMS(x.dims, x.dims) | flags)
@@ -40,7 +42,8 @@ cdef int take_like(ck_array *out, given, const char *op, const char *name, unsig
     return 0
 
 
-cdef float *take_statistic(given, const char *op, const char *name, unsigned int flags, const ck_array *x) except? NULL:
+cdef float *take_statistic(given, const char *op, const char *name, unsigned int flags,
+                           const ck_array *x) except? NULL:
     """float32, one per row of x."""
     cdef ck_array s
     cdef int axis
@@ -50,7 +53,8 @@ cdef float *take_statistic(given, const char *op, const char *name, unsigned int
     return <float *> s.data
 
 
-cdef float *take_weight(given, const char *op, const char *name, unsigned int flags, const ck_array *x) except? NULL:
+cdef float *take_weight(given, const char *op, const char *name, unsigned int flags,
+                        const ck_array *x) except? NULL:
     """float32, one per element of x's last dimension."""
     cdef ck_array w
     rt.take(&w, given, op, name, CK_IS_F32 | CK_DIMS(1, 1) | flags)
@@ -114,8 +118,11 @@ cdef int backward(const char *op, dx, dw, db, dy, x, w, mean, rstd, bint accumul
     a.x_h = ax.stride[1] if heads else 0
     a.accumulate = accumulate
     if a.c > CK_SCRATCH_BYTES // 8:
-        raise ValueError(f"[kernels.{op.decode()}] x has {a.c:,} elements in a row, and a thread's workspace holds the weight "
-                         f"gradients of {CK_SCRATCH_BYTES // 8:,}. Use the reference kernels for rows that long.")
+        raise ValueError(
+            f"[kernels.{op.decode()}] x has {a.c:,} elements in a row, and a thread's workspace holds "
+            f"the weight gradients of {CK_SCRATCH_BYTES // 8:,}. "
+            "Use the reference kernels for rows that long."
+        )
     kernel = rt.table.layer_norm_backward[ax.dtype] if centered else rt.table.rms_norm_backward[ax.dtype]
     with nogil:
         rt.run(kernel, &a, a.n * a.h * a.c)
@@ -123,7 +130,7 @@ cdef int backward(const char *op, dx, dw, db, dy, x, w, mean, rstd, bint accumul
 
 
 def rms_norm_forward(y, rstd, x, w, eps):
-    """y = x · rstd · w, rstd float32 = 1 / sqrt(mean(x²) + eps). x, y real (N,C) or (N,H,D); rstd (N) or (N,H)."""
+    """y = x · rstd · w, rstd float32 (N) or (N,H) = 1 / sqrt(mean(x²) + eps); x, y real (N,C) or (N,H,D)."""
     forward(b"rms_norm_forward", y, None, rstd, x, w, None, eps)
 
 
@@ -133,7 +140,7 @@ def rms_norm_backward(dx, dw, dy, x, w, rstd, accumulate=False):
 
 
 def layer_norm_forward(y, mean, rstd, x, w, b, eps):
-    """y = (x - mean) · rstd · w + b, rstd = 1 / sqrt(var(x) + eps). x, y real (N,C); mean, rstd float32 (N)."""
+    """y = (x - mean) · rstd · w + b, rstd = 1 / sqrt(var(x) + eps); x, y real (N,C), others float32."""
     forward(b"layer_norm_forward", y, mean, rstd, x, w, b, eps)
 
 

@@ -25,7 +25,7 @@ cdef float *take_flat(given, const char *op, const char *name, unsigned int flag
 
 
 def adamw_step(param, m, v, grad, lr, beta1, beta2, eps, weight_decay, step, grad_scale):
-    """One AdamW step (Loshchilov & Hutter 2019) with grad · grad_scale; step counts from 1. All float32 (n)."""
+    """One AdamW step (Loshchilov & Hutter 2019) with grad · grad_scale; step is 1 at first. All float32."""
     cdef const char *op = b"adamw_step"
     cdef ck_array ap
     cdef ck_optimizer_args a
@@ -35,11 +35,15 @@ def adamw_step(param, m, v, grad, lr, beta1, beta2, eps, weight_decay, step, gra
     a.m = take_flat(m, op, b"m", CK_IS_WRITTEN, a.n)
     a.v = take_flat(v, op, b"v", CK_IS_WRITTEN, a.n)
     a.grad = take_flat(grad, op, b"grad", 0, a.n)
-    a.lr, a.beta1, a.beta2, a.eps, a.weight_decay, a.grad_scale = lr, beta1, beta2, eps, weight_decay, grad_scale
+    a.lr, a.beta1, a.beta2, a.eps = lr, beta1, beta2, eps
+    a.weight_decay, a.grad_scale = weight_decay, grad_scale
     a.step = step
     a.nesterov = 0
     if a.step < 1:
-        raise ValueError(f"[kernels.adamw_step] step is {step}, but steps count from 1. Pass the number of this step.")
+        raise ValueError(
+            f"[kernels.adamw_step] step is {step}, but steps count from 1. "
+            "Pass the number of this step."
+        )
     with nogil:
         rt.run(rt.table.adamw_step, &a, a.n * 2)
 
@@ -53,7 +57,8 @@ def sgd_step(param, momentum_buffer, grad, lr, momentum, weight_decay, nesterov,
     rt.take(&ap, param, op, b"param", CK_IS_F32 | CK_DIMS(1, 1) | CK_IS_WRITTEN)
     a.n = ap.shape[0]
     a.param = <float *> ap.data
-    a.lr, a.beta1, a.beta2, a.eps, a.weight_decay, a.grad_scale = lr, momentum, 0.0, 0.0, weight_decay, grad_scale
+    a.lr, a.beta1, a.beta2, a.eps = lr, momentum, 0.0, 0.0
+    a.weight_decay, a.grad_scale = weight_decay, grad_scale
     a.m = take_flat(momentum_buffer, op, b"momentum_buffer", CK_IS_WRITTEN, a.n)
     a.v = NULL
     a.grad = take_flat(grad, op, b"grad", 0, a.n)

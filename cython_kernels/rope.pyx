@@ -16,7 +16,8 @@ cdef extern from "kernels.h" nogil:
         int inverse
 
 
-cdef int rotate(const char *op, const char *y_name, y, const char *x_name, x, cos, sin, positions, bint inverse) except -1:
+cdef int rotate(const char *op, const char *y_name, y, const char *x_name, x, cos, sin, positions,
+                bint inverse) except -1:
     cdef ck_array ay, ax, ac, asin, ap
     cdef ck_rope_args a
     cdef int axis
@@ -29,15 +30,18 @@ cdef int rotate(const char *op, const char *y_name, y, const char *x_name, x, co
     for axis in range(3):
         rt.match(&ay, op, y_name, axis, ax.shape[axis], x_name)
     if ax.shape[2] % 2:
-        raise ValueError(f"[kernels.{op.decode()}] {x_name.decode()} has head size {ax.shape[2]}, which is odd. "
-                         "Rotary embedding pairs dimensions: use an even head size.")
+        raise ValueError(
+            f"[kernels.{op.decode()}] {x_name.decode()} has head size {ax.shape[2]}, which is odd. "
+            "Rotary embedding pairs dimensions: use an even head size."
+        )
     rt.match(&ac, op, b"cos", 1, ax.shape[2] // 2, b"half of the head size")
     rt.match(&asin, op, b"sin", 1, ac.shape[1], b"cos")
     rt.match(&asin, op, b"sin", 0, ac.shape[0], b"cos")
     rt.match(&ap, op, b"positions", 0, ax.shape[0], x_name)
     rt.in_range(&ap, op, b"positions", ac.shape[0])
-    a = ck_rope_args(ay.data, ax.data, <const float *> ac.data, <const float *> asin.data, <const int32_t *> ap.data,
-                     ax.shape[0], ax.shape[1], ax.shape[2], ay.stride[0], ay.stride[1], ax.stride[0], ax.stride[1], inverse)
+    a = ck_rope_args(ay.data, ax.data, <const float *> ac.data, <const float *> asin.data,
+                     <const int32_t *> ap.data, ax.shape[0], ax.shape[1], ax.shape[2], ay.stride[0],
+                     ay.stride[1], ax.stride[0], ax.stride[1], inverse)
     with nogil:
         rt.run(rt.table.rope[ax.dtype], &a, a.n * a.h * a.d)
     return 0

@@ -19,8 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cktrain.models.safetensors_file import DTYPES, StoredTensor, read_header, to_finite, write_safetensors
 from cktrain.nn.params import FlatParams, Param
+from cktrain.safetensors_file import DTYPES, StoredTensor, read_header, to_finite, write_safetensors
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

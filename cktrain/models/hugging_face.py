@@ -25,11 +25,17 @@ _STORED = {"float32": "F32", "bfloat16": "BF16"}
 
 
 def resolve_model(model: ModelConfig) -> tuple[ModelConfig, Path | None]:
-    """The architecture, and the folder whose weights to load (None: fresh ones). ValueError if it is bad."""
+    """The architecture, and the folder whose weights to load (None: fresh ones). ValueError if it is bad.
+
+    A model that names its folder and its architecture too was resolved before, so the folder's config.json is not
+    read again: a saved run can be opened where the folder is gone.
+    """
     if model.from_pretrained is None:
         return model, None
     folder = Path(model.from_pretrained)
-    return read_model_config(folder), folder
+    if model.hidden_size is None:
+        model = read_model_config(folder).model_copy(update={"from_pretrained": model.from_pretrained})
+    return model, folder
 
 
 def save_folder(

@@ -12,9 +12,9 @@
 #include <time.h>
 #include <unistd.h>
 
-#define SPIN_NS 100000              /* with a core of its own a thread spins so long ... */
-#define YIELD_NS 200000             /* ... yields so long, and then sleeps between looks, ever longer */
-#define CROWDED_YIELD_NS 20000      /* where ranks outnumber cores it never spins */
+#define SPIN_NS 3000                /* with a core of its own a thread spins so long ... */
+#define YIELD_NS 200000             /* ... yields between looks so long, since its peer may share the core after all, */
+#define CROWDED_YIELD_NS 20000      /* (where ranks outnumber cores it never spins) and then sleeps, ever longer */
 #define ENGINE_SPIN_NS 20000        /* the engine shares its core with the rank's computing threads */
 #define FIRST_SLEEP_NS 500000       /* a bell ends any sleep; these only bound what a lost peer costs */
 #define LAST_SLEEP_NS 20000000

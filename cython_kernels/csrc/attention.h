@@ -1,14 +1,16 @@
-/* Causal attention in tiles, O(T) memory (Dao et al. 2022; Dao 2023): forward with the online softmax, backward from
- * the saved log-sum-exp. attention_tile.h has the words.
+/* Causal attention in tiles, O(T) memory (Dao et al. 2022; Dao 2023): forward with the online softmax,
+ * backward from the saved log-sum-exp. attention_tile.h has the words.
  *
- * Each output element belongs to one item and each item to one thread, so nothing races; tiles of keys begin at
- * multiples of CK_TILE whoever computes them, so forward's bits do not depend on the number of threads. */
+ * Each output element belongs to one item and each item to one thread, so nothing races; tiles of keys
+ * begin at multiples of CK_TILE whoever computes them, so forward's bits do not depend on the number of
+ * threads. */
 
-/* Row r of an array (B, S, H, D); key `key` of an array (B, T, K, D); row r's place in lse and delta (B, H, S). */
-#define QUERY_ROW(type, pointer, strides, r)                                                                        \
-    ((type *)(pointer) + t->batch * (strides).batch + ((r) / t->group) * (strides).row                              \
+/* Row r of an array (B, S, H, D); key `key` of an array (B, T, K, D); row r's place in lse and delta (B,
+ * H, S). */
+#define QUERY_ROW(type, pointer, strides, r)                                                                \
+    ((type *)(pointer) + t->batch * (strides).batch + ((r) / t->group) * (strides).row                      \
      + (t->head * t->group + (r) % t->group) * (strides).head)
-#define KEY_ROW(type, pointer, strides, key)                                                                        \
+#define KEY_ROW(type, pointer, strides, key)                                                                \
     ((type *)(pointer) + t->batch * (strides).batch + (key) * (strides).row + t->head * (strides).head)
 #define ROW_INDEX(r) ((t->batch * t->a->h + t->head * t->group + (r) % t->group) * t->a->s + (r) / t->group)
 
@@ -24,15 +26,18 @@ INLINE void FN(narrow)(real *dst, const float *src, const ck_heads *t, float sca
     EACH_VECTOR(i, m, t->d, r_store_n(dst + i, v_mul(v_load_n(src + i, m), factor), m););
 }
 
-#define CK_BLOCK_TILES 4  /* tiles of rows (forward) or keys (backward) that share one packing of the other side */
+/* Tiles of rows (forward) or of keys (backward) that share one packing of the other side. */
+#define CK_BLOCK_TILES 4
 
-/* Rows [row0, row1) of one key/value head: loop over the tiles of keys, each packed once for all the block's tiles. */
+/* Rows [row0, row1) of one key/value head: loop over the tiles of keys, each packed once for all the
+ * block's tiles. */
 static void FN(attention_forward_block)(const ck_heads *t, int64_t row0, int64_t row1, char *cursor) {
     const ck_attention_args *a = t->a;
     const int64_t tiles = ck_ceil_div(row1 - row0, CK_TILE);
     float *keys_left = ck_floats(&cursor, CK_TILE * t->d), *values = ck_floats(&cursor, CK_TILE * t->padded);
     float *scores = ck_floats(&cursor, CK_TILE * CK_PITCH);
-    float *begin = ck_floats(&cursor, CK_TILE), *end = ck_floats(&cursor, CK_TILE), *shrink = ck_floats(&cursor, CK_TILE);
+    float *begin = ck_floats(&cursor, CK_TILE), *end = ck_floats(&cursor, CK_TILE);
+    float *shrink = ck_floats(&cursor, CK_TILE);
     float *query[CK_BLOCK_TILES], *out[CK_BLOCK_TILES], *largest[CK_BLOCK_TILES], *total[CK_BLOCK_TILES];
     for (int64_t i = 0; i < tiles; i++) {
         const int64_t first = row0 + i * CK_TILE, rows = ck_min(CK_TILE, row1 - first);
@@ -40,7 +45,8 @@ static void FN(attention_forward_block)(const ck_heads *t, int64_t row0, int64_t
         out[i] = ck_floats(&cursor, CK_TILE * t->padded);
         largest[i] = ck_floats(&cursor, CK_TILE);
         total[i] = ck_floats(&cursor, CK_TILE);
-        for (int64_t r = 0; r < rows; r++) FN(widen)(values + r * t->padded, QUERY_ROW(const real, a->q, a->q_s, first + r), t);
+        for (int64_t r = 0; r < rows; r++)
+            FN(widen)(values + r * t->padded, QUERY_ROW(const real, a->q, a->q_s, first + r), t);
         right_panels(query[i], values, rows, t, a->scale);
         memset(out[i], 0, (size_t)(CK_TILE * t->padded) * sizeof(float));
         for (int64_t r = 0; r < CK_TILE; r++) largest[i][r] = -INFINITY, total[i][r] = 0.0f;
@@ -56,7 +62,8 @@ static void FN(attention_forward_block)(const ck_heads *t, int64_t row0, int64_t
             const int sees = mask_of_tile(t, first, rows, k0, keys, begin, end);
             if (sees == CK_SEES_NONE) continue;
             scores_of_tile(scores, keys_left, query[i], keys, rows, t->d);
-            if (softmax_of_tile(scores, largest[i], total[i], shrink, keys, rows, sees == CK_SEES_SOME, begin, end))
+            const int masked = sees == CK_SEES_SOME;
+            if (softmax_of_tile(scores, largest[i], total[i], shrink, keys, rows, masked, begin, end))
                 scale_rows(out[i], shrink, rows, t->padded);
             add_by_rows(out[i], scores, values, rows, keys, t->padded);
         }
@@ -149,14 +156,16 @@ static void FN(load_rows)(const ck_heads *t, FN(row_tile) *tile, int64_t row0) {
 }
 
 /* One tile of keys against one of rows: dk, dv of the keys and dq of the rows, whichever are wanted. */
-static void FN(backward_tile)(const ck_heads *t, FN(key_tile) *k, FN(row_tile) *q, int want_keys, int want_rows, char *cursor) {
+static void FN(backward_tile)(const ck_heads *t, FN(key_tile) *k, FN(row_tile) *q, int want_keys,
+                              int want_rows, char *cursor) {
     float *scores = ck_floats(&cursor, CK_TILE * CK_PITCH), *dscores = ck_floats(&cursor, CK_TILE * CK_PITCH);
     float *begin = ck_floats(&cursor, CK_TILE), *end = ck_floats(&cursor, CK_TILE);
     const int sees = mask_of_tile(t, q->row0, q->rows, k->k0, k->keys, begin, end);
     if (sees == CK_SEES_NONE) return;
     scores_of_tile(scores, k->keys_left, q->query_right, k->keys, q->rows, t->d);
     scores_of_tile(dscores, k->values_left, q->dout_right, k->keys, q->rows, t->d);
-    softmax_backward_of_tile(scores, dscores, q->lse, q->delta, t->a->scale, k->keys, q->rows, sees == CK_SEES_SOME, begin, end);
+    softmax_backward_of_tile(scores, dscores, q->lse, q->delta, t->a->scale, k->keys, q->rows,
+                             sees == CK_SEES_SOME, begin, end);
     if (want_keys) {
         add_by_keys(k->dv, scores, q->dout_plain, k->keys, q->rows, t->padded);
         add_by_keys(k->dk, dscores, q->query_plain, k->keys, q->rows, t->padded);
@@ -164,9 +173,10 @@ static void FN(backward_tile)(const ck_heads *t, FN(key_tile) *k, FN(row_tile) *
     if (want_rows) add_by_rows(q->dq, dscores, k->keys_plain, q->rows, k->keys, t->padded);
 }
 
-/* dk and dv of `tiles` tiles of keys from key k0 on. With dq_sum, an fp32 array (rows, dq_row apart by row and
- * dq_head by head within a group), the rows' dq is added to it too. */
-static void FN(backward_keys)(const ck_heads *t, int64_t k0, int64_t tiles, float *dq_sum, int64_t dq_row, int64_t dq_head, char *cursor) {
+/* dk and dv of `tiles` tiles of keys from key k0 on. With dq_sum, an fp32 array (rows, dq_row apart by row
+ * and dq_head by head within a group), the rows' dq is added to it too. */
+static void FN(backward_keys)(const ck_heads *t, int64_t k0, int64_t tiles, float *dq_sum, int64_t dq_row,
+                              int64_t dq_head, char *cursor) {
     const ck_attention_args *a = t->a;
     FN(key_tile) k[CK_BLOCK_TILES];
     for (int64_t i = 0; i < tiles; i++) {
@@ -184,7 +194,8 @@ static void FN(backward_keys)(const ck_heads *t, int64_t k0, int64_t tiles, floa
         for (int64_t r = 0; r < q.rows; r++) {
             float *into = dq_sum + (row0 + r) / t->group * dq_row + (row0 + r) % t->group * dq_head;
             const float *from = q.dq + r * t->padded;
-            EACH_VECTOR(i, m, t->d, v_store_n(into + i, v_add(v_load_n(into + i, m), v_load_n(from + i, m)), m););
+            EACH_VECTOR(i, m, t->d,
+                v_store_n(into + i, v_add(v_load_n(into + i, m), v_load_n(from + i, m)), m););
         }
     }
     for (int64_t i = 0; i < tiles; i++)
@@ -214,22 +225,25 @@ static void FN(attention_delta)(const ck_attention_args *a, const ck_team *team)
     for (int64_t at = part.begin; at < part.end; at++) {
         const int64_t s = at % a->s, h = at / a->s % a->h, b = at / a->s / a->h;
         const real *o = (const real *)a->o + b * a->o_s.batch + s * a->o_s.row + h * a->o_s.head;
-        const real *dout = (const real *)a->dout + b * a->dout_s.batch + s * a->dout_s.row + h * a->dout_s.head;
+        const real *dout = (const real *)a->dout + b * a->dout_s.batch + s * a->dout_s.row
+            + h * a->dout_s.head;
         vf sum = v_zero();
         EACH_VECTOR(i, m, a->d, sum = v_fma(r_load_n(o + i, m), r_load_n(dout + i, m), sum););
         a->delta[at] = v_sum(sum);
     }
 }
 
-/* Two ways. By heads: one thread takes all of a key/value head and sums dq as it goes: five products per tile. By
- * tiles, when the heads do not share out evenly or a bf16 head's dq sums do not fit the workspace: items are blocks of
- * keys, then tiles of rows, and the scores are computed twice: seven products. */
+/* Two ways. By heads: one thread takes all of a key/value head and sums dq as it goes: five products per
+ * tile. By tiles, when the heads do not share out evenly or a bf16 head's dq sums do not fit the
+ * workspace: items are blocks of keys, then tiles of rows, and the scores are computed twice: seven
+ * products. */
 static void FN(attention_backward)(const void *args, const ck_team *team) {
     const ck_attention_args *a = args;
-    const int64_t pairs = a->b * a->kv, key_tiles = ck_ceil_div(a->t, CK_TILE), row_tiles = ck_ceil_div(a->h / a->kv * a->s, CK_TILE);
+    const int64_t pairs = a->b * a->kv, rows = a->h / a->kv * a->s;
+    const int64_t key_tiles = ck_ceil_div(a->t, CK_TILE), row_tiles = ck_ceil_div(rows, CK_TILE);
     const int64_t padded = ck_round_up(a->d, CK_NR), tile_bytes = 5 * (CK_TILE * padded * 4 + 128);
     const int64_t tiles = ck_max(1, ck_min(CK_BLOCK_TILES, (int64_t)CK_SCRATCH_BYTES / 3 / tile_bytes));
-    const int64_t sums_bytes = CK_STORAGE == CK_F32 ? 0 : (a->h / a->kv * a->s * a->d + 64) * 4;
+    const int64_t sums_bytes = CK_STORAGE == CK_F32 ? 0 : (rows * a->d + 64) * 4;
     const int64_t left = CK_SCRATCH_BYTES - (tiles + 1) * tile_bytes - 2 * CK_TILE * CK_PITCH * 4 - 8192;
     FN(attention_delta)(a, team);
     ck_barrier(team);
@@ -250,7 +264,8 @@ static void FN(attention_backward)(const void *args, const ck_team *team) {
                 FN(backward_keys)(t, i * CK_TILE, ck_min(tiles, key_tiles - i), dq, dq_row, dq_head, cursor);
 #if CK_STORAGE != CK_F32
             for (int64_t r = 0; r < t->rows; r++)
-                FN(narrow)(QUERY_ROW(real, a->dq, a->dq_s, r), dq + r / t->group * dq_row + r % t->group * dq_head, t, 1.0f);
+                FN(narrow)(QUERY_ROW(real, a->dq, a->dq_s, r),
+                           dq + r / t->group * dq_row + r % t->group * dq_head, t, 1.0f);
 #endif
         }
         return;

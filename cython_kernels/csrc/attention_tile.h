@@ -1,9 +1,11 @@
-/* The fp32 part of attention: tiles of CK_TILE keys by CK_TILE rows in the workspace, whatever the storage type.
+/* The fp32 part of attention: tiles of CK_TILE keys by CK_TILE rows in the workspace, whatever the storage
+ * type.
  *
- * The G = H / K query heads of a key/value head are taken together: row r of such a group is query s = r / G, head
- * r % G, so a tile of rows shares its keys and values and no head is copied. Scores are kept transposed, [key][row]:
- * the softmax runs down the keys with rows in the lanes and needs no horizontal step. Every product is the register
- * tile of gemm_tile.h, with a tile of scores as its left operand the way it lies.
+ * The G = H / K query heads of a key/value head are taken together: row r of such a group is query s = r /
+ * G, head r % G, so a tile of rows shares its keys and values and no head is copied. Scores are kept
+ * transposed, [key][row]: the softmax runs down the keys with rows in the lanes and needs no horizontal
+ * step. Every product is the register tile of gemm_tile.h, with a tile of scores as its left operand the
+ * way it lies.
  *
  * Layouts of a tile of n <= CK_TILE rows of D elements, `padded` = D rounded up to CK_NR:
  *   plain        [row][padded], zeros after D          right operand over rows; also where results are summed
@@ -11,7 +13,7 @@
  *   right panels [row / CK_NR][D][CK_NR]               right operand of scores (queries, dout) */
 
 #define CK_TILE 96    /* a multiple of every CK_MR and CK_NR */
-#define CK_PITCH 112  /* floats from key to key in a tile of scores: an odd number of cache lines spreads over the cache's sets */
+#define CK_PITCH 112  /* floats from key to key in a tile of scores; odd in lines, to spread over sets */
 _Static_assert(CK_TILE % CK_MR == 0 && CK_TILE % CK_NR == 0, "tiles hold whole panels");
 
 typedef struct {
@@ -44,16 +46,18 @@ static ck_range visible_to_any(const ck_heads *t, int64_t row0, int64_t row1) {
     return all;
 }
 
-/* What each row sees of the keys [k0, k0 + keys), counted from k0, as floats (small whole numbers, exact). Lanes past
- * the last row see all. */
+/* What each row sees of the keys [k0, k0 + keys), counted from k0, as floats (small whole numbers, exact).
+ * Lanes past the last row see all. */
 enum { CK_SEES_NONE, CK_SEES_SOME, CK_SEES_ALL };
-static int mask_of_tile(const ck_heads *t, int64_t row0, int64_t rows, int64_t k0, int64_t keys, float *begin, float *end) {
+static int mask_of_tile(const ck_heads *t, int64_t row0, int64_t rows, int64_t k0, int64_t keys, float *begin,
+                        float *end) {
     int any = 0, all = 1;
     for (int64_t i = 0; i < CK_TILE; i++) {
         ck_range seen = {0, keys};
         if (i < rows) {
             seen = visible_to(t, row0 + i);
-            seen = (ck_range){ck_max(0, ck_min(keys, seen.begin - k0)), ck_max(0, ck_min(keys, seen.end - k0))};
+            seen = (ck_range){ck_max(0, ck_min(keys, seen.begin - k0)),
+                              ck_max(0, ck_min(keys, seen.end - k0))};
             any |= seen.begin < seen.end;
             all &= seen.begin == 0 && seen.end == keys;
         }
@@ -79,39 +83,44 @@ static void right_panels(float *dst, const float *plain, int64_t rows, const ck_
 }
 
 /* out [key][row] = left panels (keys, D) . right panels (rows, D). */
-static void scores_of_tile(float *out, const float *left, const float *right, int64_t keys, int64_t rows, int64_t d) {
+static void scores_of_tile(float *out, const float *left, const float *right, int64_t keys, int64_t rows,
+                           int64_t d) {
     for (int64_t j = 0; j < rows; j += CK_NR)
         for (int64_t i = 0; i < keys; i += CK_MR)
             tile_packed(d, left + i * d, right + j * d, CK_NR, out + i * CK_PITCH + j, CK_PITCH, 0);
 }
 
-static __attribute__((noinline)) void tile_by_rows(int64_t k, const float *a, const float *b, int64_t b_row, float *c, int64_t c_row) {
+static __attribute__((noinline)) void tile_by_rows(int64_t k, const float *a, const float *b, int64_t b_row,
+                                                   float *c, int64_t c_row) {
     tile(k, a, 1, CK_PITCH, b, b_row, c, c_row, 1);
 }
 
-static __attribute__((noinline)) void tile_by_keys(int64_t k, const float *a, const float *b, int64_t b_row, float *c, int64_t c_row) {
+static __attribute__((noinline)) void tile_by_keys(int64_t k, const float *a, const float *b, int64_t b_row,
+                                                   float *c, int64_t c_row) {
     tile(k, a, CK_PITCH, 1, b, b_row, c, c_row, 1);
 }
 
 /* out [row][padded] += scores^T (rows, keys) . plain (keys, D). */
-static void add_by_rows(float *out, const float *scores, const float *plain, int64_t rows, int64_t keys, int64_t padded) {
+static void add_by_rows(float *out, const float *scores, const float *plain, int64_t rows, int64_t keys,
+                        int64_t padded) {
     for (int64_t j = 0; j < padded; j += CK_NR)
         for (int64_t i = 0; i < rows; i += CK_MR)
             tile_by_rows(keys, scores + i, plain + j, padded, out + i * padded + j, padded);
 }
 
 /* out [key][padded] += scores (keys, rows) . plain (rows, D). */
-static void add_by_keys(float *out, const float *scores, const float *plain, int64_t keys, int64_t rows, int64_t padded) {
+static void add_by_keys(float *out, const float *scores, const float *plain, int64_t keys, int64_t rows,
+                        int64_t padded) {
     for (int64_t j = 0; j < padded; j += CK_NR)
         for (int64_t i = 0; i < keys; i += CK_MR)
             tile_by_keys(rows, scores + i * CK_PITCH, plain + j, padded, out + i * padded + j, padded);
 }
 
-/* Online softmax (Milakov & Gimelshein 2018) over the keys of a tile: scores become exp(score - largest); largest and
- * total are brought up to date; what was summed before must be multiplied by `shrink`. Returns whether any of it is
- * not 1. A row that has seen nothing keeps largest = -Inf and total = 0. */
-static int softmax_of_tile(float *scores, float *largest, float *total, float *shrink, int64_t keys, int64_t rows,
-                           int masked, const float *begin, const float *end) {
+/* Online softmax (Milakov & Gimelshein 2018) over the keys of a tile: scores become exp(score - largest);
+ * largest and total are brought up to date; what was summed before must be multiplied by `shrink`. Returns
+ * whether any of it is not 1. A row that has seen nothing keeps largest = -Inf and total = 0. */
+static int softmax_of_tile(float *scores, float *largest, float *total, float *shrink, int64_t keys,
+                           int64_t rows, int masked, const float *begin, const float *end) {
     const vf hidden = v_set1(-INFINITY), lowest = v_set1(-3.4e38f);
     for (int64_t j = 0; j < rows; j += VL) {
         const vf before = v_load(largest + j), from = v_load(begin + j), to = v_load(end + j);
@@ -150,11 +159,13 @@ static void scale_rows(float *plain, const float *factors, int64_t rows, int64_t
 }
 
 /* scores -> probabilities p = exp(score - lse); dscores: d(p) -> p (d(p) - delta) scale. */
-static void softmax_backward_of_tile(float *scores, float *dscores, const float *lse, const float *delta, float scale,
-                                     int64_t keys, int64_t rows, int masked, const float *begin, const float *end) {
+static void softmax_backward_of_tile(float *scores, float *dscores, const float *lse, const float *delta,
+                                     float scale, int64_t keys, int64_t rows, int masked,
+                                     const float *begin, const float *end) {
     const vf factor = v_set1(scale);
     for (int64_t j = 0; j < rows; j += VL) {
-        const vf shift = v_load(lse + j), center = v_load(delta + j), from = v_load(begin + j), to = v_load(end + j);
+        const vf shift = v_load(lse + j), center = v_load(delta + j);
+        const vf from = v_load(begin + j), to = v_load(end + j);
         for (int64_t key = 0; key < keys; key++) {
             const int64_t at = key * CK_PITCH + j;
             vf p = v_exp(v_sub(v_load(scores + at), shift));

@@ -1,4 +1,5 @@
-/* CPUID leaves 1 and 7, and XCR0 for what the operating system saves at a task switch (Intel SDM vol. 1, 14.3, 15.2). */
+/* CPUID leaves 1 and 7, and XCR0 for what the operating system saves at a task switch (Intel SDM vol. 1,
+ * 14.3, 15.2). */
 #include "cpu.h"
 
 #include <string.h>
@@ -22,7 +23,8 @@ int ck_cpu_supports(const char *isa) {
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
     const unsigned leaves = a;
     const int avx2 = fma && BIT(b, 5) && (saved & 0x6) == 0x6;  /* XMM, YMM */
-    const int avx512 = avx2 && BIT(b, 16) /* F */ && BIT(b, 17) /* DQ */ && BIT(b, 30) /* BW */ && BIT(b, 31) /* VL */
+    const int avx512 = avx2 && BIT(b, 16) /* F */ && BIT(b, 17) /* DQ */
+                       && BIT(b, 30) /* BW */ && BIT(b, 31) /* VL */
                        && (saved & 0xe6) == 0xe6;  /* and opmask, ZMM */
     if (strcmp(isa, "avx2") == 0) return avx2;
     if (strcmp(isa, "avx512") == 0) return avx512;

@@ -1,7 +1,8 @@
 /* The matmul kernel in registers: c (rows, CK_NR) = or += a (rows, k) . b (k, CK_NR), all fp32.
  *
- * a[i * a_row + p * a_col] is broadcast, b is read in whole vectors, b_row apart. a_row and a_col are constants of the
- * call wherever one is unit and the other known, so that all rows are addressed from one pointer. */
+ * a[i * a_row + p * a_col] is broadcast, b is read in whole vectors, b_row apart. a_row and a_col are
+ * constants of the call wherever one is unit and the other known, so that all rows are addressed from one
+ * pointer. */
 
 #define CK_KC 256
 #define CK_MC 480          /* a multiple of every CK_MR */
@@ -11,8 +12,8 @@ _Static_assert(CK_MC % CK_MR == 0 && CK_NC % CK_NR == 0, "blocks hold whole pane
 _Static_assert((CK_KC * CK_NC + CK_MC * CK_KC + CK_MC * CK_NC + 2 * CK_PACK_SLACK) * 4 <= CK_SCRATCH_BYTES,
                "a thread's workspace holds its blocks");
 
-INLINE void tile(int64_t k, const float *a, const int64_t a_row, const int64_t a_col, const float *b, int64_t b_row,
-                 float *c, int64_t c_row, int add) {
+INLINE void tile(int64_t k, const float *a, const int64_t a_row, const int64_t a_col, const float *b,
+                 int64_t b_row, float *c, int64_t c_row, int add) {
     vf sum[CK_MR][CK_NV];
 #pragma GCC unroll 16
     for (int i = 0; i < CK_MR; i++)
@@ -44,8 +45,8 @@ INLINE void tile(int64_t k, const float *a, const int64_t a_row, const int64_t a
 }
 
 /* a packed: panels of CK_MR rows, [p][i]. */
-static __attribute__((noinline)) void tile_packed(int64_t k, const float *a, const float *b, int64_t b_row, float *c,
-                                                  int64_t c_row, int add) {
+static __attribute__((noinline)) void tile_packed(int64_t k, const float *a, const float *b, int64_t b_row,
+                                                  float *c, int64_t c_row, int add) {
     tile(k, a, 1, CK_MR, b, b_row, c, c_row, add);
 }
 
@@ -55,8 +56,10 @@ typedef int32_t v4_index __attribute__((vector_size(16)));
 
 /* Four vectors as the rows of a 4 x 4 matrix, transposed in place. */
 INLINE void transpose4(v4 r[4]) {
-    const v4 a = __builtin_shuffle(r[0], r[1], (v4_index){0, 4, 1, 5}), b = __builtin_shuffle(r[0], r[1], (v4_index){2, 6, 3, 7});
-    const v4 c = __builtin_shuffle(r[2], r[3], (v4_index){0, 4, 1, 5}), d = __builtin_shuffle(r[2], r[3], (v4_index){2, 6, 3, 7});
+    const v4 a = __builtin_shuffle(r[0], r[1], (v4_index){0, 4, 1, 5});
+    const v4 b = __builtin_shuffle(r[0], r[1], (v4_index){2, 6, 3, 7});
+    const v4 c = __builtin_shuffle(r[2], r[3], (v4_index){0, 4, 1, 5});
+    const v4 d = __builtin_shuffle(r[2], r[3], (v4_index){2, 6, 3, 7});
     r[0] = __builtin_shuffle(a, c, (v4_index){0, 1, 4, 5});
     r[1] = __builtin_shuffle(a, c, (v4_index){2, 3, 6, 7});
     r[2] = __builtin_shuffle(b, d, (v4_index){0, 1, 4, 5});

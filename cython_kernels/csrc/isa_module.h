@@ -1,5 +1,5 @@
-/* A Python module whose only content is `table`, a capsule with the kernels of one instruction set. Before this,
- * define CK_ISA_NAME and CK_MODULE_INIT. */
+/* A Python module whose only content is `table`, a capsule with the kernels of one instruction set. Before
+ * this, define CK_ISA_NAME and CK_MODULE_INIT. */
 #define PY_SSIZE_T_CLEAN
 #include <Python.h>
 

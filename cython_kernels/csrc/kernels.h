@@ -1,12 +1,12 @@
 /* The ABI between the doors (the .pyx files), the pool and the kernels.
  *
- * Every kernel has one shape: void kernel(const void *args, const ck_team *team). It is called once by each thread
- * of a team, with the same args; it takes its own part of the work by a pure function of the sizes and of the
- * team's size (split.h), so its result depends on the number of threads alone and never on timing.
+ * Every kernel has one shape: void kernel(const void *args, const ck_team *team). It is called once by
+ * each thread of a team, with the same args; it takes its own part of the work by a pure function of the
+ * sizes and of the team's size (split.h), so its result depends on the number of threads alone and never
+ * on timing.
  *
- * Strides are counted in elements, never in bytes. The last dimension is contiguous, so it has no stride here.
- * "real" stands for the storage type of the table's row, fp32 or bf16; arithmetic is fp32 in both.
- */
+ * Strides are counted in elements, never in bytes. The last dimension is contiguous, so it has no stride
+ * here. "real" stands for the storage type of the table's row, fp32 or bf16; arithmetic is fp32 in both. */
 #ifndef CK_KERNELS_H
 #define CK_KERNELS_H
 
@@ -25,8 +25,8 @@
 
 typedef struct ck_team {
     int index, size;        /* this thread, and how many take part */
-    char *scratch;          /* this thread's CK_SCRATCH_BYTES, 64-byte aligned, contents undefined; those of the team
-                             * lie one after the other in the order of the index */
+    char *scratch;          /* this thread's CK_SCRATCH_BYTES, 64-byte aligned, contents undefined; those of
+                             * the team lie one after the other in the order of the index */
     void (*wait)(const struct ck_team *team);
 } ck_team;
 
@@ -42,8 +42,9 @@ static inline void *ck_scratch_of(const ck_team *team, int index) {
 
 typedef void (*ck_kernel)(const void *args, const ck_team *team);
 
-/* c (m, n) = or += a (m, k) . b (k, n) + bias (n) + residual (m, n). Any of the strides of a and b may be the unit
- * one. column_sums f32 (m) += sum over k of a: the bias gradient, when a is dy transposed. residual may be c. */
+/* c (m, n) = or += a (m, k) . b (k, n) + bias (n) + residual (m, n). Any of the strides of a and b may be
+ * the unit one. column_sums f32 (m) += sum over k of a: the bias gradient, when a is dy transposed.
+ * residual may be c. */
 typedef struct {
     void *c;
     const void *a, *b, *bias, *residual;
@@ -137,15 +138,31 @@ typedef struct { const void *x; int64_t n; double *sum; } ck_sum_of_squares_args
 
 typedef struct { void *dst; const void *src; int64_t n; } ck_cast_args;
 
+/* The limits of the machine (peak.h). A register loop of `steps` rounds on every thread: the floating-point
+ * operations of all threads, and what the sums come to, so that they are not optimised away. */
+typedef struct { int64_t steps, flops; double result; } ck_peak_args;
+
+/* out[j] = sum of in[i], for `writes` arrays out and `reads` arrays in of n elements each; out[j] may be an
+ * in[i]; all 64-byte aligned. streaming: write past the caches. */
+#define CK_STREAMS 4
+typedef struct {
+    const float *in[CK_STREAMS];
+    float *out[CK_STREAMS];
+    int64_t n;
+    int reads, writes, streaming;
+    double result;
+} ck_stream_args;
+
 /* One kernel per op and storage type; the same list declares the table and fills it. */
-#define CK_REAL_OPS(X)                                                                                              \
-    X(gemm) X(gemm_f32) X(embedding_forward) X(embedding_backward) X(rms_norm_forward) X(rms_norm_backward)          \
-    X(layer_norm_forward) X(layer_norm_backward) X(rope) X(attention_forward) X(attention_backward)                  \
-    X(swiglu_forward) X(swiglu_backward) X(gelu_forward) X(gelu_backward) X(add) X(cross_entropy_forward)            \
-    X(cross_entropy_backward) X(sum_of_squares)                                                                      \
+#define CK_REAL_OPS(X)                                                                                      \
+    X(gemm) X(gemm_f32) X(embedding_forward) X(embedding_backward) X(rms_norm_forward) X(rms_norm_backward) \
+    X(layer_norm_forward) X(layer_norm_backward) X(rope) X(attention_forward) X(attention_backward)         \
+    X(swiglu_forward) X(swiglu_backward) X(gelu_forward) X(gelu_backward) X(add) X(cross_entropy_forward)   \
+    X(cross_entropy_backward) X(sum_of_squares)                                                             \
     X(cast_to_f32) X(cast_to_bf16)
-/* Kernels on f32 alone. The last two are vmath.h behind a door, so that its error bounds can be tested. */
-#define CK_F32_OPS(X) X(adamw_step) X(sgd_step) X(vector_exp) X(vector_normal_cdf)
+/* Kernels without a storage type. vector_*: vmath.h behind a door, so that its error bounds can be tested. */
+#define CK_F32_OPS(X)                                                                                       \
+    X(adamw_step) X(sgd_step) X(vector_exp) X(vector_normal_cdf) X(peak_f32) X(peak_bf16) X(stream)
 
 typedef struct {
     int abi;

@@ -1,5 +1,6 @@
-/* Softmax cross-entropy over a shard of the vocabulary. Forward leaves what the shards' group must combine: the row's
- * maximum, the sum of exp(l - maximum), the target's logit. Each thread takes a range of rows. */
+/* Softmax cross-entropy over a shard of the vocabulary. Forward leaves what the shards' group must
+ * combine: the row's maximum, the sum of exp(l - maximum), the target's logit. Each thread takes a range
+ * of rows. */
 
 #define CK_LOGITS_BLOCK 2048  /* read twice, so kept small enough for the first-level cache */
 
@@ -19,7 +20,8 @@ static void FN(cross_entropy_forward)(const void *args, const ck_team *team) {
             const float before = largest;
             largest = fmaxf(largest, block_max);
             const vf shift = v_set1(largest == -INFINITY ? 0.0f : largest);  /* -Inf - -Inf would be NaN */
-            EACH_VECTOR(i, m, count, sum = v_add(sum, v_keep_n(v_exp(v_sub(r_load_n(block + i, m), shift)), m)););
+            EACH_VECTOR(i, m, count,
+                sum = v_add(sum, v_keep_n(v_exp(v_sub(r_load_n(block + i, m), shift)), m)););
             total = total * (before == largest ? 1.0f : expf(before - largest)) + v_sum(sum);
         }
         const int64_t target = a->targets[r] - a->vocab_start;

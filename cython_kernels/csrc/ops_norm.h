@@ -1,5 +1,6 @@
-/* RMSNorm (Zhang & Sennrich 2019) and LayerNorm (Ba et al. 2016). Rows are (n, h) pairs; each thread takes a range of
- * rows. Weight gradients are summed per thread in its workspace, then over threads in the order of their index. */
+/* RMSNorm (Zhang & Sennrich 2019) and LayerNorm (Ba et al. 2016). Rows are (n, h) pairs; each thread takes
+ * a range of rows. Weight gradients are summed per thread in its workspace, then over threads in the order
+ * of their index. */
 
 #define ROW(pointer, prefix, r) ((pointer) + ((r) / a->h) * a->prefix##_n + ((r) % a->h) * a->prefix##_h)
 
@@ -55,8 +56,8 @@ static void FN(norm_sum_partials)(float *into, int64_t offset, int64_t c, const 
     }
 }
 
-/* With xh = (x - mean) rstd and g = dy w: dx = rstd (g - mean(g) - xh mean(g xh)); RMSNorm has no mean(g) and no mean.
- * A row is read whole before dx is written, so dx may be dy. */
+/* With xh = (x - mean) rstd and g = dy w: dx = rstd (g - mean(g) - xh mean(g xh)); RMSNorm has no mean(g)
+ * and no mean. A row is read whole before dx is written, so dx may be dy. */
 INLINE void FN(norm_backward)(const ck_norm_backward_args *a, const ck_team *team, const int centered) {
     float *dw = (float *)team->scratch, *db = dw + a->c;
     memset(dw, 0, (size_t)a->c * sizeof(float) * (centered ? 2 : 1));
@@ -76,7 +77,8 @@ INLINE void FN(norm_backward)(const ck_norm_backward_args *a, const ck_team *tea
                 sum_g = v_add(sum_g, g);
             }
             sum_g_xh = v_fma(g, xh, sum_g_xh););
-        const vf mean_g = v_set1(v_sum(sum_g) / (float)a->c), mean_g_xh = v_set1(v_sum(sum_g_xh) / (float)a->c);
+        const vf mean_g = v_set1(v_sum(sum_g) / (float)a->c);
+        const vf mean_g_xh = v_set1(v_sum(sum_g_xh) / (float)a->c);
         EACH_VECTOR(i, m, a->c,
             const vf xh = v_mul(v_sub(r_load_n(x + i, m), center), rstd);
             vf d = v_mul(r_load_n(dy + i, m), v_load_n(a->w + i, m));
@@ -90,7 +92,12 @@ INLINE void FN(norm_backward)(const ck_norm_backward_args *a, const ck_team *tea
     if (centered) FN(norm_sum_partials)(a->db, a->c, a->c, team);
 }
 
-static void FN(rms_norm_backward)(const void *args, const ck_team *team) { FN(norm_backward)(args, team, 0); }
-static void FN(layer_norm_backward)(const void *args, const ck_team *team) { FN(norm_backward)(args, team, 1); }
+static void FN(rms_norm_backward)(const void *args, const ck_team *team) {
+    FN(norm_backward)(args, team, 0);
+}
+
+static void FN(layer_norm_backward)(const void *args, const ck_team *team) {
+    FN(norm_backward)(args, team, 1);
+}
 
 #undef ROW

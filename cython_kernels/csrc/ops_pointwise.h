@@ -4,10 +4,12 @@ static void FN(embedding_forward)(const void *args, const ck_team *team) {
     const ck_embedding_args *a = args;
     const ck_range rows = ck_split(a->n, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
     for (int64_t r = rows.begin; r < rows.end; r++)
-        memcpy((real *)a->y + r * a->y_row, (const real *)a->x + a->ids[r] * a->x_row, (size_t)a->c * sizeof(real));
+        memcpy((real *)a->y + r * a->y_row, (const real *)a->x + a->ids[r] * a->x_row,
+               (size_t)a->c * sizeof(real));
 }
 
-/* Each thread takes a range of columns and walks all rows in order: no races, one order for any number of threads. */
+/* Each thread takes a range of columns and walks all rows in order: no races, one order for any number of
+ * threads. */
 static void FN(embedding_backward)(const void *args, const ck_team *team) {
     const ck_embedding_args *a = args;
     const ck_range columns = ck_split(a->c, 16, team->size, team->index);
@@ -19,7 +21,8 @@ static void FN(embedding_backward)(const void *args, const ck_team *team) {
     }
 }
 
-/* Su et al. 2021, with the pairing (i, i + d/2) of Hugging Face. The inverse rotates by the negative angle. */
+/* Su et al. 2021, with the pairing (i, i + d/2) of Hugging Face. The inverse rotates by the negative
+ * angle. */
 static void FN(rope)(const void *args, const ck_team *team) {
     const ck_rope_args *a = args;
     const int64_t half = a->d / 2;
@@ -76,7 +79,8 @@ static void FN(swiglu_backward)(const void *args, const ck_team *team) {
     }
 }
 
-/* GELU (Hendrycks & Gimpel 2016): x Phi(x), or the tanh form, which is x sigmoid(2 u), u = sqrt(2/pi)(x + 0.044715 x^3). */
+/* GELU (Hendrycks & Gimpel 2016): x Phi(x), or the tanh form, which is x sigmoid(2 u), u = sqrt(2/pi)(x +
+ * 0.044715 x^3). */
 INLINE vf FN(gelu)(vf x, const int tanh) {
     vf unused;
     if (!tanh) return v_mul(x, v_normal_cdf(x, &unused));
@@ -96,14 +100,14 @@ INLINE vf FN(gelu_slope)(vf x, const int tanh) {
     return v_fma(v_mul(v_mul(x, s), v_sub(one, s)), du2, s);
 }
 
-#define ROWS_OF_POINTWISE(body)                                                                                     \
-    const ck_pointwise_args *a = args;                                                                              \
-    const ck_range rows = ck_split(a->n, ck_row_grain(a->c * sizeof(real)), team->size, team->index);               \
-    for (int64_t r = rows.begin; r < rows.end; r++) {                                                               \
-        const real *x = (const real *)a->a + r * a->a_row, *other = (const real *)a->b + r * a->b_row;              \
-        real *out = (real *)a->out + r * a->out_row;                                                                \
-        (void)other;                                                                                                \
-        body                                                                                                        \
+#define ROWS_OF_POINTWISE(body)                                                                             \
+    const ck_pointwise_args *a = args;                                                                      \
+    const ck_range rows = ck_split(a->n, ck_row_grain(a->c * sizeof(real)), team->size, team->index);       \
+    for (int64_t r = rows.begin; r < rows.end; r++) {                                                       \
+        const real *x = (const real *)a->a + r * a->a_row, *other = (const real *)a->b + r * a->b_row;      \
+        real *out = (real *)a->out + r * a->out_row;                                                        \
+        (void)other;                                                                                        \
+        body                                                                                                \
     }
 
 static void FN(gelu_forward)(const void *args, const ck_team *team) {
@@ -119,7 +123,8 @@ static void FN(gelu_backward)(const void *args, const ck_team *team) {
                 r_store_n(out + i, v_mul(r_load_n(other + i, m), FN(gelu_slope)(r_load_n(x + i, m), 1)), m););
         else
             EACH_VECTOR(i, m, a->c,
-                r_store_n(out + i, v_mul(r_load_n(other + i, m), FN(gelu_slope)(r_load_n(x + i, m), 0)), m););)
+                r_store_n(out + i, v_mul(r_load_n(other + i, m), FN(gelu_slope)(r_load_n(x + i, m), 0)),
+                          m););)
 }
 
 static void FN(add)(const void *args, const ck_team *team) {

@@ -1,15 +1,16 @@
 /* The pool: n - 1 worker threads and whoever calls.
  *
- * A call holds the pool's lock from beginning to end, so calls from several Python threads take turns and the size of
- * a team depends on the work alone, never on timing. The caller publishes the job and raises `epoch`; a worker spins on
- * `epoch` for a while, then sleeps on it (futex). Every worker answers every epoch, whether it is in the team or not, so
- * that the job can be overwritten once `pending` is zero. Where there are more threads than CPUs nobody spins.
+ * A call holds the pool's lock from beginning to end, so calls from several Python threads take turns and
+ * the size of a team depends on the work alone, never on timing. The caller publishes the job and raises
+ * `epoch`; a worker spins on `epoch` for a while, then sleeps on it (futex). Every worker answers every
+ * epoch, whether it is in the team or not, so that the job can be overwritten once `pending` is zero.
+ * Where there are more threads than CPUs nobody spins.
  *
- * Workers block all signals: Python's handlers run in the main thread. A forked child has no workers; it falls back to
- * one thread, and may call ck_pool_set_threads for its own.
+ * Workers block all signals: Python's handlers run in the main thread. A forked child has no workers; it
+ * falls back to one thread, and may call ck_pool_set_threads for its own.
  *
- * Workspaces are one anonymous mapping, CK_SCRATCH_BYTES per thread, on huge pages where the kernel grants them, and
- * touched first by the thread that uses each. */
+ * Workspaces are one anonymous mapping, CK_SCRATCH_BYTES per thread, on huge pages where the kernel grants
+ * them, and touched first by the thread that uses each. */
 #define _GNU_SOURCE
 #include "pool.h"
 
@@ -71,7 +72,8 @@ static unsigned wait_until_not(event *e, unsigned old) {
     return now;
 }
 
-/* Call after the value has changed. Sequentially consistent, so either the sleeper sees the value or we see the sleeper. */
+/* Call after the value has changed. Sequentially consistent, so either the sleeper sees the value or we
+ * see the sleeper. */
 static void wake(event *e) {
     if (atomic_load(&e->sleepers)) syscall(SYS_futex, &e->value, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
 }
@@ -88,7 +90,8 @@ static void wait_for_team(const ck_team *team) {
 }
 
 static void run_as(int index) {
-    const ck_team team = {index, pool.team_size, pool.scratch + (size_t)index * CK_SCRATCH_BYTES, wait_for_team};
+    const ck_team team = {index, pool.team_size, pool.scratch + (size_t)index * CK_SCRATCH_BYTES,
+                          wait_for_team};
     pool.kernel(pool.args, &team);
 }
 

@@ -1,5 +1,5 @@
-/* The storage type of one instantiation. The op headers are included once per type (table.h), each time after this
- * file: CK_STORAGE says which. Loads widen to fp32, stores round. */
+/* The storage type of one instantiation. The op headers are included once per type (table.h), each time
+ * after this file: CK_STORAGE says which. Loads widen to fp32, stores round. */
 #undef real
 #undef FN
 #undef r_load_n
@@ -20,18 +20,19 @@
 #define r_get(p) (*(p))
 #endif
 
-/* The body runs for i = 0, VL, 2 VL ... < n, with m lanes each time: the constant VL, and the rest at the end. */
+/* The body runs for i = 0, VL, 2 VL ... < n, with m lanes each time: the constant VL, and the rest at the
+ * end. */
 #ifndef EACH_VECTOR
-#define EACH_VECTOR(i, m, n, ...)                                                                                   \
-    do {                                                                                                            \
-        int64_t i = 0;                                                                                              \
-        for (; i + VL <= (n); i += VL) {                                                                            \
-            enum { m = VL };                                                                                        \
-            __VA_ARGS__                                                                                             \
-        }                                                                                                           \
-        if (i < (n)) {                                                                                              \
-            const int64_t m = (n) - i;                                                                              \
-            __VA_ARGS__                                                                                             \
-        }                                                                                                           \
+#define EACH_VECTOR(i, m, n, ...)                                                                           \
+    do {                                                                                                    \
+        int64_t i = 0;                                                                                      \
+        for (; i + VL <= (n); i += VL) {                                                                    \
+            enum { m = VL };                                                                                \
+            __VA_ARGS__                                                                                     \
+        }                                                                                                   \
+        if (i < (n)) {                                                                                      \
+            const int64_t m = (n) - i;                                                                      \
+            __VA_ARGS__                                                                                     \
+        }                                                                                                   \
     } while (0)
 #endif

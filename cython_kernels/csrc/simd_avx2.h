@@ -59,13 +59,16 @@ SIMD vf v_max(vf a, vf b) { return _mm256_max_ps(a, b); }
 SIMD vf v_min(vf a, vf b) { return _mm256_min_ps(a, b); }
 SIMD vf v_abs(vf a) { return v_from_bits(vi_and(v_bits(a), vi_set1(0x7fffffff))); }
 SIMD vf v_sqrt(vf a) { return _mm256_sqrt_ps(a); }
-/* x * 2^n for a whole number n in [-250, 250], in two steps so that neither power leaves the exponent's range. */
+/* x * 2^n for a whole number n in [-250, 250], in two steps so that neither power leaves the exponent's
+ * range. */
 SIMD vf v_scale(vf x, vf n) {
     const vi whole = _mm256_cvtps_epi32(n), half = _mm256_srai_epi32(whole, 1), bias = vi_set1(127);
     const vi low = vi_shift_left(vi_add(half, bias), 23);
     const vi high = vi_shift_left(vi_add(_mm256_sub_epi32(whole, half), bias), 23);
     return v_mul(v_mul(x, v_from_bits(low)), v_from_bits(high));
 }
+/* Past the caches; p is 32-byte aligned. */
+SIMD void v_stream(float *p, vf x) { _mm256_stream_ps(p, x); }
 SIMD float v_sum(vf x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));
@@ -79,7 +82,8 @@ SIMD float v_largest(vf x) {
 typedef __m256d vd;
 SIMD vd vd_zero(void) { return _mm256_setzero_pd(); }
 SIMD vd vd_add_squares(vd sum, vf x) {
-    const __m256d a = _mm256_cvtps_pd(_mm256_castps256_ps128(x)), b = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
+    const __m256d a = _mm256_cvtps_pd(_mm256_castps256_ps128(x));
+    const __m256d b = _mm256_cvtps_pd(_mm256_extractf128_ps(x, 1));
     return _mm256_fmadd_pd(b, b, _mm256_fmadd_pd(a, a, sum));
 }
 SIMD double vd_sum(vd x) {

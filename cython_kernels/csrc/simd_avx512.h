@@ -13,7 +13,9 @@ SIMD __mmask16 v_tail(int64_t n) { return (__mmask16)((1u << n) - 1); }
 SIMD vf v_set1(float x) { return _mm512_set1_ps(x); }
 SIMD vf v_load(const float *p) { return _mm512_loadu_ps(p); }
 SIMD void v_store(float *p, vf x) { _mm512_storeu_ps(p, x); }
-SIMD vf v_load_n(const float *p, int64_t n) { return n == VL ? v_load(p) : _mm512_maskz_loadu_ps(v_tail(n), p); }
+SIMD vf v_load_n(const float *p, int64_t n) {
+    return n == VL ? v_load(p) : _mm512_maskz_loadu_ps(v_tail(n), p);
+}
 SIMD void v_store_n(float *p, vf x, int64_t n) {
     if (n == VL) v_store(p, x);
     else _mm512_mask_storeu_ps(p, v_tail(n), x);
@@ -52,12 +54,15 @@ SIMD vf v_abs(vf a) { return _mm512_abs_ps(a); }
 SIMD vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 /* x * 2^n for a whole number n. */
 SIMD vf v_scale(vf x, vf n) { return _mm512_scalef_ps(x, n); }
+/* Past the caches; p is 64-byte aligned. */
+SIMD void v_stream(float *p, vf x) { _mm512_stream_ps(p, x); }
 SIMD float v_sum(vf x) { return _mm512_reduce_add_ps(x); }
 SIMD float v_largest(vf x) { return _mm512_reduce_max_ps(x); }
 typedef __m512d vd;
 SIMD vd vd_zero(void) { return _mm512_setzero_pd(); }
 SIMD vd vd_add_squares(vd sum, vf x) {
-    const __m512d a = _mm512_cvtps_pd(_mm512_castps512_ps256(x)), b = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
+    const __m512d a = _mm512_cvtps_pd(_mm512_castps512_ps256(x));
+    const __m512d b = _mm512_cvtps_pd(_mm512_extractf32x8_ps(x, 1));
     return _mm512_fmadd_pd(b, b, _mm512_fmadd_pd(a, a, sum));
 }
 SIMD double vd_sum(vd x) { return _mm512_reduce_add_pd(x); }

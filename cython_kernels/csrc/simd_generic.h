@@ -1,4 +1,5 @@
-/* 4 lanes in GCC vector types: SSE2 on x86-64, NEON on aarch64, no intrinsics. Multiply and add are two roundings. */
+/* 4 lanes in GCC vector types: SSE2 on x86-64, NEON on aarch64, no intrinsics. Multiply and add are two
+ * roundings. */
 #include <string.h>
 
 #define VL 4
@@ -60,12 +61,23 @@ SIMD vi vi_select(vmask m, vi yes, vi no) { return (m & yes) | (~m & no); }
 SIMD vf v_max(vf a, vf b) { return v_select((vmask)(a > b), a, b); }
 SIMD vf v_min(vf a, vf b) { return v_select((vmask)(a < b), a, b); }
 SIMD vf v_abs(vf a) { return (vf)((vi)a & vi_set1(0x7fffffff)); }
-SIMD vf v_sqrt(vf a) { return (vf){__builtin_sqrtf(a[0]), __builtin_sqrtf(a[1]), __builtin_sqrtf(a[2]), __builtin_sqrtf(a[3])}; }
-/* x * 2^n for a whole number n in [-250, 250], in two steps so that neither power leaves the exponent's range. */
+SIMD vf v_sqrt(vf a) {
+    return (vf){sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3])};
+}
+/* x * 2^n for a whole number n in [-250, 250], in two steps so that neither power leaves the exponent's
+ * range. */
 SIMD vf v_scale(vf x, vf n) {
     const vi whole = v_bits(n + v_set1(12582912.0f)) - vi_set1(0x4b400000);
     const vi half = whole >> 1;
     return x * (vf)((half + 127) << 23) * (vf)((whole - half + 127) << 23);
+}
+/* Past the caches, where the instruction set can. */
+SIMD void v_stream(float *p, vf x) {
+#if defined(__SSE__)
+    __builtin_ia32_movntps(p, x);
+#else
+    v_store(p, x);
+#endif
 }
 SIMD float v_sum(vf x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 SIMD float v_largest(vf x) {

@@ -1,5 +1,5 @@
-/* Everything that one instruction set's object holds: the ops for each storage type, then the table. All is static;
- * isa_<name>.c, which includes this, exports the table in a capsule and nothing else. */
+/* Everything that one instruction set's object holds: the ops for each storage type, then the table. All
+ * is static; isa_<name>.c, which includes this, exports the table in a capsule and nothing else. */
 #include <math.h>
 #include <string.h>
 
@@ -28,8 +28,10 @@
 #include "attention.h"
 
 #include "ops_optimizer.h"
+#include "peak.h"
 
-#define CK_TABLE(isa_name)                                                                                          \
-    static const ck_table table = {.abi = CK_ABI, .isa = isa_name, CK_REAL_OPS(CK_FILL_REAL) CK_F32_OPS(CK_FILL_F32)}
+#define CK_TABLE(isa_name)                                                                                  \
+    static const ck_table table = {                                                                         \
+        .abi = CK_ABI, .isa = isa_name, CK_REAL_OPS(CK_FILL_REAL) CK_F32_OPS(CK_FILL_F32)}
 #define CK_FILL_REAL(op) .op = {op##_f32, op##_bf16},
 #define CK_FILL_F32(op) .op = op,

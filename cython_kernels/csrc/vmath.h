@@ -1,12 +1,13 @@
-/* Vector functions with stated bounds, tested against fp64 (tests/cython_kernels/test_vmath.py). The polynomials are
- * least-squares fits on Chebyshev nodes, reweighted towards equal relative error and rounded to fp32. */
+/* Vector functions with stated bounds, tested against fp64 (tests/cython_kernels/test_vmath.py). The
+ * polynomials are least-squares fits on Chebyshev nodes, reweighted towards equal relative error and
+ * rounded to fp32. */
 #ifndef CK_VMATH_H
 #define CK_VMATH_H
 
 #include "simd.h"
 
-/* exp(x). Relative error at most 2e-7 for x in [-87, 88.7]; below, gradual underflow to 0; above, Inf; NaN stays.
- * x = n ln 2 + r, |r| <= ln 2 / 2, ln 2 in two parts so that n times the first is exact. */
+/* exp(x). Relative error at most 2e-7 for x in [-87, 88.7]; below, gradual underflow to 0; above, Inf; NaN
+ * stays. x = n ln 2 + r, |r| <= ln 2 / 2, ln 2 in two parts so that n times the first is exact. */
 SIMD vf v_exp(vf x) {
     const vf shifter = v_set1(12582912.0f);  /* 1.5 * 2^23: adding it rounds to a whole number */
     x = v_max(v_set1(-105.0f), v_min(v_set1(90.0f), x));
@@ -25,8 +26,9 @@ SIMD vf v_sigmoid(vf x) {
     return v_div(v_set1(1.0f), v_add(v_set1(1.0f), v_exp(v_sub(v_zero(), x))));
 }
 
-/* The standard normal distribution function, Phi(x) = (1 + erf(x / sqrt 2)) / 2, and its density's exponential
- * exp(-x^2 / 2). Absolute error of Phi at most 3e-7. The upper tail is exp(-x^2/2) t poly(t), t = 1 / (1 + 0.3 |x|). */
+/* The standard normal distribution function, Phi(x) = (1 + erf(x / sqrt 2)) / 2, and its density's
+ * exponential exp(-x^2 / 2). Absolute error of Phi at most 3e-7. The upper tail is exp(-x^2/2) t poly(t),
+ * t = 1 / (1 + 0.3 |x|). */
 SIMD vf v_normal_cdf(vf x, vf *exponential) {
     const vf a = v_abs(x), one = v_set1(1.0f);
     const vf e = v_exp(v_mul(v_mul(a, a), v_set1(-0.5f)));

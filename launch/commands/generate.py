@@ -32,11 +32,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind_process
+    from cktrain.launch.bind import bind
 
-    from cktrain.config import LaunchConfig
-
-    binding = bind_process(read_process_environment(os.environ), LaunchConfig(threads=options.threads))
+    binding = bind(read_process_environment(os.environ), threads=options.threads)
     from pathlib import Path
 
     from cktrain import cython_kernels
@@ -54,7 +52,9 @@ def _run(options: argparse.Namespace) -> int:
             "Give its folder with --tokenizer."
         )
     codec = Codec(tokenizer, saved.hugging_face)
-    prompt = codec.encode(options.prompt)
+    # The argument's bytes are UTF-8 even where the locale made Python read them as something else.
+    text = os.fsencode(options.prompt).decode("utf-8", errors="surrogateescape")
+    prompt = codec.encode(text)
     limit = saved.config.max_position_embeddings
     assert limit is not None
     positions = min(limit, len(prompt) + max(options.max_tokens, 1) - 1)
@@ -63,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     model, _ = saved.load(Numerics(kernels, "fp32"), positions)
     tokens = generate(model, prompt, options.max_tokens, sampler.choose, positions, codec.stop_ids)
     stream, count, start = TextStream(codec, prompt), 0, time.perf_counter()
-    _write(options.prompt)
+    _write(text)
     for token in tokens:
         _write(stream.push(token))
         count += 1

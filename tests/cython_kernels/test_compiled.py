@@ -3,7 +3,9 @@
 The reference runs in fp64 on the same numbers. Tolerances are those of the table of cases (case.py).
 """
 
+import ctypes
 import mmap
+import os
 from collections.abc import Iterator
 from typing import Any
 
@@ -34,8 +36,8 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
 def check(case: Case, kernels: Any, inputs: dict[str, Any], dtype: Any) -> None:
     """Every output of the case within its tolerance of the reference in fp64.
 
-    The reference's backward gets what the compiled forward saved: otherwise the rounding of a bf16 output would be
-    counted again, magnified where the gradient cancels.
+    The reference's backward gets what the compiled forward saved: otherwise the rounding of a bf16 output
+    would be counted again, magnified where the gradient cancels.
     """
     exact = convert(inputs, np.float64)
     saved = case.forward(kernels, inputs)
@@ -105,7 +107,7 @@ LARGE: dict[str, tuple[dict[str, Any], ...]] = {
 @PARAMETERS
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads(case: Case, kernels: Any, threads: int) -> None:
-    """Large shapes on one thread, two, and more than there are cores; the same call twice gives the same bits."""
+    """Large shapes on one thread, two, and more than there are cores; the same call twice, the same bits."""
     kernels.set_num_threads(threads)
     for seed, shape in enumerate(LARGE[case.name]):
         assert shape.keys() <= case.examples[0].keys()
@@ -158,7 +160,7 @@ def test_matmul_of_views(kernels: Any, dtype: Any, ta: bool, tb: bool) -> None:
 
 @pytest.mark.parametrize("m", range(1, 27))
 def test_matmul_of_every_edge(kernels: Any, m: int) -> None:
-    """Rows and columns around the sizes of the register tiles (4x8, 6x16, 12x32), k around the block of 256."""
+    """Rows and columns around the register tiles (4x8, 6x16, 12x32), k around the block of 256."""
     rng = np.random.default_rng(m)
     for n in (1, 7, 8, 15, 16, 17, 31, 32, 33, 65):
         for k in (1, 3, 4, 255, 256, 257):
@@ -219,7 +221,7 @@ def test_infinity_in_the_sum_of_squares(kernels: Any) -> None:
 
 
 def test_cast_rounds_as_ml_dtypes_does(kernels: Any) -> None:
-    """Every upper half of an fp32, with lower halves around the tie: subnormals, infinities and NaN included."""
+    """Every upper half of an fp32, lower halves around the tie: subnormals, infinities and NaN included."""
     upper = np.arange(2**16, dtype=np.uint32) << 16
     for lower in (0, 1, 0x7FFF, 0x8000, 0x8001, 0xFFFF):
         src = (upper | lower).view(np.float32)
@@ -242,22 +244,58 @@ def sparse(count: int, dtype: Any) -> Any:
 
 
 def test_rows_more_than_2_to_the_31_elements_apart(kernels: Any) -> None:
-    apart = 2**31 + 16
-    flat = sparse(2 * apart, np.float32)
-    rows = np.lib.stride_tricks.as_strided(flat, (2, 64), (4 * apart, 4))
-    rows[:] = np.random.default_rng(0).standard_normal((2, 64))
-    near = rows.copy()
+    """Thirteen rows, so that every register tile's second one lies beyond."""
+    apart, n = 2**28, 13
+    flat = sparse(n * apart, np.float32)
+    rows = np.lib.stride_tricks.as_strided(flat, (n, 64), (4 * apart, 4))
+    rows[:] = near = np.random.default_rng(0).standard_normal((n, 64), np.float32)
     kernels.add(rows, rows, near)
-    assert np.array_equal(rows, near + near)
-    table = flat.reshape(-1, 16)
+    near = near + near
+    assert np.array_equal(rows, near)
+    for ta, tb in ((False, True), (True, False)):
+        want = np.empty((64, 64) if ta else (n, n), np.float32)
+        got = want.copy()
+        kernels.matmul(want, near, near, transpose_a=ta, transpose_b=tb)
+        kernels.matmul(got, rows, rows, transpose_a=ta, transpose_b=tb)
+        assert np.array_equal(got, want)
+    kernels.linear_backward_input(rows, near, np.eye(64, dtype=np.float32))
+    assert np.array_equal(rows, near)
+    table, last = flat.reshape(-1, 16), (n - 1) * apart // 16
     y = np.empty((2, 16), np.float32)
-    kernels.embedding_forward(y, np.array([0, apart // 16], np.int32), table)
-    assert np.array_equal(y, 2 * near[:, :16])
-    kernels.embedding_backward(table, y, np.array([apart // 16] * 2, np.int32))
-    assert np.allclose(rows[1, :16], 2 * near[1, :16] + y[0] + y[1])
-    want = np.empty((64, 64), np.float32)
-    near = rows.copy()
-    kernels.matmul(want, near, near, transpose_a=True)
-    got = np.empty_like(want)
-    kernels.matmul(got, rows, rows, transpose_a=True)
-    assert np.array_equal(got, want)
+    kernels.embedding_forward(y, np.array([0, last], np.int32), table)
+    assert np.array_equal(y, near[[0, n - 1], :16])
+    kernels.embedding_backward(table, y, np.array([last], np.int32).repeat(2))
+    assert np.array_equal(rows[n - 1, :16], near[n - 1, :16] + y[0] + y[1])
+
+
+def guarded(array: Any) -> Any:
+    """A copy that ends where the next page may not be touched: reading beyond it is a segmentation fault."""
+    page = mmap.PAGESIZE
+    size = -(-array.nbytes // page) * page
+    memory = mmap.mmap(-1, size + page)
+    whole = np.frombuffer(memory, np.uint8)
+    libc = ctypes.CDLL(None, use_errno=True)
+    assert libc.mprotect(ctypes.c_void_p(whole.ctypes.data + size), ctypes.c_size_t(page), 0) == 0
+    copy = whole[size - array.nbytes : size].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+@PARAMETERS
+def test_nothing_is_read_beyond_the_inputs(case: Case, kernels: Any) -> None:
+    """Every input ends at a guard page; in a forked child, which a fault would kill."""
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            for seed, shape in enumerate((*case.examples, *LARGE[case.name])):
+                for dtype in (np.float32, bfloat16):
+                    inputs = case.draw(np.random.default_rng(seed), {**case.examples[0], **shape}, dtype)
+                    for name, value in inputs.items():
+                        if isinstance(value, np.ndarray):
+                            inputs[name] = guarded(value)
+                    case.run(kernels, inputs)
+            status = 0
+        finally:
+            os._exit(status)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0

@@ -12,7 +12,7 @@ from cktrain.cython_kernels import _runtime
 
 pytestmark = pytest.mark.skipif(shutil.which("objdump") is None, reason="objdump (binutils) is not installed")
 
-# Any VEX or EVEX instruction: its mnemonic begins with v (verr and verw are older), or it names a wide register.
+# Any VEX or EVEX instruction: its mnemonic begins with v (verr and verw are older), or a register is wide.
 VEX = re.compile(r"\tv(?!err|erw)[a-z0-9]+|%[yz]mm")
 ZMM = re.compile(r"%zmm|%k[0-7]")
 BF16 = re.compile(r"\tv(dpbf16|cvtne)")

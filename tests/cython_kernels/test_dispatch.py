@@ -202,7 +202,7 @@ def test_the_door_refuses(name: str) -> None:
 
 
 def test_a_call_allocates_nothing_and_is_short() -> None:
-    """Two microseconds at most between Python and the kernel: the best of many runs, so that load cannot fail it."""
+    """At most 2 µs between Python and the kernel: the best of many runs, so that load cannot fail it."""
     kernels = cython_kernels.load()
     x, y, w, rstd = f32(1, 8), f32(1, 8), f32(8, 8), f32(1)
 

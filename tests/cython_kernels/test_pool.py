@@ -60,7 +60,7 @@ def test_too_many_for_the_system_leaves_one() -> None:
     def child() -> None:
         size = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
         resource.setrlimit(resource.RLIMIT_AS, (size + (64 << 20), resource.RLIM_INFINITY))
-        with pytest.raises(ValueError, match="100 threads.*Ask for fewer"):
+        with pytest.raises(ValueError, match=r"100 threads.*Ask for fewer"):
             KERNELS.set_num_threads(100)
         assert KERNELS.num_threads() == 1
         assert np.array_equal(add(), A + B)
@@ -147,7 +147,7 @@ def test_callers_from_several_threads_take_turns() -> None:
 
 
 def test_many_small_calls_of_changing_size() -> None:
-    """Teams of one, of all and of some, one right after the other: a worker that missed its turn would show."""
+    """Teams of one, of some, of all, one right after the other: a worker that missed its turn would show."""
     KERNELS.set_num_threads(3)
     sizes = RNG.choice([1, 100, 30_000, 70_000, 120_000], 3000)
     x = RNG.standard_normal(120_000, dtype=np.float32)

@@ -1,6 +1,7 @@
 """How work is divided, for every team of 1 to 192 threads: pure functions, so tested as such."""
 
 from collections import Counter
+from itertools import pairwise
 
 import pytest
 from hypothesis import given
@@ -16,7 +17,7 @@ def test_ranges_cover_all_once_and_differ_by_one_grain(n: int, grain: int, threa
     ranges = _runtime.split(n, grain, threads)
     assert len(ranges) == threads
     assert ranges[0][0] == 0 and ranges[-1][1] == n
-    assert all(a[1] == b[0] for a, b in zip(ranges, ranges[1:], strict=False))
+    assert all(a[1] == b[0] for a, b in pairwise(ranges))
     assert all(begin <= end and (begin % grain == 0 or begin == n) for begin, end in ranges)
     # in whole grains, the last of which may be cut short by n
     units = [-(-(end - begin) // grain) for begin, end in ranges]

@@ -40,7 +40,7 @@ def test_exp_relative_error() -> None:
 
 def test_exp_at_the_ends() -> None:
     below = np.linspace(-200.0, -87.0, 5001, dtype=np.float32)
-    # gradual underflow: half of the smallest subnormal, and the relative error where the result is still normal
+    # gradual underflow: half of the smallest subnormal, and the relative error where the result is normal
     assert np.all(np.abs(exp(below) - np.exp(below.astype(np.float64))) <= 1.5e-45 + 2e-7 * np.exp(below))
     special = np.array([-np.inf, -1e30, 89.0, 1e30, np.inf, np.nan, -np.nan], np.float32)
     got = exp(special)

@@ -276,7 +276,6 @@ def test_the_class_that_has_the_parts_and_the_way_back(tmp_path, keys, expected)
         ({"qk_norm": True, "mlp_bias": True}, ["mlp_bias", "qk_norm"]),
         ({"attention_bias": True, "sliding_window": 5}, ["attention_bias", "sliding_window"]),
         (MIXED, ["sliding_window on some layers"]),
-        ({"family": "gpt2", "qk_norm": True, "num_key_value_heads": 2}, ["num_key_value_heads", "qk_norm"]),
     ],
 )
 def test_no_class_has_these_parts(keys, parts):

@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import yaml
-from cktrain.comm.solo_group import SoloGroup
-from cktrain.launch import bind
-from cktrain.launch.cli import main
-from cktrain.launch.compose import compose
 
+from cktrain.comm.solo_group import SoloGroup
 from cktrain.config import Config
 from cktrain.config_file import load_config
 from cktrain.data.prepare import prepare
+from cktrain.launch import bind
+from cktrain.launch.cli import main
+from cktrain.launch.compose import compose
 from cktrain.models.hf_weights import hf_tensors
-from cktrain.models.safetensors_file import read_header
+from cktrain.safetensors_file import read_header
 
 
 @pytest.fixture
 def unbound(monkeypatch: pytest.MonkeyPatch) -> None:
     """The commands run inside the test's process, which is not to be bound."""
     binding = bind.Binding((0,), 1, None, "")
-    monkeypatch.setattr(bind, "bind_process", lambda *_args, **_kwargs: binding)
+    monkeypatch.setattr(bind, "bind", lambda *_args, **_kwargs: binding)
 
 
 @pytest.fixture
@@ -45,12 +48,12 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbound: None) -> Any:
             },
             "data": {"path": "data", "sequence_length": 32},
             "batch": {"micro_batch_size": 1, "global_batch_size": 2},
+            "checkpoint": {"every": 2},
             "precision": "fp32",
         }
     )
     built = compose(config, SoloGroup(), threads=1)
     built.trainer.run()
-    built.trainer.save()
     built.close()
     return Path("run"), built.trainer.params
 
@@ -68,6 +71,16 @@ def test_generate_from_a_run_and_from_its_export_gives_the_same_text(run, capfdb
     assert main(["generate", "hf", *options]) == 0
     assert capfdbinary.readouterr().out == first.out
     assert main(["generate", "hf", "--max-tokens", "5"]) == 0  # from the start of a document
+
+
+def test_generate_as_a_process_writes_utf8_in_any_locale(run):
+    folder, _ = run
+    options = ["--prompt", "東京", "--max-tokens", "2"]
+    line = [sys.executable, "-m", "cktrain.launch.cli", "generate", str(folder), *options]
+    env = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(line, capture_output=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.startswith("東京".encode())
 
 
 def test_export_holds_the_weights_of_the_newest_checkpoint(run, capfdbinary):
