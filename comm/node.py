@@ -66,7 +66,9 @@ class Node:
         for seat, member in enumerate(self.members):
             if member["rank"] == rank:
                 _, _, kind, number, _ = self.world.seat(seat)
-                how += f"; its last operation was {kind} {number}" if number else "; it had begun no operation"
+                how += (
+                    f"; its last operation was {kind} {number}" if number else "; it had begun no operation"
+                )
         return PeerLostError(_WHERE, rank, self.host(rank), operation, how, self.world.rank)
 
     def hand(self, seat: int, fd: int, nbytes: int, tag: int) -> None:
@@ -90,7 +92,9 @@ class Node:
                     raise lost from None
                 if time.monotonic() > deadline:
                     rank = self.members[seat]["rank"]
-                    raise CollectiveTimeoutError(_WHERE, self.world.rank, "sharing memory", timeout_s, [rank]) from None
+                    raise CollectiveTimeoutError(
+                        _WHERE, self.world.rank, "sharing memory", timeout_s, [rank]
+                    ) from None
             except OSError as error:
                 raise self._handing_failed(seat, str(error)) from error
         if len(data) != _HANDED.size or len(fds) != 1:
@@ -146,7 +150,9 @@ def join_node(
         RendezvousError: ranks that do not come, or do not agree who they are.
     """
     if local_size > _engine.MAX_RANKS:
-        raise RendezvousError(_WHERE, f"{local_size} ranks on one node; {_engine.MAX_RANKS} fit", "Use fewer ranks")
+        raise RendezvousError(
+            _WHERE, f"{local_size} ranks on one node; {_engine.MAX_RANKS} fit", "Use fewer ranks"
+        )
     # The leading zero byte makes the name abstract.
     address = f"\0cktrain/{os.getuid()}/{key}"[:107]
     deadline = time.monotonic() + (timeout_s if deadline_s is None else deadline_s)
@@ -236,6 +242,20 @@ def _lead(
                 continue
             members[hello["local_rank"]] = hello
             doors[hello["local_rank"]] = door
+    try:
+        return _hand_out(members, doors, size)
+    except OSError as error:
+        raise RendezvousError(
+            _WHERE,
+            f"a local rank on {me['host']} went away while the ranks met: {error}",
+            "Look into the ranks' logs",
+        ) from error
+
+
+def _hand_out(
+    members: dict[int, dict[str, Any]], doors: dict[int, socket.socket], size: int
+) -> tuple[list[dict[str, Any]], dict[int, socket.socket], int]:
+    """Tell everybody who is here, and give out the seats' memory and a socket for every pair."""
     ordered = [members[seat] for seat in range(size)]
     seats_fd = new_memory("seats", size * _engine.SEAT_BYTES)
     own: dict[int, socket.socket] = {}
@@ -262,7 +282,9 @@ def _admit(door: socket.socket, size: int, members: dict[int, dict[str, Any]]) -
     door.settimeout(_HELLO_S)
     hello = _receive(door)
     if hello["protocol"] != PROTOCOL:
-        raise ValueError(f"protocol {hello['protocol']}, this is {PROTOCOL}: all ranks must run one version of cktrain")
+        raise ValueError(
+            f"protocol {hello['protocol']}, this is {PROTOCOL}: all ranks must run one version of cktrain"
+        )
     if hello["local_size"] != size:
         raise ValueError(f"you count {hello['local_size']} ranks on this node, rank 0 counts {size}")
     if hello["local_rank"] in members or not 0 < hello["local_rank"] < size:
@@ -301,7 +323,9 @@ def _follow(
             door.settimeout(max(0.001, deadline - time.monotonic()) + _HELLO_S)
             answer = _receive(door)
             if "refused" in answer:
-                raise RendezvousError(_WHERE, f"rank {me['rank']} was refused: {answer['refused']}", "Start the job anew")
+                raise RendezvousError(
+                    _WHERE, f"rank {me['rank']} was refused: {answer['refused']}", "Start the job anew"
+                )
             members = answer["members"]
             _, (seats_fd,), _, _ = socket.recv_fds(door, 1, 1, socket.MSG_CMSG_CLOEXEC)
             sockets = {}

@@ -41,13 +41,18 @@ class Patience:
         """
         now = time.monotonic()
         for rank, (beat, activity) in missing.items():
-            old_beat, old_activity, beat_at, active_at = self._seen.get(rank, (beat, activity, now, self.began - 60))
+            old_beat, old_activity, beat_at, active_at = self._seen.get(
+                rank, (beat, activity, now, self.began - 60)
+            )
             beat_at = now if beat != old_beat else beat_at
             active_at = now if activity != old_activity else active_at
             self._seen[rank] = (beat, activity, beat_at, active_at)
         stopped = [r for r in missing if now - self._seen[r][2] > STOPPED_S]
         late = [r for r in missing if now - self.began > STALL_S]
-        for ranks, why in ((stopped, f"no heartbeat for {STOPPED_S:g} s: stopped?"), (late, f"waiting for {STALL_S:g} s")):
+        for ranks, why in (
+            (stopped, f"no heartbeat for {STOPPED_S:g} s: stopped?"),
+            (late, f"waiting for {STALL_S:g} s"),
+        ):
             if news := [r for r in ranks if r not in self._warned]:
                 log.warning("%s (%s)", describe(news), why)
                 self._warned.update(news)

@@ -91,7 +91,9 @@ class ShmGroup(Group):
         self._rings_at = 2 * lane
         self._memory = self._share(2 * lane + self.size**2 * ring)
         self._lane, self._engine_lane = (
-            _engine.Lane(node.world, self.rank, self._seats, self._memory, i * lane, stage_bytes, self._lineage)
+            _engine.Lane(
+                node.world, self.rank, self._seats, self._memory, i * lane, stage_bytes, self._lineage
+            )
             for i in range(2)
         )
         self._streams: dict[tuple[int, bool], _engine.Stream] = {}
@@ -105,7 +107,7 @@ class ShmGroup(Group):
         own = _engine.Mapping(fd, max(1, nbytes))
         own.make_huge(True)
         others = [seat for seat in self._seats if seat != self._node.seat]
-        for seat in others:     # descriptors are small messages: handing never waits for the taker
+        for seat in others:  # descriptors are small messages: handing never waits for the taker
             self._node.hand(seat, fd, own.nbytes, self._number)
         os.close(fd)
         mappings = {self._node.seat: own} | {seat: self._take(seat, self._number) for seat in others}
@@ -155,7 +157,9 @@ class ShmGroup(Group):
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """Return every rank's `data`, in the order of ranks."""
         lengths = np.empty(self.size, np.int64)
-        self._start("all_gather", self.size, lengths, np.array([len(data)], np.int64), range(self.size + 1)).wait()
+        self._start(
+            "all_gather", self.size, lengths, np.array([len(data)], np.int64), range(self.size + 1)
+        ).wait()
         begins = [0, *accumulate(int(n) for n in lengths)]
         every = np.empty(begins[-1], np.uint8)
         self._start("all_gather", begins[-1], every, np.frombuffer(data, np.uint8), begins).wait()
@@ -199,7 +203,7 @@ class ShmGroup(Group):
         self.barrier()
         self._closed = True
         while not all(on.idle for on in (self._engine_lane, *self._streams.values())):
-            time.sleep(0)       # the engine has ended the last operation and is about to let go of its queue
+            time.sleep(0)  # the engine has ended the last operation and is about to let go of its queue
         if self._is_world:
             self._node.close()
 
@@ -435,7 +439,7 @@ class ShmWork(Work):
         if self._make is not None:
             self._on = self.group._lane
             self._op, self._make = self._make(self._on, False), None
-        elif self._on.pending:      # messages before this one are the engine's; it keeps their order
+        elif self._on.pending:  # messages before this one are the engine's; it keeps their order
             self.begin()
             self.group._patiently(self._op.wait, self._op, self._on, self._peer, None)
             return

@@ -60,6 +60,7 @@ typedef struct ckc_stream {                 /* this rank's end of a ring */
     ckc_ring_memory *ring;
     int64_t ring_bytes;
     int seat;                               /* the other end's */
+    uint64_t messages;                      /* begun here */
 } ckc_stream;
 
 int64_t ckc_ring_memory_bytes(int64_t ring_bytes);

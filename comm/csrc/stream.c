@@ -39,9 +39,9 @@ static int refused(const ckc_stream *s) {
 }
 
 static void note(ckc_op *o) {
-    const ckc_stream *s = o->on;
-    atomic_store_explicit(&s->world->seats[s->world->local_rank].operation, (uint64_t)o->call.kind << 56,
-                          memory_order_relaxed);
+    ckc_stream *s = o->on;
+    atomic_store_explicit(&s->world->seats[s->world->local_rank].operation,
+                          (uint64_t)o->call.kind << 56 | ++s->messages, memory_order_relaxed);
 }
 
 static int64_t piece(const ckc_op *o, int64_t available) {

@@ -76,20 +76,32 @@ class Ranks:
             if process.poll() is None:
                 process.kill()
         outputs = [process.communicate()[0] for process in self.processes]
-        assert len(at) == len(self.processes), f"hung for {limit_s:g} s; output of the ranks:\n" + "\n---\n".join(outputs)
-        return [Ended(p.returncode, out, at[r]) for r, (p, out) in enumerate(zip(self.processes, outputs, strict=True))]
+        assert len(at) == len(self.processes), (
+            f"hung for {limit_s:g} s; output of the ranks:\n" + "\n---\n".join(outputs)
+        )
+        return [
+            Ended(p.returncode, out, at[r])
+            for r, (p, out) in enumerate(zip(self.processes, outputs, strict=True))
+        ]
 
 
 _jobs = 0
 
 
-def start(ranks: int, program: str, *arguments: str, only: Sequence[int] | None = None, **environment: str) -> Ranks:
+def start(
+    ranks: int, program: str, *arguments: str, only: Sequence[int] | None = None, **environment: str
+) -> Ranks:
     """Start `ranks` processes of a program (or `only` some of them), as a launcher of torchrun's kind would."""
     global _jobs
     _jobs += 1
     processes = []
     for rank in range(ranks) if only is None else only:
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+        place = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+        }
         place |= {"CKTRAIN_JOB": f"test-{os.getpid()}-{_jobs}", "PYTHONUNBUFFERED": "1"}
         processes.append(
             subprocess.Popen(
