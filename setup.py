@@ -48,6 +48,7 @@ THEMES = [
     "optimizer",
     "cast",
     "peak",
+    "reduce",
 ]
 
 

@@ -44,18 +44,23 @@ static void arrive(ckc_op *o, const void *payload, int64_t bytes) {
     ckc_ring(ch->world, ch->seats, ch->size);
 }
 
-/* CKC_DONE when all have arrived and call the same. */
+/* CKC_DONE when all have arrived and call the same. A call that differs is seen as soon as it is there, also while
+ * others are missing: its rank may be gone by the time they come. */
 static int all_arrived(ckc_op *o) {
     const ckc_channel *ch = o->on;
-    for (; o->cursor < ch->size; o->cursor++) {
-        if (o->cursor == ch->rank) continue;
-        const ckc_call *theirs = ckc_call_of(ch, o->cursor, o->seq);
-        if (atomic_load_explicit(&theirs->seq, memory_order_acquire) != o->seq) return CKC_PENDING;
-        if (memcmp((const char *)theirs + offsetof(ckc_call, kind), (const char *)&o->call + offsetof(ckc_call, kind),
-                   CKC_CALL_COMPARED))
+    int all = 1;
+    for (int r = o->cursor; r < ch->size; r++) {
+        const ckc_call *theirs = ckc_call_of(ch, r, o->seq);
+        if (r != ch->rank && atomic_load_explicit(&theirs->seq, memory_order_acquire) != o->seq) {
+            all = 0;
+            continue;
+        }
+        if (r != ch->rank && memcmp((const char *)theirs + offsetof(ckc_call, kind),
+                                    (const char *)&o->call + offsetof(ckc_call, kind), CKC_CALL_COMPARED))
             return CKC_MISMATCH;
+        if (all) o->cursor = r + 1;
     }
-    return CKC_DONE;
+    return all ? CKC_DONE : CKC_PENDING;
 }
 
 static void step(ckc_channel *ch) {

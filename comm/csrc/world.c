@@ -127,9 +127,10 @@ int ckc_run(ckc_world *w, ckc_op *op, int64_t slice_ns) { return wait_until(w, a
 
 int ckc_wait(ckc_world *w, ckc_op *op, int64_t slice_ns) {
     const int got = wait_until(w, state_of, op, slice_ns);
-    /* The engine sees the same failure at once and lets go of the memory; only then is it the caller's again. */
-    if (got == CKC_LOST) for (int i = 0; i < 2000 && state_of(op) == CKC_PENDING; i++) usleep(1000);
-    return got;
+    if (got != CKC_LOST) return got;
+    /* The engine sees the same failure at once, finds out how this operation ends and lets go of its memory. */
+    for (int i = 0; i < 2000 && state_of(op) == CKC_PENDING; i++) usleep(1000);
+    return state_of(op) != CKC_PENDING ? state_of(op) : got;
 }
 
 /* -------------------------------------------------------------------------------------------------- the engine
