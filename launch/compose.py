@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from cktrain import cython_kernels
-from cktrain.checkpoint import Progress, find_checkpoint, load_checkpoint, read_state
+from cktrain.checkpoint import Progress, find_checkpoint, load_checkpoint
 from cktrain.comm.group import Group
 from cktrain.config import Config
 from cktrain.config_file import save_config
 from cktrain.data.loader import BatchLoader
 from cktrain.data.shards import open_source
+from cktrain.launch.precision import agree_on_precision
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import load_weights, resolve_model
 from cktrain.nn.numerics import Numerics
@@ -53,7 +54,7 @@ def compose(
     kernels.set_num_threads(threads)
     run_dir = Path(config.run.dir)
     checkpoint = find_checkpoint(run_dir / "checkpoints", config.checkpoint.resume)
-    precision = choose_precision(config.precision, kernels, checkpoint)
+    precision = agree_on_precision(config.precision, kernels.isa, checkpoint, group)
     model_config, pretrained = resolve_model(config.model)
     config = config.model_copy(update={"model": model_config})
     data, length = config.data, config.data.sequence_length
@@ -116,14 +117,3 @@ def compose(
         bar=bar,
     )
     return Run(trainer, loader)
-
-
-def choose_precision(wanted: str, kernels: Any, checkpoint: Path | None) -> str:
-    """The precision of a run: as asked, as it was before, or for `auto` what the kernels compute natively."""
-    if checkpoint is not None and wanted == "auto":
-        return read_state(checkpoint)["precision"]
-    if wanted == "fp64" and kernels.isa != "reference":
-        raise ValueError(
-            f"precision: fp64 needs the reference kernels, and {kernels.isa} was chosen. Set CKTRAIN_ISA=reference."
-        )
-    return "fp32" if wanted == "auto" else wanted

@@ -48,12 +48,12 @@ def _step(options: argparse.Namespace) -> int:
     from cktrain.bench.peak import measure_flops
     from cktrain.bench.step import bench_step
     from cktrain.bench.table import step_table
-    from cktrain.launch.compose import choose_precision
+    from cktrain.launch.precision import choose_precision
     from cktrain.models.hugging_face import resolve_model
 
     kernels = cython_kernels.load()
     kernels.set_num_threads(binding.threads)
-    precision = choose_precision(config.precision, kernels, None)
+    precision = choose_precision(config.precision, [kernels.isa])
     before = measure_flops(kernels, precision)
     model, _ = resolve_model(config.model)
     config = config.model_copy(update={"model": model})

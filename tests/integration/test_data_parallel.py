@@ -87,7 +87,7 @@ def test_two_ranks_equal_one_in_fp64(train):
 
 def test_two_ranks_equal_one_in_fp32(train):
     """Compiled kernels: sums of a few thousand fp32 terms in another order, 1e-5 over 20 steps."""
-    one, two = train(1, "one", None), train(2, "two", None)
+    one, two = (train(n, name, None, "precision=fp32") for n, name in ((1, "one"), (2, "two")))
     assert one[0] == two[0] == 0, two[2]
     np.testing.assert_allclose(two[1], one[1], rtol=0, atol=1e-5)
 
