@@ -28,7 +28,7 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from cktrain.comm.environment import ProcessEnvironment, job_name, read_process_environment
 from cktrain.comm.errors import RendezvousError, TransportUnavailableError
@@ -44,7 +44,6 @@ def init(
     timeout_s: float = 120.0,
     check: bool = False,
     environ: Mapping[str, str] = os.environ,
-    reduction: Any = None,
     engine_core: int | None = None,
 ) -> Group:
     """Return the group of all ranks of this job, named "world".
@@ -54,7 +53,6 @@ def init(
         timeout_s: deadline of every wait, seconds.
         check: compare the calls of all ranks before each collective (for debugging: a round trip per call).
         environ: the environment to read.
-        reduction: capsule with a faster `reduce_n` (csrc/reduce.h); None: comm's plain one.
         engine_core: core of the thread that moves asynchronous operations; None: where the process runs.
 
     Raises:
@@ -77,7 +75,7 @@ def init(
             "Use comm.transport: auto",
         )  # fmt: skip
     if one_node and transport in ("auto", "shm"):
-        return _init_shm(process, timeout_s, environ, reduction, engine_core)
+        return _init_shm(process, timeout_s, environ, engine_core)
     return _init_mpi(process, timeout_s, check)
 
 
@@ -85,7 +83,6 @@ def _init_shm(
     process: ProcessEnvironment,
     timeout_s: float,
     environ: Mapping[str, str],
-    reduction: Any,
     engine_core: int | None,
 ) -> Group:
     from cktrain.comm.node import join_node
@@ -94,8 +91,6 @@ def _init_shm(
     assert process.size is not None
     key = job_name(environ, os.getppid())
     node = join_node(key, process.rank, process.rank, process.size, timeout_s, engine_core=engine_core)
-    if reduction is not None:
-        node.world.set_reduction(reduction)
     return ShmGroup(node, range(process.size), "world", timeout_s)
 
 

@@ -195,6 +195,12 @@ class Group(ABC):
         """
         return allocate_alone(nbytes)
 
+    def use_reduction(self, capsule: object) -> None:  # noqa: B027
+        """Reduce with the function of this capsule (csrc/reduce.h) where the group has a use for it; None: no change.
+
+        It holds for all groups of the process, and gives the same bits as the plain reduction.
+        """
+
     # Membership and lifetime.
 
     @abstractmethod

@@ -119,6 +119,11 @@ class ShmGroup(Group):
         assert len(numbers) == 1, numbers
         return np.frombuffer(own, np.uint8)[:nbytes]
 
+    def use_reduction(self, capsule: object) -> None:
+        """Reduce with this function from now on."""
+        if capsule is not None:
+            self._node.world.set_reduction(capsule)
+
     def _take(self, seat: int, tag: int) -> _engine.Mapping:
         fd, nbytes = self._node.take(seat, tag, self.timeout_s)
         try:
