@@ -52,6 +52,7 @@ def compose(
         )
     kernels = cython_kernels.load()
     kernels.set_num_threads(threads)
+    group.use_reduction(getattr(kernels, "reduction", None))
     run_dir = Path(config.run.dir)
     checkpoint = find_checkpoint(run_dir / "checkpoints", config.checkpoint.resume)
     precision = agree_on_precision(config.precision, kernels.isa, checkpoint, group)
@@ -79,7 +80,7 @@ def compose(
         vocab_size=model_config.vocab_size,
     )
     model = build_model(model_config, numerics, length, config.memory.checkpointing == "block")
-    params = FlatParams(model.params(), numerics)
+    params = FlatParams(model.params(), numerics, group.allocate)
     optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer)
     if checkpoint is not None:
         progress = load_checkpoint(checkpoint, params, optimizer)

@@ -35,6 +35,7 @@
 
 #include "ops_optimizer.h"
 #include "peak.h"
+#include "reduce.h"
 
 #define CK_TABLE(isa_name)                                                                                  \
     static const ck_table table = {                                                                         \
