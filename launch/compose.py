@@ -18,10 +18,10 @@ from cktrain.launch.precision import agree_on_precision
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import load_weights, resolve_model
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
 from cktrain.optim.optimizer import OPTIMIZERS
-from cktrain.parallel.data import DataParallel
 from cktrain.parallel.mesh import resolve_mesh
+from cktrain.parallel.part import Part
+from cktrain.parallel.ranks import divide_world
 from cktrain.trainer import Trainer
 from cktrain.validation import Validator
 
@@ -44,12 +44,7 @@ def compose(
     config: Config, group: Group, threads: int, peak_flops: float | None = None, bar: Any = None
 ) -> Run:
     """Build everything for this rank. Raises ValueError for what the user can mend."""
-    mesh = resolve_mesh(config.parallel, group.size)
-    if mesh.data != mesh.world:
-        raise ValueError(
-            f"[parallel] tensor {mesh.tensor} x pipeline {mesh.pipeline}: this version divides only the "
-            "data. Set both to 1."
-        )
+    ranks = divide_world(group, resolve_mesh(config.parallel, group.size))
     kernels = cython_kernels.load()
     kernels.set_num_threads(threads)
     run_dir = Path(config.run.dir)
@@ -73,14 +68,15 @@ def compose(
         config.batch.global_batch_size,
         config.run.seed,
         shuffle=data.shuffle,
-        data_rank=group.rank,
-        data_ranks=group.size,
+        data_rank=ranks.data.rank,
+        data_ranks=ranks.data.size,
         document_mask=data.document_mask,
         vocab_size=model_config.vocab_size,
     )
     model = build_model(model_config, numerics, length, config.memory.checkpointing == "block")
-    params = FlatParams(model.params(), numerics)
-    optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer)
+    part = Part(config, model, ranks)
+    params = part.params
+    optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer, part.data.update_spans)
     if checkpoint is not None:
         progress = load_checkpoint(checkpoint, params, optimizer)
         log.info("resumed from %s", checkpoint)
@@ -91,7 +87,7 @@ def compose(
         else:
             params.initialize(config.run.seed)
         progress = Progress(step=0, updates=0, tokens=0, precision=precision)
-    DataParallel(group, params).broadcast_weights()
+    part.data.broadcast_weights()
     validator = None
     if data.validation.every:
         held_out = open_source(
@@ -100,17 +96,15 @@ def compose(
             model_config.vocab_size,
             data.dtype,
         )
-        validator = Validator(config, model, params, held_out, group)
+        validator = Validator(config, part, held_out)
     if group.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, run_dir / "config.yaml")
     trainer = Trainer(
         config,
-        model,
-        params,
+        part,
         optimizer,
         loader,
-        group,
         progress,
         validator=validator,
         peak_flops=peak_flops,
