@@ -37,6 +37,7 @@ class Replicas:
     ) -> None:
         """`summed` is where the data group's sums stand; it must be the same for all copies."""
         self.params = params
+        self.replicas = replicas
         self.waiting = waiting
         self.uncounted = sorted((r.start, r.stop) for r in replicas if r.group.rank != 0)
         """What another rank counts and saves."""

@@ -1,0 +1,187 @@
+"""Every layout gives the losses of one process: data, tensor, pipeline and their compositions.
+
+All runs of a precision share one job of 8 ranks (`tests/cktrain/parallel/layouts.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+pytestmark = pytest.mark.mpi
+
+PROGRAM = Path(__file__).resolve().parents[1] / "cktrain" / "parallel" / "layouts.py"
+RANKS = 8
+STEPS = 20
+
+# Heads divide by 4 and key/value heads do not, so tensor 4 replicates them; 61 words leave padding on the last rank.
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "family": "llama",
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 24,
+        "vocab_size": 61,
+        "qk_norm": True,
+        "attention_bias": True,
+        "initializer_range": 0.2,
+    },
+    "gpt2": {
+        "family": "gpt2",
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "vocab_size": 61,
+        "initializer_range": 0.2,
+    },
+    "gpt2 words": {
+        "family": "gpt2",
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 50257,
+        "initializer_range": 0.2,
+    },
+}
+MODELS["llama tied"] = {**MODELS["llama"], "tie_word_embeddings": True}
+MODELS["gpt2 untied"] = {**MODELS["gpt2"], "tie_word_embeddings": False}
+
+# name -> (ranks, parallel block and other overrides)
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "data 2": (2, {}),
+    "data 4": (4, {}),
+    "data 2, zero 0": (2, {"zero": 0}),
+    "data 4, zero 0": (4, {"zero": 0}),
+    "tensor 2": (2, {"tensor": 2}),
+    "tensor 4": (4, {"tensor": 4}),
+    "pipeline 2": (2, {"pipeline": 2}),
+    "pipeline 3": (3, {"pipeline": 3}),
+    "pipeline 3, gpipe": (3, {"pipeline": 3, "schedule": "gpipe"}),
+    "data 2 x tensor 2": (4, {"data": 2, "tensor": 2}),
+    "data 2 x pipeline 2": (4, {"data": 2, "pipeline": 2}),
+    "data 2 x pipeline 2, zero 0": (4, {"data": 2, "pipeline": 2, "zero": 0}),
+    "pipeline 2 x tensor 2": (4, {"pipeline": 2, "tensor": 2}),
+    "data 2 x pipeline 2 x tensor 2": (8, {"data": 2, "pipeline": 2, "tensor": 2}),
+}
+
+# What runs in fp64: every layout on the tied llama with grouped heads, the others where they differ.
+FP64 = [("llama tied", layout) for layout in LAYOUTS]
+FP64 += [
+    (model, layout)
+    for model in ("llama", "gpt2", "gpt2 untied")
+    for layout in (
+        "data 2",
+        "tensor 2",
+        "tensor 4",
+        "pipeline 2",
+        "data 2 x pipeline 2 x tensor 2",
+    )
+]
+FP64 += [("gpt2 words", "tensor 2")]
+FP32 = [(model, layout) for model in ("llama tied", "gpt2") for layout in LAYOUTS]
+
+
+def make_config(folder: Path, model: str, layout: str, precision: str, **blocks: dict[str, Any]) -> dict[str, Any]:
+    parallel = LAYOUTS[layout][1] if layout else {}
+    return {
+        "run": {"dir": str(folder / "runs" / f"{model} {layout} {precision}"), "steps": STEPS, "seed": 3},
+        "model": MODELS[model],
+        "data": {
+            "path": str(folder / f"{MODELS[model]['vocab_size']}.bin"),
+            "sequence_length": 8,
+            "validation": {"every": 20, "batches": 2, "path": str(folder / f"{MODELS[model]['vocab_size']}.bin")},
+        },
+        "batch": {"micro_batch_size": 1, "global_batch_size": 4},
+        "optimizer": {"lr": 1e-2},
+        "schedule": {"warmup_steps": 3},
+        "checkpoint": {"every": 0, "resume": "none"},
+        "precision": precision,
+        "parallel": parallel,
+        **blocks,
+    }
+
+
+def write_tokens(folder: Path) -> None:
+    """A raw uint16 file per vocabulary in which each id mostly follows from the one before."""
+    for vocab in sorted({model["vocab_size"] for model in MODELS.values()}):
+        rng = np.random.default_rng(7)
+        ids = np.zeros(3000, np.uint16)
+        for i in range(1, ids.size):
+            ids[i] = (int(ids[i - 1]) * 3 + 1) % vocab if rng.random() < 0.8 else rng.integers(vocab)
+        ids.tofile(folder / f"{vocab}.bin")
+
+
+Runner = Callable[[list[dict[str, Any]]], dict[str, Any]]
+
+
+@pytest.fixture
+def run_cases(mpirun: Callable[[int], list[str]], tmp_path: Path) -> Runner:
+    """`run_cases(cases)` -> results by name, of one job."""
+
+    def run(cases: list[dict[str, Any]]) -> dict[str, Any]:
+        (tmp_path / "cases.json").write_text(json.dumps(cases))
+        ranks = max(case["ranks"] for case in cases)
+        job = subprocess.run(
+            [*mpirun(ranks), sys.executable, str(PROGRAM), "cases.json", "results.json"],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
+        results: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())
+        return results
+
+    write_tokens(tmp_path)
+    return run
+
+
+def equality_cases(folder: Path, runs: list[tuple[str, str]], precision: str, isa: str) -> list[dict[str, Any]]:
+    models = dict.fromkeys(model for model, _ in runs)
+    wanted = [(model, "") for model in models] + runs
+    return [
+        {
+            "name": f"{model}: {layout}",
+            "ranks": LAYOUTS[layout][0] if layout else 1,
+            "isa": isa,
+            "steps": STEPS,
+            "config": make_config(folder, model, layout, precision),
+        }
+        for model, layout in wanted
+    ]
+
+
+def differences(results: dict[str, Any], runs: list[tuple[str, str]]) -> dict[str, float]:
+    """Largest difference of a run's losses, gradient norms (relative) and validation loss from one process's."""
+    found = {}
+    for model, layout in runs:
+        one, many = results[f"{model}: "], results[f"{model}: {layout}"]
+        assert "error" not in many, many
+        assert len(many["losses"]) == STEPS and many["tokens"] == one["tokens"]
+        loss = np.abs(np.subtract(many["losses"], one["losses"])).max()
+        norm = np.abs(np.divide(many["norms"], one["norms"]) - 1).max()
+        validation = abs(many["validation"] - one["validation"])
+        found[f"{model}: {layout}"] = float(max(loss, norm, validation))
+    return found
+
+
+def test_fp64_on_the_reference_kernels(run_cases, tmp_path):
+    """Only the order of additions differs: 1e-10 over 20 steps, in losses, gradient norms and validation loss."""
+    results = run_cases(equality_cases(tmp_path, FP64, "fp64", "reference"))
+    found = differences(results, FP64)
+    print(*(f"{name:50} {difference:.1e}" for name, difference in found.items()), sep="\n")
+    assert {name: d for name, d in found.items() if not d <= 1e-10} == {}
+    assert {name for name, result in results.items() if not result["replicas"]} == set()
+    assert all(results[f"{model}: "]["losses"][-1] < results[f"{model}: "]["losses"][0] for model in MODELS)
