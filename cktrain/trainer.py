@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cktrain.checkpoint import CheckpointError, Progress, save_checkpoint
+from cktrain.checkpoint import Progress, save_checkpoint
 from cktrain.config import Config
 from cktrain.data.loader import Batch, BatchLoader, empty_batch
 from cktrain.metrics import MetricsFile, StepMetrics, proportional_set_size
@@ -161,25 +161,19 @@ class Trainer:
         return True
 
     def save(self) -> Path:
-        """Write a checkpoint: rank 0 writes, all ranks learn whether it worked."""
+        """Write a checkpoint. Collective; all ranks learn whether it worked."""
         path = self.checkpoint_folder / f"step-{self.progress.step:08d}"
-        problem = b""
-        if self.group.rank == 0:
-            try:
-                save_checkpoint(
-                    self.checkpoint_folder,
-                    self.progress,
-                    self.config,
-                    self.params,
-                    self.optimizer,
-                    self.config.checkpoint.keep,
-                )
-                log.info("saved %s", path)
-            except CheckpointError as error:
-                problem = str(error).encode()
-        problem = self.group.broadcast_bytes(problem, root=0)
-        if problem:
-            raise CheckpointError(problem.decode())
+        save_checkpoint(
+            self.checkpoint_folder,
+            self.progress,
+            self.config,
+            self.params,
+            self.optimizer,
+            self.part.owned,
+            self.group,
+            self.config.checkpoint.keep,
+        )
+        log.info("saved %s", path)
         return path
 
     def _stop_at_bad_data(self, problem: str) -> None:

@@ -16,7 +16,8 @@ from cktrain.data.loader import BatchLoader
 from cktrain.data.shards import open_source
 from cktrain.launch.precision import agree_on_precision
 from cktrain.models.build import build_model
-from cktrain.models.hugging_face import load_weights, resolve_model
+from cktrain.models.hf_weights import hf_tensors, load_weights
+from cktrain.models.hugging_face import resolve_model
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.optimizer import OPTIMIZERS
 from cktrain.parallel.mesh import resolve_mesh
@@ -74,15 +75,16 @@ def compose(
         vocab_size=model_config.vocab_size,
     )
     model = build_model(model_config, numerics, length, config.memory.checkpointing == "block")
+    names = [tensor.name for tensor in hf_tensors(model.params())]
     part = Part(config, model, ranks)
     params = part.params
     optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer, part.data.update_spans)
     if checkpoint is not None:
-        progress = load_checkpoint(checkpoint, params, optimizer)
+        progress = load_checkpoint(checkpoint, params, optimizer, part.shapes)
         log.info("resumed from %s", checkpoint)
     else:
         if pretrained is not None:
-            load_weights(pretrained, params)
+            load_weights(pretrained, params, names)
             log.info("weights from %s", pretrained)
         else:
             params.initialize(config.run.seed)

@@ -49,7 +49,7 @@ class Param:
     decay: bool = True
     """Whether weight decay applies: matrices yes, biases and norm weights no."""
     parts: tuple[int, ...] = ()
-    """Rows of the parts that are fused along the first dimension, e.g. (query, key, value)."""
+    """Rows of the whole's parts that are fused along the first dimension, e.g. (query, key, value)."""
     compute: Literal["real", "f32"] = "real"
     data: np.ndarray = field(init=False, repr=False)
     grad: np.ndarray = field(init=False, repr=False)
@@ -68,10 +68,10 @@ class Param:
         """Number of elements that stand here."""
         return int(np.prod(self.shape, dtype=np.int64))
 
-    def divide(self, shape: tuple[int, ...], places: tuple[Place, ...], parts: tuple[int, ...] = ()) -> None:
+    def divide(self, shape: tuple[int, ...], places: tuple[Place, ...]) -> None:
         """Hold only these places of the whole parameter, in an array of this shape. Before it has storage."""
         assert self.start == -1 and self.shape == self.whole_shape, self.name
-        self.shape, self.places, self.parts = shape, places, parts
+        self.shape, self.places = shape, places
 
     def grad_added(self) -> None:
         """To be called by a module after it added to `grad`."""

@@ -30,6 +30,8 @@ class Part:
         self.ranks = ranks
         self.flops_per_token = model.flops_per_token(length)
         """Of the whole model."""
+        self.shapes = {param.name: param.shape for param in model.params()}
+        """Of all parameters of the whole model, by name."""
         self.micro_batches = micro_batches_per_rank(config, ranks)
         self.schedule: Schedule = make_schedule(
             config.parallel.schedule, ranks.mesh.pipeline, self.micro_batches

@@ -89,9 +89,9 @@ class ColumnLinear(Linear):
             row, whole_row = row + size, whole_row + part
         self.parts = tuple(sizes) if whole.parts else ()
         self.out_features = row
-        self.weight.divide((row, self.in_features), tuple(places), self.parts)
+        self.weight.divide((row, self.in_features), tuple(places))
         if self.bias is not None:
-            self.bias.divide((row,), tuple(places), self.parts)
+            self.bias.divide((row,), tuple(places))
 
     def input(self, x: np.ndarray, slot: Slot) -> np.ndarray:
         """All rows (N, C)."""
