@@ -16,6 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 
+from cktrain import cython_kernels
+from cktrain.config import ModelConfig
+from cktrain.models.build import build_model
+from cktrain.models.hugging_face import save_folder
+from cktrain.nn.numerics import Numerics
+from cktrain.nn.params import FlatParams
+
 pytestmark = pytest.mark.mpi
 
 PROGRAM = Path(__file__).resolve().parents[1] / "cktrain" / "parallel" / "layouts.py"
@@ -236,3 +243,44 @@ def test_gradients_may_travel_in_bf16(run_cases, tmp_path):
     for result in many:
         assert result["replicas"] and result["losses"] != one["losses"]
         np.testing.assert_allclose(result["losses"], one["losses"], rtol=0.01)
+
+
+@pytest.mark.parametrize("saved_under", ["", "data 2 x pipeline 2 x tensor 2"])
+def test_a_run_resumes_under_any_other_layout(run_cases, tmp_path, saved_under):
+    """10 steps under one layout and 10 under another are the 20 of one process, to 1e-10."""
+    model, others = "llama tied", ("", "data 4", "data 2, zero 0", "tensor 4", "pipeline 3, gpipe", "data 2 x tensor 2")
+    whole, first, *rest = equality_cases(tmp_path, [(model, saved_under), *((model, o) for o in others)], "fp64", "reference")
+    first |= {"name": "first", "steps": 10, "save": True}
+    first["config"]["run"]["dir"] = str(tmp_path / "saved")
+    checkpoint = tmp_path / "saved" / "checkpoints" / "step-00000010"
+    for case in rest:
+        case |= {"steps": 10, "name": f"second {case['name']}"}
+        case["config"]["checkpoint"] = {"every": 0, "resume": str(checkpoint)}
+    one, half, *results = run_cases([whole, first, *rest]).values()
+    assert "error" not in half, half
+    for result in results:
+        assert "error" not in result, result
+        np.testing.assert_allclose(result["losses"], one["losses"][10:], rtol=0, atol=1e-10)
+    files = {path.name for path in checkpoint.glob("rank*")}
+    assert files == {f"rank{rank}.safetensors" for rank in range(first["ranks"])}
+    sizes = sum((checkpoint / name).stat().st_size for name in files)
+    assert sizes < 1.5 * 3 * one["parameter_bytes"]  # each element and its two moments once, and headers
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_a_hugging_face_folder_is_read_by_parts(run_cases, tmp_path, model):
+    """Each rank reads what it holds of the weights: the losses of one process, to 1e-10."""
+    numerics = Numerics(cython_kernels.load("reference"), "fp32")
+    config = ModelConfig.model_validate({**MODELS[model], "max_position_embeddings": 16})
+    params = FlatParams(build_model(config, numerics, 16).params(), numerics)
+    params.initialize(seed=11)
+    save_folder(tmp_path / "pretrained", config, params)
+    layouts = ("", "tensor 2", "tensor 4", "pipeline 2", "pipeline 2 x tensor 2")
+    cases = equality_cases(tmp_path, [(model, layout) for layout in layouts], "fp64", "reference")[1:]
+    for case in cases:
+        case["steps"] = 3
+        case["config"]["model"] = {"from_pretrained": str(tmp_path / "pretrained")}
+    one, *others = run_cases(cases).values()
+    for result in others:
+        assert "error" not in result, result
+        np.testing.assert_allclose(result["losses"], one["losses"], rtol=0, atol=1e-10)
