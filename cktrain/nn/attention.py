@@ -74,7 +74,7 @@ class Attention(Module):
         self.hidden_size = hidden_size
         h, k, d = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.head_dim
         self.qkv_proj = Linear(
-            f"{name}.qkv_proj", numerics, hidden_size, h + 2 * k, qkv_bias, std, parts=(h, k, k)
+            f"{name}.qkv_proj", numerics, hidden_size, h + 2 * k, qkv_bias, std, parts=(h, k, k), unit=d
         )
         self.qk_norm_eps = qk_norm_eps
         if qk_norm_eps is not None:
@@ -85,12 +85,12 @@ class Attention(Module):
     def forward_into(self, y: np.ndarray, x: np.ndarray, residual: np.ndarray, slot: Slot) -> np.ndarray:
         """y (N, C) = residual + attention(x)."""
         self.attend(x, slot)
-        return self.o_proj.apply(y, self._context(slot), residual)
+        return self.o_proj.apply(y, self._context(slot), slot, residual)
 
     def attend(self, x: np.ndarray, slot: Slot) -> None:
         """Everything up to the output projection, whose input stays in the slot."""
         kernels, shape = self.num.kernels, self.shape
-        self.qkv_proj.apply(self._qkv(slot), x)
+        self.qkv_proj.apply(self._qkv(slot), self.qkv_proj.input(x, slot), slot)
         at = slot.view(self, "views", lambda: self._views(slot))
         if self.qk_norm_eps is not None:
             q_rstd, k_rstd = self._rstd(slot)
@@ -110,9 +110,10 @@ class Attention(Module):
         """dx (N, C) of the attention branch, for dy (N, C) and the x that `forward_into` got."""
         kernels, shape = self.num.kernels, self.shape
         context = self._context(slot)
+        dy = self.o_proj.output_gradient(dy, slot)
         self.o_proj.backward_weight(dy, context)
         dcontext = slot.shared(self, "dcontext", context.shape, self.num.real)
-        self.o_proj.backward_input(dcontext, dy)
+        self.o_proj.backward_input(dcontext, dy, slot)
         dqkv = slot.shared(self, "dqkv", (slot.rows, self.qkv_proj.out_features), self.num.real)
         dq, dk, dv = slot.view(self, "dviews", lambda: self._split(dqkv))
         at = slot.view(self, "views", lambda: self._views(slot))
@@ -143,9 +144,11 @@ class Attention(Module):
             q_rstd, k_rstd = self._rstd(slot)
             kernels.rms_norm_backward(dq, self.q_norm.grad, dq, at.raw_q, self.q_norm.value, q_rstd, False)
             kernels.rms_norm_backward(dk, self.k_norm.grad, dk, at.raw_k, self.k_norm.value, k_rstd, False)
-        self.qkv_proj.backward_weight(dqkv, x)
-        dx = slot.shared(self, "dx", (slot.rows, self.hidden_size), self.num.real)
-        return self.qkv_proj.backward_input(dx, dqkv)
+            self.q_norm.grad_added()
+            self.k_norm.grad_added()
+        self.qkv_proj.backward_weight(dqkv, self.qkv_proj.input(x, slot))
+        dx = slot.shared(self, "dx", x.shape, self.num.real)
+        return self.qkv_proj.backward_input(dx, dqkv, slot)
 
     @property
     def _scale(self) -> float:
