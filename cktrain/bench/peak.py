@@ -1,6 +1,6 @@
 """`cktrain bench peak`: what this machine can do at most, by the same kernels' instruction sets and pool.
 
-FLOP/s come from register-only loops of 12 independent multiply-adds (csrc/peak.h), bandwidths from streaming
+FLOP/s come from register-only loops of independent multiply-adds (csrc/peak.h), bandwidths from streaming
 arrays of four times the last-level cache each. Both take the best of several short runs: a limit is what was
 reached once. Bytes are those that the program reads and writes; a cache that reads a line before it is written
 moves more.
