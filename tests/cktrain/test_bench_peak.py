@@ -1,4 +1,4 @@
-"""`bench peak`: what is counted is what is computed and moved, on every instruction set and number of threads."""
+"""`bench peak`: what is counted is what is computed and moved, on every instruction set."""
 
 from pathlib import Path
 
