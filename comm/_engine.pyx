@@ -605,6 +605,18 @@ cdef class WireOp(Op):
 
     cdef ckc_run_state run_state
     cdef object moved
+    cdef object plan
+
+    @property
+    def sends(self):
+        """Of a message: whether it is a send (both ends call it so, for the headers to agree)."""
+        return self.run_state.steps[0].kind == 0
+
+    @property
+    def came(self):
+        """After a mismatch in recv: (dtype, count) of the message that came."""
+        cdef int peer = self.run_state.steps[0].peer
+        return self.run_state.theirs[peer].dtype, self.run_state.theirs[peer].count
 
 
 cdef class Wire:
@@ -649,7 +661,7 @@ cdef class Wire:
         if scratch_bytes and (self.scratch is None or self.scratch.size < scratch_bytes):
             self.scratch = np.empty(scratch_bytes, np.uint8)    # operations before this one keep theirs
         op.moved = np.zeros(len(steps), np.int64)
-        op.kept = (kept, steps, sources, self.scratch, self)
+        op.kept, op.plan = kept, (steps, sources, self.scratch, self)
         run.steps = <const ckc_step *> cnp.PyArray_DATA(steps)
         run.sources = <const ckc_source *> cnp.PyArray_DATA(sources)
         run.step_count = len(steps)

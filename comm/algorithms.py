@@ -118,7 +118,7 @@ def plan(
 def even_parts(count: int, size: int, itemsize: int) -> tuple[int, ...]:
     """Parts of whole cache lines; who reduces what does not change the result of a canonical schedule."""
     line = max(1, _ALIGN // itemsize)
-    part = -(-(-(-count // size)) // line) * line
+    part = math.ceil(math.ceil(count / size) / line) * line
     return tuple(min(r * part, count) for r in range(size + 1))
 
 

@@ -257,6 +257,7 @@ class EngineGroup(Group):
     def _spell(self, op: _engine.Op, on: Any, peer: int | None) -> str:
         kind, dtype, reduction, root, count, extra = op.call
         if peer is not None:
+            kind = KIND["send" if op.sends else "recv"]
             return f"{_engine.KINDS[kind]}({_DTYPE_NAMES[dtype]}[{count:,}], {'to' if op.sends else 'source'}={peer})"
         return _spell(kind, dtype, reduction, root, count, extra)
 
