@@ -172,6 +172,19 @@ def abort(group: Group, code: int) -> NoReturn:
     group.abort(code)
 
 
+def transport_of(group: Group) -> str:
+    """Which transport a group uses: "shm", "tcp", "mpi" or "none"."""
+    return {"ShmGroup": "shm", "TcpGroup": "tcp", "MPIGroup": "mpi"}.get(type(group).__name__, "none")
+
+
+def finalize_rivals() -> None:
+    """End an MPI that was only measured (`mpi_group.plain_all_reduce`)."""
+    if "cktrain.comm.mpi_group" in sys.modules:
+        from cktrain.comm.mpi_group import finalize_plain
+
+        finalize_plain()
+
+
 def describe(process: ProcessEnvironment) -> str:
     """Return who this process is, for a message."""
     size = "an unknown number of" if process.size is None else str(process.size)
