@@ -85,7 +85,8 @@ def save_checkpoint(
     def write_part(_final: Path, _temporary: Path) -> None:
         if not temporary.is_dir():
             raise OSError(
-                errno.ENOENT, f"rank {group.rank} does not see the folder; run.dir must be on a shared file system"
+                errno.ENOENT,
+                f"rank {group.rank} does not see the folder; run.dir must be on a shared file system",
             )
         tensors = _owned_blocks(params, optimizer, owned)
         if tensors:
@@ -279,7 +280,9 @@ def _check_same_model(path: Path, state: dict, shapes: Shapes, moments: Sequence
         for name, shape in shapes.items()
         if name in have and have[name] != shape
     ]
-    problems += [f"the optimizer's {moment} is missing" for moment in moments if moment not in state["moments"]]
+    problems += [
+        f"the optimizer's {moment} is missing" for moment in moments if moment not in state["moments"]
+    ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError(

@@ -15,6 +15,8 @@ cimport numpy as cnp
 
 import os
 
+import numpy as np
+
 cnp.import_array()
 
 cdef extern from "reduce.h" nogil:
@@ -26,9 +28,13 @@ cdef extern from "reduce.h" nogil:
     const int CKC_F32, CKC_BF16, CKC_F64, CKC_I32, CKC_I64, CKC_BYTES
     int64_t ckc_item_bytes(int dtype)
 
+cdef extern from "poll.h" nogil:
+    ctypedef struct pollfd "struct pollfd":
+        int fd
+
 cdef extern from "world.h" nogil:
     const int CKC_MAX_RANKS, CKC_MAX_ARENAS
-    const int CKC_PENDING, CKC_DONE, CKC_MISMATCH, CKC_LOST, CKC_BROKEN, CKC_SYSTEM
+    const int CKC_PENDING, CKC_DONE, CKC_MISMATCH, CKC_LOST, CKC_BROKEN
     const int CKC_BARRIER, CKC_ALL_REDUCE, CKC_SEND, CKC_RECV
     ctypedef struct ckc_seat:
         uint64_t beat, activity, operation
@@ -48,6 +54,8 @@ cdef extern from "world.h" nogil:
         int32_t arena
     ctypedef struct ckc_op:
         int (*advance)(ckc_op *) noexcept
+        int (*wanted)(ckc_op *, pollfd *fds, int limit) noexcept
+        void *extra
         ckc_queue *queue
         void *on
         int pc
@@ -56,8 +64,7 @@ cdef extern from "world.h" nogil:
         char *out
         const int64_t *begins
         uint64_t seq, base
-        int64_t c
-        int peer, error, state
+        int state
     ctypedef struct ckc_world:
         int rank, local_rank, local_size, spin
         ckc_seat *seats
@@ -77,7 +84,9 @@ cdef extern from "world.h" nogil:
 
 cdef extern from "watch.h" nogil:
     ctypedef struct ckc_watched:
-        int fd, rank, local_rank, is_pidfd, gone
+        int fd, rank, local_rank, kind
+    const int CKC_WATCH_HANGUP, CKC_WATCH_PIDFD, CKC_WATCH_CONTROL
+    void ckc_tell(ckc_world *world)
     int ckc_start_watch(ckc_world *world, ckc_watched *watched, int count)
 
 cdef extern from "shm.h" nogil:
@@ -106,6 +115,31 @@ cdef extern from "shm.h" nogil:
     int ckc_stream_send(ckc_op *op) noexcept
     int ckc_stream_recv(ckc_op *op) noexcept
 
+cdef extern from "wire.h" nogil:
+    const int CKC_HEADER_SENT, CKC_HEADER_RECEIVED
+    ctypedef struct ckc_step:
+        int64_t round, kind, peer, place, at, count, first, sources
+    ctypedef struct ckc_source:
+        int64_t place, at
+    ctypedef struct ckc_wire:
+        ckc_queue queue
+        ckc_world *world
+        int rank, size
+        int fds[256]
+        int names[256]
+        uint64_t seq
+    ctypedef struct ckc_run_state:
+        const ckc_step *steps
+        const ckc_source *sources
+        int64_t step_count, round_end, next
+        int64_t *moved
+        char *scratch
+        uint8_t partners[256]
+        uint8_t received[256]
+        ckc_call theirs[256]
+    int ckc_wire_advance(ckc_op *op) noexcept
+    int ckc_wire_wanted(ckc_op *op, pollfd *fds, int limit) noexcept
+
 cdef extern from "memory.h" nogil:
     void *ckc_map(int fd, int64_t bytes)
     void ckc_unmap(void *base, int64_t bytes)
@@ -120,6 +154,7 @@ cdef extern from *:
     uint64_t CKC_LOAD64 "CKC_LOAD"(...) nogil
     void CKC_STORE(...) nogil
 
+HANGUP, PIDFD, CONTROL = CKC_WATCH_HANGUP, CKC_WATCH_PIDFD, CKC_WATCH_CONTROL
 PENDING, DONE, MISMATCH, LOST, BROKEN = CKC_PENDING, CKC_DONE, CKC_MISMATCH, CKC_LOST, CKC_BROKEN
 SEAT_BYTES = sizeof(ckc_seat)
 MAX_RANKS = CKC_MAX_RANKS
@@ -235,11 +270,12 @@ cdef class World:
         self.reduction = capsule
 
     def watch(self, watched):
-        """Start the watch thread on `watched`: (fd, world rank, seat, whether it is a pidfd)."""
+        """Start the watch thread on `watched`: (fd, world rank, seat, HANGUP, PIDFD or CONTROL)."""
         cdef int i, error
         self.watched = <ckc_watched *> calloc(max(1, len(watched)), sizeof(ckc_watched))
-        for i, (fd, rank, seat, is_pidfd) in enumerate(watched):
-            self.watched[i] = ckc_watched(fd, rank, seat, is_pidfd, 0)
+        for i, (fd, rank, seat, kind) in enumerate(watched):
+            self.watched[i].fd, self.watched[i].rank = fd, rank
+            self.watched[i].local_rank, self.watched[i].kind = seat, kind
         error = ckc_start_watch(self.w, self.watched, len(watched))
         if error:
             raise OSError(error, "the watch thread cannot start: " + os.strerror(error))
@@ -264,20 +300,28 @@ cdef class World:
     def leave(self):
         """Say that this process ends in order."""
         CKC_STORE(self.w.seats[self.w.local_rank].left, 1)
+        ckc_tell(self.w)
 
-    def add_arena(self, list mappings, int group, list seats):
-        """Register the arenas that the ranks in `seats` have just shared in `group`; returns the number they get."""
-        cdef Mapping mapping
-        cdef int number = self.arena_count
-        if number == CKC_MAX_ARENAS:
+    def wake_by(self, int eventfd):
+        """The engine sleeps on sockets: this eventfd wakes it."""
+        self.w.wake_fd = eventfd
+
+    def next_arena(self):
+        """The number that this rank's next arena will have."""
+        if self.arena_count == CKC_MAX_ARENAS:
             raise ValueError(f"[comm.shm] allocate: {CKC_MAX_ARENAS} arenas are in use. Allocate fewer, larger ones.")
-        for mapping, seat in zip(mappings, seats, strict=True):
-            self.w.arenas[<int> seat][number].base = mapping.base
-            self.w.arenas[<int> seat][number].bytes = mapping.nbytes
-            self.kept.append(mapping)
-        self.arena_group[number] = group
+        return self.arena_count
+
+    def put_arena(self, int seat, int number, Mapping mapping):
+        """Arena `number` of the rank in `seat`, as it is mapped here."""
+        self.w.arenas[seat][number].base, self.w.arenas[seat][number].bytes = mapping.base, mapping.nbytes
+        self.kept.append(mapping)
+
+    def add_arena(self, Mapping own, int group):
+        """The next arena of this rank, which the ranks of `group` have mapped."""
+        self.put_arena(self.w.local_rank, self.arena_count, own)
+        self.arena_group[self.arena_count] = group
         self.arena_count += 1
-        return number
 
     def stop(self):
         """End the threads."""
@@ -329,7 +373,8 @@ cdef class Op:
 
     @property
     def state(self):
-        """PENDING, DONE, or how it failed."""
+        """HANGUP, PIDFD, CONTROL = CKC_WATCH_HANGUP, CKC_WATCH_PIDFD, CKC_WATCH_CONTROL
+PENDING, DONE, or how it failed."""
         return CKC_LOAD(self.o.state)
 
     @property
@@ -553,3 +598,114 @@ cdef class Stream:
 
     def __dealloc__(self):
         free(self.s)
+
+
+cdef class WireOp(Op):
+    """An operation of a wire: a schedule under way."""
+
+    cdef ckc_run_state run_state
+    cdef object moved
+    cdef object plan
+
+    @property
+    def sends(self):
+        """Of a message: whether it is a send (both ends call it so, for the headers to agree)."""
+        return self.run_state.steps[0].kind == 0
+
+    @property
+    def came(self):
+        """After a mismatch in recv: (dtype, count) of the message that came."""
+        cdef int peer = self.run_state.steps[0].peer
+        return self.run_state.theirs[peer].dtype, self.run_state.theirs[peer].count
+
+
+cdef class Wire:
+    """A lane of operations over sockets (csrc/wire.h)."""
+
+    cdef ckc_wire *wire
+    cdef World world
+    cdef object sockets
+    cdef object scratch
+
+    def __cinit__(self):
+        self.wire = <ckc_wire *> calloc(1, sizeof(ckc_wire))
+        if self.wire == NULL:
+            raise MemoryError()
+
+    def __init__(self, World world, int rank, sockets, list names):
+        """`sockets` by member, None for this one; they live as long as the wire. `names` are world ranks."""
+        cdef int r
+        assert len(sockets) <= CKC_MAX_RANKS
+        self.world, self.sockets = world, sockets
+        self.wire.world, self.wire.rank, self.wire.size = world.w, rank, len(sockets)
+        for r, other in enumerate(sockets):
+            self.wire.fds[r] = -1 if other is None else other.fileno()
+            self.wire.names[r] = names[r]
+        self.scratch = None
+
+    def make(self, int kind, int dtype, int reduction, int root, int64_t count, uint64_t extra, uintptr_t inp,
+             uintptr_t out, cnp.ndarray steps, cnp.ndarray sources, int64_t scratch_bytes, partners, kept):
+        """An operation that carries out a schedule.
+
+        Args: steps (n, 8) and sources (m, 2) int64, the rows of csrc/wire.h; partners: per member, which headers.
+        """
+        cdef WireOp op = WireOp.__new__(WireOp)
+        cdef ckc_run_state *run = &op.run_state
+        cdef int r
+        op.w = self.world.w
+        op.o.on, op.o.queue, op.o.extra = self.wire, &self.wire.queue, run
+        op.o.advance, op.o.wanted = ckc_wire_advance, ckc_wire_wanted
+        op.o.call.kind, op.o.call.dtype, op.o.call.op = kind, dtype, reduction
+        op.o.call.root, op.o.call.count, op.o.call.extra = root, count, extra
+        op.o.inp, op.o.out = <const char *> inp, <char *> out
+        if scratch_bytes and (self.scratch is None or self.scratch.size < scratch_bytes):
+            self.scratch = np.empty(scratch_bytes, np.uint8)    # operations before this one keep theirs
+        op.moved = np.zeros(len(steps), np.int64)
+        op.kept, op.plan = kept, (steps, sources, self.scratch, self)
+        run.steps = <const ckc_step *> cnp.PyArray_DATA(steps)
+        run.sources = <const ckc_source *> cnp.PyArray_DATA(sources)
+        run.step_count = len(steps)
+        run.moved = <int64_t *> cnp.PyArray_DATA(<cnp.ndarray> op.moved)
+        run.scratch = NULL if self.scratch is None else <char *> cnp.PyArray_DATA(<cnp.ndarray> self.scratch)
+        for r in range(self.wire.size):
+            run.partners[r] = partners[r]
+        return op
+
+    def calls(self, WireOp op):
+        """What each rank whose header has come calls, and this rank."""
+        found = {self.wire.rank: op.call}
+        for r in range(self.wire.size):
+            if op.run_state.received[r] == sizeof(ckc_call):
+                call = op.run_state.theirs[r]
+                found[r] = (call.kind, call.dtype, call.op, call.root, call.count, call.extra)
+        return found
+
+    def missing(self, WireOp op):
+        """The ranks that the operation waits for."""
+        cdef ckc_run_state *run = &op.run_state
+        cdef int64_t i
+        found = set()
+        for r in range(self.wire.size):
+            if run.partners[r] & CKC_HEADER_RECEIVED and run.received[r] < sizeof(ckc_call):
+                found.add(r)
+        for i in range(run.next, run.round_end):
+            if run.steps[i].kind <= 1 and run.moved[i] < run.steps[i].count * ckc_item_bytes(op.o.call.dtype):
+                found.add(run.steps[i].peer)
+        return sorted(found)
+
+    @property
+    def pending(self):
+        """Operations that the engine has not completed."""
+        return CKC_LOAD(self.wire.queue.pending)
+
+    def break_off(self):
+        """End the operations that the engine has, and refuse new ones."""
+        CKC_STORE(self.wire.queue.broken, 1)
+
+    @property
+    def idle(self):
+        """Whether the engine is through with all that it was given."""
+        return not CKC_LOAD(self.wire.queue.active) and not CKC_LOAD(self.wire.queue.pending)
+
+    def __dealloc__(self):
+        free(self.wire)

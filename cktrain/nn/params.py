@@ -16,7 +16,6 @@ import numpy as np
 from cktrain.nn.memory import CACHE_LINE, Allocate, Arena
 from cktrain.nn.numerics import Numerics
 
-
 STREAM_BLOCK = 1 << 20
 
 

@@ -176,9 +176,7 @@ def _divide_heads(attention: Attention, ranks: int) -> None:
             f"[parallel] tensor {ranks} does not divide {shape.heads} query heads and {shape.kv_heads} key/value heads "
             f"({attention.name}). Choose a divisor of {shape.heads} that divides {shape.kv_heads} or is a multiple of it."
         )
-    attention.shape = replace(
-        shape, heads=shape.heads // ranks, kv_heads=max(1, shape.kv_heads // ranks)
-    )
+    attention.shape = replace(shape, heads=shape.heads // ranks, kv_heads=max(1, shape.kv_heads // ranks))
 
 
 def _take_over(module: Module, whole: Module) -> None:

@@ -1,6 +1,6 @@
 /* Waiting, waking, failing, and the engine's thread. */
 #define _GNU_SOURCE
-#include "world.h"
+#include "watch.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -71,6 +71,7 @@ int ckc_fail(ckc_world *w, int cause, int rank, const char *how) {
         atomic_store_explicit(&w->failure, cause, memory_order_release);
     }
     pthread_mutex_unlock(&lock);
+    if (first) ckc_tell(w);
     ring_self(w);
     return first;
 }
@@ -91,7 +92,14 @@ static int nap(ckc_world *w, int (*ready)(void *), void *arg, int64_t ns) {
     return got;
 }
 
-static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t slice_ns) {
+/* Sleep until one of the sockets that the operation waits for is ready. A failure is seen after 20 ms at most. */
+static int nap_on_sockets(ckc_op *op) {
+    struct pollfd fds[2 * CKC_MAX_RANKS];
+    poll(fds, (nfds_t)op->wanted(op, fds, 2 * CKC_MAX_RANKS), LAST_SLEEP_NS / 1000000);
+    return CKC_PENDING;
+}
+
+static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t slice_ns, ckc_op *on_sockets) {
     int got = ready(arg);
     if (got != CKC_PENDING) return got;
     const int64_t began = ckc_now_ns(), cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
@@ -112,7 +120,7 @@ static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t sli
             sched_yield();
             continue;
         }
-        got = nap(w, ready, arg, sleep);
+        got = on_sockets ? nap_on_sockets(on_sockets) : nap(w, ready, arg, sleep);
         if (got != CKC_PENDING) break;
         sleep = 2 * sleep < LAST_SLEEP_NS ? 2 * sleep : LAST_SLEEP_NS;
     }
@@ -123,10 +131,12 @@ static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t sli
 static int advance(void *op) { return ((ckc_op *)op)->advance(op); }
 static int state_of(void *op) { return atomic_load_explicit(&((ckc_op *)op)->state, memory_order_acquire); }
 
-int ckc_run(ckc_world *w, ckc_op *op, int64_t slice_ns) { return wait_until(w, advance, op, slice_ns); }
+int ckc_run(ckc_world *w, ckc_op *op, int64_t slice_ns) {
+    return wait_until(w, advance, op, slice_ns, op->wanted ? op : NULL);
+}
 
 int ckc_wait(ckc_world *w, ckc_op *op, int64_t slice_ns) {
-    const int got = wait_until(w, state_of, op, slice_ns);
+    const int got = wait_until(w, state_of, op, slice_ns, NULL);
     if (got != CKC_LOST) return got;
     /* The engine sees the same failure at once, finds out how this operation ends and lets go of its memory. */
     for (int i = 0; i < 2000 && state_of(op) == CKC_PENDING; i++) usleep(1000);
@@ -205,6 +215,27 @@ static int move_all(void *world) {
     return moved ? CKC_DONE : CKC_PENDING;
 }
 
+/* Where a queue's head waits for sockets, the engine sleeps on all of them and on the eventfd. */
+static int nap_on_all_sockets(ckc_world *w) {
+    struct pollfd fds[4 * CKC_MAX_RANKS];
+    int count = 1;
+    fds[0] = (struct pollfd){.fd = w->wake_fd, .events = POLLIN};
+    for (const ckc_queue *queue = w->active; queue != NULL; queue = queue->next)
+        if (queue->head->wanted) count += queue->head->wanted(queue->head, fds + count, 4 * CKC_MAX_RANKS - count);
+    poll(fds, (nfds_t)count, LAST_SLEEP_NS / 1000000);
+    if (fds[0].revents) {
+        uint64_t rung;
+        if (read(w->wake_fd, &rung, sizeof rung) < 0) return CKC_PENDING;
+    }
+    return CKC_PENDING;
+}
+
+static int any_on_sockets(const ckc_world *w) {
+    for (const ckc_queue *queue = w->active; queue != NULL; queue = queue->next)
+        if (queue->head->wanted) return 1;
+    return 0;
+}
+
 static void *run_engine(void *world) {
     ckc_world *w = world;
     int64_t idle_since = ckc_now_ns(), sleep = FIRST_SLEEP_NS;
@@ -221,7 +252,8 @@ static void *run_engine(void *world) {
                 sched_yield();
                 continue;
             }
-            got = nap(w, move_all, w, w->active == NULL ? INT64_C(1000000000) : sleep);
+            got = any_on_sockets(w) ? nap_on_all_sockets(w)
+                                    : nap(w, move_all, w, w->active == NULL ? INT64_C(1000000000) : sleep);
             if (got == CKC_BROKEN) return NULL;
             if (got == CKC_PENDING) {
                 sleep = 2 * sleep < LAST_SLEEP_NS ? 2 * sleep : LAST_SLEEP_NS;

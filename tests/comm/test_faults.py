@@ -16,7 +16,7 @@ from pathlib import Path
 import job
 import pytest
 
-TRANSPORTS = ["shm"]
+TRANSPORTS = ["shm", "tcp"]
 KILLED_S = 2.0
 # What a loaded machine adds: the interpreter's end, and processes that wait for a core.
 SLACK_S = 1.5

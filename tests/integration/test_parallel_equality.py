@@ -98,7 +98,9 @@ FP64 += [("gpt2 words", "tensor 2")]
 FP32 = [(model, layout) for model in ("llama tied", "gpt2") for layout in LAYOUTS]
 
 
-def make_config(folder: Path, model: str, layout: str, precision: str, **blocks: dict[str, Any]) -> dict[str, Any]:
+def make_config(
+    folder: Path, model: str, layout: str, precision: str, **blocks: dict[str, Any]
+) -> dict[str, Any]:
     parallel = LAYOUTS[layout][1] if layout else {}
     return {
         "run": {"dir": str(folder / "runs" / f"{model} {layout} {precision}"), "steps": STEPS, "seed": 3},
@@ -106,7 +108,11 @@ def make_config(folder: Path, model: str, layout: str, precision: str, **blocks:
         "data": {
             "path": str(folder / f"{MODELS[model]['vocab_size']}.bin"),
             "sequence_length": 8,
-            "validation": {"every": 20, "batches": 2, "path": str(folder / f"{MODELS[model]['vocab_size']}.bin")},
+            "validation": {
+                "every": 20,
+                "batches": 2,
+                "path": str(folder / f"{MODELS[model]['vocab_size']}.bin"),
+            },
         },
         "batch": {"micro_batch_size": 1, "global_batch_size": 4},
         "optimizer": {"lr": 1e-2},
@@ -155,7 +161,9 @@ def run_cases(mpirun: Callable[[int], list[str]], tmp_path: Path) -> Runner:
     return run
 
 
-def equality_cases(folder: Path, runs: list[tuple[str, str]], precision: str, isa: str) -> list[dict[str, Any]]:
+def equality_cases(
+    folder: Path, runs: list[tuple[str, str]], precision: str, isa: str
+) -> list[dict[str, Any]]:
     models = dict.fromkeys(model for model, _ in runs)
     wanted = [(model, "") for model in models] + runs
     return [
@@ -248,8 +256,13 @@ def test_gradients_may_travel_in_bf16(run_cases, tmp_path):
 @pytest.mark.parametrize("saved_under", ["", "data 2 x pipeline 2 x tensor 2"])
 def test_a_run_resumes_under_any_other_layout(run_cases, tmp_path, saved_under):
     """10 steps under one layout and 10 under another are the 20 of one process, to 1e-10."""
-    model, others = "llama tied", ("", "data 4", "data 2, zero 0", "tensor 4", "pipeline 3, gpipe", "data 2 x tensor 2")
-    whole, first, *rest = equality_cases(tmp_path, [(model, saved_under), *((model, o) for o in others)], "fp64", "reference")
+    model, others = (
+        "llama tied",
+        ("", "data 4", "data 2, zero 0", "tensor 4", "pipeline 3, gpipe", "data 2 x tensor 2"),
+    )
+    whole, first, *rest = equality_cases(
+        tmp_path, [(model, saved_under), *((model, o) for o in others)], "fp64", "reference"
+    )
     first |= {"name": "first", "steps": 10, "save": True}
     first["config"]["run"]["dir"] = str(tmp_path / "saved")
     checkpoint = tmp_path / "saved" / "checkpoints" / "step-00000010"
