@@ -83,6 +83,10 @@ _STATUS_MEANING = {
         "a message did not fit the buffer that was posted for it",
         "Make both ranks agree on the length",
     ),
+    "LOC_QP_OP_ERR": (
+        "the local device could not send, which on soft-RoCE means that its interface has no link or no route",
+        "Check them: ip -brief link; ip route",
+    ),
     "LOC_PROT_ERR": (
         "the local buffer is not registered, or not for this use",
         "Register it with local write access",
@@ -111,11 +115,10 @@ _STATUS_MEANING = {
 }
 
 # What a failed call most often means; the key is (function, errno name).
+_MAY_NOT_OPEN = "Give this user read and write access to /dev/infiniband/uverbs* (udev rules of rdma-core)"
 _CALL_MEANING = {
-    (
-        "ibv_open_device",
-        "EACCES",
-    ): "Give this user read and write access to /dev/infiniband/uverbs* (udev rules of rdma-core)",
+    ("ibv_open_device", "EACCES"): _MAY_NOT_OPEN,
+    ("ibv_open_device", "ENOENT"): _MAY_NOT_OPEN,  # what libibverbs says when every way to the device is refused
     ("ibv_reg_mr", "ENOMEM"): "Raise the limit of locked memory: ulimit -l unlimited",
     ("ibv_reg_mr", "EFAULT"): "Register memory that is mapped and writable",
     ("ibv_create_qp", "ENOMEM"): "Ask for fewer entries, or close queue pairs that are not needed",
