@@ -119,7 +119,8 @@ def choose_gid(
     candidates = [gid for gid in table if gid.family in usable]
     if candidates:
         return min(
-            candidates, key=lambda gid: (usable.index(gid.family or ""), gid.interface != interface, gid.index)
+            candidates,
+            key=lambda gid: (usable.index(gid.family or ""), gid.interface != interface, gid.index),
         )
     raise NoUsableGid(_why_none(table, device, allowed))
 

@@ -145,7 +145,9 @@ def problems(
     chosen = [d for d in system.devices if device is None or d.name == device]
     if not chosen:
         names = ", ".join(d.name for d in system.devices)
-        return [Problem(f"there is no RDMA device {device}; there is {names}", "Give comm.device one of these")]
+        return [
+            Problem(f"there is no RDMA device {device}; there is {names}", "Give comm.device one of these")
+        ]
     # The first device that works does; if none does, the findings of all of them.
     found: list[Problem] = []
     for each in chosen:

@@ -13,7 +13,7 @@
 
 | provider | module | what it is |
 |---|---|---|
-| native | `_verbs_native` | Cython over libibverbs' public C interface, built where its headers are; no call holds the GIL |
+| native | `_verbs_native` | Cython over libibverbs' C interface, built where its headers are; without the GIL |
 | pyverbs | `verbs_pyverbs` | rdma-core's own Python package (44 and newer); every call holds the GIL |
 
 Both keep the same rules, and one test suite runs on both:
@@ -118,7 +118,10 @@ _STATUS_MEANING = {
 _MAY_NOT_OPEN = "Give this user read and write access to /dev/infiniband/uverbs* (udev rules of rdma-core)"
 _CALL_MEANING = {
     ("ibv_open_device", "EACCES"): _MAY_NOT_OPEN,
-    ("ibv_open_device", "ENOENT"): _MAY_NOT_OPEN,  # what libibverbs says when every way to the device is refused
+    (
+        "ibv_open_device",
+        "ENOENT",
+    ): _MAY_NOT_OPEN,  # what libibverbs says when every way to the device is refused
     ("ibv_reg_mr", "ENOMEM"): "Raise the limit of locked memory: ulimit -l unlimited",
     ("ibv_reg_mr", "EFAULT"): "Register memory that is mapped and writable",
     ("ibv_create_qp", "ENOMEM"): "Ask for fewer entries, or close queue pairs that are not needed",
@@ -309,7 +312,13 @@ class QueuePair(Protocol):
         """Post `count` equal receives. Length 0 will do for writes with immediate data."""
 
     def post_fetch_add(
-        self, region: MemoryRegion, offset: int, remote_address: int, remote_key: int, add: int, wr_id: int = 0
+        self,
+        region: MemoryRegion,
+        offset: int,
+        remote_address: int,
+        remote_key: int,
+        add: int,
+        wr_id: int = 0,
     ) -> None:
         """Add to 8 aligned bytes of the peer; their old value comes to `offset`. Atomic among RDMA peers only."""
 
@@ -490,7 +499,9 @@ def load_provider(name: str = "auto") -> Provider:
         ProviderError: none loads; the message has the reason and the remedy of each.
     """
     if name != "auto" and name not in PROVIDERS:
-        raise ValueError(f"[comm.rdma] provider {name!r} is unknown. Give one of auto, {', '.join(PROVIDERS)}.")
+        raise ValueError(
+            f"[comm.rdma] provider {name!r} is unknown. Give one of auto, {', '.join(PROVIDERS)}."
+        )
     problems = {}
     for candidate in PROVIDERS if name == "auto" else (name,):
         try:

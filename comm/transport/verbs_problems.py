@@ -159,7 +159,8 @@ def _extension(folder: Path, module: str) -> Path | None:
 
 def _no_library() -> Problem:
     return Problem(
-        "libibverbs is not installed", "apt-get install ibverbs-providers rdma-core (dnf: libibverbs rdma-core)"
+        "libibverbs is not installed",
+        "apt-get install ibverbs-providers rdma-core (dnf: libibverbs rdma-core)",
     )
 
 

@@ -300,7 +300,9 @@ class QueuePair:
             max_recv_sge=1,
             max_inline_data=inline_bytes,
         )
-        wanted = QPInitAttr(qp_type=_RC, scq=send_queue._queue, rcq=receive_queue._queue, cap=room, sq_sig_all=0)
+        wanted = QPInitAttr(
+            qp_type=_RC, scq=send_queue._queue, rcq=receive_queue._queue, cap=room, sq_sig_all=0
+        )
         try:
             self._pair: Any = QP(context._domain, wanted)
         except PyverbsError as error:
@@ -440,7 +442,13 @@ class QueuePair:
         self._post(opcode, region, offset, length, wr_id, imm_data, signaled, inline)
 
     def post_fetch_add(
-        self, region: MemoryRegion, offset: int, remote_address: int, remote_key: int, add: int, wr_id: int = 0
+        self,
+        region: MemoryRegion,
+        offset: int,
+        remote_address: int,
+        remote_key: int,
+        add: int,
+        wr_id: int = 0,
     ) -> None:
         """Add to 8 aligned bytes of the peer."""
         self._send.set_wr_atomic(remote_key, remote_address, add, 0)

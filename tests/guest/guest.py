@@ -152,7 +152,9 @@ def _newest_kernel_package() -> str | None:
         ["apt-cache", "depends", "linux-image-amd64"], capture_output=True, text=True, check=False
     )
     words = shown.stdout.split()
-    return next((word for word in words if word.startswith("linux-image-") and word != "linux-image-amd64"), None)
+    return next(
+        (word for word in words if word.startswith("linux-image-") and word != "linux-image-amd64"), None
+    )
 
 
 def _unpacked_kernel() -> Path:
@@ -282,7 +284,9 @@ def _processor(chosen: str) -> tuple[str, ...]:
 # ---------------------------------------------------------------------------------------------------- one guest
 
 
-def qemu_command(machine: Machine, kernel: Kernel, accelerator: str, run: Path, share: Path | None) -> list[str]:
+def qemu_command(
+    machine: Machine, kernel: Kernel, accelerator: str, run: Path, share: Path | None
+) -> list[str]:
     """The command line of QEMU for this guest; `run` is the folder behind /run/guest."""
     append = ["console=ttyS0", "quiet", "loglevel=3", "panic=-1", f"guest.kernel={kernel.folder}"]
     if accelerator == "tcg":
@@ -293,7 +297,12 @@ def qemu_command(machine: Machine, kernel: Kernel, accelerator: str, run: Path, 
         *("-smp", str(machine.cpus), "-m", f"{machine.memory_mib}M"),
         *("-nodefaults", "-no-reboot", "-display", "none", "-serial", f"file:{run / 'console'}"),
         *("-device", "virtio-rng-pci", "-device", "virtio-serial-pci"),
-        *("-chardev", "file,id=output,path=/dev/stdout", "-device", "virtserialport,chardev=output,name=output"),
+        *(
+            "-chardev",
+            "file,id=output,path=/dev/stdout",
+            "-device",
+            "virtserialport,chardev=output,name=output",
+        ),
     ]
     folders = [("root", Path("/"), ",readonly=on,multidevs=remap"), ("run", run, "")]
     if share is not None:

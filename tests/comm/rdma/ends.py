@@ -14,7 +14,7 @@ import numpy as np
 from cktrain.comm.transport import verbs
 from cktrain.comm.transport.gid import Gid, choose_gid
 from cktrain.comm.transport.queue_pair import Address, RemoteRegion, Settings, connect, local_address
-from cktrain.comm.transport.rdma_device import describe_system
+from cktrain.comm.transport.rdma_device import describe_system, read_counters
 from cktrain.comm.transport.verbs import Completion, check
 
 # Breaks after 7 * 67 ms, so that a test of failure is short; too short for work on a loaded machine.
@@ -120,6 +120,12 @@ def memfd_array(size: int) -> np.ndarray:
     mapped = mmap.mmap(descriptor, size)
     os.close(descriptor)
     return np.frombuffer(mapped, np.uint8)
+
+
+def counters(device: str) -> dict[str, int]:
+    """The device's counters now: the kernel reads them anew only every 10 ms."""
+    time.sleep(0.05)
+    return read_counters(device)
 
 
 class Meeting:

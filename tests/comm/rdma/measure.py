@@ -188,7 +188,10 @@ def main() -> None:
     rows = list(table[PROVIDERS[0]])
     print(f"{'':28}" + "".join(f"{program:>12}" for program in table))
     for row in rows:
-        print(f"{row:28}" + "".join(f"{table[p][row]:12.1f}" if row in table[p] else f"{'-':>12}" for p in table))
+        print(
+            f"{row:28}"
+            + "".join(f"{table[p][row]:12.1f}" if row in table[p] else f"{'-':>12}" for p in table)
+        )
     if options.json:
         options.json.write_text(json.dumps(table, indent=1))
 

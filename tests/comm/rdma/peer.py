@@ -1,6 +1,6 @@
 """The other process of a test: connects to it, and then waits to be killed.
 
-    python peer.py PROVIDER DEVICE TIMEOUT
+python peer.py PROVIDER DEVICE TIMEOUT
 """
 
 import sys

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 from cktrain.comm.transport import verbs
-from cktrain.comm.transport.rdma_device import read_counters
 from cktrain.comm.transport.verbs import Write
 
 pytestmark = pytest.mark.rdma
@@ -47,11 +46,13 @@ def test_write(connected: Any, length: int) -> None:
 
 
 def test_bytes_went_by_the_device(connected: Any, device: str) -> None:
+    from ends import counters
+
     a, _ = connected()
-    before = read_counters(device)
+    before = counters(device)
     a.write(0, 1 << 20)
     a.finished()
-    sent = read_counters(device)["sent_pkts"] - before["sent_pkts"]
+    sent = counters(device)["sent_pkts"] - before["sent_pkts"]
     assert sent >= (1 << 20) // 4096
 
 
@@ -87,7 +88,8 @@ def test_a_chain_of_writes(connected: Any) -> None:
     b.pair.post_receive(b.region, 0, 8)
     size, count = 10_000, 20
     writes = [
-        Write(i * size, size, b.remote.address + i * size, b.remote.rkey, i, None, False) for i in range(count - 1)
+        Write(i * size, size, b.remote.address + i * size, b.remote.rkey, i, None, False)
+        for i in range(count - 1)
     ]
     last = count - 1
     writes.append(Write(last * size, size, b.remote.address + last * size, b.remote.rkey, last, 5, True))

@@ -31,7 +31,9 @@ def test_a_wrong_key(connected: Any) -> None:
     b.memory[:] = 7
     a.pair.post_write(a.region, 0, 8, b.remote.address, b.remote.rkey ^ 0x5500, wr_id=3)
     (failed,) = a.finished(good=False)
-    with pytest.raises(WorkRequestError, match="rank 1: work request 3 .*REM_ACCESS_ERR.*Check its rkey") as error:
+    with pytest.raises(
+        WorkRequestError, match=r"rank 1: work request 3 .*REM_ACCESS_ERR.*Check its rkey"
+    ) as error:
         check(failed, "rank 1")
     assert error.value.status == "REM_ACCESS_ERR"
     assert b.memory[0] == 7
@@ -205,7 +207,9 @@ def test_too_little_memory_may_be_locked(provider: Any, device: str, program: Pa
     done = as_nobody([sys.executable, str(program), provider.NAME, device], memlock=64 << 10)
     assert done.returncode != 0
     assert "this process may lock 65,536 bytes of memory, and 1,048,576 are to be registered" in done.stdout
-    assert "ibv_reg_mr on 1,048,576 bytes" in done.stderr and "Raise the limit of locked memory" in done.stderr
+    assert (
+        "ibv_reg_mr on 1,048,576 bytes" in done.stderr and "Raise the limit of locked memory" in done.stderr
+    )
 
 
 def test_no_permission_on_the_device(provider: Any, device: str, program: Path) -> None:
@@ -244,7 +248,10 @@ def test_a_port_that_is_down(provider: Any, device: str) -> None:
     try:
         wait_until(lambda: not context.query_port().active)
         (found,) = problems(describe_system(), device=device, one_host=True)
-        assert found.reason == f"port 1 of {device} is DOWN, not ACTIVE" and f"ip link set {interface}" in found.remedy
+        assert (
+            found.reason == f"port 1 of {device} is DOWN, not ACTIVE"
+            and f"ip link set {interface}" in found.remedy
+        )
         assert "PORT_ERR" in context.events()
     finally:
         ip("link", "set", interface, "up")
@@ -256,7 +263,10 @@ def test_a_port_that_is_down(provider: Any, device: str) -> None:
 def test_no_ipv4_address_no_gid_for_other_hosts(device: str) -> None:
     interface = interface_of(device)
     shown = subprocess.run(
-        ["ip", "-brief", "-4", "address", "show", "dev", interface], capture_output=True, text=True, check=True
+        ["ip", "-brief", "-4", "address", "show", "dev", interface],
+        capture_output=True,
+        text=True,
+        check=True,
     ).stdout
     (address,) = (word for word in shown.split() if "/" in word)
     ip("address", "flush", "dev", interface, "scope", "global")
@@ -278,7 +288,7 @@ def test_a_write_without_a_link_of_ones_own(connected: Any, device: str) -> None
     try:
         a.write(0, 8)
         (failed,) = a.finished(good=False)
-        with pytest.raises(WorkRequestError, match="LOC_QP_OP_ERR.*ip -brief link"):
+        with pytest.raises(WorkRequestError, match=r"LOC_QP_OP_ERR.*ip -brief link"):
             check(failed, "rank 1")
     finally:
         ip("link", "set", interface, "up")

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cktrain.comm.transport.rdma_device import mtu_problem, read_counters
+from cktrain.comm.transport.rdma_device import mtu_problem
 from cktrain.comm.transport.verbs import status_name
 
 pytestmark = pytest.mark.rdma_joined
@@ -57,14 +57,15 @@ def bytes_of(role: str, count: int) -> np.ndarray:
     return np.random.default_rng(ord(role)).integers(0, 256, count, dtype=np.uint8)
 
 
-def exchange_pieces(end: Any, role: str, pieces: int) -> None:
-    """Both sides write pieces into the other's upper half, and compare what came."""
+def exchange_pieces(end: Any, role: str, pieces: int, meeting: Any) -> None:
+    """Both sides write pieces into the other's upper half, and compare what came; receives are posted first."""
     other = "B" if role == "A" else "A"
     half = end.memory.size // 2
     total = pieces * PIECE
     assert total <= half
     end.memory[:total] = bytes_of(role, total)
     end.pair.post_receive(end.region, 0, 0, count=pieces)
+    meeting.exchange()
     for i in range(pieces):
         end.write(i * PIECE, PIECE, to=half + i * PIECE, imm_data=i, wr_id=i)
     end.finished(pieces)
@@ -81,10 +82,11 @@ def test_the_gid_is_the_address_on_the_wire(end: Any, role: str) -> None:
 
 
 def test_both_ways_at_once(end: Any, role: str, device: str, meeting: Any) -> None:
-    before = read_counters(device)
-    meeting.exchange()
-    exchange_pieces(end, role, 8)
-    after = read_counters(device)
+    from ends import counters
+
+    before = counters(device)
+    exchange_pieces(end, role, 8, meeting)
+    after = counters(device)
     for name in ("sent_pkts", "rcvd_pkts"):
         assert after[name] - before[name] >= 8 * PIECE // 4096, name
 
@@ -111,16 +113,16 @@ def test_a_bad_wire(
     end: Any, role: str, device: str, wire: str, meeting: Any, trouble: str, repairs: bool
 ) -> None:
     """Whatever the wire does to packets, the bytes are right. Seeds cannot be set: the numbers make it certain."""
-    before = read_counters(device)
+    from ends import counters
+
+    before = counters(device)
     change("tc", "qdisc", "add", "dev", wire, "root", "netem", "limit", "20000", *trouble.split())
     try:
-        meeting.exchange()
         for _ in range(5):
-            exchange_pieces(end, role, 8)
-            meeting.exchange()
+            exchange_pieces(end, role, 8, meeting)
     finally:
         change("tc", "qdisc", "del", "dev", wire, "root")
-    after = read_counters(device)
+    after = counters(device)
     signs = ("out_of_seq_request", "rcvd_seq_err", "duplicate_request", "completer_retry_err")
     seen = {name: after[name] - before[name] for name in signs}
     total = sum(seen.values()) + int(meeting.exchange(str(sum(seen.values())).encode()))
@@ -143,8 +145,7 @@ def test_a_smaller_mtu_at_one_end(provider: Any, device: str, role: str, wire: s
         problem = mtu_problem([mtus["A"], mtus["B"]], ["a", "b"])
         assert problem is not None and "1024 on b, 4096 on a; all use 1024" in problem.reason
         end.connect(meeting.exchange(end.card()))
-        meeting.exchange()
-        exchange_pieces(end, role, 4)
+        exchange_pieces(end, role, 4, meeting)
         meeting.exchange()
         end.close()
     finally:

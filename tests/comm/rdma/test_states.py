@@ -1,6 +1,7 @@
 """A queue pair goes RESET -> INIT -> RTR -> RTS and nowhere else, and a wrong step has a name."""
 
 import errno
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -65,7 +66,8 @@ def test_posting_before_the_connection_is_refused(provider: Any, device: str) ->
 
 
 def test_a_full_send_queue_says_so(connected: Any) -> None:
-    a, _ = connected(entries=8)
+    a, b = connected(entries=8)
+    b.pair.close()  # so that nobody answers, and nothing leaves the queue
     with pytest.raises(VerbsError, match="Poll completions before posting more") as full:
         for _ in range(10_000):
             a.write(0, 8, signaled=False)
@@ -74,20 +76,17 @@ def test_a_full_send_queue_says_so(connected: Any) -> None:
 
 def test_ends_with_different_mtus_take_the_smaller(provider: Any, device: str) -> None:
     """A path MTU above the peer's port would lose every full packet."""
-    from dataclasses import replace
-
-    from cktrain.comm.transport.rdma_device import read_counters
-    from ends import End
+    from ends import End, counters
 
     a, b = End(provider, device), End(provider, device)
     small = replace(b.address, mtu=1024)
     connect(a.pair, a.address, small, a.gid, a.settings)
     connect(b.pair, small, a.address, b.gid, b.settings)
     a.peer = b.remote
-    before = read_counters(device)["sent_pkts"]
+    before = counters(device)["sent_pkts"]
     a.write(0, 64 << 10)
     a.finished()
-    assert read_counters(device)["sent_pkts"] - before >= 64  # packets of 1024, not of 4096
+    assert counters(device)["sent_pkts"] - before >= 64  # packets of 1024, not of 4096
     a.close()
     b.close()
 
