@@ -21,14 +21,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from cktrain import __version__
 from cktrain.config import Config
 from cktrain.config_file import save_config
 from cktrain.nn.params import FlatParams
 from cktrain.optim.optimizer import Optimizer
+from cktrain.safetensors_file import read_header, write_safetensors
 
 FORMAT = 1
 MARKER = "COMPLETE"
@@ -54,8 +53,8 @@ class Progress:
 
 def save_checkpoint(
     folder: Path, progress: Progress, config: Config, params: FlatParams, optimizer: Optimizer, keep: int
-) -> Path:
-    """Write `folder/step-N`, then delete all but the newest `keep`; returns the new folder.
+) -> None:
+    """Write `folder/step-N`, then delete all but the newest `keep`.
 
     Raises CheckpointError when the disk is full or the folder can't be written; older checkpoints stay.
     """
@@ -63,17 +62,18 @@ def save_checkpoint(
     temporary = folder / f".{final.name}.tmp"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".step-*.tmp"):
+        for leftover in folder.glob(".step-*"):
             shutil.rmtree(leftover)
         temporary.mkdir()
         _write_files(temporary, progress, config, params, optimizer)
-        if final.exists():
-            shutil.rmtree(final)
+        if final.exists():  # a run that was resumed from before it: never a moment without a good one
+            os.rename(final, folder / f".{final.name}.old")
         os.rename(temporary, final)
         _sync(folder)
-    except (OSError, SafetensorError) as error:
+        shutil.rmtree(folder / f".{final.name}.old", ignore_errors=True)
+    except OSError as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        full = getattr(error, "errno", None) == errno.ENOSPC or "No space left" in str(error)
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         reason = "the disk is full" if full else str(error)
         remedy = "Free some space, or lower checkpoint.keep" if full else "Check the folder's permissions"
         raise CheckpointError(
@@ -81,11 +81,10 @@ def save_checkpoint(
         ) from None
     for old in complete_checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
-    return final
 
 
-def load_checkpoint(path: Path, params: FlatParams, optimizer: Optimizer) -> Progress:
-    """Read weights and optimizer state into their arrays.
+def load_checkpoint(path: Path, params: FlatParams, optimizer: Optimizer | None) -> Progress:
+    """Read weights and optimizer state into their arrays; without an optimizer only the weights.
 
     Raises CheckpointError when the checkpoint is incomplete, truncated or of another model; nothing is changed then.
     """
@@ -98,15 +97,17 @@ def load_checkpoint(path: Path, params: FlatParams, optimizer: Optimizer) -> Pro
             f"[checkpoint] {path}: format {state['format']}, and cktrain {__version__} reads up to {FORMAT}. "
             "Update cktrain."
         )
-    file = path / "rank0.safetensors"
     try:
-        with safe_open(file, framework="numpy") as tensors:
-            wanted = dict(_tensors(params, optimizer))
-            _check_same_model(path, {key: tuple(tensors.get_slice(key).get_shape()) for key in tensors.keys()}, wanted)  # noqa: SIM118
-            for key, array in wanted.items():
-                array[...] = tensors.get_tensor(key)
-    except SafetensorError as error:
-        raise CheckpointError(f"[checkpoint] {file}: {error}. The file is damaged: resume from another one.") from None
+        stored = {tensor.name: tensor for tensor in read_header(path / "rank0.safetensors")}
+    except ValueError as error:
+        raise CheckpointError(f"[checkpoint] {path}: {error} Resume from another checkpoint.") from None
+    wanted = dict(_tensors(params, optimizer))
+    if optimizer is None:  # only the weights are wanted
+        stored = {name: tensor for name, tensor in stored.items() if name.startswith("param.")}
+    _check_same_model(path, {name: tensor.shape for name, tensor in stored.items()}, wanted)
+    for name, array in wanted.items():
+        for rows, values in stored[name].pieces():
+            array[rows] = values
     params.refresh()
     return Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
 
@@ -116,10 +117,13 @@ def find_checkpoint(folder: Path, resume: str) -> Path | None:
     if resume == "none":
         return None
     if resume == "auto":
-        return (complete_checkpoints(folder) or [None])[-1]
+        found = complete_checkpoints(folder)
+        return found[-1] if found else None
     path = Path(resume)
     if not path.is_dir():
-        raise CheckpointError(f"[checkpoint] {path} is not a folder. checkpoint.resume takes auto, none or a checkpoint.")
+        raise CheckpointError(
+            f"[checkpoint] {path} is not a folder. checkpoint.resume takes auto, none or a checkpoint."
+        )
     return path
 
 
@@ -133,8 +137,11 @@ def read_state(path: Path) -> dict:
     return json.loads((path / "state.json").read_text())
 
 
-def _write_files(folder: Path, progress: Progress, config: Config, params: FlatParams, optimizer: Optimizer) -> None:
-    save_file(dict(_tensors(params, optimizer)), folder / "rank0.safetensors")
+def _write_files(
+    folder: Path, progress: Progress, config: Config, params: FlatParams, optimizer: Optimizer
+) -> None:
+    dtype = "F64" if params.numerics.f32.itemsize == 8 else "F32"
+    write_safetensors(folder / "rank0.safetensors", _tensors(params, optimizer), dtype)
     save_config(config, folder / "config.yaml")
     state = {"format": FORMAT, "cktrain": __version__, **asdict(progress)}
     (folder / "state.json").write_text(json.dumps(state, indent=1))
@@ -146,12 +153,15 @@ def _write_files(folder: Path, progress: Progress, config: Config, params: FlatP
     _sync(folder)
 
 
-def _tensors(params: FlatParams, optimizer: Optimizer) -> list[tuple[str, np.ndarray]]:
+def _tensors(params: FlatParams, optimizer: Optimizer | None) -> list[tuple[str, np.ndarray]]:
     found = []
+    state = {} if optimizer is None else optimizer.state
     for param in params.params:
         found.append((f"param.{param.name}", param.data))
-        for moment, flat in optimizer.state.items():
-            found.append((f"{moment}.{param.name}", flat[param.start : param.start + param.size].reshape(param.shape)))
+        for moment, flat in state.items():
+            found.append(
+                (f"{moment}.{param.name}", flat[param.start : param.start + param.size].reshape(param.shape))
+            )
     return found
 
 

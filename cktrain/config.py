@@ -34,11 +34,25 @@ class RunConfig(Section):
     """Add the micro-batches' gradients along one fixed order, whatever the number of data ranks."""
 
 
+_LLAMA_ONLY = {
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "attention_bias",
+    "qkv_bias",
+    "mlp_bias",
+    "qk_norm",
+    "sliding_window",
+    "layer_types",
+}
+
+
 class ModelConfig(Section):
     """The architecture, in Hugging Face's names; or a Hugging Face folder to start from."""
 
     from_pretrained: str | None = None
-    """Hugging Face folder (config.json, safetensors, tokenizer) to start from; no other key is needed with it."""
+    """Hugging Face folder (config.json, safetensors, tokenizer) to start from; its config.json gives the other keys."""
     family: Literal["llama", "gpt2"] = "llama"
     """`llama` also covers Mistral, Qwen2 (qkv_bias) and Qwen3 (qk_norm)."""
     hidden_size: Positive | None = None
@@ -82,11 +96,11 @@ class ModelConfig(Section):
     activation_function: Literal["gelu_new", "gelu"] = "gelu_new"
     """GELU's form in gpt2: gelu_new is the tanh form, gelu the erf form."""
     initializer_range: float = 0.02
-    """Standard deviation of fresh weights; projections back into the residual stream are divided by sqrt(2 x layers)."""
+    """Standard deviation of fresh weights; projections into the residual stream are divided by sqrt(2 x layers)."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
-        if self.from_pretrained is not None:
+        if self.from_pretrained is not None and self.hidden_size is None:
             extra = sorted(self.model_fields_set - {"from_pretrained"})
             if extra:
                 raise ValueError(
@@ -103,7 +117,8 @@ class ModelConfig(Section):
         kv_heads = self.num_key_value_heads or heads
         if heads % kv_heads:
             raise ValueError(
-                f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}. Choose a divisor of {heads}"
+                f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}. "
+                f"Choose a divisor of {heads}"
             )
         if self.head_dim is None and (self.hidden_size or 0) % heads:
             raise ValueError(
@@ -111,7 +126,14 @@ class ModelConfig(Section):
                 "Change one of them or give head_dim"
             )
         if self.family == "llama" and self.resolved_head_dim % 2:
-            raise ValueError(f"head_dim {self.resolved_head_dim} is odd: rotary embedding pairs its two halves")
+            raise ValueError(
+                f"head_dim {self.resolved_head_dim} is odd: rotary embedding pairs its two halves"
+            )
+        if self.family == "gpt2":
+            fields = type(self).model_fields
+            foreign = sorted(name for name in _LLAMA_ONLY if getattr(self, name) != fields[name].default)
+            if foreign:
+                raise ValueError(f"gpt2 has no {', '.join(foreign)}. Remove it, or use family: llama")
         if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
             raise ValueError(
                 f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} num_hidden_layers"
@@ -178,7 +200,10 @@ class OptimizerConfig(Section):
     """adamw (Loshchilov & Hutter 2019) or sgd with momentum."""
     lr: Annotated[float, Field(ge=0)] = 3.0e-4
     """Peak learning rate."""
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [
+        0.9,
+        0.95,
+    ]
     """Decay of AdamW's first and second moments."""
     eps: Annotated[float, Field(gt=0)] = 1.0e-8
     """Added to the root of AdamW's second moment."""
@@ -287,7 +312,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
-    """fp32, bf16 (mixed, fp32 master weights), fp64 (reference kernels only), or auto: bf16 where the CPU computes it."""
+    """fp32; bf16 (mixed, fp32 master weights); fp64 (reference kernels only); auto: bf16 where the CPU computes it."""
     parallel: ParallelConfig = ParallelConfig()
     comm: CommConfig = CommConfig()
     launch: LaunchConfig = LaunchConfig()
@@ -297,11 +322,6 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Config:
-        longest = self.model.max_position_embeddings
-        if longest is not None and self.data.sequence_length > longest:
-            raise ValueError(
-                f"data.sequence_length {self.data.sequence_length} is longer than model.max_position_embeddings {longest}"
-            )
         if self.schedule.warmup_steps > self.run.steps:
             raise ValueError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is more than run.steps {self.run.steps}"

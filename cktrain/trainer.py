@@ -89,8 +89,12 @@ class Trainer:
     def step(self, step: int, stop: bool = False) -> StepResult:
         """Compute step number `step` (from 1) and update the weights."""
         self.params.zero_grad()
-        loss_sum, count = 0.0, 0
-        for batch in self.loader.batch(step):
+        loss_sum, count, problem = 0.0, 0, ""
+        try:
+            batches = self.loader.batch(step)
+        except ValueError as error:  # all ranks must hear of it, or they would wait for this one
+            batches, problem = [], str(error)
+        for batch in batches:
             self.slot.describe(batch.positions, batch.first)
             micro_loss, micro_count = self.model.forward_loss(batch.tokens, batch.targets, self.slot)
             self.model.backward_loss(batch.tokens, self.slot)
@@ -98,8 +102,10 @@ class Trainer:
             count += micro_count
         began = time.perf_counter()
         self.data_parallel.reduce_gradients()
-        sums = self.data_parallel.reduce_sums(loss_sum, count, stop)
+        sums = self.data_parallel.reduce_sums(loss_sum, count, stop, bool(problem))
         waited = time.perf_counter() - began
+        if sums.bad_data:
+            self._stop_at_bad_data(problem)
         tokens = max(sums.tokens, 1)
         loss = sums.loss_sum / tokens
         norm = math.sqrt(self.model.num.kernels.sum_of_squares(self.params.grad)) / tokens
@@ -122,7 +128,14 @@ class Trainer:
         """Train to the last step. Returns True when done, False when a signal stopped it (a checkpoint was written)."""
         first = self.progress.step + 1
         last = self.config.run.steps
-        metrics = MetricsFile(Path(self.config.run.dir) / "metrics.jsonl", first - 1) if self.group.rank == 0 else None
+        if first > last:
+            log.info("all %d steps are done already: nothing to train", last)
+            return True
+        metrics = (
+            MetricsFile(Path(self.config.run.dir) / "metrics.jsonl", first - 1)
+            if self.group.rank == 0
+            else None
+        )
         window = _Window()
         try:
             with StopFlag() as flag:
@@ -151,11 +164,17 @@ class Trainer:
 
     def save(self) -> Path:
         """Write a checkpoint: rank 0 writes, all ranks learn whether it worked."""
-        path, problem = Path(), b""
+        path = self.checkpoint_folder / f"step-{self.progress.step:08d}"
+        problem = b""
         if self.group.rank == 0:
             try:
-                path = save_checkpoint(
-                    self.checkpoint_folder, self.progress, self.config, self.params, self.optimizer, self.config.checkpoint.keep
+                save_checkpoint(
+                    self.checkpoint_folder,
+                    self.progress,
+                    self.config,
+                    self.params,
+                    self.optimizer,
+                    self.config.checkpoint.keep,
                 )
                 log.info("saved %s", path)
             except CheckpointError as error:
@@ -164,6 +183,12 @@ class Trainer:
         if problem:
             raise CheckpointError(problem.decode())
         return path
+
+    def _stop_at_bad_data(self, problem: str) -> None:
+        """Save what was trained before this step, then raise the same ValueError on all ranks."""
+        problems = {text.decode() for text in self.group.all_gather_bytes(problem.encode())} - {""}
+        saved = f" {self.progress.step} steps are saved in {self.save()}." if self.progress.step else ""
+        raise ValueError("\n".join(sorted(problems)) + saved)
 
     def _validate(self, step: int, last: int, metrics: MetricsFile | None) -> None:
         every = self.config.data.validation.every

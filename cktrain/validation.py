@@ -30,7 +30,9 @@ class ValidationResult:
 class Validator:
     """Evaluates the model on the validation split, divided over the data ranks."""
 
-    def __init__(self, config: Config, model: Transformer, params: FlatParams, source: TokenSource, group: Group) -> None:
+    def __init__(
+        self, config: Config, model: Transformer, params: FlatParams, source: TokenSource, group: Group
+    ) -> None:
         self.config = config
         self.model = model
         self.source = source
@@ -57,7 +59,7 @@ class Validator:
             loss, valid = self.model.forward_loss(batch.tokens, batch.targets, self.slot, train=False)
             loss_sum += loss
             count += valid
-        sums = self.data_parallel.reduce_sums(loss_sum, count, False)
+        sums = self.data_parallel.reduce_sums(loss_sum, count)
         loss = sums.loss_sum / max(sums.tokens, 1)
         bits = None
         if self.source.text_bytes:

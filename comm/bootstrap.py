@@ -1,7 +1,7 @@
 """From a process to its group: who are we, and what carries the bytes.
 
-`init` reads the launcher's environment (`cktrain.comm.environment`); a process on its own, or in a job of one,
-gets a `SoloGroup` and never loads MPI. All others get an `MPIGroup` over all ranks of the job.
+`init` reads the launcher's environment (`cktrain.comm.environment`); a process on its own, or in a job of
+one, gets a `SoloGroup` and never loads MPI. All others get an `MPIGroup` over all ranks of the job.
 
 A program's frame, as the command line has it:
 
@@ -16,6 +16,10 @@ A program's frame, as the command line has it:
 
 `close` on every rank before a planned exit lets the exit status (0, 75, ...) through mpirun. `abort` on an
 unplanned one ends the other ranks too, instead of leaving them to wait for their deadline.
+
+To stop a job and keep its status, signal the ranks, or send SIGUSR1 to mpirun, which passes it on. SIGTERM or
+SIGINT to Open MPI 5's mpirun reaches the ranks too, but SIGKILL follows a quarter of a second later, and
+mpirun itself ends with 1.
 """
 
 from __future__ import annotations
@@ -51,12 +55,14 @@ def init(
 
     Raises:
         ValueError: unknown transport, or a deadline that is not above 0.
-        RendezvousError: the launcher's variables contradict each other, or the MPI that mpi4py loads is not the
-            one that started the ranks.
+        RendezvousError: the launcher's variables contradict each other, or the MPI that mpi4py loads is not
+            the one that started the ranks.
         TransportUnavailableError: several ranks, and no MPI to join them.
     """
     if transport not in TRANSPORTS:
-        raise ValueError(f"[comm] transport {transport!r} is unknown. Give one of {', '.join(TRANSPORTS)}.")
+        raise ValueError(
+            f"[comm] transport {transport!r} is not built in. Give one of {', '.join(TRANSPORTS)}."
+        )
     process = read_process_environment(environ)
     if process.size == 1:
         return SoloGroup("world", timeout_s)
@@ -74,8 +80,8 @@ def init(
     if process.size is not None and group.size != process.size:
         raise RendezvousError(
             "comm.mpi",
-            f"{describe(process)}, but mpi4py's MPI ({library}) sees {group.size}: the ranks were not started "
-            "by the mpirun of that MPI",
+            f"{describe(process)}, but mpi4py's MPI ({library}) sees {group.size}: the ranks were not "
+            "started by the mpirun of that MPI",
             _matching_launcher(),
         )
     return group

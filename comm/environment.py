@@ -7,7 +7,7 @@ cores. Launchers are looked for in this order, and the first that is found speak
 |---|---|
 | openmpi | OMPI_COMM_WORLD_{SIZE,RANK,LOCAL_RANK,LOCAL_SIZE} (Open MPI's mpirun) |
 | pmi | PMI_{SIZE,RANK}, MPI_LOCALRANKID, MPI_LOCALNRANKS (MPICH's and Intel MPI's mpiexec, srun --mpi=pmi2) |
-| slurm | SLURM_STEP_ID with SLURM_{PROCID,LOCALID,NODEID}, SLURM_STEP_NUM_TASKS or SLURM_NTASKS, SLURM_STEP_TASKS_PER_NODE (srun) |
+| slurm | SLURM_{STEP_ID,PROCID,LOCALID,NODEID,STEP_NUM_TASKS,STEP_TASKS_PER_NODE} (srun) |
 | pmix | PMIX_RANK alone (another PMIx launcher; it tells no size) |
 | torchrun | RANK, WORLD_SIZE, LOCAL_RANK, LOCAL_WORLD_SIZE |
 | none | a process on its own |

@@ -1,8 +1,8 @@
 """What can go wrong between ranks, as exceptions that carry their facts.
 
-Every sentence has the form `[where] who, what with numbers. One thing to do.` Errors of the caller's own making
-(wrong dtype, wrong length) are `ValueError`; these are the world's. After any of them the group is not to be used
-again: the rank that sees one ends its run with exit status 1 (`cktrain.comm.bootstrap.abort`).
+Every sentence has the form `[where] who, what with numbers. One thing to do.` Errors of the caller's own
+making (wrong dtype, wrong length) are `ValueError`; these are the world's. After any of them the group is not
+to be used again: the rank that sees one ends its run with exit status 1 (`cktrain.comm.bootstrap.abort`).
 """
 
 from __future__ import annotations

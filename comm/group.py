@@ -2,12 +2,12 @@
 
 A group is an ordered set of ranks. All its ranks make the same calls in the same order. Operations run in the
 caller, or with `async_=True` are only started; both return a `Work` (complete, in the first case). Arrays are
-numpy arrays, C-contiguous, of any shape, read and written in place; a contiguous slice of a larger buffer is as
-good as an array of its own. Arguments are checked here, once, for every kind of group; lengths are checked
+numpy arrays, C-contiguous, of any shape, read and written in place; a contiguous slice of a larger buffer is
+as good as an array of its own. Arguments are checked here, once, for every kind of group; lengths are checked
 against this rank's own arguments only (a group made with `check=True` compares ranks as well).
 
-Reductions have one canonical order (`cktrain.comm.reduction`): the same bits on all ranks, from run to run, for
-any length, offset or transport.
+Reductions have one canonical order (`cktrain.comm.reduction`): the same bits on all ranks, from run to run,
+for any length, offset or transport.
 
 Legend: n elements of an array; size ranks in the group; counts[r] elements that belong to rank r.
 
@@ -186,9 +186,9 @@ class Group(ABC):
     def close(self) -> None:
         """End the use of this group, on all its ranks; safe to call twice.
 
-        Closing the group that `init` returned ends communication for the process: call it last, on every rank,
-        before a planned exit with any status. A rank that exits without it is a failed rank: the launcher stops
-        the others.
+        Closing the group that `init` returned ends communication for the process: call it last, on every
+        rank, before a planned exit with any status. A rank that exits without it is a failed rank: the
+        launcher stops the others.
         """
 
     @abstractmethod
@@ -248,7 +248,9 @@ class Group(ABC):
 
     def _check_op(self, where: str, array: np.ndarray, op: str) -> None:
         if op not in OPS:
-            raise ValueError(f"[comm.{self.name}] {where}: op {op!r} is unknown. Give one of {', '.join(OPS)}.")
+            raise ValueError(
+                f"[comm.{self.name}] {where}: op {op!r} is unknown. Give one of {', '.join(OPS)}."
+            )
         if op == "mean" and array.dtype.kind == "i":
             raise ValueError(f"[comm.{self.name}] {where}: mean of {array.dtype} is not an integer. Use sum.")
 
@@ -285,9 +287,7 @@ class Group(ABC):
             )
         return checked
 
-    def _check_part_overlap(
-        self, where: str, part: np.ndarray, whole: np.ndarray, counts: list[int]
-    ) -> None:
+    def _check_part_overlap(self, where: str, part: np.ndarray, whole: np.ndarray, counts: list[int]) -> None:
         """A part may be its own place in the whole, and must be apart from it otherwise."""
         if not np.may_share_memory(part, whole):
             return
@@ -308,7 +308,9 @@ class Group(ABC):
 
     def _check_color(self, color: int) -> None:
         if color < 0:
-            raise ValueError(f"[comm.{self.name}] split: color {color} is negative. Give a number of at least 0.")
+            raise ValueError(
+                f"[comm.{self.name}] split: color {color} is negative. Give a number of at least 0."
+            )
 
     def _check_peer(self, where: str, name: str, rank: int) -> None:
         self._check_rank(where, name, rank)

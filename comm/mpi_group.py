@@ -1,26 +1,27 @@
 """Group over MPI, by mpi4py's nonblocking buffer operations.
 
 **MPI moves bytes; the arithmetic is ours.** MPI does not promise that an all-reduce gives the same bits for
-another length or on all ranks; Open MPI 5.0 in fact sums in an order that changes with the length and the number
-of ranks. Every reduction here is `reduce_in_rank_order` on the rank that owns the element. That also gives bf16
-(which MPI does not know) its fp32 accumulation, and lengths beyond MPI's 2^31 counts, since long messages are cut.
+another length or on all ranks; Open MPI 5.0 in fact sums in an order that changes with the length and the
+number of ranks. Every reduction here is `reduce_in_rank_order` on the rank that owns the element. That also
+gives bf16 (which MPI does not know) its fp32 accumulation, and lengths beyond MPI's 2^31 counts, since long
+messages are cut.
 
 | operation | how | bytes sent per rank (S = whole array) |
 |---|---|---|
 | all_reduce, small | all-gather, then every rank reduces all | (size-1)·S |
 | all_reduce | reduce-scatter, then all-gather | 2·S·(size-1)/size |
-| reduce_scatter | pieces sent straight to their owner, segment by segment, reduced while the next one travels | S·(size-1)/size |
+| reduce_scatter | segments straight to their owner, reduced while the next ones travel | S·(size-1)/size |
 | all_gather, all_to_all | each part straight to each rank | S·(size-1)/size |
 
-**Nothing blocks inside MPI.** An operation is a generator that posts nonblocking requests, yields them, and goes
-on when they are complete; `_Progress` tests them until the deadline. The collectives of one group run one after
-another in the order of the calls, which all ranks share; those of different groups, and send/recv, run beside
-each other, and a wait for any of them moves all of them.
+**Nothing blocks inside MPI.** An operation is a generator that posts nonblocking requests, yields them, and
+goes on when they are complete; `_Progress` tests them until the deadline. The collectives of one group run
+one after another in the order of the calls, which all ranks share; those of different groups, and send/recv,
+run beside each other, and a wait for any of them moves all of them.
 
-**Set-up.** MPI is initialized for THREAD_SERIALIZED: a Work may be waited for by another thread than the one that
-started it, never by two at once, and no MPI pays for locks. mpi4py's own finalization at exit is switched off: it
-would make a rank that dies of an exception wait in MPI_Finalize for ranks that wait for it. `close` finalizes;
-a process that exits without it is taken for dead by mpirun, which then stops the others.
+**Set-up.** MPI is initialized for THREAD_SERIALIZED: a Work may be waited for by another thread than the one
+that started it, never by two at once, and no MPI pays for locks. mpi4py's own finalization at exit is
+switched off: it would make a rank that dies of an exception wait in MPI_Finalize for ranks that wait for it.
+`close` finalizes; a process that exits without it is taken for dead by mpirun, which then stops the others.
 """
 
 from __future__ import annotations
@@ -53,10 +54,10 @@ _COLLECTIVE_TAG = 0
 _MESSAGE_TAG = 1
 # MPI counts are 32-bit; 1 GiB pieces stay clear of that in any datatype.
 _MAX_MESSAGE_BYTES = 1 << 30
-# Up to here one round trip costs less than the halved traffic saves.
+# Up to here one round trip is taken to cost less than two with less traffic; the border is not measured.
 _SMALL_BYTES = 16 << 10
-# Two buffers of one segment per rank; 16 MiB in all however many ranks, at most 1 MiB per rank, which measured
-# best of 256 KiB, 1 MiB, 4 MiB and all at once.
+# Two buffers of one segment per rank: at most 1 MiB each, and 16 MiB in all however many ranks. With two
+# ranks and 64 MB that was faster than 256 KiB and than no segments, and about a tenth slower than 4 MiB.
 _WORKSPACE_BYTES = 16 << 20
 _MAX_SEGMENT_BYTES = 1 << 20
 _FINGERPRINT_BYTES = 128
@@ -219,8 +220,9 @@ class MPIGroup(Group):
 
     def _recv(self, array: np.ndarray, source: int) -> Work:
         call = f"recv({_spell(array)}, source={source})"
-        operation = _Operation(self, call, statuses=[])
-        operation.steps = self._recv_steps(array, source, call, operation.statuses)
+        statuses: list[MPI.Status] = []
+        operation = _Operation(self, call, statuses)
+        operation.steps = self._recv_steps(array, source, call, statuses)
         return self._launch(operation, message=True)
 
     def _start(self, call: str, steps: _Steps, message: bool = False) -> Work:
@@ -275,7 +277,8 @@ class MPIGroup(Group):
         self, output: np.ndarray, input: np.ndarray, op: str, counts: Sequence[int]
     ) -> _Steps:
         segment = max(1, self._segment_bytes // input.itemsize)
-        # Two receive buffers (size, segment): one is reduced while the other one fills. The own row stays empty.
+        # Two receive buffers (size, segment): one is reduced while the other one fills. The own row stays
+        # empty.
         rows = self._scratch(input.dtype, 2 * self.size * segment).reshape(2, self.size, segment)
         offsets = offsets_of(counts)
 
@@ -323,10 +326,12 @@ class MPIGroup(Group):
         yield [self._comm.Ibarrier()]
 
     def _send_steps(self, array: np.ndarray, to: int) -> _Steps:
-        yield [self._comm.Isend([piece, MPI.BYTE], to, _MESSAGE_TAG) for piece in self._pieces(array)]
+        # An empty array is one empty message, so that it cannot be taken for the next one.
+        pieces = self._pieces(array) or [_octets(array)]
+        yield [self._comm.Isend([piece, MPI.BYTE], to, _MESSAGE_TAG) for piece in pieces]
 
     def _recv_steps(self, array: np.ndarray, source: int, call: str, statuses: list[MPI.Status]) -> _Steps:
-        pieces = self._pieces(array)
+        pieces = self._pieces(array) or [_octets(array)]
         yield [self._comm.Irecv([piece, MPI.BYTE], source, _MESSAGE_TAG) for piece in pieces]
         received = sum(status.Get_count(MPI.BYTE) for status in statuses)
         if received != array.nbytes:
@@ -438,14 +443,16 @@ class _Operation(Work):
         codes = {error.Get_error_class()} | {MPI.Get_error_class(s.error) for s in self.statuses or []}
         if MPI.ERR_TRUNCATE in codes:
             return CollectiveMismatchError(_WHERE, rank, self.call, {})
-        return CommError(_WHERE, f"rank {rank}: {self.call} failed in MPI: {text}", "Read the other ranks' logs")
+        return CommError(
+            _WHERE, f"rank {rank}: {self.call} failed in MPI: {text}", "Read the other ranks' logs"
+        )
 
 
 class _Progress:
     """All pending operations of the process.
 
-    They are moved together, because a rank that waits for one group's operation may hold up a rank that waits for
-    another's.
+    They are moved together, because a rank that waits for one group's operation may hold up a rank that waits
+    for another's.
     """
 
     def __init__(self) -> None:

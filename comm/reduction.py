@@ -1,12 +1,12 @@
 """Element-wise reduction over ranks, in plain numpy.
 
-The order is canonical: element i of the result is ((x0[i] op x1[i]) op x2[i]) op ..., ranks ascending, whatever
-the length, the offset in the array, or the way the bytes travelled. So all ranks hold the same bits, two runs
-hold the same bits, and every transport gives the same bits.
+The order is canonical: element i of the result is ((x0[i] op x1[i]) op x2[i]) op ..., ranks ascending,
+whatever the length, the offset in the array, or the way the bytes travelled. So all ranks hold the same bits,
+two runs hold the same bits, and every transport gives the same bits.
 
-bf16 is accumulated in fp32 and rounded once, to nearest even, at the end. `mean` is the sum divided by the number
-of ranks (for bf16 in fp32, before rounding) and is not for integers. Integer sums wrap around as numpy's do.
-`max` and `min` give NaN where any rank holds NaN.
+bf16 is accumulated in fp32 and rounded once, to nearest even, at the end. `mean` is the sum divided by the
+number of ranks (for bf16 in fp32, before rounding) and is not for integers. Integer sums wrap around as
+numpy's do. `max` and `min` give NaN where any rank holds NaN.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ def reduce_in_rank_order(out: np.ndarray, contributions: Sequence[np.ndarray], o
     dtype = np.dtype(np.float32) if out.dtype == BFLOAT16 else out.dtype
     combine = _COMBINE[op]
     accumulator = np.empty(min(out.size, _BLOCK), dtype)
-    # Overflow and NaN are the trainer's to find (it checks the reduced norm); a warning per call helps nobody.
+    # Overflow and NaN are the trainer's to find (it checks the reduced norm); a warning per call helps
+    # nobody.
     with np.errstate(all="ignore"):
         for begin in range(0, out.size, _BLOCK):
             end = min(begin + _BLOCK, out.size)

@@ -1,7 +1,7 @@
 """The handle of an operation in flight.
 
-A `Work` keeps its arrays alive until the operation is complete, so a caller may drop its own references. It is
-used by one thread at a time.
+A `Work` keeps its arrays alive until the operation is complete, so a caller may drop its own references. It
+is used by one thread at a time.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ class Work(ABC):
         """Block until complete, at most `timeout` seconds (None: the group's deadline).
 
         Raises:
-            CollectiveTimeoutError: the time is over. With an own `timeout` the operation stays in flight and may
-                be waited for again; past the group's deadline the group is broken.
+            CollectiveTimeoutError: the time is over. With an own `timeout` the operation stays in flight and
+                may be waited for again; past the group's deadline the group is broken.
             CommError: the operation failed.
         """
 

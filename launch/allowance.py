@@ -1,8 +1,8 @@
 """What this process may use of its node: its affinity mask, its cgroup's cpuset, its cgroup's CPU quota.
 
 The mask can be widened by the process itself, up to the cpuset; the cpuset and the quota cannot. Both cgroup
-versions are read. Inside a container the path in /proc/self/cgroup may be the host's: then the root of the mount,
-which is the container's own group, is read instead.
+versions are read. Inside a container the path in /proc/self/cgroup may be the host's: then the root of the
+mount, which is the container's own group, is read instead.
 """
 
 from __future__ import annotations

@@ -1,23 +1,23 @@
 """Bind this process to its share of the node, before numpy loads.
 
 mpirun and srun hand a rank one core, or all of them, or a socket shared with other ranks, depending on their
-defaults; a training rank wants a share of its own. `bind: auto` splits what the job may use on this node among the
-node's ranks: contiguous by socket, NUMA node, last-level cache and core, one hardware thread per core. `inherit`
-keeps the mask that the launcher gave. `none` leaves the mask alone too, but takes it as shared by the node's
-ranks, so it divides the threads.
+defaults; a training rank wants a share of its own. `bind: auto` splits what the job may use on this node
+among the node's ranks: contiguous by socket, NUMA node, last-level cache and core, one hardware thread per
+core. `inherit` keeps the mask that the launcher gave. `none` leaves the mask alone too, but takes it as
+shared by the node's ranks, so it divides the threads.
 
-What the job may use: a process on its own keeps to its mask (`taskset` is obeyed). Under a launcher it is the mask
-of the parent, which is the launcher's own before it bound its ranks, and where that says nothing, the cgroup's
-cpuset, up to which a process may widen its mask.
+What the job may use: a process on its own keeps to its mask (`taskset` is obeyed). Under a launcher it is the
+mask of the parent, which is the launcher's own before it bound its ranks, and where that says nothing, the
+cgroup's cpuset, up to which a process may widen its mask.
 
-Never more threads than cores; a cgroup's CPU quota counts, shared by the node's ranks. When ranks outnumber cores
-they share them, one thread each, with a warning.
+Never more threads than cores; a cgroup's CPU quota counts, shared by the node's ranks. When ranks outnumber
+cores they share them, one thread each, with a warning.
 
-The variables that thread pools read are set here too. The kernels' own pool is the only one that works: numpy's
-BLAS (OpenBLAS, MKL) gets one thread, since its workers would spin on the cores of the pool, and numpy's matmul is
-only used by the reference kernels. OMP_NUM_THREADS gets the rank's thread count, over the 1 that mpirun-like
-launchers leave there, for libraries that are built on OpenMP and run in the pool's place. OPENBLAS_NUM_THREADS and
-MKL_NUM_THREADS that the user has set are kept.
+The variables that thread pools read are set here too. The kernels' own pool is the only one that works:
+numpy's BLAS (OpenBLAS, MKL) gets one thread, since its workers would spin on the cores of the pool, and
+numpy's matmul is only used by the reference kernels. OMP_NUM_THREADS gets the rank's thread count, over the 1
+that mpirun-like launchers leave there, for libraries that are built on OpenMP and run in the pool's place.
+OPENBLAS_NUM_THREADS and MKL_NUM_THREADS that the user has set are kept.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import os
 import sys
 from collections.abc import MutableMapping, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from pathlib import Path
 
 from cktrain.comm.environment import ProcessEnvironment
@@ -76,7 +76,8 @@ def bind(
         mode: "auto", "inherit" or "none".
         threads: threads of this rank; None: one per core of its share.
         environ: where the variables are set.
-        sysfs, proc: where the machine is described.
+        sysfs: where the machine is described.
+        proc: where this process is described.
 
     Raises:
         ValueError: unknown mode, or `threads` below 1 or above the rank's cores.
@@ -137,21 +138,22 @@ def plan_binding(
 
     if share.shared:
         lines.append(
-            f"warning: {ranks} ranks share {len(cores)} core{'s' * (len(cores) != 1)}; each runs one thread and "
-            "waits for the others. Start fewer ranks, or give the job more cores "
-            "(srun --cpus-per-task, mpirun --map-by)."
+            f"warning: {ranks} ranks share {_count(len(cores), 'core')}; each runs one thread and waits for "
+            "the others. Start fewer ranks, or give the job more cores (srun --cpus-per-task, "
+            "mpirun --map-by)."
         )
     elif mode == "inherit" and ranks > 1 and allowance.mask == allowance.cpuset:
         lines.append(
-            f"warning: launch.bind is inherit, and each of the {ranks} ranks was given all {len(cores)} cores, so "
-            "their threads will collide. Let the launcher bind, or set launch.bind: auto."
+            f"warning: launch.bind is inherit, and each of the {ranks} ranks was given all "
+            f"{_count(len(cores), 'core')}, so their threads collide. Let the launcher bind, or set "
+            "launch.bind: auto."
         )
     count = share.threads
     if allowance.quota is not None:
         granted = max(1, int(allowance.quota / ranks))
         if granted < count:
             lines.append(
-                f"the cgroup's quota of {allowance.quota:g} CPUs for {ranks} rank{'s' * (ranks != 1)} allows "
+                f"the cgroup's quota of {allowance.quota:g} CPUs for {_count(ranks, 'rank')} allows "
                 f"{granted} of {count} threads."
             )
             count = granted
@@ -159,16 +161,16 @@ def plan_binding(
         available = len(topology.cores(share.cpus))
         if not 1 <= threads <= available:
             raise ValueError(
-                f"[launch] threads: {threads} on rank {process.rank}, which has {available} "
-                f"core{'s' * (available != 1)}. Give 1 to {available}, or leave launch.threads out."
+                f"[launch] threads: {threads} on rank {process.rank}, which has {_count(available, 'core')}. "
+                f"Give 1 to {available}, or leave launch.threads out."
             )
         count = threads
     nodes = {core.node for core in topology.cores(share.cpus)}
     node = nodes.pop() if len(nodes) == 1 else None
     where = "several NUMA nodes" if node is None else f"NUMA node {node}"
     summary = (
-        f"rank {process.rank}: {count} thread{'s' * (count != 1)} on cpu {format_cpulist(share.cpus)} "
-        f"({where}), bind {mode}."
+        f"rank {process.rank}: {_count(count, 'thread')} on cpu {format_cpulist(share.cpus)} ({where}), "
+        f"bind {mode}."
     )
     message = "\n".join(f"[launch] {line}" for line in [summary, *lines])
     return Binding(tuple(sorted(share.cpus)), count, node, message)
@@ -177,9 +179,10 @@ def plan_binding(
 def split_cores(cores: Sequence[Core], ranks: int) -> list[Share]:
     """Split `cores` (nearest neighbours first) among `ranks`, one hardware thread per core.
 
-    Every core goes to exactly one rank, and the smallest share is as large as it can be. Among such splits one
-    that keeps ranks inside NUMA nodes is taken where there is one. With more ranks than cores, rank r gets one
-    hardware thread of core r·cores//ranks, and the ranks of one core get different ones as far as it has them.
+    Every core goes to exactly one rank, and the smallest share is as large as it can be. Among such splits
+    one that keeps ranks inside NUMA nodes is taken where there is one. With more ranks than cores, rank r
+    gets one hardware thread of core r·cores//ranks, and the ranks of one core get different ones as far as it
+    has them.
     """
     if not cores:
         raise ValueError("[launch] no core is allowed to this process. Check its affinity mask and cpuset.")
@@ -196,7 +199,7 @@ def split_cores(cores: Sequence[Core], ranks: int) -> list[Share]:
         bounds = [rank * len(cores) // ranks for rank in range(ranks + 1)]
     return [
         Share(tuple(core.cpus[0] for core in cores[begin:end]), end - begin, False)
-        for begin, end in zip(bounds, bounds[1:], strict=False)
+        for begin, end in pairwise(bounds)
     ]
 
 
@@ -230,10 +233,14 @@ def _node_bounds(cores: Sequence[Core], ranks: int) -> list[int] | None:
             candidates = [end for end in ends if end > bounds[-1]][: len(nodes)]
             bounds.append(min(candidates, key=lambda end: abs(end - ideal)))
         bounds.append(len(cores))
-        sizes = [end - begin for begin, end in zip(bounds, bounds[1:], strict=False)]
+        sizes = [end - begin for begin, end in pairwise(bounds)]
     if min(sizes) < smallest:
         return None
     return list(accumulate(sizes, initial=0))
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"
 
 
 def _job_cpus(allowance: Allowance, process: ProcessEnvironment) -> frozenset[int]:

@@ -1,8 +1,8 @@
 """The node's processors as sysfs describes them: hardware threads, cores, packages, NUMA nodes, caches.
 
-Plain data, read from a tree whose root is an argument, so that made-up machines can be described as files. What a
-file does not say is given its simplest value (one package, one node, no sibling): containers and virtual machines
-hide parts of the tree.
+Plain data, read from a tree whose root is an argument, so that made-up machines can be described as files.
+What a file does not say is given its simplest value (one package, one node, no sibling): containers and
+virtual machines hide parts of the tree.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ class Topology:
         Args:
             allowed: logical CPUs in question; None means all.
 
-        The order is by package, NUMA node, last-level cache, core: a contiguous run of it shares as much as it can.
+        The order is by package, NUMA node, last-level cache, core: a contiguous run of it shares as much as
+        it can.
         """
         wanted = self.cpus if allowed is None else frozenset(allowed)
         siblings: dict[tuple[int, int, int, int], list[int]] = {}

@@ -64,10 +64,14 @@ class StepReport:
         return asdict(self)
 
 
-def bench_step(config: Config, kernels: Any, precision: str, steps: int, peak_flops: float | None) -> StepReport:
+def bench_step(
+    config: Config, kernels: Any, precision: str, steps: int, peak_flops: float | None
+) -> StepReport:
     """Measure `steps` steps after two for warming up, then as many profiled ones."""
     numerics = Numerics(kernels, precision)
-    model = build_model(config.model, numerics, config.data.sequence_length, config.memory.checkpointing == "block")
+    model = build_model(
+        config.model, numerics, config.data.sequence_length, config.memory.checkpointing == "block"
+    )
     params = FlatParams(model.params(), numerics)
     params.initialize(config.run.seed)
     optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer)
@@ -99,7 +103,9 @@ def bench_step(config: Config, kernels: Any, precision: str, steps: int, peak_fl
     )
 
 
-def _profile(trainer: Trainer, numerics: Numerics, steps: int, peak_flops: float | None) -> list[dict[str, Any]]:
+def _profile(
+    trainer: Trainer, numerics: Numerics, steps: int, peak_flops: float | None
+) -> list[dict[str, Any]]:
     """One row per op, per step, and a last one for what is not in any op."""
     plain, profiled = numerics.kernels, ProfiledKernels(numerics.kernels)
     numerics.kernels = profiled
@@ -112,7 +118,7 @@ def _profile(trainer: Trainer, numerics: Numerics, steps: int, peak_flops: float
         whole = (time.perf_counter() - began) / steps
     finally:
         numerics.kernels = plain
-    rows = []
+    rows: list[dict[str, Any]] = []
     for total in sorted(profiled.totals.values(), key=lambda t: -t.seconds):
         if not total.calls:
             continue
@@ -128,5 +134,7 @@ def _profile(trainer: Trainer, numerics: Numerics, steps: int, peak_flops: float
             }
         )
     rest = whole - sum(row["s"] for row in rows)
-    rows.append({"name": "outside the ops", "s": rest, "calls": 0, "gflops": 0.0, "gbs": 0.0, "roofline": None})
+    rows.append(
+        {"name": "outside the ops", "s": rest, "calls": 0, "gflops": 0.0, "gbs": 0.0, "roofline": None}
+    )
     return rows

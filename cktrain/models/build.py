@@ -11,6 +11,8 @@ from cktrain.nn.numerics import Numerics
 FAMILIES = {"llama": build_llama, "gpt2": build_gpt2}
 
 
-def build_model(config: ModelConfig, numerics: Numerics, positions: int, checkpointing: bool = False) -> Transformer:
+def build_model(
+    config: ModelConfig, numerics: Numerics, positions: int, checkpointing: bool = False
+) -> Transformer:
     """The model of `config.family`, its parameters without storage (`FlatParams` gives it)."""
     return FAMILIES[config.family](config, numerics, positions, checkpointing)

@@ -26,7 +26,13 @@ class Block(Module):
     """Norm, attention, norm, MLP, each branch added to the stream."""
 
     def __init__(
-        self, name: str, numerics: Numerics, input_norm: Norm, attention: Attention, mlp_norm: Norm, mlp: FeedForward
+        self,
+        name: str,
+        numerics: Numerics,
+        input_norm: Norm,
+        attention: Attention,
+        mlp_norm: Norm,
+        mlp: FeedForward,
     ) -> None:
         super().__init__(name, numerics)
         self.input_norm = input_norm
@@ -62,7 +68,9 @@ class Block(Module):
 class TokenEmbedding(Module):
     """Rows of the token table, plus rows of a position table where the model learns positions (GPT-2)."""
 
-    def __init__(self, name: str, numerics: Numerics, tokens: Embedding, positions: Embedding | None = None) -> None:
+    def __init__(
+        self, name: str, numerics: Numerics, tokens: Embedding, positions: Embedding | None = None
+    ) -> None:
         super().__init__(name, numerics)
         self.tokens = tokens
         self.positions = positions
@@ -102,7 +110,9 @@ class Transformer(Module):
         self.head = head
         self.checkpointing = checkpointing
 
-    def forward_loss(self, tokens: np.ndarray, targets: np.ndarray, slot: Slot, train: bool = True) -> tuple[float, int]:
+    def forward_loss(
+        self, tokens: np.ndarray, targets: np.ndarray, slot: Slot, train: bool = True
+    ) -> tuple[float, int]:
         """(sum of the losses over valid targets, their number). With `train`, `backward_loss` must follow."""
         x = self.hidden(tokens, slot, train)
         return self.head.loss(self.norm.forward(x, slot), targets.reshape(-1), slot, train)

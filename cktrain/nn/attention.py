@@ -73,7 +73,9 @@ class Attention(Module):
         self.rotary = rotary
         self.hidden_size = hidden_size
         h, k, d = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.head_dim
-        self.qkv_proj = Linear(f"{name}.qkv_proj", numerics, hidden_size, h + 2 * k, qkv_bias, std, parts=(h, k, k))
+        self.qkv_proj = Linear(
+            f"{name}.qkv_proj", numerics, hidden_size, h + 2 * k, qkv_bias, std, parts=(h, k, k)
+        )
         self.qk_norm_eps = qk_norm_eps
         if qk_norm_eps is not None:
             self.q_norm = Param(f"{name}.q_norm.weight", (d,), init="ones", decay=False, compute="f32")
@@ -120,9 +122,20 @@ class Attention(Module):
         dq4, dk4, dv4, dcontext4 = by_sequence
         delta = slot.shared(self, "delta", (slot.batch_size, shape.heads, slot.sequence_length), self.num.f32)
         kernels.attention_backward(
-            dq4, dk4, dv4, delta, dcontext4, at.q4, at.k4, at.v4, at.context4, self._lse(slot), self._scale,
-            shape.window, slot.first,
-        )  # fmt: skip
+            dq4,
+            dk4,
+            dv4,
+            delta,
+            dcontext4,
+            at.q4,
+            at.k4,
+            at.v4,
+            at.context4,
+            self._lse(slot),
+            self._scale,
+            shape.window,
+            slot.first,
+        )
         if self.rotary is not None:
             kernels.rope_backward(dq, dq, self.rotary.cos, self.rotary.sin, slot.positions)
             kernels.rope_backward(dk, dk, self.rotary.cos, self.rotary.sin, slot.positions)
@@ -145,7 +158,9 @@ class Attention(Module):
         return slot.saved(self, "context", (slot.rows, self.shape.heads * self.shape.head_dim), self.num.real)
 
     def _lse(self, slot: Slot) -> np.ndarray:
-        return slot.saved(self, "lse", (slot.batch_size, self.shape.heads, slot.sequence_length), self.num.f32)
+        return slot.saved(
+            self, "lse", (slot.batch_size, self.shape.heads, slot.sequence_length), self.num.f32
+        )
 
     def _rstd(self, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
         return (
@@ -159,7 +174,9 @@ class Attention(Module):
         if self.qk_norm_eps is not None:
             q = slot.saved(self, "q_normed", raw_q.shape, self.num.real)
             k = slot.saved(self, "k_normed", raw_k.shape, self.num.real)
-        q4, k4, v4, context4 = (self._by_sequence(a, slot) for a in (q, k, v, self._heads(self._context(slot))))
+        q4, k4, v4, context4 = (
+            self._by_sequence(a, slot) for a in (q, k, v, self._heads(self._context(slot)))
+        )
         return _Views(raw_q, raw_k, q, k, q4, k4, v4, context4)
 
     def _split(self, qkv: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

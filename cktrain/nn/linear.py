@@ -32,7 +32,9 @@ class Linear(Module):
         self.out_features = out_features
         self.weight = Param(f"{name}.weight", (out_features, in_features), std=std, parts=parts)
         self.bias = (
-            Param(f"{name}.bias", (out_features,), init="zeros", decay=False, parts=parts, compute="f32") if bias else None
+            Param(f"{name}.bias", (out_features,), init="zeros", decay=False, parts=parts, compute="f32")
+            if bias
+            else None
         )
 
     def apply(self, y: np.ndarray, x: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:

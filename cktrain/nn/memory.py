@@ -169,7 +169,9 @@ class SlotPlan:
         return slots
 
 
-def plan_slot(batch_size: int, sequence_length: int, run: Callable[[Slot], None], prepare: Any = None) -> SlotPlan:
+def plan_slot(
+    batch_size: int, sequence_length: int, run: Callable[[Slot], None], prepare: Any = None
+) -> SlotPlan:
     """Records what `run` (a forward and backward under `Numerics.dry`) asks of a slot of this shape."""
     recorder = _Recorder(batch_size, sequence_length)
     if prepare is not None:

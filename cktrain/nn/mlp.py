@@ -64,15 +64,30 @@ class SwiGLU(FeedForward):
     """down(silu(gate(x)) · up(x)), gate and up fused in one matrix."""
 
     def __init__(
-        self, name: str, numerics: Numerics, hidden_size: int, intermediate_size: int, *, bias: bool, std: float, output_std: float
+        self,
+        name: str,
+        numerics: Numerics,
+        hidden_size: int,
+        intermediate_size: int,
+        *,
+        bias: bool,
+        std: float,
+        output_std: float,
     ) -> None:
         super().__init__(name, numerics)
         self.intermediate_size = intermediate_size
         self.input_proj = Linear(
-            f"{name}.gate_up_proj", numerics, hidden_size, 2 * intermediate_size, bias, std,
+            f"{name}.gate_up_proj",
+            numerics,
+            hidden_size,
+            2 * intermediate_size,
+            bias,
+            std,
             parts=(intermediate_size, intermediate_size),
-        )  # fmt: skip
-        self.output_proj = Linear(f"{name}.down_proj", numerics, intermediate_size, hidden_size, bias, output_std)
+        )
+        self.output_proj = Linear(
+            f"{name}.down_proj", numerics, intermediate_size, hidden_size, bias, output_std
+        )
 
     def _activate(self, hidden: np.ndarray, expanded: np.ndarray) -> None:
         self.num.kernels.swiglu_forward(hidden, expanded)
@@ -103,7 +118,9 @@ class GeluMLP(FeedForward):
         self.intermediate_size = intermediate_size
         self.tanh = tanh
         self.input_proj = Linear(f"{name}.c_fc", numerics, hidden_size, intermediate_size, True, std)
-        self.output_proj = Linear(f"{name}.c_proj", numerics, intermediate_size, hidden_size, True, output_std)
+        self.output_proj = Linear(
+            f"{name}.c_proj", numerics, intermediate_size, hidden_size, True, output_std
+        )
 
     def _activate(self, hidden: np.ndarray, expanded: np.ndarray) -> None:
         self.num.kernels.gelu_forward(hidden, expanded, self.tanh)

@@ -66,7 +66,13 @@ class LayerNorm(Norm):
         """(N, C) -> (N, C), in an array that the next norm of this role overwrites."""
         y = self._output(slot)
         self.num.kernels.layer_norm_forward(
-            y, self._stat(slot, "mean"), self._stat(slot, "rstd"), x, self.weight.value, self.bias.value, self.eps
+            y,
+            self._stat(slot, "mean"),
+            self._stat(slot, "rstd"),
+            x,
+            self.weight.value,
+            self.bias.value,
+            self.eps,
         )
         return y
 

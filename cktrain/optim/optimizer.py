@@ -21,7 +21,9 @@ class Optimizer:
 
     moments: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, params: FlatParams, config: OptimizerConfig, start: int = 0, stop: int | None = None) -> None:
+    def __init__(
+        self, params: FlatParams, config: OptimizerConfig, start: int = 0, stop: int | None = None
+    ) -> None:
         self.params = params
         self.config = config
         self.start = start
@@ -60,7 +62,16 @@ class AdamW(Optimizer):
 
     moments = ("exp_avg", "exp_avg_sq")
 
-    def _update(self, data, grad, moments, decay, lr, grad_scale, step):  # type: ignore[no-untyped-def]
+    def _update(
+        self,
+        data: np.ndarray,
+        grad: np.ndarray,
+        moments: list[np.ndarray],
+        decay: float,
+        lr: float,
+        grad_scale: float,
+        step: int,
+    ) -> None:
         c = self.config
         self.params.numerics.kernels.adamw_step(
             data, *moments, grad, lr, c.betas[0], c.betas[1], c.eps, decay, step, grad_scale
@@ -72,9 +83,20 @@ class SGD(Optimizer):
 
     moments = ("momentum_buffer",)
 
-    def _update(self, data, grad, moments, decay, lr, grad_scale, step):  # type: ignore[no-untyped-def]
+    def _update(
+        self,
+        data: np.ndarray,
+        grad: np.ndarray,
+        moments: list[np.ndarray],
+        decay: float,
+        lr: float,
+        grad_scale: float,
+        step: int,
+    ) -> None:
         c = self.config
-        self.params.numerics.kernels.sgd_step(data, *moments, grad, lr, c.momentum, decay, c.nesterov, grad_scale)
+        self.params.numerics.kernels.sgd_step(
+            data, *moments, grad, lr, c.momentum, decay, c.nesterov, grad_scale
+        )
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}

@@ -23,6 +23,8 @@ class StepSums:
     """Valid targets in the global batch."""
     stop: bool
     """Whether any rank was asked to stop."""
+    bad_data: bool
+    """Whether any rank could not read its part of the batch."""
 
 
 class DataParallel:
@@ -41,8 +43,10 @@ class DataParallel:
         """Sum of all data ranks' flat gradients, in place; bitwise the same on all."""
         self.group.all_reduce(self.params.grad, "sum")
 
-    def reduce_sums(self, loss_sum: float, tokens: int, stop: bool) -> StepSums:
+    def reduce_sums(
+        self, loss_sum: float, tokens: int, stop: bool = False, bad_data: bool = False
+    ) -> StepSums:
         """The small vector of a step, summed over the data group in fp64."""
-        vector = np.array([loss_sum, tokens, stop], np.float64)
+        vector = np.array([loss_sum, tokens, stop, bad_data], np.float64)
         self.group.all_reduce(vector, "sum")
-        return StepSums(float(vector[0]), int(vector[1]), bool(vector[2] > 0))
+        return StepSums(float(vector[0]), int(vector[1]), bool(vector[2] > 0), bool(vector[3] > 0))

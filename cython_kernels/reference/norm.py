@@ -12,7 +12,7 @@ from ._arrays import Array, Door, store, sum_rows, widen
 
 
 def rms_norm_forward(y: Array, rstd: Array, x: Array, w: Array, eps: float) -> None:
-    """Write y = x · rstd · w and rstd f32 = 1/sqrt(mean(x²) + eps). y may be x."""
+    """Write y = x · rstd · w and rstd f32 = 1/sqrt(mean(x²) + eps)."""
     door = Door("rms_norm_forward", x)
     door.real(y=(y, x.shape))
     door.f32(rstd=(rstd, x.shape[:-1]), w=(w, x.shape[-1:]))
@@ -38,7 +38,7 @@ def rms_norm_backward(
 
 
 def layer_norm_forward(y: Array, mean: Array, rstd: Array, x: Array, w: Array, b: Array, eps: float) -> None:
-    """Write y = (x - mean) · rstd · w + b, mean f32 and rstd f32 = 1/sqrt(variance + eps). y may be x."""
+    """Write y = (x - mean) · rstd · w + b, mean f32 and rstd f32 = 1/sqrt(variance + eps)."""
     door = Door("layer_norm_forward", x)
     door.real(y=(y, x.shape))
     door.f32(mean=(mean, x.shape[:-1]), rstd=(rstd, x.shape[:-1]), w=(w, x.shape[-1:]), b=(b, x.shape[-1:]))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -16,18 +15,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     peak.set_defaults(run=_peak)
     step = actions.add_parser("step", help="a whole training step on random tokens, time per op")
     step.add_argument("config", help="YAML file of a run")
-    step.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    step.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key"
+    )
     step.add_argument("--steps", type=int, default=5, help="steps to measure")
     step.add_argument("--json", action="store_true", help="print one JSON object")
     step.set_defaults(run=_step)
 
 
 def _peak(options: argparse.Namespace) -> int:
-    threads = options.threads or len(os.sched_getaffinity(0))
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.launch.bind import bind
+
+    binding = bind(read_process_environment({}), mode="auto", threads=options.threads)
     from cktrain import cython_kernels
     from cktrain.bench.peak import measure_peak
 
-    report = measure_peak(cython_kernels.load(), threads)
+    report = measure_peak(cython_kernels.load(), binding.threads)
     print(json.dumps(report.as_dict()) if options.json else report.table())
     return 0
 
@@ -44,12 +48,15 @@ def _step(options: argparse.Namespace) -> int:
     from cktrain.bench.peak import measure_flops
     from cktrain.bench.step import bench_step
     from cktrain.bench.table import step_table
-    from cktrain.launch.compose import choose_precision
+    from cktrain.launch.precision import choose_precision
+    from cktrain.models.hugging_face import resolve_model
 
     kernels = cython_kernels.load()
     kernels.set_num_threads(binding.threads)
-    precision = choose_precision(config.precision, kernels, None)
+    precision = choose_precision(config.precision, [kernels.isa])
     before = measure_flops(kernels, precision)
+    model, _ = resolve_model(config.model)
+    config = config.model_copy(update={"model": model})
     report = bench_step(config, kernels, precision, options.steps, before)
     print(json.dumps(report.as_dict()) if options.json else step_table(report))
     return 0

@@ -17,6 +17,7 @@ from cktrain.config_file import load_config
 if TYPE_CHECKING:
     from cktrain.comm.group import Group
     from cktrain.launch.bind import Binding
+    from cktrain.nn.numerics import Numerics
 
 EXIT_INPUT = 2
 EXIT_STOPPED = 75
@@ -25,8 +26,14 @@ EXIT_STOPPED = 75
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain train`."""
     parser.add_argument("config", help="YAML file of the run")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
-                        help="override a key, for instance --set optimizer.lr=1e-3")  # fmt: skip
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key, for instance --set optimizer.lr=1e-3",
+    )
     parser.set_defaults(run=run)
 
 
@@ -41,7 +48,9 @@ def run(options: argparse.Namespace) -> int:
 
     from cktrain.comm import bootstrap
 
-    group = bootstrap.init(transport=config.comm.transport, timeout_s=config.comm.timeout_s, environ=os.environ)
+    group = bootstrap.init(
+        transport=config.comm.transport, timeout_s=config.comm.timeout_s, environ=os.environ
+    )
     status = 1
     try:
         status = _train(options, config, group, binding)
@@ -63,7 +72,7 @@ def _train(options: argparse.Namespace, config: Config, group: Group, binding: B
     problem = ""
     log = logging.getLogger("cktrain")
     try:
-        console = set_up_logging(Path(config.run.dir), group.rank)
+        console = set_up_logging(Path(config.run.dir), group.rank, group.size)
         log.info(binding.message)
         built = compose(config, group, binding.threads)
     except (ValueError, MemoryError) as error:
@@ -75,6 +84,7 @@ def _train(options: argparse.Namespace, config: Config, group: Group, binding: B
         return EXIT_INPUT
     assert built is not None
     trainer = built.trainer
+    trainer.peak_flops = _peak_flops(trainer.model.num, group)
     try:
         with StepBar(console, config.run.steps, trainer.progress.step) as bar:
             trainer.bar = bar if group.rank == 0 else None
@@ -85,6 +95,15 @@ def _train(options: argparse.Namespace, config: Config, group: Group, binding: B
         return 0
     log.info("resume with: %s", _command_line(options, group))
     return EXIT_STOPPED
+
+
+def _peak_flops(numerics: Numerics, group: Group) -> float:
+    """What all ranks can compute at most, FLOP/s, all of them measured at the same time."""
+    from cktrain.bench.peak import measure_flops
+
+    group.barrier()
+    mine = measure_flops(numerics.kernels, numerics.precision)
+    return sum(float(rate) for rate in group.all_gather_bytes(str(mine).encode()))
 
 
 def _agree(problem: str, group: Group) -> str:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from cktrain.config import Config
 from cktrain.config_file import load_config, save_config
+from cktrain.config_reference import reference
 
 GOOD = """\
 run: {dir: runs/x, steps: 10}
@@ -43,7 +47,10 @@ def test_saved_configurations_read_back_equal(config_of, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (("  lr: 3e-4", "  lrr: 3e-4"), r"run.yaml:7: optimizer.lrr: unknown key. Did you mean 'optimizer.lr'\?"),
+        (
+            ("  lr: 3e-4", "  lrr: 3e-4"),
+            r"run.yaml:7: optimizer.lrr: unknown key. Did you mean 'optimizer.lr'\?",
+        ),
         (("optimizer:", "optimiser:"), r"run.yaml:6: optimiser: unknown key. Did you mean 'optimizer'\?"),
         (("vocab_size: 100", "vocab_size: many"), r"run.yaml:3: model.vocab_size: .*integer, found 'many'"),
         (("  lr: 3e-4", "  lr: yes"), r"run.yaml:7: optimizer.lr: .*number, found 'yes'"),
@@ -51,14 +58,30 @@ def test_saved_configurations_read_back_equal(config_of, tmp_path):
         (("steps: 10", "steps: 1.5"), r"run.yaml:1: run.steps: .*integer, found 1.5"),
         ((", vocab_size: 100", ""), r"run.yaml:2: model: .*needs vocab_size"),
         (("data: {path: tokens.bin, ", "data: {"), r"run.yaml:4: data.path: missing"),
-        (("hidden_size: 32", "hidden_size: 30"), r"hidden_size 30 is not a multiple of num_attention_heads 4"),
-        (("num_attention_heads: 4", "num_attention_heads: 4, num_key_value_heads: 3"), r"4 is not a multiple of .* 3"),
-        (("global_batch_size: 4", "global_batch_size: 5"), r"run.yaml:5: batch: global_batch_size 5 .* micro_batch_size 2"),
-        (("  lr: 3e-4", "  lr: 3e-4\n  lr: 1e-4"), r"run.yaml:8: optimizer.lr: the key stands twice \(first at .*:7\)"),
+        (
+            ("hidden_size: 32", "hidden_size: 30"),
+            r"hidden_size 30 is not a multiple of num_attention_heads 4",
+        ),
+        (
+            ("num_attention_heads: 4", "num_attention_heads: 4, num_key_value_heads: 3"),
+            r"4 is not a multiple of .* 3",
+        ),
+        (("family: llama", "family: gpt2, qk_norm: true"), r"run.yaml:2: model: gpt2 has no qk_norm"),
+        (
+            ("global_batch_size: 4", "global_batch_size: 5"),
+            r"run.yaml:5: batch: global_batch_size 5 .* micro_batch_size 2",
+        ),
+        (
+            ("  lr: 3e-4", "  lr: 3e-4\n  lr: 1e-4"),
+            r"run.yaml:8: optimizer.lr: the key stands twice \(first at .*:7\)",
+        ),
         (("run: {", "run: ["), r"run.yaml:\d+: not valid YAML"),
-        (("vocab_size: 100", "vocab_size: 100, from_pretrained: x"), r"from_pretrained takes the architecture"),
+        (
+            ("family: llama, hidden_size: 32", "from_pretrained: x"),
+            r"from_pretrained takes the architecture .* vocab_size",
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_mistake_is_named_with_its_line(config_of, change, message):
     old, new = change
     assert old in GOOD
@@ -84,3 +107,19 @@ def test_overrides_go_through_the_same_checks(config_of, override, message):
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"cannot read .*nothing.yaml: No such file"):
         load_config(tmp_path / "nothing.yaml")
+
+
+def test_the_reference_page_is_what_the_code_says():
+    page = Path(__file__).resolve().parents[2] / "docs" / "configuration.md"
+    assert page.read_text() == reference(), "run: python -m cktrain.config_reference > docs/configuration.md"
+
+
+def test_every_key_is_documented():
+    def undocumented(section, path=""):
+        for name, field in section.model_fields.items():
+            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+                yield from undocumented(field.annotation, f"{path}{name}.")
+            elif not field.description:
+                yield path + name
+
+    assert list(undocumented(Config)) == []

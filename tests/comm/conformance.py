@@ -1,10 +1,10 @@
 """What every kind of Group must do, whatever carries its bytes: `run(group)` on each rank of the group.
 
-Checks are plain functions of a group of any size. Inputs come from `contribution(rank, ...)`, so that every rank
-can compute what the others gave and hold the result against an oracle: numpy in fp64 for floating point, within
-n_ranks·eps·Σ|x| (each of the size-1 additions and the last rounding errs by at most eps/2 of a partial sum that
-Σ|x| bounds), exactly for integers, maxima and everything that only moves. The canonical order is checked to the
-bit: ranks ascending, one accumulator (fp32 for bf16), one rounding.
+Checks are plain functions of a group of any size. Inputs come from `contribution(rank, ...)`, so that every
+rank can compute what the others gave and hold the result against an oracle: numpy in fp64 for floating point,
+within n_ranks·eps·Σ|x| (each of the size-1 additions and the last rounding errs by at most eps/2 of a partial
+sum that Σ|x| bounds), exactly for integers, maxima and everything that only moves. The canonical order is
+checked to the bit: ranks ascending, one accumulator (fp32 for bf16), one rounding.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ FLOATS = [np.dtype(np.float32), BFLOAT16, np.dtype(np.float64)]
 INTEGERS = [np.dtype(np.int32), np.dtype(np.int64)]
 DTYPES = FLOATS + INTEGERS
 EPS = {np.dtype(np.float32): 2.0**-23, BFLOAT16: 2.0**-7, np.dtype(np.float64): 2.0**-52}
-# Empty, one, fewer than ranks, a prime, and one that makes any transport cut it in pieces.
-LENGTHS = [0, 1, 2, 1009, 700_001]
+# Empty, one, fewer than ranks, a prime, and one beyond any eager limit.
+LENGTHS = [0, 1, 2, 1009, 100_003]
 
 
 def contribution(rank: int, length: int, dtype: np.dtype, seed: int = 0) -> np.ndarray:
@@ -46,7 +46,7 @@ def in_canonical_order(contributions: list[np.ndarray], op: str) -> np.ndarray:
     return acc.astype(dtype)
 
 
-def check_against_fp64(result: np.ndarray, contributions: list[np.ndarray], op: str) -> None:
+def assert_near_fp64(result: np.ndarray, contributions: list[np.ndarray], op: str) -> None:
     if op not in ("sum", "mean"):
         return
     if result.dtype.kind == "i":
@@ -75,7 +75,17 @@ def check_all_reduce(group: Group) -> None:
                 array = contributions[group.rank].copy()
                 group.all_reduce(array, op)
                 assert same_bits(array, in_canonical_order(contributions, op)), (dtype, op, length)
-                check_against_fp64(array, contributions, op)
+                assert_near_fp64(array, contributions, op)
+
+
+def check_large(group: Group) -> None:
+    """Long enough that a transport works on several pieces at once."""
+    for dtype in (np.dtype(np.float32), BFLOAT16):
+        length = 3_000_017
+        contributions = [contribution(r, length, dtype) for r in range(group.size)]
+        array = contributions[group.rank].copy()
+        group.all_reduce(array)
+        assert same_bits(array, in_canonical_order(contributions, "sum")), dtype
 
 
 def check_reduce_scatter(group: Group) -> None:
@@ -344,7 +354,10 @@ def check_bad_arguments(group: Group) -> None:
         (lambda: group.all_reduce(read_only), "read-only"),
         (lambda: group.all_reduce(good, "product"), "'product'"),
         (lambda: group.all_reduce(np.zeros(4, np.int32), "mean"), "mean of int32"),
-        (lambda: group.reduce_scatter(good, np.zeros(4 * size + 1, np.float32)), f"{4 * size + 1:,} elements"),
+        (
+            lambda: group.reduce_scatter(good, np.zeros(4 * size + 1, np.float32)),
+            f"{4 * size + 1:,} elements",
+        ),
         (lambda: group.reduce_scatter(good, whole.astype(np.float64)), "float64"),
         (lambda: group.reduce_scatter(good, whole, counts=[4] * (size + 1)), f"{size + 1} counts"),
         (lambda: group.reduce_scatter(good, whole, counts=[5] * size), "4 elements, but counts give"),
@@ -356,7 +369,12 @@ def check_bad_arguments(group: Group) -> None:
         (lambda: group.split(-1), "color -1"),
     ]
     if size > 1:
-        cases.append((lambda: group.all_to_all(np.zeros(size + 1, np.float32), np.zeros(size + 1, np.float32)), "divide"))
+        cases.append(
+            (
+                lambda: group.all_to_all(np.zeros(size + 1, np.float32), np.zeros(size + 1, np.float32)),
+                "divide",
+            )
+        )
         wrong = slice(4 * group.rank + 1, 4 * group.rank + 5)
         longer = np.zeros(4 * size + 4, np.float32)
         cases.append((lambda: group.reduce_scatter(longer[wrong], longer[: 4 * size]), "overlap"))
@@ -369,7 +387,26 @@ def check_bad_arguments(group: Group) -> None:
     group.barrier()
 
 
-CHECKS = [value for name, value in list(globals().items()) if name.startswith("check_") and name != "check_against_fp64"]
+CHECKS = [
+    check_all_reduce,
+    check_large,
+    check_reduce_scatter,
+    check_reduce_scatter_counts,
+    check_all_gather,
+    check_all_gather_counts,
+    check_all_reduce_is_reduce_scatter_and_all_gather,
+    check_broadcast,
+    check_all_to_all,
+    check_send_and_recv,
+    check_slices,
+    check_special_values,
+    check_same_bits_on_all_ranks,
+    check_bytes,
+    check_async,
+    check_split,
+    check_many_mixed,
+    check_bad_arguments,
+]
 
 
 def run(group: Group) -> list[str]:

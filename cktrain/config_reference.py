@@ -1,0 +1,100 @@
+"""Writes docs/configuration.md from the typed configuration.
+
+    python -m cktrain.config_reference > docs/configuration.md
+
+A test compares the file with what this prints, so the reference can't drift from the code.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import typing
+from typing import Any, Literal, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from cktrain.config import Config
+
+INTRODUCTION = """\
+# Configuration
+
+Made from `cktrain/config.py` by `python -m cktrain.config_reference`; do not edit.
+
+A run is one YAML file. Unknown keys and wrong types are errors that name the line, the key and the closest known key.
+`--set block.key=value` overrides a key on the command line. The resolved configuration is saved in the run's folder
+and in each checkpoint.
+"""
+
+
+def reference() -> str:
+    """The whole page as Markdown."""
+    parts = [INTRODUCTION]
+    for name, field in Config.model_fields.items():
+        section = field.annotation
+        if isinstance(section, type) and issubclass(section, BaseModel):
+            parts.append(_section(name, section))
+        else:
+            parts.append(
+                f"## {name}\n{field.description} Type: {_type(field)}. Default: {_default(field)}.\n"
+            )
+    return "\n".join(parts)
+
+
+def _section(name: str, section: type[BaseModel]) -> str:
+    lines = [
+        f"## {name}",
+        f"{(section.__doc__ or '').strip()}\n",
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
+    nested = []
+    for key, field in section.model_fields.items():
+        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+            nested.append(_section(f"{name}.{key}", field.annotation))
+            continue
+        meaning = " ".join((field.description or "").split()).replace("|", "\\|")
+        lines.append(f"| `{key}` | {_type(field)} | {_default(field)} | {meaning} |")
+    return "\n".join(lines) + "\n" + "".join("\n" + text for text in nested)
+
+
+def _type(field: FieldInfo) -> str:
+    return ", ".join([_spell(field.annotation), *_bounds(field.metadata)])
+
+
+def _bounds(constraints: list[Any]) -> list[str]:
+    found = []
+    for constraint in constraints:
+        for item in getattr(constraint, "metadata", None) or [constraint]:
+            for symbol, bound in (("> ", "gt"), ("≥ ", "ge"), ("< ", "lt"), ("≤ ", "le")):
+                if getattr(item, bound, None) is not None:
+                    found.append(f"{symbol}{getattr(item, bound)}")
+    return found
+
+
+def _spell(annotation: Any) -> str:
+    if get_origin(annotation) is typing.Annotated:
+        inner, *constraints = get_args(annotation)
+        return ", ".join([_spell(inner), *_bounds(constraints)])
+    if get_origin(annotation) is Literal:
+        return " \\| ".join(f"`{choice}`" for choice in get_args(annotation))
+    if get_origin(annotation) in (types.UnionType, typing.Union):
+        return _spell(next(arg for arg in get_args(annotation) if arg is not type(None)))
+    if get_origin(annotation) is list:
+        return f"list of {_spell(get_args(annotation)[0])}"
+    if get_origin(annotation) is dict:
+        return "mapping"
+    return {int: "integer", float: "number", str: "text", bool: "true or false"}[annotation]
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default is None:
+        return "-"
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default}`"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())

@@ -1,0 +1,231 @@
+"""Weights between a Hugging Face folder and `FlatParams`, one piece of a tensor in memory at a time.
+
+A parameter here is one or several tensors there:
+
+    …self_attn.qkv_proj (q + k + v rows, C)   q_proj (q, C), k_proj (k, C), v_proj (v, C)
+    …mlp.gate_up_proj (2I, C)                 gate_proj (I, C), up_proj (I, C)
+    GPT-2's matrices (out, in)                Conv1D's (in, out); the attention's are c_attn and c_proj
+
+All other names are the same. A tied head has no tensor of its own.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from cktrain.nn.params import FlatParams, Param
+from cktrain.safetensors_file import DTYPES, StoredTensor, read_header, to_finite, write_safetensors
+
+WEIGHTS_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+
+_SPLIT = {
+    ".self_attn.qkv_proj.": ("q_proj", "k_proj", "v_proj"),
+    ".mlp.gate_up_proj.": ("gate_proj", "up_proj"),
+}
+_RENAMED = {".attn.qkv_proj.": ".attn.c_attn.", ".attn.o_proj.": ".attn.c_proj."}
+_CONV1D = re.compile(r"transformer\.h\.\d+\.(attn|mlp)\.\w+\.weight")
+_BUFFERS = re.compile(r"(.*\.rotary_emb\.inv_freq|transformer\.h\.\d+\.attn\.(bias|masked_bias))")
+_HEAD = "lm_head.weight"
+
+
+@dataclass(frozen=True)
+class HFTensor:
+    """A tensor as Hugging Face names and shapes it, and where it stands in a parameter."""
+
+    name: str
+    param: Param
+    rows: slice
+    transposed: bool
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The tensor's shape in a Hugging Face file."""
+        shape = (self.rows.stop - self.rows.start, *self.param.shape[1:])
+        return shape[::-1] if self.transposed else shape
+
+    def view(self, array: np.ndarray) -> np.ndarray:
+        """The tensor's place in an array of the parameter's shape (its weights or its gradient)."""
+        return array[self.rows].T if self.transposed else array[self.rows]
+
+
+def hf_tensors(params: Iterable[Param]) -> list[HFTensor]:
+    """The Hugging Face tensors of these parameters, in the order given."""
+    found: list[HFTensor] = []
+    for param in params:
+        name = param.name
+        for fused, parts in _SPLIT.items():
+            if fused in name:
+                start = 0
+                for part, rows in zip(parts, param.parts, strict=True):
+                    part_name = name.replace(fused, fused.replace(fused.split(".")[2], part))
+                    found.append(HFTensor(part_name, param, slice(start, start + rows), False))
+                    start += rows
+                break
+        else:
+            for ours, theirs in _RENAMED.items():
+                name = name.replace(ours, theirs)
+            found.append(HFTensor(name, param, slice(0, param.shape[0]), bool(_CONV1D.fullmatch(name))))
+    return found
+
+
+def load_weights(folder: str | Path, params: FlatParams) -> None:
+    """Read a folder's weights into the parameters: F64, F32, F16 or BF16, in one file or sharded.
+
+    Raises ValueError, naming the tensor, the shapes and the file, for a missing, misshapen or unexpected
+    tensor (before anything is changed), and for NaN or infinite weights.
+    """
+    wanted = hf_tensors(params.params)
+    stored = _match(Path(folder), wanted)
+    for tensor in wanted:
+        source = stored[tensor.name]
+        place = tensor.view(tensor.param.data)
+        for rows, values in source.pieces():
+            place[rows] = to_finite(values, place.dtype, f"{source.name} in {source.file}")
+    if _HEAD in stored and not any(tensor.name == _HEAD for tensor in wanted):
+        _check_tied_head(stored[_HEAD], params)
+    params.refresh()
+
+
+def check_weights(folder: str | Path, params: Iterable[Param]) -> list[StoredTensor]:
+    """Read all weights without keeping them, with the checks of `load_weights`; returns what is stored."""
+    wanted = hf_tensors(params)
+    stored = _match(Path(folder), wanted)
+    for tensor in wanted:
+        source = stored[tensor.name]
+        for _, values in source.pieces():
+            to_finite(values, np.dtype(np.float32), f"{source.name} in {source.file}")
+    return list(stored.values())
+
+
+def save_weights(folder: Path, params: FlatParams, dtype: str, max_shard_bytes: int) -> None:
+    """Write model.safetensors, or shards of `max_shard_bytes` and their index; `dtype` is F32 or BF16."""
+    tensors = [(t.name, t.view(t.param.data)) for t in hf_tensors(reversed(params.params))]
+    itemsize = np.dtype(DTYPES[dtype]).itemsize
+    shards = _shards(tensors, itemsize, max_shard_bytes)
+    if len(shards) == 1:
+        write_safetensors(folder / WEIGHTS_FILE, shards[0], dtype)
+        return
+    weight_map: dict[str, str] = {}
+    for number, shard in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        write_safetensors(folder / file, shard, dtype)
+        weight_map.update((name, file) for name, _ in shard)
+    total = sum(array.size for _, array in tensors)
+    index = {
+        "metadata": {"total_parameters": total, "total_size": total * itemsize},
+        "weight_map": weight_map,
+    }
+    (folder / INDEX_FILE).write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+
+def _shards(
+    tensors: Sequence[tuple[str, np.ndarray]], itemsize: int, max_bytes: int
+) -> list[list[tuple[str, np.ndarray]]]:
+    """The tensors in order, in shards of up to `max_bytes`; a larger tensor has one of its own."""
+    shards: list[list[tuple[str, np.ndarray]]] = [[]]
+    held = 0
+    for name, array in tensors:
+        size = array.size * itemsize
+        if shards[-1] and held + size > max_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append((name, array))
+        held += size
+    return shards
+
+
+def _match(folder: Path, wanted: Sequence[HFTensor]) -> dict[str, StoredTensor]:
+    """The stored tensors by our name; ValueError unless they are exactly the wanted ones, shape by shape."""
+    stored, where = _stored_tensors(folder)
+    base = "transformer." if any(tensor.name.startswith("transformer.") for tensor in wanted) else "model."
+    if not any(
+        name.startswith(base) for name in stored
+    ):  # saved from the base model, without the head's class
+        stored = {name if name == _HEAD else base + name: tensor for name, tensor in stored.items()}
+    stored = {name: tensor for name, tensor in stored.items() if not _BUFFERS.fullmatch(name)}
+    names = {tensor.name for tensor in wanted}
+    problems = [f"{tensor.name} {tensor.shape} is missing" for tensor in wanted if tensor.name not in stored]
+    problems += [
+        f"{tensor.name} {tensor.shape} in {tensor.file.name} is unexpected"
+        for name, tensor in stored.items()
+        if name not in names and name != _HEAD
+    ]
+    for tensor in wanted:
+        have = stored.get(tensor.name)
+        if have is not None and have.shape != tensor.shape:
+            problems.append(
+                f"{have.name} in {have.file.name} has shape {have.shape}, the model's has {tensor.shape}"
+            )
+        elif have is not None and have.dtype not in DTYPES:
+            problems.append(
+                f"{have.name} in {have.file.name} is {have.dtype}, only {', '.join(DTYPES)} are read"
+            )
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"[hugging_face] {where}: {'; '.join(problems[:3])}{more}. "
+            "The weights and config.json are not of one supported model: fetch the folder again."
+        )
+    return stored
+
+
+def _check_tied_head(head: StoredTensor, params: FlatParams) -> None:
+    """A head that stands in the file although it is tied must be the embedding again."""
+    table = next(
+        p for p in params.params if p.name in ("model.embed_tokens.weight", "transformer.wte.weight")
+    )
+    same = head.shape == table.shape and all(
+        np.array_equal(table.data[rows], values.astype(table.data.dtype)) for rows, values in head.pieces()
+    )
+    if not same:
+        raise ValueError(
+            f"[hugging_face] {head.file}: {_HEAD} {head.shape} differs from {table.name} {table.shape}, and "
+            "config.json "
+            "ties them. Set tie_word_embeddings to false there."
+        )
+
+
+def _stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], Path]:
+    """What the folder's weight files hold, and the file that says so."""
+    single, index = folder / WEIGHTS_FILE, folder / INDEX_FILE
+    if single.is_file():
+        return {tensor.name: tensor for tensor in read_header(single)}, single
+    if not index.is_file():
+        other = next((name.name for name in sorted(folder.glob("pytorch_model*"))), None)
+        hint = (
+            f"{other} is not read, it can run code: save the model with safe_serialization"
+            if other
+            else "Fetch them"
+        )
+        raise ValueError(f"[hugging_face] {folder} has no {WEIGHTS_FILE} and no {INDEX_FILE}. {hint}.")
+    return _indexed_tensors(index), index
+
+
+def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
+    try:
+        weight_map = {
+            str(name): str(file) for name, file in json.loads(index.read_text())["weight_map"].items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"[hugging_face] {index}: no index of weights ({error!r}). Fetch the file again."
+        ) from None
+    found: dict[str, StoredTensor] = {}
+    for file in sorted(set(weight_map.values())):
+        path = index.parent / file
+        if Path(file).name != file or not path.is_file():
+            raise ValueError(f"[hugging_face] {index}: its file {file} is not in the folder. Fetch it too.")
+        for tensor in read_header(path):
+            if weight_map.get(tensor.name) == file:
+                found[tensor.name] = tensor
+    for name, file in weight_map.items():
+        if name not in found:
+            raise ValueError(f"[hugging_face] {index}: {name} is not in {file}. Fetch the folder again.")
+    return found

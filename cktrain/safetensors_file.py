@@ -1,0 +1,133 @@
+"""Reads and writes safetensors files a piece of a tensor at a time.
+
+The `safetensors` package wants all tensors of a file at once to write it; here a model is never in memory
+twice: a tensor is read or written in pieces of whole rows. The format
+(https://github.com/huggingface/safetensors): the header's size as a 64-bit little-endian number, a JSON
+header {name: {dtype, shape, data_offsets}}, then the data.
+
+Shapes: a tensor is (rows, …); a piece is (some of the rows, …).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+PIECE_BYTES = 16 << 20
+DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+_HEADER_LIMIT = 100 << 20  # the format's own
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: its type as the format names it, its shape and the offset of its first byte."""
+
+    name: str
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+    start: int
+
+    def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """(rows, values): the tensor's rows in order, values (rows, …) of the stored type."""
+        dtype = np.dtype(DTYPES[self.dtype])
+        row = math.prod(self.shape[1:])
+        for rows in _row_slices(self.shape, dtype.itemsize):
+            count = (rows.stop - rows.start) * row
+            values = np.fromfile(
+                self.file, dtype, count, offset=self.start + rows.start * row * dtype.itemsize
+            )
+            yield rows, values.reshape(-1, *self.shape[1:])
+
+
+def read_header(file: Path) -> list[StoredTensor]:
+    """The tensors of a file; sizes are checked against the file's. Raises ValueError when it is damaged."""
+    size = file.stat().st_size
+    with open(file, "rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        if size < 8 or length > min(size - 8, _HEADER_LIMIT):
+            raise ValueError(
+                f"[safetensors] {file}: {size:,} bytes do not hold the header of {length:,} bytes that they "
+                "announce. "
+                "The file is truncated or no safetensors file: fetch it again."
+            )
+        text = stream.read(length)
+    try:
+        header = json.loads(text)
+        header.pop("__metadata__", None)
+        found = [_entry(name, file, 8 + length, spec) for name, spec in header.items()]
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise ValueError(
+            f"[safetensors] {file}: the header is damaged ({error}). Fetch the file again."
+        ) from None
+    for tensor, end in found:
+        if end > size:
+            raise ValueError(
+                f"[safetensors] {file}: {tensor.name} ends at byte {end:,} and the file has {size:,}. "
+                "The file is truncated: fetch it again."
+            )
+    return [tensor for tensor, _ in found]
+
+
+def _entry(name: str, file: Path, data: int, spec: dict[str, Any]) -> tuple[StoredTensor, int]:
+    begin, end = (int(offset) for offset in spec["data_offsets"])
+    shape = tuple(int(n) for n in spec["shape"])
+    tensor = StoredTensor(name, file, str(spec["dtype"]), shape, data + begin)
+    if begin < 0 or min(shape, default=0) < 0:
+        raise ValueError(f"{name} has a negative size")
+    if tensor.dtype in DTYPES and end - begin != math.prod(shape) * np.dtype(DTYPES[tensor.dtype]).itemsize:
+        raise ValueError(f"{name} has {end - begin:,} bytes for {tensor.dtype} {shape}")
+    return tensor, data + end
+
+
+def write_safetensors(file: Path, tensors: Sequence[tuple[str, np.ndarray]], dtype: str) -> None:
+    """Write (name, array) pairs, converted to `dtype` (a name of the format), and sync the file.
+
+    Arrays may be strided views. Raises OSError when the disk is full, ValueError when a weight is NaN or
+    infinite in the written type.
+    """
+    kind = np.dtype(DTYPES[dtype])
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, array in tensors:
+        begin, end = end, end + array.size * kind.itemsize
+        header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(file, "wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for name, array in tensors:
+            for rows in _row_slices(array.shape, kind.itemsize):
+                piece = to_finite(array[rows], kind, f"{name} of the model")
+                stream.write(np.ascontiguousarray(piece).view(np.uint8).data)
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def to_finite(values: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:
+    """The values in `dtype`. Raises ValueError, naming `what`, when one is NaN or infinite there."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        converted = values.astype(dtype, copy=False)
+    finite = np.isfinite(converted)
+    if not finite.all():
+        bad = int(finite.size - np.count_nonzero(finite))
+        raise ValueError(
+            f"[safetensors] {what}: {bad:,} of these {finite.size:,} weights are NaN or infinite in {dtype}. "
+            "Use weights from before the model diverged."
+        )
+    return converted
+
+
+def _row_slices(shape: tuple[int, ...], itemsize: int) -> Iterator[slice]:
+    """Slices of the first dimension that hold about PIECE_BYTES each."""
+    step = max(1, PIECE_BYTES // max(1, math.prod(shape[1:]) * itemsize))
+    for start in range(0, shape[0], step):
+        yield slice(start, min(start + step, shape[0]))

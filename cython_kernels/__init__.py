@@ -1,0 +1,127 @@
+"""Numbers in, numbers out: every op's forward and backward, for the instruction set of this CPU.
+
+`load()` returns a kernel set, an object whose attributes are the ops of docs/kernels.md. The compiled ops
+live in one Cython module per theme; which C they run is a table of function pointers, one table per
+instruction set, of which one is in force in the process: `load` puts it there. Sets of different instruction
+sets therefore share it, and the last one loaded (or activated) wins; the reference stands apart, in numpy.
+
+Threads: the pool starts with one. Whoever starts the process says how many (`set_num_threads`).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections.abc import Callable
+from typing import Any
+
+ISAS = ("generic", "avx2", "avx512", "avx512bf16")
+"""Compiled instruction sets, plainest first; a later one is preferred."""
+
+OPS = {
+    "linear": ("linear_forward", "linear_backward_input", "linear_backward_weight", "matmul"),
+    "embedding": ("embedding_forward", "embedding_backward"),
+    "norm": ("rms_norm_forward", "rms_norm_backward", "layer_norm_forward", "layer_norm_backward"),
+    "rope": ("rope_forward", "rope_backward"),
+    "attention": ("attention_forward", "attention_backward"),
+    "activation": ("swiglu_forward", "swiglu_backward", "gelu_forward", "gelu_backward", "add"),
+    "cross_entropy": ("cross_entropy_forward", "cross_entropy_backward"),
+    "optimizer": ("adamw_step", "sgd_step", "sum_of_squares"),
+    "cast": ("cast",),
+}
+"""The ops of each compiled module."""
+
+
+class KernelSet:
+    """The ops as attributes, and `isa`, `set_num_threads(n)`, `num_threads()`."""
+
+    linear_forward: Callable[..., None]
+    linear_backward_input: Callable[..., None]
+    linear_backward_weight: Callable[..., None]
+    matmul: Callable[..., None]
+    embedding_forward: Callable[..., None]
+    embedding_backward: Callable[..., None]
+    rms_norm_forward: Callable[..., None]
+    rms_norm_backward: Callable[..., None]
+    layer_norm_forward: Callable[..., None]
+    layer_norm_backward: Callable[..., None]
+    rope_forward: Callable[..., None]
+    rope_backward: Callable[..., None]
+    attention_forward: Callable[..., None]
+    attention_backward: Callable[..., None]
+    swiglu_forward: Callable[..., None]
+    swiglu_backward: Callable[..., None]
+    gelu_forward: Callable[..., None]
+    gelu_backward: Callable[..., None]
+    add: Callable[..., None]
+    cross_entropy_forward: Callable[..., None]
+    cross_entropy_backward: Callable[..., None]
+    adamw_step: Callable[..., None]
+    sgd_step: Callable[..., None]
+    sum_of_squares: Callable[..., float]
+    cast: Callable[..., None]
+    set_num_threads: Callable[[int], None]
+    num_threads: Callable[[], int]
+
+    def __init__(self, isa: str, ops: dict[str, Callable[..., Any]], table: Any = None) -> None:
+        self.isa = isa
+        self._table = table
+        self.__dict__.update(ops)
+
+    def activate(self) -> None:
+        """Put this set's kernels in force again, after another compiled set was loaded."""
+        if self._table is not None:
+            from cktrain.cython_kernels import _runtime
+
+            _runtime.activate(self._table)
+
+    def __repr__(self) -> str:
+        return f"KernelSet({self.isa!r})"
+
+
+def available() -> list[str]:
+    """Names that `load` takes here: the reference, then the compiled sets that this CPU runs, best last."""
+    try:
+        from cktrain.cython_kernels import _runtime
+    except ImportError:  # not built: the reference needs numpy alone
+        return ["reference"]
+    return ["reference"] + [isa for isa in ISAS if isa in _runtime.built() and _runtime.cpu_supports(isa)]
+
+
+def best() -> str:
+    """The name that `load()` takes when neither it nor CKTRAIN_ISA is told."""
+    return available()[-1]
+
+
+def build_info() -> dict[str, Any]:
+    """The compiler, the instruction sets that were `built`, and those `left_out`: unknown to the compiler."""
+    from cktrain.cython_kernels import _runtime
+
+    return {"compiler": _runtime.compiler(), "built": _runtime.built(), "left_out": _runtime.left_out()}
+
+
+def load(isa: str | None = None) -> KernelSet:
+    """The kernel set of `isa`; when that is None, of CKTRAIN_ISA; when that is unset, the best for this CPU.
+
+    Raises ValueError, naming the legal values, for a name that is unknown or that this CPU cannot run.
+    """
+    source = "isa" if isa is not None else "CKTRAIN_ISA"
+    name = isa if isa is not None else os.environ.get("CKTRAIN_ISA") or best()
+    legal = available()
+    if name not in legal:
+        why = "this CPU or this build does not have it" if name in ISAS else "there is no such set"
+        raise ValueError(f"[kernels.load] {source} is {name!r}: {why}. Use one of {', '.join(legal)}.")
+    if name == "reference":  # the package has the attributes of a set
+        reference: Any = importlib.import_module("cktrain.cython_kernels.reference")
+        return reference
+
+    from cktrain.cython_kernels import _runtime
+
+    table = importlib.import_module(f"cktrain.cython_kernels._isa_{name}").table
+    _runtime.activate(table)
+    ops: dict[str, Callable[..., Any]] = {}
+    for module, names in OPS.items():
+        compiled = importlib.import_module(f"cktrain.cython_kernels.{module}")
+        ops |= {op: getattr(compiled, op) for op in names}
+    ops |= {"set_num_threads": _runtime.set_num_threads, "num_threads": _runtime.num_threads}
+    return KernelSet(name, ops, table)

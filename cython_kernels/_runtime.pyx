@@ -1,0 +1,198 @@
+"""The one runtime of the process: the table of kernels in force, the thread pool, the checks at the door.
+
+The modules of the ops reach it through `capsule` (csrc/runtime.h). What is public is in
+cktrain.cython_kernels.
+"""
+
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
+from libc.stdint cimport int64_t
+from libc.string cimport strerror
+
+cdef extern from "runtime.h" nogil:
+    ctypedef void (*ck_kernel)(const void *args, const void *team) noexcept nogil
+    ctypedef struct ck_table:
+        int abi
+        const char *isa
+        ck_kernel vector_exp
+        ck_kernel vector_normal_cdf
+    ctypedef struct ck_array:
+        void *data
+        int64_t shape[4]
+    ctypedef struct ck_cast_args:
+        void *dst
+        const void *src
+        int64_t n
+    ctypedef struct ck_runtime:
+        const ck_table *table
+        void *run
+        void *take
+        void *match
+        void *same_dtype
+        void *in_range
+    const int CK_ABI
+    const int CK_SCRATCH_BYTES
+    const char *CK_TABLE_CAPSULE
+    const char *CK_RUNTIME_CAPSULE
+    const unsigned int CK_IS_F32, CK_IS_WRITTEN
+    unsigned int CK_DIMS(int least, int most)
+
+cdef extern from "door_functions.h":
+    int ck_door_open() except -1
+    int ck_take(ck_array *array, object given, const char *op, const char *name,
+                unsigned int allowed) except -1
+    int ck_match(const ck_array *array, const char *op, const char *name, int axis, int64_t wanted,
+                 const char *source) except -1
+    void *ck_same_dtype
+    void *ck_in_range
+
+cdef extern from "pool.h" nogil:
+    int ck_pool_threads()
+    int ck_pool_set_threads(int n)
+    void ck_pool_run(ck_kernel kernel, const void *args, int64_t work)
+
+cdef extern from "cpu.h":
+    bint ck_cpu_supports(const char *isa)
+
+cdef extern from "split.h":
+    ctypedef struct ck_range:
+        int64_t begin, end
+    ck_range ck_split(int64_t n, int64_t grain, int parts, int index)
+    void ck_split_grid(int64_t rows, int64_t cols, int parts, int *row_parts, int *col_parts)
+    int ck_deal(int64_t item, int parts)
+    int ck_team_size(int64_t work, int threads)
+
+# Written by setup.py: what was built, and what the compiler did not know.
+cdef extern from *:
+    """
+    #ifndef CK_BUILT
+    #define CK_BUILT "generic"
+    #define CK_LEFT_OUT ""
+    #define CK_COMPILER ""
+    #endif
+    """
+    const char *CK_BUILT
+    const char *CK_LEFT_OUT
+    const char *CK_COMPILER
+
+ck_door_open()
+
+cdef ck_runtime runtime
+runtime.table = NULL
+runtime.run = <void *> ck_pool_run
+runtime.take = <void *> ck_take
+runtime.match = <void *> ck_match
+runtime.same_dtype = <void *> ck_same_dtype
+runtime.in_range = <void *> ck_in_range
+capsule = PyCapsule_New(&runtime, CK_RUNTIME_CAPSULE, NULL)
+
+MAX_THREADS = 4096
+
+
+def built() -> tuple[str, ...]:
+    """The instruction sets that were compiled, plainest first."""
+    return tuple(CK_BUILT.decode().split())
+
+
+def left_out() -> tuple[str, ...]:
+    """The instruction sets that the compiler did not know."""
+    return tuple(CK_LEFT_OUT.decode().split())
+
+
+def compiler() -> str:
+    """The compiler's first line about itself."""
+    return CK_COMPILER.decode()
+
+
+def cpu_supports(isa: str) -> bool:
+    """Whether the processor has the instruction set and the operating system saves its registers."""
+    return ck_cpu_supports(isa.encode())
+
+
+def activate(table) -> None:
+    """Put the kernels of a module's `table` capsule in force, for every later call of an op."""
+    cdef const ck_table *new = <const ck_table *> PyCapsule_GetPointer(table, CK_TABLE_CAPSULE)
+    if new.abi != CK_ABI:
+        raise ImportError(
+            f"[kernels] the {new.isa.decode()} kernels were built for ABI {new.abi}, not {CK_ABI}. "
+            "Build cktrain again."
+        )
+    runtime.table = new
+
+
+def active() -> str:
+    """The name of the table in force."""
+    return runtime.table.isa.decode()
+
+
+def num_threads() -> int:
+    """How many threads a kernel may use, the caller's included."""
+    return ck_pool_threads()
+
+
+def set_num_threads(n: int) -> None:
+    """Start a pool of n threads, with a workspace each. ValueError when the system refuses."""
+    if not 1 <= n <= MAX_THREADS:
+        raise ValueError(
+            f"[kernels.set_num_threads] n is {n}, outside [1, {MAX_THREADS}]. "
+            "Pass the number of cores to use."
+        )
+    cdef int count = n, error
+    with nogil:
+        error = ck_pool_set_threads(count)
+    if error:
+        raise ValueError(
+            f"[kernels.set_num_threads] {n} threads with {CK_SCRATCH_BYTES:,} bytes of workspace "
+            f"each: {strerror(error).decode()}. Ask for fewer."
+        )
+
+
+def split(n: int, grain: int, parts: int) -> list[tuple[int, int]]:
+    """csrc/split.h's ck_split for every part."""
+    ranges = []
+    cdef ck_range r
+    for index in range(parts):
+        r = ck_split(n, grain, parts, index)
+        ranges.append((r.begin, r.end))
+    return ranges
+
+
+def split_grid(rows: int, cols: int, parts: int) -> tuple[int, int]:
+    """csrc/split.h's ck_split_grid."""
+    cdef int row_parts = 0, col_parts = 0
+    ck_split_grid(rows, cols, parts, &row_parts, &col_parts)
+    return row_parts, col_parts
+
+
+def deal(items: int, parts: int) -> list[int]:
+    """csrc/split.h's ck_deal for items 0, 1, ... items - 1."""
+    return [ck_deal(item, parts) for item in range(items)]
+
+
+def team_size(work: int, threads: int) -> int:
+    """csrc/split.h's ck_team_size."""
+    return ck_team_size(work, threads)
+
+
+cdef int apply(ck_kernel kernel, y, x) except -1:
+    cdef ck_array ay, ax
+    cdef ck_cast_args a
+    ck_take(&ay, y, b"vector", b"y", CK_IS_F32 | CK_IS_WRITTEN | CK_DIMS(1, 1))
+    ck_take(&ax, x, b"vector", b"x", CK_IS_F32 | CK_DIMS(1, 1))
+    ck_match(&ay, b"vector", b"y", 0, ax.shape[0], b"x")
+    a = ck_cast_args(ay.data, ax.data, ax.shape[0])
+    with nogil:
+        ck_pool_run(kernel, &a, a.n)
+    return 0
+
+
+def vector_exp(y, x) -> None:
+    """y = exp(x), float32 (n): csrc/vmath.h behind a door, for the test of its error bound."""
+    apply(runtime.table.vector_exp, y, x)
+
+
+def vector_normal_cdf(y, x) -> None:
+    """y = Φ(x), float32 (n): csrc/vmath.h behind a door, for the test of its error bound."""
+    apply(runtime.table.vector_normal_cdf, y, x)
+
+
+set_num_threads(1)

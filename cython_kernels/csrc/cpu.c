@@ -1,0 +1,42 @@
+/* CPUID leaves 1 and 7, and XCR0 for what the operating system saves at a task switch (Intel SDM vol. 1,
+ * 14.3, 15.2). */
+#include "cpu.h"
+
+#include <string.h>
+
+#if defined(__x86_64__)
+#include <cpuid.h>
+
+static unsigned xcr0(void) {
+    unsigned low, high;
+    __asm__ volatile("xgetbv" : "=a"(low), "=d"(high) : "c"(0));
+    return low;
+}
+
+#define BIT(word, n) ((word) >> (n) & 1u)
+
+int ck_cpu_supports(const char *isa) {
+    if (strcmp(isa, "generic") == 0) return 1;
+    unsigned a, b, c, d;
+    if (!__get_cpuid(1, &a, &b, &c, &d) || !BIT(c, 27) /* OSXSAVE */ || !BIT(c, 28) /* AVX */) return 0;
+    const unsigned fma = BIT(c, 12), saved = xcr0();
+    if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
+    const unsigned leaves = a;
+    const int avx2 = fma && BIT(b, 5) && (saved & 0x6) == 0x6;  /* XMM, YMM */
+    const int avx512 = avx2 && BIT(b, 16) /* F */ && BIT(b, 17) /* DQ */
+                       && BIT(b, 30) /* BW */ && BIT(b, 31) /* VL */
+                       && (saved & 0xe6) == 0xe6;  /* and opmask, ZMM */
+    if (strcmp(isa, "avx2") == 0) return avx2;
+    if (strcmp(isa, "avx512") == 0) return avx512;
+    if (strcmp(isa, "avx512bf16") == 0 && avx512 && leaves >= 1) {
+        __cpuid_count(7, 1, a, b, c, d);
+        return BIT(a, 5);
+    }
+    return 0;
+}
+
+#else
+
+int ck_cpu_supports(const char *isa) { return strcmp(isa, "generic") == 0; }
+
+#endif

@@ -1,0 +1,185 @@
+/* The ABI between the doors (the .pyx files), the pool and the kernels.
+ *
+ * Every kernel has one shape: void kernel(const void *args, const ck_team *team). It is called once by
+ * each thread of a team, with the same args; it takes its own part of the work by a pure function of the
+ * sizes and of the team's size (split.h), so its result depends on the number of threads alone and never
+ * on timing.
+ *
+ * Strides are counted in elements, never in bytes. The last dimension is contiguous, so it has no stride
+ * here. "real" stands for the storage type of the table's row, fp32 or bf16; arithmetic is fp32 in both. */
+#ifndef CK_KERNELS_H
+#define CK_KERNELS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#define CK_ABI 1
+#define CK_TABLE_CAPSULE "cktrain.cython_kernels.table"
+#define CK_RUNTIME_CAPSULE "cktrain.cython_kernels.runtime"
+
+#define CK_F32 0
+#define CK_BF16 1
+#define CK_STORAGES 2
+#define CK_I32 2
+#define CK_SCRATCH_BYTES (4 << 20)  /* workspace per thread */
+
+#define CK_SHARED_BYTES (16 << 20)  /* workspace of a whole team */
+
+typedef struct { int64_t l1, l2, l3; } ck_caches;  /* bytes: data of a core, of a core, of all that share it */
+
+typedef struct ck_team {
+    int index, size;        /* this thread, and how many take part */
+    char *scratch;          /* this thread's CK_SCRATCH_BYTES, 64-byte aligned, contents undefined; those of
+                             * the team lie one after the other in the order of the index */
+    char *shared;           /* the team's CK_SHARED_BYTES, one for all, 64-byte aligned, contents undefined */
+    const ck_caches *caches;
+    void (*wait)(const struct ck_team *team);
+} ck_team;
+
+/* All threads of the team arrive before any goes on; writes made before are seen after. */
+static inline void ck_barrier(const ck_team *team) {
+    if (team->size > 1) team->wait(team);
+}
+
+/* The workspace of another thread of the team; a barrier must stand between its writes and our reads. */
+static inline void *ck_scratch_of(const ck_team *team, int index) {
+    return team->scratch + (ptrdiff_t)(index - team->index) * CK_SCRATCH_BYTES;
+}
+
+typedef void (*ck_kernel)(const void *args, const ck_team *team);
+
+/* c (m, n) = or += a (m, k) . b (k, n) + bias f32 (n) + residual (m, n), of c's type. Any of the strides of a
+ * and b may be the unit one. column_sums f32 (m) += sum over k of a: the bias gradient, when a is dy
+ * transposed. residual may be c. */
+typedef struct {
+    void *c;
+    const void *a, *b, *residual;
+    const float *bias;
+    float *column_sums;
+    int64_t m, n, k, c_row, a_row, a_col, b_row, b_col, residual_row;
+    int accumulate;
+} ck_gemm_args;
+
+typedef struct {
+    void *y;                /* forward: y (n, c); backward: dtable f32 (v, c) */
+    const void *x;          /* forward: table (v, c); backward: dy (n, c) */
+    const int32_t *ids;
+    int64_t n, c, y_row, x_row;
+} ck_embedding_args;
+
+/* Rows are (n, h) pairs of c elements each; a plain matrix has h = 1. */
+typedef struct {
+    void *y;
+    float *mean, *rstd;
+    const void *x;
+    const float *w, *b;
+    int64_t n, h, c, y_n, y_h, x_n, x_h;
+    float eps;
+} ck_norm_forward_args;
+
+typedef struct {
+    void *dx;
+    float *dw, *db;
+    const void *dy, *x;
+    const float *w, *mean, *rstd;
+    int64_t n, h, c, dx_n, dx_h, dy_n, dy_h, x_n, x_h;
+    int accumulate;
+} ck_norm_backward_args;
+
+typedef struct {
+    void *y;
+    const void *x;
+    const float *cos, *sin;
+    const int32_t *positions;
+    int64_t n, h, d, y_n, y_h, x_n, x_h;
+    int inverse;
+} ck_rope_args;
+
+typedef struct { int64_t batch, row, head; } ck_strides;
+
+/* q, o, dq, do (B, S, H, D); k, v, dk, dv (B, T, K, D); lse, delta f32 (B, H, S); first int32 (B, S) or NULL.
+ * S <= T, and first is never past the query's own position, so every query sees a key. */
+typedef struct {
+    void *o, *dq, *dk, *dv;
+    float *lse, *delta;
+    const void *q, *k, *v, *dout;
+    const int32_t *first;
+    int64_t b, s, t, h, kv, d, window;
+    ck_strides o_s, q_s, k_s, v_s, dq_s, dk_s, dv_s, dout_s;
+    float scale;
+} ck_attention_args;
+
+typedef struct {
+    void *y;                /* forward: y (n, i); backward: recomputed y or NULL */
+    void *dgate_up;
+    const void *dy, *gate_up;
+    int64_t n, i, y_row, dgate_up_row, dy_row, gate_up_row;
+} ck_swiglu_args;
+
+/* Elementwise over (n, c): gelu, add. */
+typedef struct {
+    void *out;
+    const void *a, *b;
+    int64_t n, c, out_row, a_row, b_row;
+    int tanh;
+} ck_pointwise_args;
+
+typedef struct {
+    float *row_max, *row_sum, *target_logit;
+    void *dlogits;
+    const float *lse;
+    const void *logits;
+    const int32_t *targets;
+    int64_t n, v, logits_row, dlogits_row, ignore_index, vocab_start;
+} ck_cross_entropy_args;
+
+typedef struct {
+    float *param, *m, *v;
+    const float *grad;
+    int64_t n, step;
+    double lr, beta1, beta2, eps, weight_decay, grad_scale;
+    int nesterov;           /* sgd: beta1 is the momentum, m its buffer */
+} ck_optimizer_args;
+
+typedef struct { const void *x; int64_t n; double *sum; } ck_sum_of_squares_args;
+
+typedef struct { void *dst; const void *src; int64_t n; } ck_cast_args;
+
+/* The limits of the machine (peak.h). A register loop of `steps` rounds on every thread: the floating-point
+ * operations of all threads, and what the sums come to, so that they are not optimised away. */
+typedef struct { int64_t steps, flops; double result; } ck_peak_args;
+
+/* out[j] = sum of in[i], for `writes` arrays out and `reads` arrays in of n elements each; out[j] may be an
+ * in[i]; all 64-byte aligned. streaming: write past the caches. */
+#define CK_STREAMS 4
+typedef struct {
+    const float *in[CK_STREAMS];
+    float *out[CK_STREAMS];
+    int64_t n;
+    int reads, writes, streaming;
+    double result;
+} ck_stream_args;
+
+/* One kernel per op and storage type; the same list declares the table and fills it. */
+#define CK_REAL_OPS(X)                                                                                      \
+    X(gemm) X(gemm_f32) X(embedding_forward) X(embedding_backward) X(rms_norm_forward) X(rms_norm_backward) \
+    X(layer_norm_forward) X(layer_norm_backward) X(rope) X(attention_forward) X(attention_backward)         \
+    X(swiglu_forward) X(swiglu_backward) X(gelu_forward) X(gelu_backward) X(add) X(cross_entropy_forward)   \
+    X(cross_entropy_backward) X(sum_of_squares)                                                             \
+    X(cast_to_f32) X(cast_to_bf16)
+/* Kernels without a storage type. vector_*: vmath.h behind a door, so that its error bounds can be tested. */
+#define CK_F32_OPS(X)                                                                                       \
+    X(adamw_step) X(sgd_step) X(vector_exp) X(vector_normal_cdf) X(peak_f32) X(peak_bf16) X(stream)
+
+typedef struct {
+    int abi;
+    const char *isa;
+#define CK_DECLARE(op) ck_kernel op[CK_STORAGES];
+    CK_REAL_OPS(CK_DECLARE)
+#undef CK_DECLARE
+#define CK_DECLARE(op) ck_kernel op;
+    CK_F32_OPS(CK_DECLARE)
+#undef CK_DECLARE
+} ck_table;
+
+#endif

@@ -1,0 +1,52 @@
+/* Softmax cross-entropy over a shard of the vocabulary. Forward leaves what the shards' group must
+ * combine: the row's maximum, the sum of exp(l - maximum), the target's logit. Each thread takes a range
+ * of rows. */
+
+#define CK_LOGITS_BLOCK 2048  /* read twice, so kept small enough for the first-level cache */
+
+static void FN(cross_entropy_forward)(const void *args, const ck_team *team) {
+    const ck_cross_entropy_args *a = args;
+    const ck_range rows = ck_split(a->n, 1, team->size, team->index);
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+        const real *logits = (const real *)a->logits + r * a->logits_row;
+        float largest = -INFINITY, total = 0.0f;
+        for (int64_t begin = 0; begin < a->v; begin += CK_LOGITS_BLOCK) {
+            const real *block = logits + begin;
+            const int64_t count = ck_min(CK_LOGITS_BLOCK, a->v - begin), whole = count / VL * VL;
+            vf max = v_set1(-INFINITY), sum = v_zero();
+            for (int64_t i = 0; i < whole; i += VL) max = v_max(r_load_n(block + i, VL), max);
+            float block_max = v_largest(max);
+            for (int64_t i = whole; i < count; i++) block_max = fmaxf(block_max, r_get(block + i));
+            const float before = largest;
+            largest = fmaxf(largest, block_max);
+            const vf shift = v_set1(largest == -INFINITY ? 0.0f : largest);  /* -Inf - -Inf would be NaN */
+            EACH_VECTOR(i, m, count,
+                sum = v_add(sum, v_keep_n(v_exp(v_sub(r_load_n(block + i, m), shift)), m)););
+            total = total * (before == largest ? 1.0f : expf(before - largest)) + v_sum(sum);
+        }
+        const int64_t target = a->targets[r] - a->vocab_start;
+        a->row_max[r] = largest;
+        a->row_sum[r] = total;
+        a->target_logit[r] = target >= 0 && target < a->v ? r_get(logits + target) : 0.0f;
+    }
+}
+
+/* dlogits = exp(l - lse) - onehot(target), unnormalised; an ignored row is zero. dlogits may be logits. */
+static void FN(cross_entropy_backward)(const void *args, const ck_team *team) {
+    const ck_cross_entropy_args *a = args;
+    const ck_range rows = ck_split(a->n, ck_row_grain(a->v * sizeof(real)), team->size, team->index);
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+        const real *logits = (const real *)a->logits + r * a->logits_row;
+        real *dlogits = (real *)a->dlogits + r * a->dlogits_row;
+        if (a->targets[r] == a->ignore_index) {
+            memset(dlogits, 0, (size_t)a->v * sizeof(real));
+            continue;
+        }
+        const int64_t target = a->targets[r] - a->vocab_start;
+        const int here = target >= 0 && target < a->v;
+        const float at_target = here ? expf(r_get(logits + target) - a->lse[r]) - 1.0f : 0.0f;
+        const vf lse = v_set1(a->lse[r]);
+        EACH_VECTOR(i, m, a->v, r_store_n(dlogits + i, v_exp(v_sub(r_load_n(logits + i, m), lse)), m););
+        if (here) r_store_n(dlogits + target, v_set1(at_target), 1);
+    }
+}

@@ -1,0 +1,103 @@
+/* RMSNorm (Zhang & Sennrich 2019) and LayerNorm (Ba et al. 2016). Rows are (n, h) pairs; each thread takes
+ * a range of rows. Weight gradients are summed per thread in its workspace, then over threads in the order
+ * of their index. */
+
+#define ROW(pointer, prefix, r) ((pointer) + ((r) / a->h) * a->prefix##_n + ((r) % a->h) * a->prefix##_h)
+
+static void FN(rms_norm_forward)(const void *args, const ck_team *team) {
+    const ck_norm_forward_args *a = args;
+    const ck_range rows = ck_split(a->n * a->h, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+        const real *x = ROW((const real *)a->x, x, r);
+        real *y = ROW((real *)a->y, y, r);
+        vf squares = v_zero();
+        EACH_VECTOR(i, m, a->c, const vf v = r_load_n(x + i, m); squares = v_fma(v, v, squares););
+        const float rstd = 1.0f / sqrtf(v_sum(squares) / (float)a->c + a->eps);
+        const vf scale = v_set1(rstd);
+        EACH_VECTOR(i, m, a->c,
+            r_store_n(y + i, v_mul(v_mul(r_load_n(x + i, m), scale), v_load_n(a->w + i, m)), m););
+        a->rstd[r] = rstd;
+    }
+}
+
+static void FN(layer_norm_forward)(const void *args, const ck_team *team) {
+    const ck_norm_forward_args *a = args;
+    const ck_range rows = ck_split(a->n * a->h, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+        const real *x = ROW((const real *)a->x, x, r);
+        real *y = ROW((real *)a->y, y, r);
+        vf sum = v_zero(), squares = v_zero();
+        EACH_VECTOR(i, m, a->c, sum = v_add(sum, r_load_n(x + i, m)););
+        const float mean = v_sum(sum) / (float)a->c;
+        const vf center = v_set1(mean);
+        /* lanes past the end must not add mean^2: they hold zero, and so does the center there */
+        EACH_VECTOR(i, m, a->c,
+            const vf v = v_sub(r_load_n(x + i, m), v_keep_n(center, m));
+            squares = v_fma(v, v, squares););
+        const float rstd = 1.0f / sqrtf(v_sum(squares) / (float)a->c + a->eps);
+        const vf scale = v_set1(rstd);
+        EACH_VECTOR(i, m, a->c,
+            const vf v = v_mul(v_sub(r_load_n(x + i, m), center), scale);
+            r_store_n(y + i, v_fma(v, v_load_n(a->w + i, m), v_load_n(a->b + i, m)), m););
+        a->mean[r] = mean;
+        a->rstd[r] = rstd;
+    }
+}
+
+/* into[i] += the threads' partial sums, in the order of the threads; the columns are divided among them. */
+static void FN(norm_sum_partials)(float *into, int64_t offset, int64_t c, const ck_team *team) {
+    const ck_range columns = ck_split(c, 16, team->size, team->index);
+    for (int t = 0; t < team->size; t++) {
+        const float *partial = (const float *)ck_scratch_of(team, t) + offset;
+        for (int64_t i = columns.begin; i < columns.end; i += VL) {
+            const int64_t m = ck_min(VL, columns.end - i);
+            v_store_n(into + i, v_add(v_load_n(into + i, m), v_load_n(partial + i, m)), m);
+        }
+    }
+}
+
+/* With xh = (x - mean) rstd and g = dy w: dx = rstd (g - mean(g) - xh mean(g xh)); RMSNorm has no mean(g)
+ * and no mean. A row is read whole before dx is written, so dx may be dy. */
+INLINE void FN(norm_backward)(const ck_norm_backward_args *a, const ck_team *team, const int centered) {
+    float *dw = (float *)team->scratch, *db = dw + a->c;
+    memset(dw, 0, (size_t)a->c * sizeof(float) * (centered ? 2 : 1));
+    const ck_range rows = ck_split(a->n * a->h, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+        const real *x = ROW((const real *)a->x, x, r), *dy = ROW((const real *)a->dy, dy, r);
+        real *dx = ROW((real *)a->dx, dx, r);
+        const vf center = v_set1(centered ? a->mean[r] : 0.0f), rstd = v_set1(a->rstd[r]);
+        vf sum_g = v_zero(), sum_g_xh = v_zero();
+        EACH_VECTOR(i, m, a->c,
+            const vf grad = r_load_n(dy + i, m);
+            const vf xh = v_mul(v_sub(r_load_n(x + i, m), center), rstd);
+            const vf g = v_mul(grad, v_load_n(a->w + i, m));
+            v_store_n(dw + i, v_fma(grad, xh, v_load_n(dw + i, m)), m);
+            if (centered) {
+                v_store_n(db + i, v_add(grad, v_load_n(db + i, m)), m);
+                sum_g = v_add(sum_g, g);
+            }
+            sum_g_xh = v_fma(g, xh, sum_g_xh););
+        const vf mean_g = v_set1(v_sum(sum_g) / (float)a->c);
+        const vf mean_g_xh = v_set1(v_sum(sum_g_xh) / (float)a->c);
+        EACH_VECTOR(i, m, a->c,
+            const vf xh = v_mul(v_sub(r_load_n(x + i, m), center), rstd);
+            vf d = v_mul(r_load_n(dy + i, m), v_load_n(a->w + i, m));
+            if (centered) d = v_sub(d, mean_g);
+            d = v_mul(rstd, v_sub(d, v_mul(xh, mean_g_xh)));
+            if (a->accumulate) d = v_add(d, r_load_n(dx + i, m));
+            r_store_n(dx + i, d, m););
+    }
+    ck_barrier(team);
+    FN(norm_sum_partials)(a->dw, 0, a->c, team);
+    if (centered) FN(norm_sum_partials)(a->db, a->c, a->c, team);
+}
+
+static void FN(rms_norm_backward)(const void *args, const ck_team *team) {
+    FN(norm_backward)(args, team, 0);
+}
+
+static void FN(layer_norm_backward)(const void *args, const ck_team *team) {
+    FN(norm_backward)(args, team, 1);
+}
+
+#undef ROW

@@ -1,0 +1,38 @@
+/* The storage type of one instantiation. The op headers are included once per type (table.h), each time
+ * after this file: CK_STORAGE says which. Loads widen to fp32, stores round. */
+#undef real
+#undef FN
+#undef r_load_n
+#undef r_store_n
+#undef r_get
+
+#if CK_STORAGE == CK_BF16
+#define real uint16_t
+#define FN(name) name##_bf16
+#define r_load_n v_load_bf16_n
+#define r_store_n v_store_bf16_n
+#define r_get(p) ck_from_bf16(*(p))
+#else
+#define real float
+#define FN(name) name##_f32
+#define r_load_n v_load_n
+#define r_store_n v_store_n
+#define r_get(p) (*(p))
+#endif
+
+/* The body runs for i = 0, VL, 2 VL ... < n, with m lanes each time: the constant VL, and the rest at the
+ * end. */
+#ifndef EACH_VECTOR
+#define EACH_VECTOR(i, m, n, ...)                                                                           \
+    do {                                                                                                    \
+        int64_t i = 0;                                                                                      \
+        for (; i + VL <= (n); i += VL) {                                                                    \
+            enum { m = VL };                                                                                \
+            __VA_ARGS__                                                                                     \
+        }                                                                                                   \
+        if (i < (n)) {                                                                                      \
+            const int64_t m = (n) - i;                                                                      \
+            __VA_ARGS__                                                                                     \
+        }                                                                                                   \
+    } while (0)
+#endif

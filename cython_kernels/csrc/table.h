@@ -1,0 +1,43 @@
+/* Everything that one instruction set's object holds: the ops for each storage type, then the table. All
+ * is static; isa_<name>.c, which includes this, exports the table in a capsule and nothing else. */
+#include <math.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "split.h"
+#include "simd.h"
+#include "vmath.h"
+#include "gemm_tile.h"
+#include "gemm_kernel.h"
+#include "gemm_plan.h"
+
+#define CK_STORAGE 0
+#include "real.h"
+#include "tile_pack.h"
+#include "gemm_pack.h"
+#include "gemm.h"
+#include "attention_tile.h"
+#include "ops_norm.h"
+#include "ops_pointwise.h"
+#include "ops_cross_entropy.h"
+#include "attention.h"
+
+#undef CK_STORAGE
+#define CK_STORAGE 1
+#include "real.h"
+#include "tile_pack.h"
+#include "gemm_pack.h"
+#include "gemm.h"
+#include "ops_norm.h"
+#include "ops_pointwise.h"
+#include "ops_cross_entropy.h"
+#include "attention.h"
+
+#include "ops_optimizer.h"
+#include "peak.h"
+
+#define CK_TABLE(isa_name)                                                                                  \
+    static const ck_table table = {                                                                         \
+        .abi = CK_ABI, .isa = isa_name, CK_REAL_OPS(CK_FILL_REAL) CK_F32_OPS(CK_FILL_F32)}
+#define CK_FILL_REAL(op) .op = {op##_f32, op##_bf16},
+#define CK_FILL_F32(op) .op = op,

@@ -1,0 +1,52 @@
+"""`cktrain export RUN OUT`: a run's newest checkpoint, or a given one, as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+import re
+
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `cktrain export`."""
+    parser.add_argument("model", help="folder of a run, or a checkpoint")
+    parser.add_argument("out", help="folder to make")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the weights"
+    )
+    parser.add_argument(
+        "--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="500MB, 5GB (default)"
+    )
+    parser.add_argument("--tokenizer", help="folder with a tokenizer.json; default: that of the run's data")
+    parser.set_defaults(run=_run)
+
+
+def _size(text: str) -> int:
+    match = re.fullmatch(r"(\d+)\s*([KMG]?)B?", text.strip().upper())
+    if not match or not int(match[1]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it like 500MB or 5GB")
+    return int(match[1]) * _UNITS[match[2]]
+
+
+def _run(options: argparse.Namespace) -> int:
+    from cktrain import cython_kernels
+    from cktrain.models.hf_config import model_type_of
+    from cktrain.models.hugging_face import save_folder
+    from cktrain.nn.numerics import Numerics
+    from cktrain.saved_model import find_saved_model
+
+    saved = find_saved_model(options.model)
+    tokenizer = options.tokenizer or saved.tokenizer
+    _, params = saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)
+    save_folder(options.out, saved.config, params, tokenizer, options.dtype, options.max_shard_size)
+    print(f"{saved.path} -> {options.out}: {params.count:,} parameters, {options.dtype}")
+    if tokenizer is None:
+        print("without a tokenizer: the run's data names none (give one with --tokenizer)")
+    elif model_type_of(saved.config) == "qwen2":
+        print(
+            "note: transformers 5 loads Qwen's own tokenizer class for every model of type qwen2; for "
+            "another tokenizer "
+            "use PreTrainedTokenizerFast.from_pretrained instead of AutoTokenizer"
+        )
+    return 0

@@ -1,0 +1,157 @@
+"""The build: where the packages lie, and the compiled modules. All other metadata stands in pyproject.toml.
+
+The folders cython_kernels/, comm/ and launch/ at the root are imported as cktrain.cython_kernels,
+cktrain.comm and cktrain.launch. Each instruction set is a module of its own, compiled with its own flags;
+one that the compiler does not know is left out, and the build records it.
+"""
+
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+
+from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
+from setuptools.errors import CompileError
+
+ROOT = Path(__file__).parent
+KERNELS = "cktrain.cython_kernels"
+CSRC = "cython_kernels/csrc"
+ROOMS = {
+    "cktrain": "cktrain",
+    "cktrain.cython_kernels": "cython_kernels",
+    "cktrain.comm": "comm",
+    "cktrain.launch": "launch",
+}
+
+# Multiply-add is fused only where the source says so: the compiler's own choice would differ from a loop to
+# its tail. -fno-math-errno lets sqrt be one instruction. -g0 and, for the doors, -O1 keep the build short.
+C_FLAGS = ["-std=c11", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden"]
+GLUE_FLAGS = ["-std=c11", "-O1", "-g0", "-fvisibility=hidden"]
+AVX2 = ["-mavx2", "-mfma"]
+AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
+ISA_FLAGS = {"generic": [], "avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+
+THEMES = [
+    "linear",
+    "embedding",
+    "norm",
+    "rope",
+    "attention",
+    "activation",
+    "cross_entropy",
+    "optimizer",
+    "cast",
+    "peak",
+]
+
+
+def packages() -> dict[str, str]:
+    """Import name -> folder, for every folder under the rooms that holds an __init__.py."""
+    found = {}
+    for name, folder in ROOMS.items():
+        for init in sorted((ROOT / folder).rglob("__init__.py")):
+            path = init.parent.relative_to(ROOT)
+            found[".".join([name, *path.parts[1:]])] = path.as_posix()
+    return found
+
+
+def version() -> str:
+    """Read, not imported: the package is not built yet."""
+    found = re.search(r'__version__ = "(.+)"', (ROOT / "cktrain/__init__.py").read_text())
+    assert found is not None
+    return found[1]
+
+
+def extensions() -> list[Extension]:
+    """Every compiled module: (name, sources, flags)."""
+    headers = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / CSRC).glob("*.h"))
+    door = "cython_kernels/_door.pxi"
+    runtime = [f"{CSRC}/{name}.c" for name in ("pool", "door", "cpu")]
+
+    def extension(module: str, sources: list[str], flags: list[str]) -> Extension:
+        return Extension(
+            f"{KERNELS}.{module}",
+            sources,
+            include_dirs=[CSRC],
+            extra_compile_args=flags,
+            extra_link_args=["-pthread"],
+            depends=[*headers, door],
+        )
+
+    return [
+        *(
+            extension(f"_isa_{isa}", [f"{CSRC}/isa_{isa}.c"], C_FLAGS + flags)
+            for isa, flags in ISA_FLAGS.items()
+        ),
+        extension("_runtime", ["cython_kernels/_runtime.pyx", *runtime], GLUE_FLAGS),
+        *(extension(theme, [f"cython_kernels/{theme}.pyx"], GLUE_FLAGS) for theme in THEMES),
+    ]
+
+
+class BuildExtensions(build_ext):
+    """Leaves out what the compiler does not know, cythonizes, compiles on all cores."""
+
+    def build_extensions(self) -> None:
+        """Everything is decided here, where the compiler is known."""
+        import numpy
+        from Cython.Build import cythonize
+
+        unknown = [isa for isa, flags in ISA_FLAGS.items() if not self.compiles_with(flags)]
+        self.extensions = [
+            e for e in self.extensions if e.name not in {f"{KERNELS}._isa_{isa}" for isa in unknown}
+        ]
+        for isa in unknown:
+            self.announce(f"left out: the compiler does not know {' '.join(ISA_FLAGS[isa])}", level=3)
+        for extension in self.extensions:
+            if extension.name.endswith("._runtime"):
+                extension.include_dirs.append(numpy.get_include())
+                extension.define_macros += [
+                    ("CK_BUILT", f'"{" ".join(isa for isa in ISA_FLAGS if isa not in unknown)}"'),
+                    ("CK_LEFT_OUT", f'"{" ".join(unknown)}"'),
+                    ("CK_COMPILER", f'"{self.compiler_version()}"'),
+                ]
+        workers = len(os.sched_getaffinity(0))
+        cythonized = cythonize(
+            self.extensions,
+            build_dir="build/cython",
+            nthreads=workers,
+            language_level=3,
+            compiler_directives={
+                "binding": True,
+                "embedsignature": False,
+                "boundscheck": False,
+                "wraparound": False,
+            },
+        )
+        for extension, with_c in zip(self.extensions, cythonized, strict=True):
+            extension.sources = with_c.sources
+        self.parallel = self.parallel or workers
+        super().build_extensions()
+
+    def compiles_with(self, flags: list[str]) -> bool:
+        """Whether the compiler takes the flags."""
+        with tempfile.TemporaryDirectory() as folder:
+            source = Path(folder, "empty.c")
+            source.write_text("int nothing;\n")
+            try:
+                self.compiler.compile([str(source)], output_dir=folder, extra_preargs=flags)
+            except CompileError:
+                return False
+        return True
+
+    def compiler_version(self) -> str:
+        """The first line of `cc --version`, without quotes."""
+        words = self.compiler.compiler[:1]
+        out = subprocess.run([*words, "--version"], capture_output=True, text=True, check=False).stdout
+        return (out.splitlines() or [words[0]])[0].replace('"', "").replace("\\", "")
+
+
+setup(
+    version=version(),
+    packages=list(packages()),
+    package_dir=packages(),
+    ext_modules=extensions(),
+    cmdclass={"build_ext": BuildExtensions},
+)

@@ -1,0 +1,80 @@
+"""Who we are, as each launcher says it: variables as seen in the wild, and broken ones."""
+
+from __future__ import annotations
+
+import pytest
+
+from cktrain.comm.environment import ProcessEnvironment, expand_tasks_per_node, read_process_environment
+from cktrain.comm.errors import RendezvousError
+
+OPENMPI = {
+    "OMPI_COMM_WORLD_RANK": "5",
+    "OMPI_COMM_WORLD_SIZE": "8",
+    "OMPI_COMM_WORLD_LOCAL_RANK": "1",
+    "OMPI_COMM_WORLD_LOCAL_SIZE": "4",
+    "PMIX_RANK": "5",
+}
+HYDRA = {"PMI_RANK": "3", "PMI_SIZE": "4", "MPI_LOCALRANKID": "1", "MPI_LOCALNRANKS": "2"}
+SRUN = {
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "6",
+    "SLURM_LOCALID": "2",
+    "SLURM_NODEID": "1",
+    "SLURM_NTASKS": "16",
+    "SLURM_STEP_NUM_TASKS": "7",
+    "SLURM_STEP_TASKS_PER_NODE": "4,3",
+}
+TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+
+
+@pytest.mark.parametrize(
+    "environ, expected",
+    [
+        ({}, ProcessEnvironment(0, 1, 0, 1, "none")),
+        (OPENMPI, ProcessEnvironment(5, 8, 1, 4, "openmpi")),
+        (HYDRA, ProcessEnvironment(3, 4, 1, 2, "pmi")),
+        ({"PMI_RANK": "3", "PMI_SIZE": "4"}, ProcessEnvironment(3, 4, None, None, "pmi")),
+        (SRUN, ProcessEnvironment(6, 7, 2, 3, "slurm")),
+        ({"PMIX_RANK": "2"}, ProcessEnvironment(2, None, None, None, "pmix")),
+        ({**SRUN, "PMIX_RANK": "6"}, ProcessEnvironment(6, 7, 2, 3, "slurm")),
+        (TORCHRUN, ProcessEnvironment(1, 2, 1, 2, "torchrun")),
+        # mpirun inside a Slurm allocation: mpirun started this process.
+        ({**SRUN, **OPENMPI}, ProcessEnvironment(5, 8, 1, 4, "openmpi")),
+        ({"PMI_RANK": "0", "PMI_SIZE": "1"}, ProcessEnvironment(0, 1, 0, 1, "pmi")),
+    ],
+)
+def test_launchers(environ, expected):
+    assert read_process_environment(environ) == expected
+
+
+@pytest.mark.parametrize("step", ["4294967291", "4294967290", "4294967292", None])
+def test_slurm_batch_script_is_no_task(step):
+    """In sbatch's own script and salloc's shell SLURM_NTASKS is the allocation's, but one process runs."""
+    environ = {key: value for key, value in SRUN.items() if key != "SLURM_STEP_ID"}
+    if step is not None:
+        environ["SLURM_STEP_ID"] = step
+    environ["SLURM_PROCID"] = "0"
+    assert read_process_environment(environ).source == "none"
+
+
+@pytest.mark.parametrize(
+    "environ, words",
+    [
+        ({**OPENMPI, "OMPI_COMM_WORLD_RANK": "8"}, "rank 8 of size 8"),
+        ({**OPENMPI, "OMPI_COMM_WORLD_SIZE": "0"}, "size 0"),
+        ({**OPENMPI, "OMPI_COMM_WORLD_LOCAL_RANK": "4"}, "local rank 4 of local size 4"),
+        ({**TORCHRUN, "RANK": "-1"}, "rank -1"),
+        ({**TORCHRUN, "WORLD_SIZE": "two"}, "WORLD_SIZE='two' is not a number"),
+    ],
+)
+def test_contradictions_are_named(environ, words):
+    with pytest.raises(RendezvousError, match=words):
+        read_process_environment(environ)
+
+
+@pytest.mark.parametrize(
+    "text, tasks",
+    [("4", [4]), ("2(x3),1", [2, 2, 2, 1]), ("1,2(x2)", [1, 2, 2]), ("", []), ("2(x", []), ("two", [])],
+)
+def test_tasks_per_node(text, tasks):
+    assert expand_tasks_per_node(text) == tasks

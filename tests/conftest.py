@@ -1,0 +1,29 @@
+"""What every test may use: hypothesis without deadlines, and the command line of a job of several ranks."""
+
+import os
+import shutil
+import sysconfig
+from collections.abc import Callable
+
+import hypothesis
+import pytest
+
+# A deadline per example measures the machine's load, not the code.
+hypothesis.settings.register_profile("cktrain", deadline=None)
+hypothesis.settings.load_profile("cktrain")
+
+
+@pytest.fixture
+def mpirun(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
+    """`[*mpirun(ranks), *command]` runs a command on that many ranks of this machine.
+
+    Root may run it, ranks may outnumber cores, and messages go through shared memory.
+    """
+    pytest.importorskip("mpi4py")
+    program = shutil.which("mpirun", path=f"{sysconfig.get_path('scripts')}{os.pathsep}{os.environ['PATH']}")
+    if program is None:
+        pytest.skip("mpirun is not on the PATH")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT", "1")
+    monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
+    options = ["--oversubscribe", "--mca", "pml", "ob1", "--mca", "btl", "self,sm"]
+    return lambda ranks: [program, *options, "-n", str(ranks)]

@@ -1,0 +1,127 @@
+"""Rows of the table of cases: the ops that work element by element."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from case import FLAG, ROWS, SIZES, Case, Inputs, Outputs, Shape, blank, normal
+from hypothesis import strategies as st
+from ml_dtypes import bfloat16
+
+
+class Swiglu(Case):
+    name = "swiglu"
+    ops = ("swiglu_forward", "swiglu_backward")
+    shapes = st.fixed_dictionaries({"n": ROWS, "i": SIZES, "in_place": FLAG, "recompute": FLAG})
+    examples = (
+        {"n": 5, "i": 7, "in_place": True, "recompute": True},
+        {"n": 3, "i": 16, "in_place": False, "recompute": False},
+    )
+    gradients = ("gate_up",)
+
+    def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
+        n, i = shape["n"], shape["i"]
+        return {
+            "gate_up": (3.0 * rng.standard_normal((n, 2 * i))).astype(dtype),
+            "dy": normal(rng, (n, i), dtype),
+            "in_place": shape["in_place"],
+            "recompute": shape["recompute"],
+        }
+
+    def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
+        y = blank(inputs["dy"])
+        kernels.swiglu_forward(y, inputs["gate_up"])
+        return {"y": y}
+
+    def backward(self, kernels: Any, inputs: Inputs, saved: Outputs) -> Outputs:
+        gate_up, dy = inputs["gate_up"].copy(), inputs["dy"]
+        dgate_up = gate_up if inputs["in_place"] else blank(gate_up)
+        if not inputs["recompute"]:
+            kernels.swiglu_backward(dgate_up, dy, gate_up)
+            return {"dgate_up": dgate_up}
+        y = blank(dy)
+        kernels.swiglu_backward(dgate_up, dy, gate_up, y=y)
+        return {"dgate_up": dgate_up, "y_again": y}
+
+    def sizes(self, inputs: Inputs) -> dict[str, float]:
+        return {"y": 1.0, "y_again": 1.0, "dgate_up": 1.0}
+
+
+class Gelu(Case):
+    name = "gelu"
+    ops = ("gelu_forward", "gelu_backward")
+    shapes = st.fixed_dictionaries({"n": ROWS, "i": SIZES, "tanh": FLAG, "in_place": FLAG})
+    examples = (
+        {"n": 5, "i": 17, "tanh": True, "in_place": True},
+        {"n": 5, "i": 17, "tanh": False, "in_place": False},
+    )
+    gradients = ("x",)
+
+    def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
+        full = (shape["n"], shape["i"])
+        return {
+            "x": (3.0 * rng.standard_normal(full)).astype(dtype),
+            "dy": normal(rng, full, dtype),
+            "tanh": shape["tanh"],
+            "in_place": shape["in_place"],
+        }
+
+    def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
+        y = blank(inputs["x"])
+        kernels.gelu_forward(y, inputs["x"], inputs["tanh"])
+        return {"y": y}
+
+    def backward(self, kernels: Any, inputs: Inputs, saved: Outputs) -> Outputs:
+        dy = inputs["dy"].copy()
+        dx = dy if inputs["in_place"] else blank(dy)
+        kernels.gelu_backward(dx, dy, inputs["x"], inputs["tanh"])
+        return {"dx": dx}
+
+    def sizes(self, inputs: Inputs) -> dict[str, float]:
+        return {"y": 1.0, "dx": 1.0}
+
+
+class Add(Case):
+    name = "add"
+    ops = ("add",)
+    shapes = st.fixed_dictionaries({"n": ROWS, "c": SIZES, "out": st.sampled_from(["other", "a", "b"])})
+    examples = ({"n": 3, "c": 17, "out": "other"}, {"n": 3, "c": 8, "out": "a"}, {"n": 3, "c": 8, "out": "b"})
+    outputs = ()
+
+    def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
+        full = (shape["n"], shape["c"])
+        return {"a": normal(rng, full, dtype), "b": normal(rng, full, dtype), "out": shape["out"]}
+
+    def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
+        a, b = inputs["a"].copy(), inputs["b"].copy()
+        out = {"a": a, "b": b, "other": blank(a)}[inputs["out"]]
+        kernels.add(out, a, b)
+        return {"out": out}
+
+
+class Cast(Case):
+    """fp32 to bf16, back, and a copy; every fourth number lies halfway between two of bf16."""
+
+    name = "cast"
+    ops = ("cast",)
+    shapes = st.fixed_dictionaries({"n": st.sampled_from([0, 1, 7, 16, 33, 1000])})
+    examples = ({"n": 257},)
+    outputs = ()
+    exact = ("narrow", "wide", "copy")
+
+    def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
+        n = shape["n"]
+        src = (rng.standard_normal(n) * 10.0 ** rng.integers(-30, 30, n)).astype(np.float32)
+        bits: Any = src.view(np.uint32)
+        bits[::4] = bits[::4] & 0xFFFF0000 | 0x8000
+        return {"src": src}
+
+    def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
+        src = inputs["src"].astype(np.float32)  # whatever `convert` made of it: bf16 has no other partner
+        narrow = np.full(src.shape, np.nan, bfloat16)
+        wide, copy = blank(src), blank(src)
+        kernels.cast(narrow, src)
+        kernels.cast(wide, narrow)
+        kernels.cast(copy, src)
+        return {"narrow": narrow, "wide": wide, "copy": copy}

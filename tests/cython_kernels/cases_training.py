@@ -1,0 +1,220 @@
+"""Rows of the table of cases: loss, optimizers, the sum behind the gradient norm."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from case import FLAG, ROWS, SIZES, Case, Inputs, Outputs, Shape, blank, blank_f32, f32_of, normal
+from hypothesis import strategies as st
+
+
+class CrossEntropy(Case):
+    """Over a slice of a vocabulary: `rest` f32 (N) is the log-sum-exp of the logits of the other slices.
+
+    "loss" is composed here: lse - target_logit, 0 where the target is ignored. The loss of a target of
+    another slice lacks that target's logit, which its owner adds.
+    """
+
+    name = "cross_entropy"
+    ops = ("cross_entropy_forward", "cross_entropy_backward")
+    shapes = st.fixed_dictionaries(
+        {
+            "n": ROWS,
+            "v": SIZES,
+            "before": st.sampled_from([0, 0, 1, 5, 16]),
+            "after": st.sampled_from([0, 0, 1, 7]),
+            "ignored": st.sampled_from(["nowhere", "somewhere", "everywhere"]),
+            "ignore_index": st.sampled_from([-100, 0]),
+            "in_place": FLAG,
+        }
+    )
+    examples = (
+        {
+            "n": 7,
+            "v": 13,
+            "before": 0,
+            "after": 0,
+            "ignored": "somewhere",
+            "ignore_index": -100,
+            "in_place": True,
+        },
+        {
+            "n": 9,
+            "v": 5,
+            "before": 4,
+            "after": 3,
+            "ignored": "somewhere",
+            "ignore_index": 0,
+            "in_place": False,
+        },
+        {
+            "n": 3,
+            "v": 5,
+            "before": 0,
+            "after": 0,
+            "ignored": "everywhere",
+            "ignore_index": -100,
+            "in_place": False,
+        },
+        {
+            "n": 5,
+            "v": 17,
+            "before": 0,
+            "after": 0,
+            "ignored": "nowhere",
+            "ignore_index": -100,
+            "in_place": False,
+        },
+    )
+    outputs = ("loss",)
+    gradients = ("logits",)
+
+    def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
+        n, v, before, after = (shape[name] for name in ("n", "v", "before", "after"))
+        full = (3.0 * rng.standard_normal((n, before + v + after))).astype(dtype)
+        others = np.delete(full, np.s_[before : before + v], axis=1).astype(np.float64)
+        rest = np.logaddexp.reduce(others, axis=1) if before + after else np.full(n, -np.inf)
+        targets = rng.integers(0, before + v + after, n, dtype=np.int32)
+        share = {"nowhere": 0.0, "somewhere": 0.4, "everywhere": 1.0}[shape["ignored"]]
+        targets[rng.random(n) < share] = shape["ignore_index"]
+        return {
+            "logits": full[:, before : before + v],
+            "targets": targets,
+            "vocab_start": before,
+            "ignore_index": shape["ignore_index"],
+            "rest": rest.astype(f32_of(dtype)),
+            "dloss": np.ones(n, f32_of(dtype)),
+            "in_place": shape["in_place"],
+        }
+
+    def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
+        logits, targets = inputs["logits"], inputs["targets"]
+        row_max, row_sum, target_logit = (blank_f32(logits, len(logits)) for _ in range(3))
+        start = inputs["vocab_start"]
+        kernels.cross_entropy_forward(row_max, row_sum, target_logit, logits, targets, vocab_start=start)
+        lse = np.logaddexp(row_max + np.log(row_sum), inputs["rest"])
+        loss = np.where(targets == inputs["ignore_index"], 0.0, lse - target_logit).astype(lse.dtype)
+        return {
+            "row_max": row_max,
+            "row_sum": row_sum,
+            "target_logit": target_logit,
+            "lse": lse,
+            "loss": loss,
+        }
+
+    def backward(self, kernels: Any, inputs: Inputs, saved: Outputs) -> Outputs:
+        n, v = inputs["logits"].shape
+        wide = np.full((n, v + 3), np.nan, inputs["logits"].dtype)
+        wide[:, :v] = inputs["logits"]
+        dlogits = wide[:, :v] if inputs["in_place"] else blank(inputs["logits"])
+        kernels.cross_entropy_backward(
+            dlogits,
+            wide[:, :v],
+            saved["lse"],
+            inputs["targets"],
+            ignore_index=inputs["ignore_index"],
+            vocab_start=inputs["vocab_start"],
+        )
+        return {"dlogits": dlogits}
+
+    def sizes(self, inputs: Inputs) -> dict[str, float]:
+        return {"row_max": 1.0, "target_logit": 1.0, "lse": 1.0, "loss": 1.0, "dlogits": 1.0}
+
+
+class AdamW(Case):
+    """Several steps from zero moments; the learning rate is large so that an error in an update shows."""
+
+    name = "adamw"
+    ops = ("adamw_step",)
+    shapes = st.fixed_dictionaries(
+        {"n": st.sampled_from([0, 1, 7, 16, 33, 1000, 4097]), "steps": st.sampled_from([1, 4])}
+    )
+    examples = ({"n": 33, "steps": 5},)
+    outputs = ()
+
+    def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
+        f32 = f32_of(dtype)
+        return {
+            "param": normal(rng, shape["n"], f32),
+            "grads": normal(rng, (shape["steps"], shape["n"]), f32),
+            "lr": 0.1,
+            "beta1": 0.9,
+            "beta2": 0.95,
+            "eps": 1e-3,  # large, so that it shows
+            "weight_decay": 0.3,
+            "grad_scale": 0.25,
+        }
+
+    def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
+        param = inputs["param"].copy()
+        m, v = np.zeros_like(param), np.zeros_like(param)
+        numbers = [inputs[name] for name in ("lr", "beta1", "beta2", "eps", "weight_decay")]
+        for step, grad in enumerate(inputs["grads"], start=1):
+            kernels.adamw_step(param, m, v, grad, *numbers, step, inputs["grad_scale"])
+        return {"param": param, "m": m, "v": v}
+
+    def sizes(self, inputs: Inputs) -> dict[str, float]:
+        return {"param": 1.0, "m": 0.25}
+
+
+class Sgd(Case):
+    """Several steps from a zero buffer."""
+
+    name = "sgd"
+    ops = ("sgd_step",)
+    shapes = st.fixed_dictionaries(
+        {
+            "n": st.sampled_from([0, 1, 7, 16, 33, 1000, 4097]),
+            "steps": st.sampled_from([1, 4]),
+            "momentum": st.sampled_from([0.0, 0.9]),
+            "nesterov": FLAG,
+        }
+    )
+    examples = (
+        {"n": 33, "steps": 5, "momentum": 0.9, "nesterov": True},
+        {"n": 33, "steps": 5, "momentum": 0.9, "nesterov": False},
+        {"n": 33, "steps": 2, "momentum": 0.0, "nesterov": False},
+    )
+    outputs = ()
+
+    def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
+        f32 = f32_of(dtype)
+        return {
+            "param": normal(rng, shape["n"], f32),
+            "grads": normal(rng, (shape["steps"], shape["n"]), f32),
+            "lr": 0.1,
+            "momentum": shape["momentum"],
+            "weight_decay": 0.3,
+            "nesterov": shape["nesterov"] and shape["momentum"] > 0.0,
+            "grad_scale": 0.25,
+        }
+
+    def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
+        param = inputs["param"].copy()
+        buffer = np.zeros_like(param)
+        numbers = [inputs[name] for name in ("lr", "momentum", "weight_decay", "nesterov", "grad_scale")]
+        for grad in inputs["grads"]:
+            kernels.sgd_step(param, buffer, grad, *numbers)
+        return {"param": param, "momentum_buffer": buffer}
+
+    def sizes(self, inputs: Inputs) -> dict[str, float]:
+        return {"param": 1.0, "momentum_buffer": 1.0}
+
+
+class SumOfSquares(Case):
+    name = "sum_of_squares"
+    ops = ("sum_of_squares",)
+    shapes = st.fixed_dictionaries({"n": st.sampled_from([0, 1, 7, 16, 33, 1000, 100_003])})
+    examples = ({"n": 0}, {"n": 1009})
+    outputs = ()
+
+    def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
+        return {"x": normal(rng, shape["n"], dtype)}
+
+    def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
+        return {"sum": np.float64(kernels.sum_of_squares(inputs["x"]))}
+
+    def tolerance(self, name: str, dtype: Any) -> float:
+        """The sum is carried in fp64 whatever the type of x, whose squares fp64 holds exactly."""
+        return 1e-12

@@ -1,0 +1,182 @@
+"""What PyTorch computes for each row of the table of cases: its forward, and its autograd's backward.
+
+Imported where torch is: by the live parity test and by the script that makes the golden files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from cases import Case, Inputs, Outputs
+
+Tensors = dict[str, Any]
+
+
+def torch_run(case: Case, inputs: Inputs) -> Outputs:
+    """Return what `case.run` returns, from PyTorch in the type of the inputs."""
+    tensors = {
+        name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
+        for name, value in inputs.items()
+    }
+    sources = [name for name in case.gradients if tensors[name] is not None]
+    for name in sources:
+        tensors[name].requires_grad_(True)
+    results = TWINS[case.name](tensors)
+    pairs = [(results[name], tensors[f"d{name}"]) for name in case.outputs]
+    if pairs:
+        outputs, cotangents = zip(*pairs, strict=True)
+        gradients = torch.autograd.grad(outputs, [tensors[name] for name in sources], cotangents)
+        for name, gradient in zip(sources, gradients, strict=True):
+            results[f"d{name}"] = gradient + tensors.get(f"d{name}_before", 0.0)
+    return {name: _numpy(value) for name, value in results.items()}
+
+
+def _numpy(value: Any) -> Any:
+    value = torch.as_tensor(value).detach()
+    return value.float().numpy() if value.dtype == torch.bfloat16 else value.numpy()
+
+
+def _linear(t: Tensors) -> Tensors:
+    y = F.linear(t["x"], t["w"], t["bias"])
+    return {"y": y if t["residual"] is None else y + t["residual"]}
+
+
+def _matmul(t: Tensors) -> Tensors:
+    a = t["a"].T if t["transpose_a"] else t["a"]
+    b = t["b"].T if t["transpose_b"] else t["b"]
+    return {"out": a @ b + t.get("out_before", 0.0)}
+
+
+def _embedding(t: Tensors) -> Tensors:
+    return {"y": F.embedding(t["ids"], t["table"])}
+
+
+def _rms_norm(t: Tensors) -> Tensors:
+    x = t["x"]
+    y = F.rms_norm(x, x.shape[-1:], t["w"], t["eps"])
+    return {"y": y, "rstd": torch.rsqrt(x.square().mean(-1) + t["eps"])}
+
+
+def _layer_norm(t: Tensors) -> Tensors:
+    y, mean, rstd = torch.native_layer_norm(t["x"], t["x"].shape[-1:], t["w"], t["b"], t["eps"])
+    return {"y": y, "mean": mean[..., 0], "rstd": rstd[..., 0]}
+
+
+def _rope(t: Tensors) -> Tensors:
+    x, positions = t["x"], t["positions"].long()
+    cos = torch.cat([t["cos"], t["cos"]], dim=-1)[positions][:, None]
+    sin = torch.cat([t["sin"], t["sin"]], dim=-1)[positions][:, None]
+    low, high = x.chunk(2, dim=-1)
+    return {"y": x * cos + torch.cat([-high, low], dim=-1) * sin}
+
+
+def _attention(t: Tensors) -> Tensors:
+    q, k, v = (t[name].transpose(1, 2) for name in ("q", "k", "v"))
+    (h, s), (heads, keys) = q.shape[1:3], k.shape[1:3]
+    key, query = torch.arange(keys), torch.arange(keys - s, keys)[:, None]
+    mask = (key <= query).expand(q.shape[0], 1, s, keys)
+    if t["window"]:
+        mask = mask & (query - key < t["window"])
+    if t["first"] is not None:
+        mask = mask & (key >= t["first"][:, None, :, None])
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=t["scale"], enable_gqa=True)
+    scores = q @ k.repeat_interleave(h // heads, dim=1).transpose(2, 3) * t["scale"]
+    lse = scores.masked_fill(~mask, -torch.inf).logsumexp(-1)
+    o = out.transpose(1, 2)
+    return {"o": o, "lse": lse, "delta": (t["do"] * o).sum(-1).transpose(1, 2)}
+
+
+def _swiglu(t: Tensors) -> Tensors:
+    gate, up = t["gate_up"].chunk(2, dim=-1)
+    y = F.silu(gate) * up
+    return {"y": y} | ({"y_again": y} if t["recompute"] else {})
+
+
+def _gelu(t: Tensors) -> Tensors:
+    return {"y": F.gelu(t["x"], approximate="tanh" if t["tanh"] else "none")}
+
+
+def _add(t: Tensors) -> Tensors:
+    return {"out": t["a"] + t["b"]}
+
+
+def _cross_entropy(t: Tensors) -> Tensors:
+    logits, targets, rest = t["logits"], t["targets"].long(), t["rest"]
+    v = logits.shape[1]
+    column = targets - t["vocab_start"]
+    inside = (column >= 0) & (column < v)
+    # The other slices of the vocabulary enter as one more class, whose logit is their log-sum-exp.
+    classes = torch.where(inside, column, v)
+    ignored = targets == t["ignore_index"]
+    classes = torch.where(ignored, -100, classes)
+    whole = torch.cat([logits, rest[:, None]], dim=1)
+    loss = F.cross_entropy(whole, classes, reduction="none", ignore_index=-100)
+    logit = logits.gather(1, column.clamp(0, v - 1)[:, None])[:, 0]
+    row_max = logits.amax(1)
+    return {
+        "row_max": row_max,
+        "row_sum": (logits - row_max[:, None]).exp().sum(1),
+        "target_logit": torch.where(inside, logit, 0.0),
+        "lse": whole.logsumexp(1),
+        "loss": loss + torch.where(inside | ignored, 0.0, rest),
+    }
+
+
+def _adamw(t: Tensors) -> Tensors:
+    param = torch.nn.Parameter(t["param"].clone())
+    betas = (t["beta1"], t["beta2"])
+    optimizer = torch.optim.AdamW([param], t["lr"], betas, t["eps"], t["weight_decay"])
+    _steps(optimizer, param, t)
+    state = optimizer.state[param]
+    return {"param": param, "m": state["exp_avg"], "v": state["exp_avg_sq"]}
+
+
+def _sgd(t: Tensors) -> Tensors:
+    param = torch.nn.Parameter(t["param"].clone())
+    optimizer = torch.optim.SGD(
+        [param], t["lr"], t["momentum"], weight_decay=t["weight_decay"], nesterov=t["nesterov"]
+    )
+    results = {"param": param}
+    _steps(optimizer, param, t)
+    buffer = optimizer.state[param].get("momentum_buffer")
+    # Without momentum PyTorch keeps no buffer; there the parameter alone is compared.
+    return results if buffer is None else results | {"momentum_buffer": buffer}
+
+
+def _steps(optimizer: torch.optim.Optimizer, param: Any, t: Tensors) -> None:
+    for grad in t["grads"]:
+        param.grad = grad * t["grad_scale"]
+        optimizer.step()
+
+
+def _sum_of_squares(t: Tensors) -> Tensors:
+    return {"sum": t["x"].double().square().sum()}
+
+
+def _cast(t: Tensors) -> Tensors:
+    src = t["src"].float()
+    narrow = src.bfloat16()
+    return {"narrow": narrow, "wide": narrow.float(), "copy": src}
+
+
+TWINS: dict[str, Callable[[Tensors], Tensors]] = {
+    "linear": _linear,
+    "matmul": _matmul,
+    "embedding": _embedding,
+    "rms_norm": _rms_norm,
+    "layer_norm": _layer_norm,
+    "rope": _rope,
+    "attention": _attention,
+    "swiglu": _swiglu,
+    "gelu": _gelu,
+    "add": _add,
+    "cross_entropy": _cross_entropy,
+    "adamw": _adamw,
+    "sgd": _sgd,
+    "sum_of_squares": _sum_of_squares,
+    "cast": _cast,
+}

@@ -1,0 +1,148 @@
+"""`cktrain generate`, `export` and `import` on a tiny run and on the folder that is exported from it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import yaml
+
+from cktrain.comm.solo_group import SoloGroup
+from cktrain.config import Config
+from cktrain.config_file import load_config
+from cktrain.data.prepare import prepare
+from cktrain.launch import bind
+from cktrain.launch.cli import main
+from cktrain.launch.compose import compose
+from cktrain.models.hf_weights import hf_tensors
+from cktrain.safetensors_file import read_header
+
+
+@pytest.fixture
+def unbound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands run inside the test's process, which is not to be bound."""
+    binding = bind.Binding((0,), 1, None, "")
+    monkeypatch.setattr(bind, "bind", lambda *_args, **_kwargs: binding)
+
+
+@pytest.fixture
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbound: None) -> Any:
+    """A run of four steps on a small text with a tokenizer of its own; (folder, its trainer's parameters)."""
+    monkeypatch.chdir(tmp_path)
+    Path("text.txt").write_text("Grüße aus 東京, one two three four.\n" * 60, encoding="utf-8")
+    prepare("text.txt", "data", vocab_size=280, validation_fraction=0, progress=False)
+    config = Config.model_validate(
+        {
+            "run": {"dir": "run", "steps": 4},
+            "model": {
+                "hidden_size": 16,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 2,
+                "intermediate_size": 24,
+                "vocab_size": 280,
+            },
+            "data": {"path": "data", "sequence_length": 32},
+            "batch": {"micro_batch_size": 1, "global_batch_size": 2},
+            "checkpoint": {"every": 2},
+            "precision": "fp32",
+        }
+    )
+    built = compose(config, SoloGroup(), threads=1)
+    built.trainer.run()
+    built.close()
+    return Path("run"), built.trainer.params
+
+
+def test_generate_from_a_run_and_from_its_export_gives_the_same_text(run, capfdbinary):
+    folder, _ = run
+    options = ["--prompt", "Grüße", "--max-tokens", "20", "--seed", "3"]
+    assert main(["generate", str(folder), *options]) == 0
+    first = capfdbinary.readouterr()
+    assert first.out.startswith("Grüße".encode()) and first.out.endswith(b"\n") and len(first.out) > 10
+    assert b"tokens/s" in first.err and b"step-00000004" in first.err
+    assert main(["export", str(folder), "hf"]) == 0
+    assert main(["generate", str(folder / "checkpoints" / "step-00000004"), *options]) == 0
+    capfdbinary.readouterr()
+    assert main(["generate", "hf", *options]) == 0
+    assert capfdbinary.readouterr().out == first.out
+    assert main(["generate", "hf", "--max-tokens", "5"]) == 0  # from the start of a document
+
+
+def test_generate_as_a_process_writes_utf8_in_any_locale(run):
+    folder, _ = run
+    options = ["--prompt", "東京", "--max-tokens", "2"]
+    line = [sys.executable, "-m", "cktrain.launch.cli", "generate", str(folder), *options]
+    env = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    done = subprocess.run(line, capture_output=True, env=env, check=False)
+    assert done.returncode == 0, done.stderr.decode()
+    assert done.stdout.startswith("東京".encode())
+
+
+def test_export_holds_the_weights_of_the_newest_checkpoint(run, capfdbinary):
+    folder, params = run
+    assert main(["export", str(folder), "hf", "--max-shard-size", "10KB"]) == 0
+    stored = {
+        tensor.name: tensor for path in Path("hf").glob("*.safetensors") for tensor in read_header(path)
+    }
+    for tensor in hf_tensors(params.params):
+        values = np.concatenate([piece for _, piece in stored[tensor.name].pieces()])
+        assert np.array_equal(values, tensor.view(tensor.param.data)), tensor.name
+    assert (Path("hf") / "tokenizer.json").read_bytes() == Path("data/tokenizer.json").read_bytes()
+    assert b"parameters" in capfdbinary.readouterr().out
+
+
+def test_import_checks_the_weights_and_prints_a_config(run, capfdbinary, tmp_path):
+    folder, _ = run
+    assert main(["export", str(folder), "hf", "--dtype", "bfloat16"]) == 0
+    capfdbinary.readouterr()
+    assert main(["import", "hf"]) == 0
+    out, err = capfdbinary.readouterr()
+    assert b"BF16, 1 file; all there, all finite" in err and b"--tokenizer hf" in err
+    Path("tune.yaml").write_bytes(out)
+    config = load_config("tune.yaml")
+    assert config.model.from_pretrained == "hf" and config.data.sequence_length == 32
+    assert yaml.safe_load(out)["run"]["dir"] == "runs/hf"
+    file = Path("hf/model.safetensors")
+    file.write_bytes(file.read_bytes()[:-2] + b"\xff\x7f")  # the last weight becomes NaN
+    assert main(["import", "hf"]) == 2
+    assert b"NaN" in capfdbinary.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (
+            ["generate", "nothing"],
+            "nothing is no run (checkpoints/), no checkpoint (COMPLETE) and no Hugging Face folder",
+        ),
+        (["generate", "run", "--prompt", "東" * 40], "the model 32 positions. Shorten the prompt"),
+        (["generate", "run", "--temperature", "-1"], "temperature -1.0"),
+        (["generate", "run", "--tokenizer", "run"], "tokenizer.json: no such file"),
+        (["export", "run", "data"], "data exists and is not an empty folder"),
+        (["import", "run"], "cannot read run/config.json"),
+    ],
+)
+def test_bad_input_is_one_line_and_exit_2(run, arguments, message, capfd):
+    assert main(arguments) == 2
+    err = capfd.readouterr().err
+    assert message in err and err.startswith("cktrain: [") and err.count("\n") == 1
+
+
+def test_a_run_without_tokenizer_says_so(run, capfd):
+    Path("data/tokenizer.json").rename("elsewhere.json")
+    assert main(["generate", "run"]) == 2
+    assert "Give its folder with --tokenizer" in capfd.readouterr().err
+    assert main(["generate", "run", "--tokenizer", "elsewhere.json", "--max-tokens", "3"]) == 0
+
+
+@pytest.mark.parametrize("size", ["0", "5 apples", "1.5GB"])
+def test_sizes_that_are_none(size, capsys):
+    with pytest.raises(SystemExit) as error:
+        main(["export", "run", "out", "--max-shard-size", size])
+    assert error.value.code == 2
+    assert "write it like 500MB or 5GB" in capsys.readouterr().err

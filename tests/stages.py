@@ -1,0 +1,347 @@
+"""The test command's stages: each says what it proves, what it needs, and what it runs.
+
+`./run test` runs all of them, `./run test unit mpi` some. A stage either ran or did not run, because of a
+reason that it prints; the table at the end has one line per stage. With CKTRAIN_TEST_STRICT=1, which CI sets,
+a stage that did not run is a failure, and so is a skipped test whose reason does not stand in ALLOWED_SKIPS.
+
+A new stage is one row in STAGES. This file needs Python's standard library alone; it reads the results of
+pytest from the JUnit file that pytest writes.
+"""
+
+import ast
+import contextlib
+import importlib.util
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ElementTree
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "build" / "test-results"
+TYPING_TREE = ROOT / "build" / "typing"
+
+# Skips that are no gap: a regular expression on the skip's reason, and why nothing is lost.
+ALLOWED_SKIPS = {
+    r"^this CPU has no ": "An instruction set that the machine lacks cannot run there; the others do.",
+}
+
+
+# ------------------------------------------------------------------------------------------ what a stage is
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One row of the table: commands that run in order, each allowed `minutes`.
+
+    `missing` returns the reason why the stage cannot run, or None. A command whose first word is "pytest"
+    is counted by its tests; any other command counts as one test, passed when it exits 0.
+    """
+
+    name: str
+    about: str
+    commands: tuple[tuple[str, ...], ...]
+    missing: Callable[[], str | None] = lambda: None
+    minutes: float = 10
+
+
+@dataclass
+class Outcome:
+    """What came of a stage: counts, seconds, skip reasons, and what else went wrong."""
+
+    passed: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    skips: Counter[str] = field(default_factory=Counter)
+    not_run: str | None = None
+    problem: str | None = None
+
+    @property
+    def skipped(self) -> int:
+        """The number of tests that were skipped."""
+        return sum(self.skips.values())
+
+
+def needs_modules(*names: str, extra: str) -> Callable[[], str | None]:
+    """A precondition: these modules are installed; `extra` is the one of pyproject.toml that brings them."""
+
+    def missing() -> str | None:
+        absent = [name for name in names if importlib.util.find_spec(name) is None]
+        verb = "is" if len(absent) == 1 else "are"
+        return f"{', '.join(absent)} {verb} not installed (./run setup {extra})" if absent else None
+
+    return missing
+
+
+def needs_program(program: str, extra: str) -> Callable[[], str | None]:
+    """A precondition: the program is on the PATH; `extra` is the one of pyproject.toml that brings it."""
+    return lambda: None if shutil.which(program) else f"{program} is not on the PATH (./run setup {extra})"
+
+
+def needs_index() -> str | None:
+    """A precondition: pip reaches a package index (a fresh environment is filled from it)."""
+    with tempfile.TemporaryDirectory() as folder:
+        pip = [
+            sys.executable,
+            "-m",
+            "pip",
+            "download",
+            "-q",
+            "--no-cache-dir",
+            "--no-deps",
+            "--dest",
+            folder,
+            "wheel",
+        ]
+        reached = subprocess.run(pip, capture_output=True, check=False).returncode == 0
+    return None if reached else "pip reaches no package index"
+
+
+def all_of(*conditions: Callable[[], str | None]) -> Callable[[], str | None]:
+    """The first reason that any of the preconditions gives."""
+    return lambda: next((reason for condition in conditions if (reason := condition())), None)
+
+
+# ----------------------------------------------------------------------------------------------- the stages
+
+# The demo with its data and model, in few steps.
+DEMO_IN_BRIEF = (
+    *("--set", "run.steps=4"),
+    *("--set", "schedule.warmup_steps=2"),
+    *("--set", "data.validation.every=2"),
+    *("--set", "data.validation.batches=1"),
+)
+
+STAGES = (
+    Stage(
+        "lint",
+        "style, types and Cython style",
+        (
+            ("ruff", "check", "."),
+            ("mypy", "--config-file", "pyproject.toml", "-p", "cktrain"),
+            ("cython-lint", "cython_kernels", "comm"),
+        ),
+        needs_modules("ruff", "mypy", "cython_lint", extra="lint"),
+    ),
+    Stage(
+        "unit",
+        "every op on every instruction set of this CPU, and each part alone",
+        (
+            (
+                "pytest",
+                "-m",
+                "not judge and not mpi",
+                "--ignore=tests/integration",
+                "--ignore=tests/test_packaging.py",
+            ),
+        ),
+    ),
+    Stage(
+        "mpi",
+        "the same over several processes under mpirun",
+        (("pytest", "-m", "mpi and not judge"),),
+        all_of(needs_modules("mpi4py", extra="mpi"), needs_program("mpirun", extra="mpi")),
+    ),
+    Stage(
+        "judges",
+        "parity with PyTorch and transformers, live",
+        (("pytest", "-m", "judge"), ("python", "tests/golden/hf/hf_parity.py")),
+        needs_modules("torch", "transformers", extra="judges"),
+    ),
+    Stage(
+        "integration",
+        "whole runs: train, stop, resume, generate, bad input",
+        (("pytest", "tests/integration", "-m", "not judge and not mpi"),),
+    ),
+    Stage(
+        "demo",
+        "the demo end to end, with few steps",
+        (("./run", "demo", *DEMO_IN_BRIEF),),
+    ),
+    Stage(
+        "packaging",
+        "wheel and source archive, installed in fresh environments",
+        (("pytest", "tests/test_packaging.py"),),
+        needs_index,
+    ),
+)
+
+
+# ---------------------------------------------------------------------------------------------- running one
+
+
+def run_stage(stage: Stage, environment: dict[str, str]) -> Outcome:
+    """Run a stage's commands and count."""
+    outcome = Outcome(not_run=stage.missing())
+    if outcome.not_run:
+        return outcome
+    began = time.monotonic()
+    for number, command in enumerate(stage.commands):
+        if command[0] == "pytest":
+            report = RESULTS / f"{stage.name}-{number}.xml"
+            report.unlink(missing_ok=True)
+            pytest = [
+                sys.executable,
+                "-m",
+                "pytest",
+                "-q",
+                f"--junitxml={report}",
+                "-o",
+                "junit_family=xunit2",
+            ]
+            status = execute([*pytest, *command[1:]], environment, stage.minutes)
+            read_report(report, status, outcome)
+        else:
+            status = execute(list(command), environment, stage.minutes)
+            outcome.passed += status == 0
+            outcome.failed += status != 0
+    outcome.seconds = time.monotonic() - began
+    return outcome
+
+
+def execute(command: list[str], environment: dict[str, str], minutes: float) -> int:
+    """Run one command in a process group of its own, which ends with it or with its time; its exit status."""
+    print("$", *command, flush=True)
+    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True) as process:
+        try:
+            return process.wait(timeout=minutes * 60)
+        except subprocess.TimeoutExpired:
+            print(f"[tests] {command[0]} was stopped after {minutes:g} minutes.", flush=True)
+            return -signal.SIGKILL
+        finally:
+            # mpirun and its ranks must not outlive a stage that failed, timed out or was interrupted.
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid, signal.SIGKILL)
+
+
+def read_report(report: Path, status: int, outcome: Outcome) -> None:
+    """Add pytest's JUnit counts to the outcome. Exit status: 0 passed, 1 some failed, 5 none selected."""
+    if status == 5:
+        outcome.not_run = "no test is selected by it"
+        return
+    if not report.exists():
+        outcome.failed += 1
+        outcome.problem = f"pytest ended with status {status} before it wrote its results"
+        return
+    failed = 0
+    for case in ElementTree.parse(report).getroot().iter("testcase"):
+        skip = case.find("skipped")
+        if case.find("failure") is not None or case.find("error") is not None:
+            failed += 1
+        elif skip is not None:
+            outcome.skips[skip_reason(skip)] += 1
+        else:
+            outcome.passed += 1
+    if status != 0 and failed == 0:
+        failed = 1
+        outcome.problem = f"pytest ended with status {status}"
+    outcome.failed += failed
+
+
+def skip_reason(skip: ElementTree.Element) -> str:
+    """Why a test was skipped; for a whole module, pytest hides the reason in a tuple (file, line, reason)."""
+    reason = skip.get("message") or "no reason given"
+    if reason == "collection skipped" and skip.text:
+        reason = ast.literal_eval(skip.text)[2]
+    return reason.removeprefix("Skipped: ")
+
+
+def typing_tree() -> Path:
+    """The packages under their import names, by symbolic links, for mypy: it knows no package_dir mapping."""
+    package = TYPING_TREE / "cktrain"
+    shutil.rmtree(package, ignore_errors=True)
+    package.mkdir(parents=True)
+    for entry in (ROOT / "cktrain").iterdir():
+        if entry.name != "__pycache__":
+            (package / entry.name).symlink_to(entry)
+    for room in ("comm", "cython_kernels", "launch"):
+        (package / room).symlink_to(ROOT / room)
+    return TYPING_TREE
+
+
+# -------------------------------------------------------------------------------------------- the whole run
+
+
+def complaints(stage: Stage, outcome: Outcome, strict: bool) -> list[str]:
+    """Why this stage makes the run a failure; empty when it does not."""
+    found = []
+    if outcome.failed:
+        found.append(f"{stage.name}: {outcome.failed} failed")
+    if outcome.problem:
+        found.append(f"{stage.name}: {outcome.problem}")
+    if strict and outcome.not_run:
+        found.append(f"{stage.name}: did not run, because {outcome.not_run}")
+    if strict:
+        found += [
+            f"{stage.name}: {count} skipped, because {reason}"
+            for reason, count in sorted(outcome.skips.items())
+            if not any(re.search(allowed, reason) for allowed in ALLOWED_SKIPS)
+        ]
+    return found
+
+
+def table(outcomes: dict[Stage, Outcome]) -> str:
+    """One line per stage: it ran, with counts and seconds, or it did not, and why."""
+    width = max(len(stage.name) for stage in outcomes)
+    lines = []
+    for stage, outcome in outcomes.items():
+        if outcome.not_run:
+            what = f"not run, because {outcome.not_run}"
+        else:
+            counts = f"{outcome.passed} passed, {outcome.failed} failed, {outcome.skipped} skipped"
+            what = f"ran      {outcome.seconds:6.1f} s  {counts}"
+        lines.append(f"{stage.name:<{width}}  {what}")
+    return "\n".join(lines)
+
+
+def main(names: list[str]) -> int:
+    """Run the named stages, or all, print the table and the totals, and return the exit status."""
+    known = {stage.name: stage for stage in STAGES}
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        print(f"[tests] no stage is named {unknown[0]}. Known: {', '.join(known)}.", file=sys.stderr)
+        return 2
+    strict = os.environ.get("CKTRAIN_TEST_STRICT", "") not in ("", "0")
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "MYPYPATH": str(typing_tree()),
+        "CKTRAIN_DEMO_DIR": str(RESULTS.parent / "demo"),
+    }
+    os.environ["PATH"] = environment["PATH"]  # for the preconditions
+    shutil.rmtree(environment["CKTRAIN_DEMO_DIR"], ignore_errors=True)
+
+    outcomes = {}
+    for stage in [known[name] for name in names] or STAGES:
+        print(f"\n== {stage.name}: {stage.about}", flush=True)
+        outcomes[stage] = run_stage(stage, environment)
+        if outcomes[stage].not_run:
+            print(f"not run, because {outcomes[stage].not_run}", flush=True)
+
+    skips = Counter[str]()
+    for outcome in outcomes.values():
+        skips.update(outcome.skips)
+    print("\n== results")
+    for reason, count in sorted(skips.items()):
+        print(f"skipped {count}: {reason}")
+    wrong = [line for stage, outcome in outcomes.items() for line in complaints(stage, outcome, strict)]
+    for line in wrong:
+        print(f"FAILED  {line}")
+    print(table(outcomes))
+    passed = sum(outcome.passed for outcome in outcomes.values())
+    failed = sum(outcome.failed for outcome in outcomes.values())
+    print(f"{passed} passed, {failed} failed, {skips.total()} skipped")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
