@@ -1,5 +1,6 @@
-"""What the RDMA tests share. Those marked `rdma` need a device: they run in a guest (tests/guest)."""
+"""What the RDMA tests share. Those marked `rdma` need a device, `rdma_joined` two machines: tests/guest runs them."""
 
+import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,6 +10,24 @@ import pytest
 
 # The tests and the programs that they start share `ends`, which is no part of the package.
 sys.path.insert(0, str(Path(__file__).parent))
+
+MARKERS = {
+    "rdma": "needs an RDMA device, and runs only when -m names it",
+    "rdma_joined": "needs two joined machines, and runs only when -m names it",
+}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    for name, meaning in MARKERS.items():
+        config.addinivalue_line("markers", f"{name}: {meaning}")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    asked = set(re.findall(r"\w+", config.option.markexpr))
+    unasked = [item for item in items if any(item.get_closest_marker(name) for name in set(MARKERS) - asked)]
+    if unasked:
+        config.hook.pytest_deselected(items=unasked)
+        items[:] = [item for item in items if item not in unasked]
 
 
 @pytest.fixture(scope="session")
