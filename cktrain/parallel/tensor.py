@@ -1,6 +1,6 @@
 """Tensor parallelism (Shoeybi et al. 2019): each layer's matrices are divided over the ranks of the tensor group.
 
-    x (N/t, C)  --gather-->  x (N, C)  --column-->  (N, O/t)  …heads, activation…  --row-->  sum of (N, C)  --scatter-->  (N/t, C)
+    x (N/t, C) -gather-> x (N, C) -column-> (N, O/t) …heads, activation… -row-> sum of (N, C) -scatter-> (N/t, C)
 
 A column-divided linear has some of the outputs: whole heads, or the same features of gate and up. A row-divided one has
 the inputs that belong to them; its products are partial sums. Between a row-divided linear and the next column-divided one
