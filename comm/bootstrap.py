@@ -30,12 +30,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from cktrain.comm.environment import ProcessEnvironment, read_process_environment
+from cktrain.comm.environment import ProcessEnvironment, job_name, read_process_environment
 from cktrain.comm.errors import RendezvousError, TransportUnavailableError
 from cktrain.comm.group import Group
 from cktrain.comm.solo_group import SoloGroup
 
-TRANSPORTS = ("auto", "mpi")
+TRANSPORTS = ("auto", "mpi", "shm")
 
 
 def init(
@@ -44,6 +44,7 @@ def init(
     timeout_s: float = 120.0,
     check: bool = False,
     environ: Mapping[str, str] = os.environ,
+    engine_core: int | None = None,
 ) -> Group:
     """Return the group of all ranks of this job, named "world".
 
@@ -52,6 +53,7 @@ def init(
         timeout_s: deadline of every wait, seconds.
         check: compare the calls of all ranks before each collective (for debugging: a round trip per call).
         environ: the environment to read.
+        engine_core: core of the thread that moves asynchronous operations; None: where the process runs.
 
     Raises:
         ValueError: unknown transport, or a deadline that is not above 0.
@@ -66,6 +68,33 @@ def init(
     process = read_process_environment(environ)
     if process.size == 1:
         return SoloGroup("world", timeout_s)
+    one_node = process.size is not None and process.local_size == process.size
+    if transport == "shm" and not one_node:
+        raise TransportUnavailableError(
+            "comm", "shm", {process.rank: f"{describe(process)}, {process.local_size} of them on this node"},
+            "Use comm.transport: auto",
+        )  # fmt: skip
+    if one_node and transport in ("auto", "shm"):
+        return _init_shm(process, timeout_s, environ, engine_core)
+    return _init_mpi(process, timeout_s, check)
+
+
+def _init_shm(
+    process: ProcessEnvironment,
+    timeout_s: float,
+    environ: Mapping[str, str],
+    engine_core: int | None,
+) -> Group:
+    from cktrain.comm.node import join_node
+    from cktrain.comm.shm_group import ShmGroup
+
+    assert process.size is not None
+    key = job_name(environ, os.getppid())
+    node = join_node(key, process.rank, process.rank, process.size, timeout_s, engine_core=engine_core)
+    return ShmGroup(node, range(process.size), "world", timeout_s)
+
+
+def _init_mpi(process: ProcessEnvironment, timeout_s: float, check: bool) -> Group:
     try:
         from cktrain.comm.mpi_group import init_world
     except (ImportError, RuntimeError) as error:  # mpi4py raises RuntimeError when it finds no MPI library

@@ -115,6 +115,24 @@ def _read(environ: Mapping[str, str]) -> ProcessEnvironment:
     return ProcessEnvironment()
 
 
+def job_name(environ: Mapping[str, str], parent: int) -> str:
+    """A name that all ranks of this job on a node know, and no other job has at the same time.
+
+    CKTRAIN_JOB if it is set, else the launcher's own name of the job, else the process id of its `parent`, the
+    launcher's daemon on this node.
+    """
+    if environ.get("CKTRAIN_JOB"):
+        return environ["CKTRAIN_JOB"]
+    if environ.get("PMIX_NAMESPACE"):
+        return environ["PMIX_NAMESPACE"]
+    if "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" in environ:
+        return f"slurm-{environ['SLURM_JOB_ID']}-{environ['SLURM_STEP_ID']}"
+    if "MASTER_PORT" in environ:
+        run = environ.get("TORCHELASTIC_RUN_ID", "")
+        return f"{environ.get('MASTER_ADDR', '')}-{environ['MASTER_PORT']}-{run}"
+    return f"parent-{parent}"
+
+
 def expand_tasks_per_node(text: str) -> list[int]:
     """Expand Slurm's "2(x3),1" to [2, 2, 2, 1]; an empty list where the text is of another form."""
     tasks: list[int] = []

@@ -153,7 +153,7 @@ STAGES = (
     Stage(
         "judges",
         "parity with PyTorch and transformers, live",
-        (("pytest", "-m", "judge"),),
+        (("pytest", "-m", "judge"), ("python", "tests/golden/hf/hf_parity.py")),
         needs_modules("torch", "transformers", extra="judges"),
     ),
     Stage(

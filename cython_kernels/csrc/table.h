@@ -37,6 +37,7 @@
 
 #include "ops_optimizer.h"
 #include "peak.h"
+#include "reduce.h"
 
 #define CK_TABLE(isa_name)                                                                                  \
     static const ck_table table = {                                                                         \

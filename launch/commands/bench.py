@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     gemm.set_defaults(run=_gemm)
     step = actions.add_parser("step", help="a whole training step on random tokens, time per op")
     step.add_argument("config", help="YAML file of a run")
-    step.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key")
+    step.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key"
+    )
     step.add_argument("--steps", type=int, default=5, help="steps to measure")
     step.add_argument("--json", action="store_true", help="print one JSON object")
     step.set_defaults(run=_step)
@@ -72,12 +74,12 @@ def _step(options: argparse.Namespace) -> int:
     from cktrain.bench.peak import measure_flops
     from cktrain.bench.step import bench_step
     from cktrain.bench.table import step_table
-    from cktrain.launch.compose import choose_precision
+    from cktrain.launch.precision import choose_precision
     from cktrain.models.hugging_face import resolve_model
 
     kernels = cython_kernels.load()
     kernels.set_num_threads(binding.threads)
-    precision = choose_precision(config.precision, kernels, None)
+    precision = choose_precision(config.precision, [kernels.isa])
     before = measure_flops(kernels, precision)
     model, _ = resolve_model(config.model)
     config = config.model_copy(update={"model": model})
