@@ -30,7 +30,7 @@ cdef extern from "runtime.h" nogil:
         void *same_dtype
         void *in_range
     const int CK_ABI
-    const int CK_SCRATCH_BYTES
+    const int CK_SCRATCH_BYTES, CK_SHARED_BYTES
     const char *CK_TABLE_CAPSULE
     const char *CK_RUNTIME_CAPSULE
     const unsigned int CK_IS_F32, CK_IS_WRITTEN
@@ -60,6 +60,14 @@ cdef extern from "split.h":
     void ck_split_grid(int64_t rows, int64_t cols, int parts, int *row_parts, int *col_parts)
     int ck_deal(int64_t item, int parts)
     int ck_team_size(int64_t work, int threads)
+
+cdef extern from "gemm_plan.h":
+    ctypedef struct ck_caches:
+        int64_t l1, l2, l3
+    ctypedef struct ck_gemm_plan:
+        int64_t rows, cols, depth, item_rows, item_cols
+    ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int c_is_f32,
+                              int threads, const ck_caches *caches)
 
 # Written by setup.py: what was built, and what the compiler did not know.
 cdef extern from *:
@@ -166,6 +174,19 @@ def split_grid(rows: int, cols: int, parts: int) -> tuple[int, int]:
 def deal(items: int, parts: int) -> list[int]:
     """csrc/split.h's ck_deal for items 0, 1, ... items - 1."""
     return [ck_deal(item, parts) for item in range(items)]
+
+
+def plan_gemm(
+    m: int, n: int, k: int, mr: int, nr: int, c_is_f32: bool, threads: int, l2: int, l3: int
+) -> dict[str, int]:
+    """csrc/gemm_plan.h's ck_plan_gemm: the blocks of a matmul, lengths along k in 4-byte units."""
+    cdef ck_caches caches = ck_caches(32 << 10, l2, l3)
+    return ck_plan_gemm(m, n, k, mr, nr, c_is_f32, threads, &caches)
+
+
+def workspace() -> tuple[int, int]:
+    """Bytes of a thread's workspace, and of the one that a team shares."""
+    return CK_SCRATCH_BYTES, CK_SHARED_BYTES
 
 
 def team_size(work: int, threads: int) -> int:
