@@ -64,3 +64,55 @@ SIMD vd vd_add_squares(vd sum, vf x) {
     return _mm512_fmadd_pd(b, b, _mm512_fmadd_pd(a, a, sum));
 }
 SIMD double vd_sum(vd x) { return _mm512_reduce_add_pd(x); }
+
+/* The rows of a VL x VL matrix, transposed in place. */
+SIMD void v_transpose(vf r[VL]) {
+    vf t[VL], u[VL];
+#pragma GCC unroll 8
+    for (int i = 0; i < VL; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+#define CK_PD(op, a, b) _mm512_castpd_ps(_mm512_unpack##op##_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)))
+#pragma GCC unroll 4
+    for (int i = 0; i < VL; i += 4) {  /* lane L of u[i + c]: column 4 L + c of rows i to i + 3 */
+        u[i] = CK_PD(lo, t[i], t[i + 2]);
+        u[i + 1] = CK_PD(hi, t[i], t[i + 2]);
+        u[i + 2] = CK_PD(lo, t[i + 1], t[i + 3]);
+        u[i + 3] = CK_PD(hi, t[i + 1], t[i + 3]);
+    }
+#undef CK_PD
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        const vf a = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x44), b = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xee);
+        const vf d = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x44);
+        const vf e = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xee);
+        r[c] = _mm512_shuffle_f32x4(a, d, 0x88);
+        r[4 + c] = _mm512_shuffle_f32x4(a, d, 0xdd);
+        r[8 + c] = _mm512_shuffle_f32x4(b, e, 0x88);
+        r[12 + c] = _mm512_shuffle_f32x4(b, e, 0xdd);
+    }
+}
+
+/* x less the nearest whole number, in [-0.5, 0.5]; 0 for an infinity. */
+SIMD vf v_past_whole(vf x) { return _mm512_reduce_ps(x, 0x08); }
+
+#ifdef __AVX512BF16__
+/* Pairs of bf16 in 32-bit lanes: sum + a.low b.low + a.high b.high. Subnormals count as zero. */
+SIMD vf v_dot_pairs(vf a, vf b, vf sum) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)v_bits(a), (__m512bh)v_bits(b));
+}
+/* 2 VL bf16, rounded to nearest even: the lanes of low, then those of high. Subnormals become zero. */
+SIMD vf v_pairs_along(vf low, vf high) { return v_from_bits((__m512i)_mm512_cvtne2ps_pbh(high, low)); }
+/* The same with lane i holding the pair (low[i], high[i]). */
+SIMD vf v_pairs_across(vf low, vf high) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                           6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return v_from_bits(_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(high, low)));
+}
+/* n <= 2 VL bf16 as they lie, zero from n on. */
+SIMD vf v_load_pairs_n(const uint16_t *p, int64_t n) {
+    return v_from_bits(n == 2 * VL ? _mm512_loadu_si512(p)
+                                   : _mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1), p));
+}
+#endif

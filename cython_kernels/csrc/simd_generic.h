@@ -84,3 +84,13 @@ SIMD vd vd_add_squares(vd sum, vf x) {
     return (vd){sum.low + a * a, sum.high + b * b};
 }
 SIMD double vd_sum(vd x) { return (x.low[0] + x.low[1]) + (x.high[0] + x.high[1]); }
+
+/* The rows of a VL x VL matrix, transposed in place. */
+SIMD void v_transpose(vf r[VL]) {
+    const vf a = __builtin_shuffle(r[0], r[1], (vi){0, 4, 1, 5}), b = __builtin_shuffle(r[0], r[1], (vi){2, 6, 3, 7});
+    const vf c = __builtin_shuffle(r[2], r[3], (vi){0, 4, 1, 5}), d = __builtin_shuffle(r[2], r[3], (vi){2, 6, 3, 7});
+    r[0] = __builtin_shuffle(a, c, (vi){0, 1, 4, 5});
+    r[1] = __builtin_shuffle(a, c, (vi){2, 3, 6, 7});
+    r[2] = __builtin_shuffle(b, d, (vi){0, 1, 4, 5});
+    r[3] = __builtin_shuffle(b, d, (vi){2, 3, 6, 7});
+}

@@ -12,10 +12,10 @@
 #define CK_STORAGE 0
 #include "real.h"
 #include "gemm.h"
-#include "attention_tile.h"
 #include "ops_norm.h"
 #include "ops_pointwise.h"
 #include "ops_cross_entropy.h"
+#include "attention_tile.h"
 #include "attention.h"
 
 #undef CK_STORAGE
@@ -25,6 +25,7 @@
 #include "ops_norm.h"
 #include "ops_pointwise.h"
 #include "ops_cross_entropy.h"
+#include "attention_tile.h"
 #include "attention.h"
 
 #include "ops_optimizer.h"

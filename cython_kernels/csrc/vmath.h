@@ -22,6 +22,35 @@ SIMD vf v_exp(vf x) {
     return v_scale(v_add(p, v_set1(1.0f)), n);
 }
 
+/* 2^x for x <= 127. Relative error at most 2e-7 for x in [-126, 127] with `degree` 5, and 4e-6 with degree 4, which
+ * is ample where the result is rounded to bf16; below -126, 2^-126 or less; NaN stays. x = n + r, |r| <= 0.5. */
+SIMD vf v_exp2(vf x, const int degree) {
+#ifdef CK_ISA_AVX512
+    const vf r = v_past_whole(x), n = v_sub(x, r);
+#else
+    const vf shifter = v_set1(12583039.0f);  /* 1.5 * 2^23 + 127: the sum's low bits are n + 127 */
+    x = v_max(v_set1(-126.0f), x);
+    const vf shifted = v_add(x, shifter), r = v_sub(x, v_sub(shifted, shifter));
+#endif
+    vf p;
+    if (degree == 5) {
+        p = v_fma(r, v_set1(0.001327647129073739f), v_set1(0.009675540961325169f));
+        p = v_fma(p, r, v_set1(0.05550713092088699f));
+        p = v_fma(p, r, v_set1(0.24022120237350464f));
+        p = v_fma(p, r, v_set1(0.6931469440460205f));
+    } else {
+        p = v_fma(r, v_set1(0.009582852944731712f), v_set1(0.055906426161527634f));
+        p = v_fma(p, r, v_set1(0.24024099111557007f));
+        p = v_fma(p, r, v_set1(0.6931241750717163f));
+    }
+    p = v_fma(p, r, v_set1(1.0f));
+#ifdef CK_ISA_AVX512
+    return v_scale(p, n);
+#else
+    return v_mul(p, v_from_bits(vi_shift_left(v_bits(shifted), 23)));
+#endif
+}
+
 SIMD vf v_sigmoid(vf x) {
     return v_div(v_set1(1.0f), v_add(v_set1(1.0f), v_exp(v_sub(v_zero(), x))));
 }
