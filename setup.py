@@ -43,6 +43,7 @@ THEMES = [
     "cross_entropy",
     "optimizer",
     "cast",
+    "peak",
 ]
 
 

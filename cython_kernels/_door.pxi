@@ -33,6 +33,9 @@ cdef extern from "runtime.h" nogil:
         ck_kernel cast_to_bf16[2]
         ck_kernel adamw_step
         ck_kernel sgd_step
+        ck_kernel peak_f32
+        ck_kernel peak_bf16
+        ck_kernel stream
     ctypedef struct ck_array:
         void *data
         int64_t shape[4]

@@ -138,6 +138,21 @@ typedef struct { const void *x; int64_t n; double *sum; } ck_sum_of_squares_args
 
 typedef struct { void *dst; const void *src; int64_t n; } ck_cast_args;
 
+/* The limits of the machine (peak.h). A register loop of `steps` rounds on every thread: the floating-point
+ * operations of all threads, and what the sums come to, so that they are not optimised away. */
+typedef struct { int64_t steps, flops; double result; } ck_peak_args;
+
+/* out[j] = sum of in[i], for `writes` arrays out and `reads` arrays in of n elements each; out[j] may be an
+ * in[i]; all 64-byte aligned. streaming: write past the caches. */
+#define CK_STREAMS 4
+typedef struct {
+    const float *in[CK_STREAMS];
+    float *out[CK_STREAMS];
+    int64_t n;
+    int reads, writes, streaming;
+    double result;
+} ck_stream_args;
+
 /* One kernel per op and storage type; the same list declares the table and fills it. */
 #define CK_REAL_OPS(X)                                                                                      \
     X(gemm) X(gemm_f32) X(embedding_forward) X(embedding_backward) X(rms_norm_forward) X(rms_norm_backward) \
@@ -145,8 +160,9 @@ typedef struct { void *dst; const void *src; int64_t n; } ck_cast_args;
     X(swiglu_forward) X(swiglu_backward) X(gelu_forward) X(gelu_backward) X(add) X(cross_entropy_forward)   \
     X(cross_entropy_backward) X(sum_of_squares)                                                             \
     X(cast_to_f32) X(cast_to_bf16)
-/* Kernels on f32 alone. The last two are vmath.h behind a door, so that its error bounds can be tested. */
-#define CK_F32_OPS(X) X(adamw_step) X(sgd_step) X(vector_exp) X(vector_normal_cdf)
+/* Kernels without a storage type. vector_*: vmath.h behind a door, so that its error bounds can be tested. */
+#define CK_F32_OPS(X)                                                                                       \
+    X(adamw_step) X(sgd_step) X(vector_exp) X(vector_normal_cdf) X(peak_f32) X(peak_bf16) X(stream)
 
 typedef struct {
     int abi;

@@ -22,6 +22,15 @@
 
 #define CK_NV (CK_NR / VL)
 
+/* Orders v_stream's writes before those that follow. */
+SIMD void ck_store_fence(void) {
+#if defined(__x86_64__)
+    __builtin_ia32_sfence();
+#else
+    __sync_synchronize();
+#endif
+}
+
 SIMD vf v_zero(void) { return v_set1(0.0f); }
 
 /* bf16 is the upper half of an fp32. Stores round to nearest even; a NaN keeps its sign and becomes quiet. */

@@ -67,6 +67,8 @@ SIMD vf v_scale(vf x, vf n) {
     const vi high = vi_shift_left(vi_add(_mm256_sub_epi32(whole, half), bias), 23);
     return v_mul(v_mul(x, v_from_bits(low)), v_from_bits(high));
 }
+/* Past the caches; p is 32-byte aligned. */
+SIMD void v_stream(float *p, vf x) { _mm256_stream_ps(p, x); }
 SIMD float v_sum(vf x) {
     __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
     s = _mm_add_ps(s, _mm_movehl_ps(s, s));

@@ -54,6 +54,8 @@ SIMD vf v_abs(vf a) { return _mm512_abs_ps(a); }
 SIMD vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 /* x * 2^n for a whole number n. */
 SIMD vf v_scale(vf x, vf n) { return _mm512_scalef_ps(x, n); }
+/* Past the caches; p is 64-byte aligned. */
+SIMD void v_stream(float *p, vf x) { _mm512_stream_ps(p, x); }
 SIMD float v_sum(vf x) { return _mm512_reduce_add_ps(x); }
 SIMD float v_largest(vf x) { return _mm512_reduce_max_ps(x); }
 typedef __m512d vd;

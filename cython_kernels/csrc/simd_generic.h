@@ -71,6 +71,14 @@ SIMD vf v_scale(vf x, vf n) {
     const vi half = whole >> 1;
     return x * (vf)((half + 127) << 23) * (vf)((whole - half + 127) << 23);
 }
+/* Past the caches, where the instruction set can. */
+SIMD void v_stream(float *p, vf x) {
+#if defined(__SSE__)
+    __builtin_ia32_movntps(p, x);
+#else
+    v_store(p, x);
+#endif
+}
 SIMD float v_sum(vf x) { return (x[0] + x[2]) + (x[1] + x[3]); }
 SIMD float v_largest(vf x) {
     const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];

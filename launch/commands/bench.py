@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -23,11 +22,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _peak(options: argparse.Namespace) -> int:
-    threads = options.threads or len(os.sched_getaffinity(0))
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.launch.bind import bind
+
+    binding = bind(read_process_environment({}), mode="auto", threads=options.threads)
     from cktrain import cython_kernels
     from cktrain.bench.peak import measure_peak
 
-    report = measure_peak(cython_kernels.load(), threads)
+    report = measure_peak(cython_kernels.load(), binding.threads)
     print(json.dumps(report.as_dict()) if options.json else report.table())
     return 0
 

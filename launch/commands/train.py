@@ -17,6 +17,7 @@ from cktrain.config_file import load_config
 if TYPE_CHECKING:
     from cktrain.comm.group import Group
     from cktrain.launch.bind import Binding
+    from cktrain.nn.numerics import Numerics
 
 EXIT_INPUT = 2
 EXIT_STOPPED = 75
@@ -75,6 +76,7 @@ def _train(options: argparse.Namespace, config: Config, group: Group, binding: B
         return EXIT_INPUT
     assert built is not None
     trainer = built.trainer
+    trainer.peak_flops = _peak_flops(trainer.model.num, group)
     try:
         with StepBar(console, config.run.steps, trainer.progress.step) as bar:
             trainer.bar = bar if group.rank == 0 else None
@@ -85,6 +87,15 @@ def _train(options: argparse.Namespace, config: Config, group: Group, binding: B
         return 0
     log.info("resume with: %s", _command_line(options, group))
     return EXIT_STOPPED
+
+
+def _peak_flops(numerics: Numerics, group: Group) -> float:
+    """What all ranks can compute at most, FLOP/s, all of them measured at the same time."""
+    from cktrain.bench.peak import measure_flops
+
+    group.barrier()
+    mine = measure_flops(numerics.kernels, numerics.precision)
+    return sum(float(rate) for rate in group.all_gather_bytes(str(mine).encode()))
 
 
 def _agree(problem: str, group: Group) -> str:

@@ -1,0 +1,93 @@
+/* The limits of the machine, for the denominators of benchmarks: multiply-adds that touch registers only,
+ * and arrays that are read and written with nothing else to do. */
+
+/* Independent sums: latency 4 at two instructions per cycle needs 8; 12 leave room and fit 16 registers. */
+#define CK_PEAK_SUMS 12
+
+/* Keeps the compiler from hoisting or merging what depends on x. */
+#if defined(__x86_64__)
+#define CK_OPAQUE(x) __asm__ volatile("" : "+v"(x))
+#elif defined(__aarch64__)
+#define CK_OPAQUE(x) __asm__ volatile("" : "+w"(x))
+#else
+#define CK_OPAQUE(x) (void)(x)
+#endif
+
+static void peak_f32(const void *args, const ck_team *team) {
+    ck_peak_args *a = (ck_peak_args *)args;
+    vf sum[CK_PEAK_SUMS], x = v_set1(0.999f), y = v_set1(0.001f);
+    CK_OPAQUE(x);
+    CK_OPAQUE(y);
+#pragma GCC unroll 16
+    for (int i = 0; i < CK_PEAK_SUMS; i++) sum[i] = v_set1((float)i);
+    for (int64_t p = 0; p < a->steps; p++) {
+#pragma GCC unroll 16
+        for (int i = 0; i < CK_PEAK_SUMS; i++) sum[i] = v_fma(sum[i], x, y);
+    }
+    for (int i = 1; i < CK_PEAK_SUMS; i++) sum[0] = v_add(sum[0], sum[i]);
+    if (team->index == 0) {
+        a->result = v_sum(sum[0]);
+        a->flops = team->size * a->steps * CK_PEAK_SUMS * VL * 2;
+    }
+}
+
+#if defined(CK_ISA_BF16)
+static void peak_bf16(const void *args, const ck_team *team) {
+    ck_peak_args *a = (ck_peak_args *)args;
+    vf sum[CK_PEAK_SUMS];
+    vi bits = vi_set1(0x3c003c00);
+    CK_OPAQUE(bits);
+    const __m512bh x = (__m512bh)bits;
+#pragma GCC unroll 16
+    for (int i = 0; i < CK_PEAK_SUMS; i++) sum[i] = v_set1((float)i);
+    for (int64_t p = 0; p < a->steps; p++) {
+#pragma GCC unroll 16
+        for (int i = 0; i < CK_PEAK_SUMS; i++) sum[i] = _mm512_dpbf16_ps(sum[i], x, x);
+    }
+    for (int i = 1; i < CK_PEAK_SUMS; i++) sum[0] = v_add(sum[0], sum[i]);
+    if (team->index == 0) {
+        a->result = v_sum(sum[0]);
+        a->flops = team->size * a->steps * CK_PEAK_SUMS * VL * 4;
+    }
+}
+#else
+/* Without bf16 arithmetic the products are fp32's. */
+static void peak_bf16(const void *args, const ck_team *team) { peak_f32(args, team); }
+#endif
+
+INLINE void stream_part(ck_stream_args *a, ck_range part, const int reads, const int writes,
+                        const int streaming, int keep_result) {
+    enum { STEP = 4 };  /* vectors at a time, so that as many loads are under way */
+    vf total[STEP] = {v_zero(), v_zero(), v_zero(), v_zero()};
+    for (int64_t i = part.begin; i + STEP * VL <= part.end; i += STEP * VL)
+#pragma GCC unroll 4
+        for (int s = 0; s < STEP; s++) {
+            vf x = reads ? v_load(a->in[0] + i + s * VL) : v_zero();
+#pragma GCC unroll 4
+            for (int r = 1; r < reads; r++) x = v_add(x, v_load(a->in[r] + i + s * VL));
+#pragma GCC unroll 4
+            for (int w = 0; w < writes; w++) {
+                if (streaming) v_stream(a->out[w] + i + s * VL, x);
+                else v_store(a->out[w] + i + s * VL, x);
+            }
+            if (!writes) total[s] = v_add(total[s], x);
+        }
+    if (streaming) ck_store_fence();
+    if (keep_result) a->result = v_sum(v_add(v_add(total[0], total[1]), v_add(total[2], total[3])));
+}
+
+/* n is a multiple of 64 elements and the arrays are 64-byte aligned. */
+static void stream(const void *args, const ck_team *team) {
+    ck_stream_args *a = (ck_stream_args *)args;
+    const ck_range part = ck_split(a->n, 1024, team->size, team->index);
+    const int first = team->index == 0;
+#define CK_MIX(r, w)                                                                                        \
+    if (a->reads == r && a->writes == w) {                                                                  \
+        if (a->streaming) stream_part(a, part, r, w, 1, first);                                             \
+        else stream_part(a, part, r, w, 0, first);                                                          \
+        return;                                                                                             \
+    }
+    CK_MIX(1, 0) CK_MIX(0, 1) CK_MIX(1, 1) CK_MIX(2, 1) CK_MIX(4, 3)
+#undef CK_MIX
+    stream_part(a, part, a->reads, a->writes, a->streaming, first);
+}
