@@ -14,7 +14,6 @@
 
 /* Tiles of rows (forward) or of keys (backward) that share one packing of the other side. */
 #define CK_BLOCK_TILES 4
-#define CK_LOG2_E 1.44269504f
 
 /* Where the rows [row0, row0 + rows) of an array (B, S, H, D) lie. */
 static void FN(find_rows)(real **found, const ck_heads *t, void *pointer, ck_strides strides, int64_t row0,

@@ -14,7 +14,7 @@
 
 #undef CK_UNIT
 #undef CK_EXP2_DEGREE
-#if CK_STORAGE == CK_BF16 && defined(__AVX512BF16__)
+#if CK_STORAGE == CK_BF16 && defined(CK_ISA_BF16)
 #define CK_UNIT 2
 #define CK_EXP2_DEGREE 4
 #else

@@ -37,11 +37,24 @@ SIMD vf v_zero(void) { return v_set1(0.0f); }
 SIMD vf v_load_bf16_n(const uint16_t *p, int64_t n) {
     return v_from_bits(vi_shift_left(v_load_u16_n(p, n), 16));
 }
-SIMD void v_store_bf16_n(uint16_t *p, vf x, int64_t n) {
+SIMD vi v_round_bf16(vf x) {  /* in the lower halves */
     const vi bits = v_bits(x), upper = vi_shift_right(bits, 16);
     const vi rounding = vi_add(vi_set1(0x7fff), vi_and(upper, vi_set1(1)));
     const vi rounded = vi_shift_right(vi_add(bits, rounding), 16);
-    v_store_u16_n(p, vi_select(v_is_nan(x), vi_or(upper, vi_set1(0x40)), rounded), n);
+    return vi_select(v_is_nan(x), vi_or(upper, vi_set1(0x40)), rounded);
+}
+SIMD void v_store_bf16_n(uint16_t *p, vf x, int64_t n) { v_store_u16_n(p, v_round_bf16(x), n); }
+SIMD void v_stream_bf16(uint16_t *p, vf x) { v_stream_u16(p, v_round_bf16(x)); }
+
+/* Asks for the cache line of p; an address that is nobody's is harmless. Where rows are short or read twice, the
+ * hardware's own prefetch does not see the next one coming. */
+SIMD void ck_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
+
+/* Whether to write past the caches: an output of that many bytes in all, larger than what they hold, of which every
+ * row begins on a cache line. */
+#define CK_STREAM_BYTES (32ll << 20)
+SIMD int ck_streams(const void *out, int64_t bytes, int64_t row_bytes) {
+    return bytes >= CK_STREAM_BYTES && (((int64_t)(intptr_t)out | row_bytes) & 63) == 0;
 }
 
 SIMD float ck_from_bf16(uint16_t x) {

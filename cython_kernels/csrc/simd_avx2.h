@@ -91,6 +91,17 @@ SIMD double vd_sum(vd x) {
     return _mm_cvtsd_f64(_mm_add_sd(t, _mm_unpackhi_pd(t, t)));
 }
 
+SIMD void v_stream_u16(uint16_t *p, vi x) {
+    _mm_stream_si128((__m128i *)p,
+                     _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+}
+
+/* 1 / x; `rough` allows an error of 2^-14. */
+SIMD vf v_reciprocal(vf x, const int rough) {
+    (void)rough;
+    return v_div(v_set1(1.0f), x);
+}
+
 /* The rows of a VL x VL matrix, transposed in place. */
 SIMD void v_transpose(vf r[VL]) {
     vf t[VL], u[VL];

@@ -67,6 +67,14 @@ SIMD vd vd_add_squares(vd sum, vf x) {
 }
 SIMD double vd_sum(vd x) { return _mm512_reduce_add_pd(x); }
 
+SIMD void v_stream_u16(uint16_t *p, vi x) { _mm256_stream_si256((__m256i *)p, _mm512_cvtepi32_epi16(x)); }
+
+/* 1 / x for x in [1, 2^126], to 1.5 units of the last place; rough: to 2^-14, also for an infinity. */
+SIMD vf v_reciprocal(vf x, const int rough) {
+    const vf y = _mm512_rcp14_ps(x);
+    return rough ? y : _mm512_fmadd_ps(y, _mm512_fnmadd_ps(x, y, _mm512_set1_ps(1.0f)), y);
+}
+
 /* The rows of a VL x VL matrix, transposed in place. */
 SIMD void v_transpose(vf r[VL]) {
     vf t[VL], u[VL];
@@ -96,10 +104,19 @@ SIMD void v_transpose(vf r[VL]) {
     }
 }
 
-/* x less the nearest whole number, in [-0.5, 0.5]; 0 for an infinity. */
-SIMD vf v_past_whole(vf x) { return _mm512_reduce_ps(x, 0x08); }
+/* The nearest whole number. */
+SIMD vf v_whole(vf x) { return _mm512_roundscale_ps(x, 0x08); }
 
-#ifdef __AVX512BF16__
+#ifdef CK_ISA_BF16
+/* Rounded to nearest even; subnormals become zero. */
+SIMD void v_store_bf16_flushed_n(uint16_t *p, vf x, int64_t n) {
+    const __m256i half = (__m256i)_mm512_cvtneps_pbh(x);
+    if (n == VL) _mm256_storeu_si256((__m256i *)p, half);
+    else _mm256_mask_storeu_epi16(p, v_tail(n), half);
+}
+SIMD void v_stream_bf16_flushed(uint16_t *p, vf x) {
+    _mm256_stream_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x));
+}
 /* Pairs of bf16 in 32-bit lanes: sum + a.low b.low + a.high b.high. Subnormals count as zero. */
 SIMD vf v_dot_pairs(vf a, vf b, vf sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)v_bits(a), (__m512bh)v_bits(b));

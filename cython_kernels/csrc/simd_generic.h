@@ -93,6 +93,14 @@ SIMD vd vd_add_squares(vd sum, vf x) {
 }
 SIMD double vd_sum(vd x) { return (x.low[0] + x.low[1]) + (x.high[0] + x.high[1]); }
 
+SIMD void v_stream_u16(uint16_t *p, vi x) { v_store_u16_n(p, x, VL); }
+
+/* 1 / x; `rough` allows an error of 2^-14. */
+SIMD vf v_reciprocal(vf x, const int rough) {
+    (void)rough;
+    return v_div(v_set1(1.0f), x);
+}
+
 /* The rows of a VL x VL matrix, transposed in place. */
 SIMD void v_transpose(vf r[VL]) {
     const vf a = __builtin_shuffle(r[0], r[1], (vi){0, 4, 1, 5}), b = __builtin_shuffle(r[0], r[1], (vi){2, 6, 3, 7});

@@ -29,6 +29,7 @@
 #include "attention.h"
 
 #include "ops_optimizer.h"
+#include "ops_vmath.h"
 #include "peak.h"
 
 #define CK_TABLE(isa_name)                                                                                  \
