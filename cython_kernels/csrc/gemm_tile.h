@@ -1,16 +1,10 @@
-/* The matmul kernel in registers: c (rows, CK_NR) = or += a (rows, k) . b (k, CK_NR), all fp32.
+/* The register tile of attention's products: c (rows, CK_NR) = or += a (rows, k) . b (k, CK_NR), all fp32.
  *
  * a[i * a_row + p * a_col] is broadcast, b is read in whole vectors, b_row apart. a_row and a_col are
  * constants of the call wherever one is unit and the other known, so that all rows are addressed from one
  * pointer. */
 
-#define CK_KC 256
-#define CK_MC 480          /* a multiple of every CK_MR */
-#define CK_NC 1024         /* a multiple of every CK_NR */
 #define CK_PACK_SLACK 16   /* floats that packing may write past its end */
-_Static_assert(CK_MC % CK_MR == 0 && CK_NC % CK_NR == 0, "blocks hold whole panels");
-_Static_assert((CK_KC * CK_NC + CK_MC * CK_KC + CK_MC * CK_NC + 2 * CK_PACK_SLACK) * 4 <= CK_SCRATCH_BYTES,
-               "a thread's workspace holds its blocks");
 
 INLINE void tile(int64_t k, const float *a, const int64_t a_row, const int64_t a_col, const float *b,
                  int64_t b_row, float *c, int64_t c_row, int add) {

@@ -23,10 +23,16 @@
 #define CK_I32 2
 #define CK_SCRATCH_BYTES (4 << 20)  /* workspace per thread */
 
+#define CK_SHARED_BYTES (16 << 20)  /* workspace of a whole team */
+
+typedef struct { int64_t l1, l2, l3; } ck_caches;  /* bytes: data of a core, of a core, of all that share it */
+
 typedef struct ck_team {
     int index, size;        /* this thread, and how many take part */
     char *scratch;          /* this thread's CK_SCRATCH_BYTES, 64-byte aligned, contents undefined; those of
                              * the team lie one after the other in the order of the index */
+    char *shared;           /* the team's CK_SHARED_BYTES, one for all, 64-byte aligned, contents undefined */
+    const ck_caches *caches;
     void (*wait)(const struct ck_team *team);
 } ck_team;
 
@@ -42,12 +48,13 @@ static inline void *ck_scratch_of(const ck_team *team, int index) {
 
 typedef void (*ck_kernel)(const void *args, const ck_team *team);
 
-/* c (m, n) = or += a (m, k) . b (k, n) + bias (n) + residual (m, n). Any of the strides of a and b may be
- * the unit one. column_sums f32 (m) += sum over k of a: the bias gradient, when a is dy transposed.
- * residual may be c. */
+/* c (m, n) = or += a (m, k) . b (k, n) + bias f32 (n) + residual (m, n), of c's type. Any of the strides of a
+ * and b may be the unit one. column_sums f32 (m) += sum over k of a: the bias gradient, when a is dy
+ * transposed. residual may be c. */
 typedef struct {
     void *c;
-    const void *a, *b, *bias, *residual;
+    const void *a, *b, *residual;
+    const float *bias;
     float *column_sums;
     int64_t m, n, k, c_row, a_row, a_col, b_row, b_col, residual_row;
     int accumulate;

@@ -1,9 +1,10 @@
 /* Vectors of fp32 lanes: one set of names, one header per instruction set. An op is written once over
  * these.
  *
- * VL is the number of lanes, CK_MR x CK_NR the tile of C that the matmul kernel keeps in registers. The _n
- * forms touch n <= VL elements; with n the constant VL they become the plain ones. v_max(a, b) and
- * v_min(a, b) give b when either is NaN, so v_max(limit, x) lets a NaN in x through. */
+ * VL is the number of lanes, CK_MR x CK_NR the tile that attention's products keep in registers, CK_GEMM_MR
+ * x (CK_GEMM_NV * VL) that of matmul. The _n forms touch n <= VL elements; with n the constant VL they become
+ * the plain ones. v_max(a, b) and v_min(a, b) give b when either is NaN, so v_max(limit, x) lets a NaN in x
+ * through. */
 #ifndef CK_SIMD_H
 #define CK_SIMD_H
 

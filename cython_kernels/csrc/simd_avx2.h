@@ -4,6 +4,8 @@
 #define VL 8
 #define CK_MR 6
 #define CK_NR 16
+#define CK_GEMM_MR 6
+#define CK_GEMM_NV 2
 
 typedef __m256 vf;
 typedef __m256i vi;
@@ -66,6 +68,28 @@ SIMD vf v_scale(vf x, vf n) {
     const vi low = vi_shift_left(vi_add(half, bias), 23);
     const vi high = vi_shift_left(vi_add(_mm256_sub_epi32(whole, half), bias), 23);
     return v_mul(v_mul(x, v_from_bits(low)), v_from_bits(high));
+}
+/* The 8 x 8 matrix of these rows, transposed in place. */
+SIMD void v_transpose(vf r[8]) {
+    vf t[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {  /* r[i + c]: columns c, c + 4 of rows i to i + 3 */
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        const vf low = r[c], high = r[c + 4];
+        r[c] = _mm256_permute2f128_ps(low, high, 0x20);
+        r[c + 4] = _mm256_permute2f128_ps(low, high, 0x31);
+    }
 }
 /* Past the caches; p is 32-byte aligned. */
 SIMD void v_stream(float *p, vf x) { _mm256_stream_ps(p, x); }

@@ -4,6 +4,10 @@
 #define VL 16
 #define CK_MR 12
 #define CK_NR 32
+#ifndef CK_GEMM_MR
+#define CK_GEMM_MR 14
+#define CK_GEMM_NV 2
+#endif
 
 typedef __m512 vf;
 typedef __m512i vi;
@@ -54,6 +58,42 @@ SIMD vf v_abs(vf a) { return _mm512_abs_ps(a); }
 SIMD vf v_sqrt(vf a) { return _mm512_sqrt_ps(a); }
 /* x * 2^n for a whole number n. */
 SIMD vf v_scale(vf x, vf n) { return _mm512_scalef_ps(x, n); }
+/* n bf16 as they lie, two to a lane, the rest zero. */
+SIMD vi v_load_pairs_n(const uint16_t *p, int64_t n) {
+    return n == 2 * VL ? _mm512_loadu_si512(p) : _mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1), p);
+}
+/* The 16 x 16 matrix of these rows, transposed in place. */
+SIMD void v_transpose(vf r[16]) {
+    vf t[16];
+#pragma GCC unroll 8
+    for (int i = 0; i < 16; i += 2) {
+        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
+    }
+#define PD(op, x, y) _mm512_castpd_ps(_mm512_##op##_pd(_mm512_castps_pd(x), _mm512_castps_pd(y)))
+#pragma GCC unroll 4
+    for (int i = 0; i < 16; i += 4) {  /* r[i + c]: columns c, c + 4, c + 8, c + 12 of rows i to i + 3 */
+        r[i] = PD(unpacklo, t[i], t[i + 2]);
+        r[i + 1] = PD(unpackhi, t[i], t[i + 2]);
+        r[i + 2] = PD(unpacklo, t[i + 1], t[i + 3]);
+        r[i + 3] = PD(unpackhi, t[i + 1], t[i + 3]);
+    }
+#undef PD
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        t[c] = _mm512_shuffle_f32x4(r[c], r[c + 4], 0x88);
+        t[c + 4] = _mm512_shuffle_f32x4(r[c], r[c + 4], 0xdd);
+        t[c + 8] = _mm512_shuffle_f32x4(r[c + 8], r[c + 12], 0x88);
+        t[c + 12] = _mm512_shuffle_f32x4(r[c + 8], r[c + 12], 0xdd);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        r[c] = _mm512_shuffle_f32x4(t[c], t[c + 8], 0x88);
+        r[c + 8] = _mm512_shuffle_f32x4(t[c], t[c + 8], 0xdd);
+        r[c + 4] = _mm512_shuffle_f32x4(t[c + 4], t[c + 12], 0x88);
+        r[c + 12] = _mm512_shuffle_f32x4(t[c + 4], t[c + 12], 0xdd);
+    }
+}
 /* Past the caches; p is 64-byte aligned. */
 SIMD void v_stream(float *p, vf x) { _mm512_stream_ps(p, x); }
 SIMD float v_sum(vf x) { return _mm512_reduce_add_ps(x); }

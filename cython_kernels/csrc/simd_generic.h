@@ -5,6 +5,8 @@
 #define VL 4
 #define CK_MR 4
 #define CK_NR 8
+#define CK_GEMM_MR 4
+#define CK_GEMM_NV 2
 
 typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi __attribute__((vector_size(16)));
@@ -70,6 +72,17 @@ SIMD vf v_scale(vf x, vf n) {
     const vi whole = v_bits(n + v_set1(12582912.0f)) - vi_set1(0x4b400000);
     const vi half = whole >> 1;
     return x * (vf)((half + 127) << 23) * (vf)((whole - half + 127) << 23);
+}
+/* The 4 x 4 matrix of these rows, transposed in place. */
+SIMD void v_transpose(vf r[4]) {
+    const vf a = __builtin_shuffle(r[0], r[1], (vi){0, 4, 1, 5});
+    const vf b = __builtin_shuffle(r[0], r[1], (vi){2, 6, 3, 7});
+    const vf c = __builtin_shuffle(r[2], r[3], (vi){0, 4, 1, 5});
+    const vf d = __builtin_shuffle(r[2], r[3], (vi){2, 6, 3, 7});
+    r[0] = __builtin_shuffle(a, c, (vi){0, 1, 4, 5});
+    r[1] = __builtin_shuffle(a, c, (vi){2, 3, 6, 7});
+    r[2] = __builtin_shuffle(b, d, (vi){0, 1, 4, 5});
+    r[3] = __builtin_shuffle(b, d, (vi){2, 3, 6, 7});
 }
 /* Past the caches, where the instruction set can. */
 SIMD void v_stream(float *p, vf x) {

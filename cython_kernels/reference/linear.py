@@ -8,14 +8,15 @@ from ._arrays import Array, Door, store, sum_rows, widen
 def linear_forward(
     y: Array, x: Array, w: Array, bias: Array | None = None, residual: Array | None = None
 ) -> None:
-    """Write y (N,O) = x (N,I) · w (O,I)ᵀ + bias (O) + residual (N,O). residual may be y itself."""
+    """Write y (N,O) = x (N,I) · w (O,I)ᵀ + bias f32 (O) + residual (N,O). residual may be y itself."""
     door = Door("linear_forward", x)
     n, i = door.dims("x", x, 2)
     o = door.dims("w", w, 2)[0]
-    door.real(y=(y, (n, o)), w=(w, (o, i)), bias=(bias, (o,)), residual=(residual, (n, o)))
+    door.real(y=(y, (n, o)), w=(w, (o, i)), residual=(residual, (n, o)))
+    door.f32(bias=(bias, (o,)))
     value = widen(x) @ widen(w).T
     if bias is not None:
-        value += widen(bias)
+        value += bias
     if residual is not None:
         value += widen(residual)
     store(y, value)
