@@ -195,7 +195,7 @@ static void FN(product)(int64_t m, int64_t n, int64_t k, const float *a, int64_t
 /* n <= VL units of src, of which `elements` are left, zero after them. */
 INLINE vf FN(load_units)(const real *src, int64_t elements) {
 #if CK_UNIT == 2
-    return v_load_pairs_n(src, ck_max(0, ck_min(2 * VL, elements)));
+    return v_from_bits(v_load_pairs_n(src, ck_max(0, ck_min(2 * VL, elements))));
 #else
     return r_load_n(src, ck_max(0, ck_min(VL, elements)));
 #endif

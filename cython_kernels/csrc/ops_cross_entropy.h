@@ -37,7 +37,7 @@ static void FN(cross_entropy_forward)(const void *args, const ck_team *team) {
 INLINE void FN(cross_entropy_backward_rows)(const ck_cross_entropy_args *a, const ck_team *team, const int from_f32) {
     const ck_range rows = ck_split(a->n, ck_row_grain(a->v * sizeof(real)), team->size, team->index);
     const int streaming = a->dlogits != a->logits
-        && ck_streams(a->dlogits, a->n * a->v * sizeof(real), a->dlogits_row * sizeof(real));
+        && ck_streams(team, a->dlogits, a->n * a->v * sizeof(real), a->dlogits_row * sizeof(real));
     const vf factor = v_set1(CK_LOG2_E);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t at = r * a->logits_row;

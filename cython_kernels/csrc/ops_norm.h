@@ -26,7 +26,7 @@ static void FN(rms_norm_forward)(const void *args, const ck_team *team) {
     const ck_norm_forward_args *a = args;
     const ck_range rows = ck_split(a->n * a->h, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
     const int streaming = a->y != a->x
-        && ck_streams(a->y, a->n * a->h * a->c * sizeof(real), (a->y_n | a->y_h) * sizeof(real));
+        && ck_streams(team, a->y, a->n * a->h * a->c * sizeof(real), (a->y_n | a->y_h) * sizeof(real));
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *x = ROW((const real *)a->x, x, r);
         real *y = ROW((real *)a->y, y, r);
@@ -44,7 +44,7 @@ static void FN(layer_norm_forward)(const void *args, const ck_team *team) {
     const ck_norm_forward_args *a = args;
     const ck_range rows = ck_split(a->n * a->h, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
     const int streaming = a->y != a->x
-        && ck_streams(a->y, a->n * a->h * a->c * sizeof(real), (a->y_n | a->y_h) * sizeof(real));
+        && ck_streams(team, a->y, a->n * a->h * a->c * sizeof(real), (a->y_n | a->y_h) * sizeof(real));
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *x = ROW((const real *)a->x, x, r), *next = x + (a->h == 1 ? a->x_n : a->x_h);
         real *y = ROW((real *)a->y, y, r);

@@ -8,7 +8,7 @@ static void adamw_step(const void *args, const ck_team *team) {
     float *param = a->param + part.begin, *first = a->m + part.begin, *second = a->v + part.begin;
     float *grad = a->grad + part.begin;
     uint16_t *copy = a->copy ? a->copy + part.begin : NULL;
-    const int streaming = copy && ck_streams(a->copy, a->n * sizeof *copy, 0), zero_grad = a->zero_grad;
+    const int streaming = copy && ck_streams(team, a->copy, a->n * sizeof *copy, 0), zero_grad = a->zero_grad;
     const vf scale = v_set1((float)a->grad_scale), keep = v_set1((float)(1.0 - a->lr * a->weight_decay));
     const vf beta1 = v_set1((float)a->beta1), rest1 = v_set1((float)(1.0 - a->beta1));
     const vf beta2 = v_set1((float)a->beta2), rest2 = v_set1((float)(1.0 - a->beta2));

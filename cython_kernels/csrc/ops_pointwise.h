@@ -3,7 +3,7 @@
 static void FN(embedding_forward)(const void *args, const ck_team *team) {
     const ck_embedding_args *a = args;
     const ck_range rows = ck_split(a->n, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
-    const int streaming = ck_streams(a->y, a->n * a->c * sizeof(real), a->y_row * sizeof(real));
+    const int streaming = ck_streams(team, a->y, a->n * a->c * sizeof(real), a->y_row * sizeof(real));
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *x = (const real *)a->x + a->ids[r] * a->x_row;
         real *y = (real *)a->y + r * a->y_row;
@@ -71,7 +71,7 @@ static void FN(rope)(const void *args, const ck_team *team) {
 static void FN(swiglu_forward)(const void *args, const ck_team *team) {
     const ck_swiglu_args *a = args;
     const ck_range rows = ck_split(a->n, ck_row_grain(a->i * sizeof(real)), team->size, team->index);
-    const int streaming = ck_streams(a->y, a->n * a->i * sizeof(real), a->y_row * sizeof(real));
+    const int streaming = ck_streams(team, a->y, a->n * a->i * sizeof(real), a->y_row * sizeof(real));
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *gate = (const real *)a->gate_up + r * a->gate_up_row, *up = gate + a->i;
         real *y = (real *)a->y + r * a->y_row;
@@ -92,8 +92,8 @@ static void FN(swiglu_backward)(const void *args, const ck_team *team) {
     const int64_t bytes = a->n * a->i * sizeof(real);
     const int fresh = a->dgate_up != a->gate_up;
     const int streams_d = fresh && a->i * sizeof(real) % 64 == 0
-        && ck_streams(a->dgate_up, 2 * bytes, a->dgate_up_row * sizeof(real));
-    const int streams_y = a->y && ck_streams(a->y, bytes, a->y_row * sizeof(real));
+        && ck_streams(team, a->dgate_up, 2 * bytes, a->dgate_up_row * sizeof(real));
+    const int streams_y = a->y && ck_streams(team, a->y, bytes, a->y_row * sizeof(real));
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *gate = (const real *)a->gate_up + r * a->gate_up_row, *up = gate + a->i;
         const real *dy = (const real *)a->dy + r * a->dy_row;
@@ -140,7 +140,7 @@ INLINE vf FN(gelu_slope)(vf x, const int tanh) {
     const ck_pointwise_args *a = args;                                                                      \
     const ck_range rows = ck_split(a->n, ck_row_grain(a->c * sizeof(real)), team->size, team->index);       \
     const int streaming = a->out != a->a && a->out != a->b                                                  \
-        && ck_streams(a->out, a->n * a->c * sizeof(real), a->out_row * sizeof(real));                       \
+        && ck_streams(team, a->out, a->n * a->c * sizeof(real), a->out_row * sizeof(real));                       \
     for (int64_t r = rows.begin; r < rows.end; r++) {                                                       \
         const real *x = (const real *)a->a + r * a->a_row, *other = (const real *)a->b + r * a->b_row;      \
         real *out = (real *)a->out + r * a->out_row;                                                        \
@@ -179,7 +179,7 @@ static void FN(cast_to_f32)(const void *args, const ck_team *team) {
     const ck_range part = ck_split(a->n, 64, team->size, team->index);
     float *dst = (float *)a->dst + part.begin;
     const real *src = (const real *)a->src + part.begin;
-    const int streaming = ck_streams(a->dst, a->n * sizeof *dst, 0);
+    const int streaming = ck_streams(team, a->dst, a->n * sizeof *dst, 0);
     EACH_VECTOR(i, m, part.end - part.begin,
         const vf x = r_load_n(src + i, m);
         if (streaming && m == VL) v_stream(dst + i, x);
@@ -192,7 +192,7 @@ static void FN(cast_to_bf16)(const void *args, const ck_team *team) {
     const ck_range part = ck_split(a->n, 64, team->size, team->index);
     uint16_t *dst = (uint16_t *)a->dst + part.begin;
     const real *src = (const real *)a->src + part.begin;
-    const int streaming = ck_streams(a->dst, a->n * sizeof *dst, 0);
+    const int streaming = ck_streams(team, a->dst, a->n * sizeof *dst, 0);
     EACH_VECTOR(i, m, part.end - part.begin,
         const vf x = r_load_n(src + i, m);
         if (streaming && m == VL) v_stream_bf16(dst + i, x);

@@ -37,8 +37,13 @@
 
 /* The body runs for i = 0, VL, 2 VL ... < n, with m lanes each time: the constant VL, and the rest at the
  * end. */
-/* A store of m lanes, past the caches when `streaming` (ck_streams). */
 #ifndef r_put
+/* Whether to write past the caches: an output of that many bytes in all, more than the last of them holds, of which
+ * every row begins on a cache line. What is smaller may be read again from the cache by the next op. */
+INLINE int ck_streams(const ck_team *team, const void *out, int64_t bytes, int64_t row_bytes) {
+    return bytes >= team->caches->l3 && (((int64_t)(intptr_t)out | row_bytes) & 63) == 0;
+}
+/* A store of m lanes, past the caches when `streaming`. */
 #define r_put(p, x, m, streaming)                                                                           \
     do {                                                                                                    \
         if ((streaming) && (m) == VL) r_stream(p, x);                                                       \

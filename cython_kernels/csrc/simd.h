@@ -1,8 +1,7 @@
 /* Vectors of fp32 lanes: one set of names, one header per instruction set. An op is written once over
  * these.
  *
- * VL is the number of lanes, CK_MR x CK_NR the tile that attention's products keep in registers, CK_GEMM_MR
- * x (CK_GEMM_NV * VL) that of matmul. The _n forms touch n <= VL elements; with n the constant VL they become
+ * VL is the number of lanes, CK_GEMM_MR x (CK_GEMM_NV * VL) the tile that matmul keeps in registers. The _n forms touch n <= VL elements; with n the constant VL they become
  * the plain ones. v_max(a, b) and v_min(a, b) give b when either is NaN, so v_max(limit, x) lets a NaN in x
  * through. */
 #ifndef CK_SIMD_H
@@ -20,8 +19,6 @@
 #else
 #include "simd_generic.h"
 #endif
-
-#define CK_NV (CK_NR / VL)
 
 /* Orders v_stream's writes before those that follow. */
 SIMD void ck_store_fence(void) {
@@ -50,13 +47,6 @@ SIMD void v_stream_bf16(uint16_t *p, vf x) { v_stream_u16(p, v_round_bf16(x)); }
 /* Asks for the cache line of p; an address that is nobody's is harmless. Where rows are short or read twice, the
  * hardware's own prefetch does not see the next one coming. */
 SIMD void ck_prefetch(const void *p) { __builtin_prefetch(p, 0, 3); }
-
-/* Whether to write past the caches: an output of that many bytes in all, larger than what they hold, of which every
- * row begins on a cache line. */
-#define CK_STREAM_BYTES (32ll << 20)
-SIMD int ck_streams(const void *out, int64_t bytes, int64_t row_bytes) {
-    return bytes >= CK_STREAM_BYTES && (((int64_t)(intptr_t)out | row_bytes) & 63) == 0;
-}
 
 SIMD float ck_from_bf16(uint16_t x) {
     const union { uint32_t bits; float value; } u = {.bits = (uint32_t)x << 16};

@@ -2,8 +2,6 @@
 #include <immintrin.h>
 
 #define VL 8
-#define CK_MR 6
-#define CK_NR 16
 #define CK_GEMM_MR 6
 #define CK_GEMM_NV 2
 
@@ -124,26 +122,4 @@ SIMD void v_stream_u16(uint16_t *p, vi x) {
 SIMD vf v_reciprocal(vf x, const int rough) {
     (void)rough;
     return v_div(v_set1(1.0f), x);
-}
-
-/* The rows of a VL x VL matrix, transposed in place. */
-SIMD void v_transpose(vf r[VL]) {
-    vf t[VL], u[VL];
-#pragma GCC unroll 4
-    for (int i = 0; i < VL; i += 2) {
-        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
-    }
-#pragma GCC unroll 2
-    for (int i = 0; i < VL; i += 4) {  /* half L of u[i + c]: column 4 L + c of rows i to i + 3 */
-        u[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
-        u[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
-        u[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
-        u[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
-    }
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) {
-        r[c] = _mm256_permute2f128_ps(u[c], u[4 + c], 0x20);
-        r[4 + c] = _mm256_permute2f128_ps(u[c], u[4 + c], 0x31);
-    }
 }

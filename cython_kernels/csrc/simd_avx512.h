@@ -2,8 +2,6 @@
 #include <immintrin.h>
 
 #define VL 16
-#define CK_MR 12
-#define CK_NR 32
 #ifndef CK_GEMM_MR
 #define CK_GEMM_MR 14
 #define CK_GEMM_NV 2
@@ -115,35 +113,6 @@ SIMD vf v_reciprocal(vf x, const int rough) {
     return rough ? y : _mm512_fmadd_ps(y, _mm512_fnmadd_ps(x, y, _mm512_set1_ps(1.0f)), y);
 }
 
-/* The rows of a VL x VL matrix, transposed in place. */
-SIMD void v_transpose(vf r[VL]) {
-    vf t[VL], u[VL];
-#pragma GCC unroll 8
-    for (int i = 0; i < VL; i += 2) {
-        t[i] = _mm512_unpacklo_ps(r[i], r[i + 1]);
-        t[i + 1] = _mm512_unpackhi_ps(r[i], r[i + 1]);
-    }
-#define CK_PD(op, a, b) _mm512_castpd_ps(_mm512_unpack##op##_pd(_mm512_castps_pd(a), _mm512_castps_pd(b)))
-#pragma GCC unroll 4
-    for (int i = 0; i < VL; i += 4) {  /* lane L of u[i + c]: column 4 L + c of rows i to i + 3 */
-        u[i] = CK_PD(lo, t[i], t[i + 2]);
-        u[i + 1] = CK_PD(hi, t[i], t[i + 2]);
-        u[i + 2] = CK_PD(lo, t[i + 1], t[i + 3]);
-        u[i + 3] = CK_PD(hi, t[i + 1], t[i + 3]);
-    }
-#undef CK_PD
-#pragma GCC unroll 4
-    for (int c = 0; c < 4; c++) {
-        const vf a = _mm512_shuffle_f32x4(u[c], u[4 + c], 0x44), b = _mm512_shuffle_f32x4(u[c], u[4 + c], 0xee);
-        const vf d = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0x44);
-        const vf e = _mm512_shuffle_f32x4(u[8 + c], u[12 + c], 0xee);
-        r[c] = _mm512_shuffle_f32x4(a, d, 0x88);
-        r[4 + c] = _mm512_shuffle_f32x4(a, d, 0xdd);
-        r[8 + c] = _mm512_shuffle_f32x4(b, e, 0x88);
-        r[12 + c] = _mm512_shuffle_f32x4(b, e, 0xdd);
-    }
-}
-
 /* The nearest whole number. */
 SIMD vf v_whole(vf x) { return _mm512_roundscale_ps(x, 0x08); }
 
@@ -168,10 +137,5 @@ SIMD vf v_pairs_across(vf low, vf high) {
     const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
                                            6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
     return v_from_bits(_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(high, low)));
-}
-/* n <= 2 VL bf16 as they lie, zero from n on. */
-SIMD vf v_load_pairs_n(const uint16_t *p, int64_t n) {
-    return v_from_bits(n == 2 * VL ? _mm512_loadu_si512(p)
-                                   : _mm512_maskz_loadu_epi16((__mmask32)((1ull << n) - 1), p));
 }
 #endif

@@ -3,8 +3,6 @@
 #include <string.h>
 
 #define VL 4
-#define CK_MR 4
-#define CK_NR 8
 #define CK_GEMM_MR 4
 #define CK_GEMM_NV 2
 
@@ -112,14 +110,4 @@ SIMD void v_stream_u16(uint16_t *p, vi x) { v_store_u16_n(p, x, VL); }
 SIMD vf v_reciprocal(vf x, const int rough) {
     (void)rough;
     return v_div(v_set1(1.0f), x);
-}
-
-/* The rows of a VL x VL matrix, transposed in place. */
-SIMD void v_transpose(vf r[VL]) {
-    const vf a = __builtin_shuffle(r[0], r[1], (vi){0, 4, 1, 5}), b = __builtin_shuffle(r[0], r[1], (vi){2, 6, 3, 7});
-    const vf c = __builtin_shuffle(r[2], r[3], (vi){0, 4, 1, 5}), d = __builtin_shuffle(r[2], r[3], (vi){2, 6, 3, 7});
-    r[0] = __builtin_shuffle(a, c, (vi){0, 1, 4, 5});
-    r[1] = __builtin_shuffle(a, c, (vi){2, 3, 6, 7});
-    r[2] = __builtin_shuffle(b, d, (vi){0, 1, 4, 5});
-    r[3] = __builtin_shuffle(b, d, (vi){2, 3, 6, 7});
 }

@@ -7,13 +7,11 @@
 #include "split.h"
 #include "simd.h"
 #include "vmath.h"
-#include "gemm_tile.h"
 #include "gemm_kernel.h"
 #include "gemm_plan.h"
 
 #define CK_STORAGE 0
 #include "real.h"
-#include "tile_pack.h"
 #include "gemm_pack.h"
 #include "gemm.h"
 #include "ops_norm.h"
@@ -25,7 +23,6 @@
 #undef CK_STORAGE
 #define CK_STORAGE 1
 #include "real.h"
-#include "tile_pack.h"
 #include "gemm_pack.h"
 #include "gemm.h"
 #include "ops_norm.h"
