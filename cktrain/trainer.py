@@ -109,7 +109,6 @@ class Trainer:
             limit = self.config.optimizer.clip_grad_norm
             clip = min(1.0, limit / norm) if limit and norm else 1.0
             self.optimizer.step(lr, clip / tokens, self.progress.updates + 1)
-            self.params.refresh()
         self.progress = replace(
             self.progress,
             step=step,

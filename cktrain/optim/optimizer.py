@@ -35,17 +35,19 @@ class Optimizer:
             there = slice(segment.start - self.start, segment.stop - self.start)
             moments = [self.state[name][there] for name in self.moments]
             decay = config.weight_decay if segment.decay else 0.0
-            self._segments.append((params.data[here], params.grad[here], moments, decay))
+            copy = None if params.copy is None else params.copy[here]
+            self._segments.append((params.data[here], params.grad[here], copy, moments, decay))
 
     def step(self, lr: float, grad_scale: float, step: int) -> None:
-        """One update with gradients multiplied by grad_scale; `step` counts from 1."""
-        for data, grad, moments, decay in self._segments:
-            self._update(data, grad, moments, decay, lr, grad_scale, step)
+        """One update with gradients multiplied by grad_scale, of the bf16 copy too; `step` counts from 1."""
+        for data, grad, copy, moments, decay in self._segments:
+            self._update(data, grad, copy, moments, decay, lr, grad_scale, step)
 
     def _update(
         self,
         data: np.ndarray,
         grad: np.ndarray,
+        copy: np.ndarray | None,
         moments: list[np.ndarray],
         decay: float,
         lr: float,
@@ -60,10 +62,10 @@ class AdamW(Optimizer):
 
     moments = ("exp_avg", "exp_avg_sq")
 
-    def _update(self, data, grad, moments, decay, lr, grad_scale, step):  # type: ignore[no-untyped-def]
+    def _update(self, data, grad, copy, moments, decay, lr, grad_scale, step):  # type: ignore[no-untyped-def]
         c = self.config
         self.params.numerics.kernels.adamw_step(
-            data, *moments, grad, lr, c.betas[0], c.betas[1], c.eps, decay, step, grad_scale
+            data, *moments, grad, lr, c.betas[0], c.betas[1], c.eps, decay, step, grad_scale, copy=copy
         )
 
 
@@ -72,9 +74,12 @@ class SGD(Optimizer):
 
     moments = ("momentum_buffer",)
 
-    def _update(self, data, grad, moments, decay, lr, grad_scale, step):  # type: ignore[no-untyped-def]
+    def _update(self, data, grad, copy, moments, decay, lr, grad_scale, step):  # type: ignore[no-untyped-def]
         c = self.config
-        self.params.numerics.kernels.sgd_step(data, *moments, grad, lr, c.momentum, decay, c.nesterov, grad_scale)
+        kernels = self.params.numerics.kernels
+        kernels.sgd_step(data, *moments, grad, lr, c.momentum, decay, c.nesterov, grad_scale)
+        if copy is not None:
+            kernels.cast(copy, data)
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}
