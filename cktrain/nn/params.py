@@ -16,7 +16,6 @@ import numpy as np
 from cktrain.nn.memory import CACHE_LINE, Arena
 from cktrain.nn.numerics import Numerics
 
-
 STREAM_BLOCK = 1 << 20
 
 
@@ -93,7 +92,8 @@ class Param:
         for place in self.places:
             low, high = max(row, place.whole_row), min(row + shape[0], place.whole_row + place.rows)
             shift = place.row - place.whole_row
-            here, block = (slice(low + shift, high + shift),), (slice(low - row, high - row),)
+            here: tuple[slice, ...] = (slice(low + shift, high + shift),)
+            block: tuple[slice, ...] = (slice(low - row, high - row),)
             if len(shape) == 2:
                 left = max(column, place.column)
                 right = min(column + shape[1], place.column + self.shape[1])

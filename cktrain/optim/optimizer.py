@@ -1,8 +1,8 @@
 """AdamW and SGD over flat buffers.
 
-The state is one flat f32 array per moment, as long as the spans of the parameters that this rank updates, one after the
-other; an update is one kernel call per segment of equal weight decay. The gradients are unnormalised sums: `grad_scale` carries both the
-division by the number of tokens and the clipping.
+The state is one flat f32 array per moment, for the spans of the parameters that this rank updates, one after the
+other; an update is one kernel call per segment of equal weight decay. The gradients are unnormalised sums: `grad_scale`
+carries both the division by the number of tokens and the clipping.
 """
 
 from __future__ import annotations

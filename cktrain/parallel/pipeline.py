@@ -68,7 +68,9 @@ class Stage:
                 self.model.backward_loss(batch.tokens, slot)
                 if not self._first:
                     gradient = self.model.stream_gradient(slot)
-                    self._sent["backward", number] = self.group.send(gradient, self.group.rank - 1, async_=True)
+                    self._sent["backward", number] = self.group.send(
+                        gradient, self.group.rank - 1, async_=True
+                    )
                 self._held.discard(number)
                 after_backward()
             self.seconds[action.kind] += time.perf_counter() - began - (self.waiting.seconds - waited)
