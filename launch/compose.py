@@ -48,6 +48,7 @@ def compose(
     ranks = divide_world(group, resolve_mesh(config.parallel, group.size))
     kernels = cython_kernels.load()
     kernels.set_num_threads(threads)
+    group.use_reduction(getattr(kernels, "reduction", None))
     run_dir = Path(config.run.dir)
     checkpoint = find_checkpoint(run_dir / "checkpoints", config.checkpoint.resume)
     precision = agree_on_precision(config.precision, kernels.isa, checkpoint, group)

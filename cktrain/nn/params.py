@@ -13,7 +13,7 @@ from typing import Literal
 
 import numpy as np
 
-from cktrain.nn.memory import CACHE_LINE, Arena
+from cktrain.nn.memory import CACHE_LINE, Allocate, Arena
 from cktrain.nn.numerics import Numerics
 
 STREAM_BLOCK = 1 << 20
@@ -115,7 +115,10 @@ class Segment:
 class FlatParams:
     """The parameters of a model (or a stage of it) and their two flat buffers, (size,) f32 each."""
 
-    def __init__(self, params_in_forward_order: Sequence[Param], numerics: Numerics) -> None:
+    def __init__(
+        self, params_in_forward_order: Sequence[Param], numerics: Numerics, allocate: Allocate | None = None
+    ) -> None:
+        """With `allocate`, both buffers lie in memory that the data group works on in place."""
         self.numerics = numerics
         self.params = list(dict.fromkeys(reversed(params_in_forward_order)))  # a tied parameter stands once
         names = [param.name for param in self.params]
@@ -126,8 +129,8 @@ class FlatParams:
             param.start = self.size
             self.size += -(-param.size // align) * align
         f32 = numerics.f32
-        self.data = Arena("parameters", self.size * f32.itemsize).array((self.size,), f32)
-        self.grad = Arena("gradients", self.size * f32.itemsize).array((self.size,), f32)
+        self.data = Arena("parameters", self.size * f32.itemsize, allocate).array((self.size,), f32)
+        self.grad = Arena("gradients", self.size * f32.itemsize, allocate).array((self.size,), f32)
         mixed = numerics.real != f32
         copies = [p for p in self.params if mixed and p.compute == "real"]
         values = Arena("compute weights", sum((p.size + align * 2) * numerics.real.itemsize for p in copies))

@@ -47,7 +47,7 @@ class Part:
         rows = batch.micro_batch_size * length
         divide_layers(model, STYLES[config.model.family], ranks.tensor, ranks.waiting, rows)
         keep_stage(model, cuts[ranks.pipeline.rank], ranks.pipeline.rank, ranks.pipeline.size)
-        self.params = FlatParams(model.params(), model.num)
+        self.params = FlatParams(model.params(), model.num, ranks.world.allocate)
         self.data = DataParallel(
             ranks.data,
             self.params,

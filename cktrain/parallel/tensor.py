@@ -30,7 +30,7 @@ from cktrain.nn.head import CrossEntropyHead
 from cktrain.nn.linear import Linear
 from cktrain.nn.memory import Slot
 from cktrain.nn.module import Module
-from cktrain.nn.params import Param, Place
+from cktrain.nn.params import Place
 from cktrain.parallel.buckets import Span
 from cktrain.parallel.rows import Rows
 from cktrain.parallel.vocabulary import VocabularyEmbedding, VocabularyHead
@@ -60,11 +60,6 @@ def divide_layers(
             "sequence_length). Change one of them."
         )
     model.row_shares = group.size
-
-
-def replicated_params(model: Transformer) -> list[Param]:
-    """The parameters that stand whole on every tensor rank."""
-    return [param for param in model.params() if param.shape == param.whole_shape]
 
 
 class ColumnLinear(Linear):

@@ -15,6 +15,7 @@
 #include "real.h"
 #include "tile_pack.h"
 #include "gemm_pack.h"
+#include "gemm_narrow.h"
 #include "gemm.h"
 #include "attention_tile.h"
 #include "ops_norm.h"
@@ -27,6 +28,7 @@
 #include "real.h"
 #include "tile_pack.h"
 #include "gemm_pack.h"
+#include "gemm_narrow.h"
 #include "gemm.h"
 #include "ops_norm.h"
 #include "ops_pointwise.h"
@@ -35,6 +37,7 @@
 
 #include "ops_optimizer.h"
 #include "peak.h"
+#include "reduce.h"
 
 #define CK_TABLE(isa_name)                                                                                  \
     static const ck_table table = {                                                                         \
