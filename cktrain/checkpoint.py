@@ -7,8 +7,8 @@
         COMPLETE              written last: name and size of every file
 
 All ranks write at the same time. A file's tensors are blocks of whole parameters, named by their place
-(`param.lm_head.weight[0:512,0:64]`), so a checkpoint doesn't depend on the layout it was saved under: a rank of any other
-layout reads the blocks that it holds something of.
+(`param.lm_head.weight[0:512,0:64]`), so a checkpoint doesn't depend on the layout it was saved under: a rank of any
+other layout reads the blocks that it holds something of.
 
 The folder, on a file system that all hosts share, is written under a temporary name, each file fsynced, then renamed: a
 crash or a full disk leaves the last good checkpoint and never something that looks like one. Data order, schedule and
@@ -245,7 +245,7 @@ StoredBlock = tuple[int, int, StoredTensor]
 
 
 def _stored_blocks(path: Path, state: dict) -> dict[str, list[StoredBlock]]:
-    """(row, column, tensor) of the blocks of each tensor. ValueError for damaged headers, or where blocks are missing."""
+    """(row, column, tensor) of each tensor's blocks. ValueError for damaged headers, or where blocks are missing."""
     stored: dict[str, list[StoredBlock]] = {
         f"{kind}.{name}": [] for kind in ("param", *state["moments"]) for name in state["tensors"]
     }

@@ -96,7 +96,9 @@ class Workbench:
             tensor = torch.from_numpy(array)
         return tensor.requires_grad_() if grad else tensor
 
-    def gradient(self, f: Callable[..., Any], dy: np.ndarray, *inputs: np.ndarray) -> Callable[[], Any] | None:
+    def gradient(
+        self, f: Callable[..., Any], dy: np.ndarray, *inputs: np.ndarray
+    ) -> Callable[[], Any] | None:
         """torch's backward of y = f(inputs), whose forward is computed once."""
         if self.torch is None:
             return None
@@ -132,7 +134,11 @@ def _norms(w: Workbench) -> Iterator[Trial]:
     k, n = w.kernels, w.rows()
     f = w.torch and w.torch.nn.functional
     x, y, dx = (w.array((n, C)) for _ in range(3))
-    scale, bias, rstd, mean = w.array((C,), np.float32), w.array((C,), np.float32), *(w.array((n,), np.float32) for _ in "rm")
+    scale, bias, rstd, mean = (
+        w.array((C,), np.float32),
+        w.array((C,), np.float32),
+        *(w.array((n,), np.float32) for _ in "rm"),
+    )
     dscale, dbias = np.zeros(C, np.float32), np.zeros(C, np.float32)
     in_real = scale.astype(w.real), bias.astype(w.real)
     one = x.nbytes
@@ -157,7 +163,14 @@ def _pointwise(w: Workbench) -> Iterator[Trial]:
     def swiglu(a: Any) -> Any:
         return f.silu(a[:, :C]) * a[:, C:]
 
-    yield Trial("swiglu_forward", lambda: k.swiglu_forward(y, gate_up), 3 * one, (2, 1, 0), 0, w.value(swiglu, gate_up))
+    yield Trial(
+        "swiglu_forward",
+        lambda: k.swiglu_forward(y, gate_up),
+        3 * one,
+        (2, 1, 0),
+        0,
+        w.value(swiglu, gate_up),
+    )
     yield Trial("swiglu_backward", lambda: k.swiglu_backward(dgate_up, x, gate_up, y), 6 * one, (3, 3, 0), 0,
                 w.gradient(swiglu, x, gate_up))  # fmt: skip
     for tanh in (False, True):
@@ -176,7 +189,9 @@ def _rope(w: Workbench) -> Iterator[Trial]:
     q = w.array((n, C // 64, 64))
     cos, sin = w.array((2048, 32), np.float32), w.array((2048, 32), np.float32)
     positions = np.arange(n, dtype=np.int32) % 2048
-    yield Trial("rope_forward", lambda: w.kernels.rope_forward(q, q, cos, sin, positions), 2 * q.nbytes, (0, 0, 1))
+    yield Trial(
+        "rope_forward", lambda: w.kernels.rope_forward(q, q, cos, sin, positions), 2 * q.nbytes, (0, 0, 1)
+    )
 
 
 def _cross_entropy(w: Workbench) -> Iterator[Trial]:
@@ -218,7 +233,14 @@ def _optimizer(w: Workbench) -> Iterator[Trial]:
         tensor = w.tensor(param).clone().requires_grad_()
         tensor.grad = w.tensor(grad)
         rival = w.torch.optim.AdamW([tensor], lr=1e-6, weight_decay=0.1, fused=True).step
-    yield Trial("adamw_step", lambda: k.adamw_step(param, m, v, grad, *settings, copy=copy), 28 * n + extra, (1, 0, 3), 0, rival)
+    yield Trial(
+        "adamw_step",
+        lambda: k.adamw_step(param, m, v, grad, *settings, copy=copy),
+        28 * n + extra,
+        (1, 0, 3),
+        0,
+        rival,
+    )
     yield Trial("sum_of_squares", lambda: k.sum_of_squares(grad), 4 * n, (1, 0, 0))
     if copy is not None:
         yield Trial("cast_to_bf16", lambda: k.cast(copy, grad), 6 * n, (2, 1, 0), 0,
@@ -278,7 +300,9 @@ def _attention(w: Workbench, b: int, t: int, h: int, d: int) -> Iterator[Trial]:
         yield Trial(name, run, flops=int(flops * factor), rival=rival)
 
 
-def bench_ops(kernels: Any, precision: str, names: tuple[str, ...] = (), rounds: int = 5) -> Iterator[OpResult]:
+def bench_ops(
+    kernels: Any, precision: str, names: tuple[str, ...] = (), rounds: int = 5
+) -> Iterator[OpResult]:
     """A result per op whose name contains one of `names` (all when empty), on the kernel set's threads."""
     w, threads = Workbench(kernels, precision), kernels.num_threads()
     if w.torch:
@@ -289,7 +313,9 @@ def bench_ops(kernels: Any, precision: str, names: tuple[str, ...] = (), rounds:
             seconds, rival = _best([trial.run, trial.rival], 3 * rounds, threads)
             peak = max(peak, measure_flops(kernels, precision, 0.1))
             rate = trial.flops / seconds
-            yield _result(trial, shape, w, seconds, rival, gflops=rate / 1e9, limit=peak / 1e9, roofline=rate / peak)
+            yield _result(
+                trial, shape, w, seconds, rival, gflops=rate / 1e9, limit=peak / 1e9, roofline=rate / peak
+            )
     streams = _Streams(w.operand_bytes)
     for trial in memory_trials(w):
         if _wanted(trial, names):
@@ -298,7 +324,9 @@ def bench_ops(kernels: Any, precision: str, names: tuple[str, ...] = (), rounds:
             nbytes = streams.nbytes(*trial.streams)
             limit = nbytes / min(limits)
             rate = trial.nbytes / seconds
-            yield _result(trial, "", w, seconds, rival, gbs=rate / 1e9, limit=limit / 1e9, roofline=rate / limit)
+            yield _result(
+                trial, "", w, seconds, rival, gbs=rate / 1e9, limit=limit / 1e9, roofline=rate / limit
+            )
 
 
 class _Streams:
@@ -346,7 +374,9 @@ def _best(runs: list[Callable[[], Any] | None], rounds: int, threads: int) -> li
     return [None if run is None else seconds for run, seconds in zip(runs, best, strict=True)]
 
 
-def _result(trial: Trial, shape: str, w: Workbench, seconds: float, rival: float | None, **rates: float) -> OpResult:
+def _result(
+    trial: Trial, shape: str, w: Workbench, seconds: float, rival: float | None, **rates: float
+) -> OpResult:
     return OpResult(
         trial.op, shape, w.precision, w.kernels.num_threads(), seconds, rates.get("gflops"), rates.get("gbs"),
         rates["limit"], rates["roofline"], rival, None if rival is None else rival / seconds,
@@ -355,7 +385,9 @@ def _result(trial: Trial, shape: str, w: Workbench, seconds: float, rival: float
 
 def ops_table(results: list[OpResult]) -> str:
     """Lines for people."""
-    lines = [f"{'op':<24}{'shape':<24}{'type':<6}{'ms':>9}{'GFLOP/s':>9}{'GB/s':>8}{'limit':>8}{'%':>7}{'x PyTorch':>11}"]
+    lines = [
+        f"{'op':<24}{'shape':<24}{'type':<6}{'ms':>9}{'GFLOP/s':>9}{'GB/s':>8}{'limit':>8}{'%':>7}{'x PyTorch':>11}"
+    ]
     for r in results:
         flops, bandwidth = (f"{x:.1f}" if x is not None else "" for x in (r.gflops, r.gbs))
         rival = "" if r.vs_torch is None else f"{r.vs_torch:.2f}"

@@ -1,6 +1,6 @@
 """AdamW and SGD over flat buffers.
 
-The state is one flat f32 array per moment, as long as the spans of the parameters that this rank updates, one after the
+The state is one flat f32 array per moment, for the spans of the parameters that this rank updates, one after the
 other; an update is one kernel call per segment of equal weight decay. The gradients are unnormalised sums: `grad_scale`
 carries both the division by the number of tokens and the clipping.
 """
@@ -88,7 +88,16 @@ class AdamW(Optimizer):
     def _update(self, piece: Piece, lr: float, grad_scale: float, step: int) -> None:
         c = self.config
         self.params.numerics.kernels.adamw_step(
-            piece.data, *piece.moments, piece.grad, lr, *c.betas, c.eps, piece.decay, step, grad_scale, copy=piece.copy
+            piece.data,
+            *piece.moments,
+            piece.grad,
+            lr,
+            *c.betas,
+            c.eps,
+            piece.decay,
+            step,
+            grad_scale,
+            copy=piece.copy,
         )
 
 

@@ -23,7 +23,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     gemm.add_argument("--shapes", help="names of shapes, separated by commas; default: all")
     gemm.add_argument("--repetitions", type=int, default=7, help="measurements of each product")
     gemm.set_defaults(run=_gemm)
-    ops = actions.add_parser("ops", help="every op but the matmuls: its rate, its limit, and PyTorch where installed")
+    ops = actions.add_parser(
+        "ops", help="every op but the matmuls: its rate, its limit, and PyTorch where installed"
+    )
     ops.add_argument("names", nargs="*", help="parts of the names of the ops to run; default: all")
     ops.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both")
     ops.add_argument("--threads", type=int, help="threads; default: all cores")

@@ -62,7 +62,9 @@ def test_every_layout(kernels: Any, dtype: Any, threads: int) -> None:
     kernels.set_num_threads(threads)
 
     @SETTINGS
-    @given(ROWS, COLUMNS, DEPTHS, st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99))
+    @given(
+        ROWS, COLUMNS, DEPTHS, st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99)
+    )
     @example(130, 257, 4099, False, True, True, True, 0)
     @example(130, 257, 4099, True, False, False, True, 0)
     @example(13, 257, 4099, False, True, False, True, 0)
@@ -94,7 +96,15 @@ def test_bias_and_residual(kernels: Any, dtype: Any, y_dtype: Any, in_place: boo
             kernels.linear_forward(np.empty((1, 1), bfloat16), *np.empty((2, 1, 1), np.float32))
         return
     rng = np.random.default_rng(0)
-    for n, i, o in ((0, 3, 5), (3, 0, 5), (3, 5, 0), (5, 40, 33), (14, 2100, 48), (75, 2100, 50), (40, 4100, 70)):
+    for n, i, o in (
+        (0, 3, 5),
+        (3, 0, 5),
+        (3, 5, 0),
+        (5, 40, 33),
+        (14, 2100, 48),
+        (75, 2100, 50),
+        (40, 4100, 70),
+    ):
         x, w = view(rng, (n, i), dtype, True), view(rng, (o, i), dtype, True)
         bias = rng.standard_normal(o, np.float32)
         residual = rng.standard_normal((n, o)).astype(y_dtype)
