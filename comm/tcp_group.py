@@ -2,7 +2,7 @@
 
 Bytes on a connection come in the order of the schedule, so they carry no tags; each operation begins with a header of
 one cache line, which the other side compares with its own call before it takes any payload. A further connection per
-pair carries heartbeats, once a second, written and read by the watch thread: a rank that ends is seen at once, a
+pair carries heartbeats, written and read by the watch thread: a rank that ends is seen at once, a
 dead link after 5 s without an acknowledgement (TCP_USER_TIMEOUT), and a rank that is merely stopped is neither.
 """
 

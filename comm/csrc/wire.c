@@ -60,7 +60,7 @@ static int take_header(ckc_op *o, int peer) {
     return CKC_DONE;
 }
 
-/* Move every transfer of the round; CKC_DONE when all are complete. */
+/* Move every transfer of the round; CKC_DONE when all are complete. Nothing is taken before all headers agree. */
 static int transfer(ckc_op *o) {
     ckc_wire *wire = o->on;
     ckc_run_state *run = o->extra;
@@ -77,12 +77,9 @@ static int transfer(ckc_op *o) {
             char *at = place(o, step->place, step->at) + run->moved[i];
             if (step->kind == CKC_STEP_SEND) {
                 run->moved[i] += push(o, peer, at, bytes - run->moved[i]);
-            } else {
-                const int header = take_header(o, peer);
-                if (header < 0) return header;
-                if (header == CKC_DONE)
-                    run->moved[i] += outcome(o, peer, recv(wire->fds[peer], at, (size_t)(bytes - run->moved[i]),
-                                                           MSG_DONTWAIT));
+            } else if (run->agreed) {
+                run->moved[i] += outcome(o, peer, recv(wire->fds[peer], at, (size_t)(bytes - run->moved[i]),
+                                                       MSG_DONTWAIT));
             }
         }
         if (run->moved[i] < bytes) {
@@ -117,7 +114,7 @@ static void find_round(ckc_run_state *run) {
         run->round_end++;
 }
 
-/* Headers that no payload has taken along. */
+/* Headers that no payload has taken along; CKC_DONE when all have gone and come and agree. */
 static int exchange_headers(ckc_op *o) {
     const ckc_wire *wire = o->on;
     ckc_run_state *run = o->extra;
@@ -131,7 +128,7 @@ static int exchange_headers(ckc_op *o) {
     return complete;
 }
 
-int ckc_wire_advance(ckc_op *o) {
+static int move_on(ckc_op *o) {
     ckc_wire *wire = o->on;
     ckc_run_state *run = o->extra;
     if (!run->begun) {
@@ -143,16 +140,29 @@ int ckc_wire_advance(ckc_op *o) {
     }
     while (run->next < run->step_count) {
         const int got = transfer(o);
-        if (got <= 0) {
-            /* A peer that waits for our header alone must not wait for a round that waits for it. */
+        if (!run->agreed) {             /* after the sends, which take headers along */
             const int headers = exchange_headers(o);
-            return headers < 0 ? headers : got;
+            if (headers <= 0) return headers;
+            run->agreed = 1;
+            continue;
         }
+        if (got <= 0) return got;
         compute(o);
         run->next = run->round_end;
         find_round(run);
     }
-    return exchange_headers(o);
+    return run->agreed ? CKC_DONE : exchange_headers(o);
+}
+
+int ckc_wire_advance(ckc_op *o) {
+    const ckc_wire *wire = o->on;
+    const ckc_run_state *run = o->extra;
+    const int got = move_on(o);
+    /* The others must see what this rank calls before it fails and goes. */
+    if (got == CKC_MISMATCH)
+        for (int peer = 0; peer < wire->size; peer++)
+            if (run->partners[peer] & CKC_HEADER_SENT && run->sent[peer] < HEADER) push(o, peer, NULL, 0);
+    return got;
 }
 
 int ckc_wire_wanted(ckc_op *o, struct pollfd *fds, int limit) {
@@ -162,7 +172,8 @@ int ckc_wire_wanted(ckc_op *o, struct pollfd *fds, int limit) {
     for (int64_t i = run->next; i < run->round_end; i++) {
         const ckc_step *step = &run->steps[i];
         if (step->kind > CKC_STEP_RECV || run->moved[i] == step->count * ckc_item_bytes(o->call.dtype)) continue;
-        events[step->peer] |= step->kind == CKC_STEP_SEND ? POLLOUT : POLLIN;
+        if (step->kind == CKC_STEP_SEND) events[step->peer] |= POLLOUT;
+        else if (run->agreed) events[step->peer] |= POLLIN;
     }
     int count = 0;
     for (int peer = 0; peer < wire->size; peer++) {

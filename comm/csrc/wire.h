@@ -2,7 +2,7 @@
  *
  * A wire is a lane of operations with one socket to each peer; operations run one after another, so bytes on a socket
  * have the order of the schedule and need no tags. Before its first payload to a peer an operation sends its call (a
- * header), and it compares the peer's header before it takes any payload. Rounds follow each other; the transfers of a
+ * header), and it compares the headers of all its partners before it takes any payload. Rounds follow each other; the transfers of a
  * round go on side by side, then its local steps run in their order. */
 #ifndef CKC_WIRE_H
 #define CKC_WIRE_H
@@ -41,7 +41,7 @@ typedef struct {                            /* an operation's `extra` */
     uint8_t partners[CKC_MAX_RANKS];        /* CKC_HEADER_SENT | CKC_HEADER_RECEIVED */
     uint8_t sent[CKC_MAX_RANKS], received[CKC_MAX_RANKS];       /* bytes of the headers */
     ckc_call theirs[CKC_MAX_RANKS];
-    int local_done, begun;
+    int begun, agreed;                      /* agreed: all headers have come and are alike */
 } ckc_run_state;
 
 int ckc_wire_advance(ckc_op *op);

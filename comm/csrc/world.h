@@ -91,7 +91,8 @@ typedef struct {
     ckc_reduce_n reduce;
 
     _Atomic int failure;                    /* 0; the first failure's cause, set once */
-    int failed_rank;                        /* world rank; valid once failure is set */
+    int failed_rank;                        /* world rank; this and the next two are valid once failure is set */
+    int64_t failed_ns;
     char failed_how[120];
 
     _Atomic(ckc_op *) inbox;                /* handed to the engine, latest first */
