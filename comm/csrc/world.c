@@ -96,8 +96,10 @@ static int nap(ckc_world *w, int (*ready)(void *), void *arg, int64_t ns) {
 
 /* Sleep until one of the sockets that the operation waits for is ready. A failure is seen after 20 ms at most. */
 static int nap_on_sockets(ckc_op *op) {
-    struct pollfd fds[2 * CKC_MAX_RANKS];
-    poll(fds, (nfds_t)op->wanted(op, fds, 2 * CKC_MAX_RANKS), LAST_SLEEP_NS / 1000000);
+    struct pollfd fds[CKC_MAX_RANKS];
+    const int count = op->wanted(op, fds, CKC_MAX_RANKS);
+    if (count < 0) sched_yield();
+    else poll(fds, (nfds_t)count, LAST_SLEEP_NS / 1000000);
     return CKC_PENDING;
 }
 
@@ -227,8 +229,15 @@ static int nap_on_all_sockets(ckc_world *w) {
     struct pollfd fds[4 * CKC_MAX_RANKS];
     int count = 1;
     fds[0] = (struct pollfd){.fd = w->wake_fd, .events = POLLIN};
-    for (const ckc_queue *queue = w->active; queue != NULL; queue = queue->next)
-        if (queue->head->wanted) count += queue->head->wanted(queue->head, fds + count, 4 * CKC_MAX_RANKS - count);
+    for (const ckc_queue *queue = w->active; queue != NULL; queue = queue->next) {
+        if (!queue->head->wanted) continue;
+        const int more = queue->head->wanted(queue->head, fds + count, 4 * CKC_MAX_RANKS - count);
+        if (more < 0) {
+            sched_yield();
+            return CKC_PENDING;
+        }
+        count += more;
+    }
     poll(fds, (nfds_t)count, LAST_SLEEP_NS / 1000000);
     if (fds[0].revents) {
         uint64_t rung;
