@@ -18,6 +18,8 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).parent
 KERNELS = "cktrain.cython_kernels"
 CSRC = "cython_kernels/csrc"
+# RDMA without pyverbs; left out where libibverbs' headers (libibverbs-dev, rdma-core-devel) are missing.
+VERBS = "cktrain.comm.transport._verbs_native"
 ROOMS = {
     "cktrain": "cktrain",
     "cktrain.cython_kernels": "cython_kernels",
@@ -33,6 +35,10 @@ AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 ISA_FLAGS = {"generic": [], "avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 
+COMM = "comm/csrc"
+# comm moves bytes and has a plain reduction to fall back on: no instruction set beyond the baseline.
+COMM_SOURCES = {"_engine": ["world", "watch", "shm", "stream", "wire", "memory", "reduce"]}
+
 THEMES = [
     "linear",
     "embedding",
@@ -44,6 +50,7 @@ THEMES = [
     "optimizer",
     "cast",
     "peak",
+    "reduce",
 ]
 
 
@@ -80,13 +87,33 @@ def extensions() -> list[Extension]:
             depends=[*headers, door],
         )
 
+    comm_headers = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / COMM).glob("*.h"))
+
+    def comm_extension(module: str, sources: list[str]) -> Extension:
+        return Extension(
+            f"cktrain.comm.{module}",
+            [f"comm/{module}.pyx", *(f"{COMM}/{name}.c" for name in sources)],
+            include_dirs=[COMM],
+            extra_compile_args=C_FLAGS,
+            extra_link_args=["-pthread"],
+            depends=comm_headers,
+        )
+
     return [
+        *(comm_extension(module, sources) for module, sources in COMM_SOURCES.items()),
         *(
             extension(f"_isa_{isa}", [f"{CSRC}/isa_{isa}.c"], C_FLAGS + flags)
             for isa, flags in ISA_FLAGS.items()
         ),
         extension("_runtime", ["cython_kernels/_runtime.pyx", *runtime], GLUE_FLAGS),
         *(extension(theme, [f"cython_kernels/{theme}.pyx"], GLUE_FLAGS) for theme in THEMES),
+        Extension(
+            VERBS,
+            ["comm/transport/_verbs_native.pyx"],
+            libraries=["ibverbs"],
+            extra_compile_args=GLUE_FLAGS,
+            depends=["comm/transport/_libibverbs.pxi"],
+        ),
     ]
 
 
@@ -104,9 +131,14 @@ class BuildExtensions(build_ext):
         ]
         for isa in unknown:
             self.announce(f"left out: the compiler does not know {' '.join(ISA_FLAGS[isa])}", level=3)
+        if not self.compiles_with([], "#include <infiniband/verbs.h>\n"):
+            self.extensions = [e for e in self.extensions if e.name != VERBS]
+            self.announce(f"left out: {VERBS}, since infiniband/verbs.h is not here", level=3)
         for extension in self.extensions:
-            if extension.name.endswith("._runtime"):
+            if extension.name.endswith(("._runtime", "._engine")):
                 extension.include_dirs.append(numpy.get_include())
+                extension.define_macros.append(("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"))
+            if extension.name.endswith("._runtime"):
                 extension.define_macros += [
                     ("CK_BUILT", f'"{" ".join(isa for isa in ISA_FLAGS if isa not in unknown)}"'),
                     ("CK_LEFT_OUT", f'"{" ".join(unknown)}"'),
@@ -130,11 +162,11 @@ class BuildExtensions(build_ext):
         self.parallel = self.parallel or workers
         super().build_extensions()
 
-    def compiles_with(self, flags: list[str]) -> bool:
-        """Whether the compiler takes the flags."""
+    def compiles_with(self, flags: list[str], text: str = "int nothing;\n") -> bool:
+        """Whether the compiler takes the flags, or a line of C."""
         with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder, "empty.c")
-            source.write_text("int nothing;\n")
+            source = Path(folder, "try.c")
+            source.write_text(text)
             try:
                 self.compiler.compile([str(source)], output_dir=folder, extra_preargs=flags)
             except CompileError:

@@ -35,9 +35,17 @@ class RunConfig(Section):
 
 
 _LLAMA_ONLY = {
-    "num_key_value_heads", "rms_norm_eps", "rope_theta", "rope_scaling", "attention_bias", "qkv_bias", "mlp_bias",
-    "qk_norm", "sliding_window", "layer_types",
-}  # fmt: skip
+    "num_key_value_heads",
+    "rms_norm_eps",
+    "rope_theta",
+    "rope_scaling",
+    "attention_bias",
+    "qkv_bias",
+    "mlp_bias",
+    "qk_norm",
+    "sliding_window",
+    "layer_types",
+}
 
 
 class ModelConfig(Section):
@@ -88,7 +96,7 @@ class ModelConfig(Section):
     activation_function: Literal["gelu_new", "gelu"] = "gelu_new"
     """GELU's form in gpt2: gelu_new is the tanh form, gelu the erf form."""
     initializer_range: float = 0.02
-    """Standard deviation of fresh weights; projections back into the residual stream are divided by sqrt(2 x layers)."""
+    """Standard deviation of fresh weights; projections into the residual stream are divided by sqrt(2 x layers)."""
 
     @model_validator(mode="after")
     def _check(self) -> ModelConfig:
@@ -109,7 +117,8 @@ class ModelConfig(Section):
         kv_heads = self.num_key_value_heads or heads
         if heads % kv_heads:
             raise ValueError(
-                f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}. Choose a divisor of {heads}"
+                f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}. "
+                f"Choose a divisor of {heads}"
             )
         if self.head_dim is None and (self.hidden_size or 0) % heads:
             raise ValueError(
@@ -117,7 +126,9 @@ class ModelConfig(Section):
                 "Change one of them or give head_dim"
             )
         if self.family == "llama" and self.resolved_head_dim % 2:
-            raise ValueError(f"head_dim {self.resolved_head_dim} is odd: rotary embedding pairs its two halves")
+            raise ValueError(
+                f"head_dim {self.resolved_head_dim} is odd: rotary embedding pairs its two halves"
+            )
         if self.family == "gpt2":
             fields = type(self).model_fields
             foreign = sorted(name for name in _LLAMA_ONLY if getattr(self, name) != fields[name].default)
@@ -189,7 +200,10 @@ class OptimizerConfig(Section):
     """adamw (Loshchilov & Hutter 2019) or sgd with momentum."""
     lr: Annotated[float, Field(ge=0)] = 3.0e-4
     """Peak learning rate."""
-    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    betas: Annotated[list[Annotated[float, Field(ge=0, lt=1)]], Field(min_length=2, max_length=2)] = [
+        0.9,
+        0.95,
+    ]
     """Decay of AdamW's first and second moments."""
     eps: Annotated[float, Field(gt=0)] = 1.0e-8
     """Added to the root of AdamW's second moment."""
@@ -298,7 +312,7 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
-    """fp32, bf16 (mixed, fp32 master weights), fp64 (reference kernels only), or auto: bf16 where the CPU computes it."""
+    """fp32; bf16 (mixed, fp32 master weights); fp64 (reference kernels only); auto: bf16 where the CPU computes it."""
     parallel: ParallelConfig = ParallelConfig()
     comm: CommConfig = CommConfig()
     launch: LaunchConfig = LaunchConfig()

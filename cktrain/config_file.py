@@ -28,10 +28,14 @@ _Loader.yaml_implicit_resolvers = {
 }
 _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float",
-    re.compile(r"^[-+]?(\d+\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)$", re.IGNORECASE),
+    re.compile(
+        r"^[-+]?(\d+\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)$", re.IGNORECASE
+    ),
     list("-+0123456789."),
 )
-_Loader.add_implicit_resolver("tag:yaml.org,2002:bool", re.compile(r"^(true|false|True|False)$"), list("tfTF"))
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(true|false|True|False)$"), list("tfTF")
+)
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
@@ -79,7 +83,9 @@ def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[tuple, str]]:
     finally:
         loader.dispose()
     if not isinstance(values, dict):
-        raise ValueError(f"{name}:1: a run is a mapping of blocks (run:, model:, data: …), found {type(values).__name__}")
+        raise ValueError(
+            f"{name}:1: a run is a mapping of blocks (run:, model:, data: …), found {type(values).__name__}"
+        )
     return values, lines
 
 
@@ -90,8 +96,8 @@ def _locate(node: yaml.Node, path: tuple, lines: dict[tuple, str], name: str) ->
             here = (*path, str(key.value))
             if here in lines:
                 raise ValueError(
-                    f"{name}:{key.start_mark.line + 1}: {'.'.join(here)}: the key stands twice (first at {lines[here]}). "
-                    "Keep one"
+                    f"{name}:{key.start_mark.line + 1}: {'.'.join(here)}: the key stands twice "
+                    f"(first at {lines[here]}). Keep one"
                 )
             lines[here] = f"{name}:{key.start_mark.line + 1}"
             _locate(value, here, lines, name)
@@ -108,7 +114,9 @@ def _apply(values: dict[str, Any], lines: dict[tuple, str], override: str) -> No
     try:
         value = yaml.load(text, Loader=_Loader) if text.strip() else None
     except yaml.YAMLError as error:
-        raise ValueError(f"--set {override}: {text!r} is not valid YAML: {getattr(error, 'problem', error)}") from None
+        raise ValueError(
+            f"--set {override}: {text!r} is not valid YAML: {getattr(error, 'problem', error)}"
+        ) from None
     target = values
     for depth, part in enumerate(parts[:-1]):
         target = target.setdefault(part, {})
@@ -129,7 +137,11 @@ def _describe(problem: Any, lines: dict[tuple, str], name: str) -> str:
     if problem["type"] == "extra_forbidden":
         choices = _fields_at(path[:-1])
         close = difflib.get_close_matches(str(path[-1]), choices, n=1, cutoff=0.5)
-        hint = f"Did you mean {'.'.join([*map(str, path[:-1]), close[0]])!r}?" if close else f"Known keys: {', '.join(choices)}."
+        hint = (
+            f"Did you mean {'.'.join([*map(str, path[:-1]), close[0]])!r}?"
+            if close
+            else f"Known keys: {', '.join(choices)}."
+        )
         return f"{where}: {key}: unknown key. {hint}"
     if problem["type"] == "missing":
         return f"{where}: {key}: missing. It has no default; add it"

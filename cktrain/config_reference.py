@@ -1,4 +1,6 @@
-"""Writes docs/configuration.md from the typed configuration: `python -m cktrain.config_reference > docs/configuration.md`.
+"""Writes docs/configuration.md from the typed configuration.
+
+    python -m cktrain.config_reference > docs/configuration.md
 
 A test compares the file with what this prints, so the reference can't drift from the code.
 """
@@ -12,7 +14,6 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from cktrain.config import Config
 
@@ -35,12 +36,19 @@ def reference() -> str:
         if isinstance(section, type) and issubclass(section, BaseModel):
             parts.append(_section(name, section))
         else:
-            parts.append(f"## {name}\n{field.description} Type: {_type(field)}. Default: {_default(field)}.\n")
+            parts.append(
+                f"## {name}\n{field.description} Type: {_type(field)}. Default: {_default(field)}.\n"
+            )
     return "\n".join(parts)
 
 
 def _section(name: str, section: type[BaseModel]) -> str:
-    lines = [f"## {name}", f"{(section.__doc__ or '').strip()}\n", "| key | type | default | meaning |", "|---|---|---|---|"]
+    lines = [
+        f"## {name}",
+        f"{(section.__doc__ or '').strip()}\n",
+        "| key | type | default | meaning |",
+        "|---|---|---|---|",
+    ]
     nested = []
     for key, field in section.model_fields.items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
@@ -81,7 +89,7 @@ def _spell(annotation: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default is PydanticUndefined:
+    if field.is_required():
         return "required"
     if field.default is None:
         return "-"

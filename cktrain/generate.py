@@ -59,10 +59,12 @@ class Decoder:
             slot.describe(np.arange(first, first + chunk.size, dtype=np.int32), None)
             normed = self._run(chunk, slot)
             self.cache.advance(chunk.size)
+        assert self.model.head is not None
         return self.model.head.logits(normed[-1:])[0]
 
     def _run(self, ids: np.ndarray, slot: Slot) -> np.ndarray:
         """The normed stream (S, C). No backward follows, so one block's arrays serve all blocks."""
+        assert self.model.norm is not None, "a whole model, no stage of one"
         with slot.recomputing():
             return self.model.norm.forward(self.model.hidden(ids, slot, train=False), slot)
 
@@ -130,6 +132,7 @@ def generate(
             f"[generate] {len(prompt)} tokens of prompt and {max_tokens} to generate: both are at least 1. "
             "Ask for more."
         )
+    assert model.head is not None
     if max(prompt) >= model.head.vocab_size:
         raise ValueError(
             f"[generate] the prompt has token id {max(prompt)} and the model's vocabulary "

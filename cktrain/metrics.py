@@ -48,11 +48,20 @@ class StepMetrics:
         share = 100 * self.memory_bytes / _total_memory()
         mfu = "n/a" if self.mfu is None else f"{100 * self.mfu:.1f}%"
         data_share = 100 * self.data_ms / 1e3 / seconds_per_step if seconds_per_step else 0.0
-        return (
-            f"step: {self.step}  loss: {self.loss:.5f}  grad_norm: {self.grad_norm:.4g}  memory: {gib:.2f}GiB({share:.0f}%)  "
-            f"tps: {self.tps:,.0f}  tflops: {self.tflops:.3f}  mfu: {mfu}  lr: {self.lr:.1e}  comm: {self.comm_ms:.0f}ms  "
-            f"data: {data_share:.1f}%  eta: {format_seconds(seconds_per_step * steps_left)}"
+        fields = (
+            f"step: {self.step}",
+            f"loss: {self.loss:.5f}",
+            f"grad_norm: {self.grad_norm:.4g}",
+            f"memory: {gib:.2f}GiB({share:.0f}%)",
+            f"tps: {self.tps:,.0f}",
+            f"tflops: {self.tflops:.3f}",
+            f"mfu: {mfu}",
+            f"lr: {self.lr:.1e}",
+            f"comm: {self.comm_ms:.0f}ms",
+            f"data: {data_share:.1f}%",
+            f"eta: {format_seconds(seconds_per_step * steps_left)}",
         )
+        return "  ".join(fields)
 
 
 class MetricsFile:

@@ -6,6 +6,7 @@ import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from cktrain.data.ngram import bits_per_byte
 from cktrain.data.shards import TokenSource
@@ -21,11 +22,17 @@ class Comparison:
 
     def table(self) -> str:
         """One line per model."""
-        rows = [("this model", self.model), ("5-gram (Kneser-Ney)", self.five_gram), ("bigram (Kneser-Ney)", self.bigram)]
+        rows = [
+            ("this model", self.model),
+            ("5-gram (Kneser-Ney)", self.five_gram),
+            ("bigram (Kneser-Ney)", self.bigram),
+        ]
         return "\n".join(f"  {name:<22}{value:.4f} bits per byte" for name, value in rows)
 
 
-def compare_with_ngrams(model_bits_per_byte: float, train: TokenSource, validation: TokenSource) -> Comparison:
+def compare_with_ngrams(
+    model_bits_per_byte: float, train: TokenSource, validation: TokenSource
+) -> Comparison:
     """The model's figure beside those of a bigram and a 5-gram model of the same training tokens."""
     assert train.vocab_size is not None and validation.text_bytes is not None
     bigram, five_gram = (
@@ -56,7 +63,7 @@ def plot_losses(run_dir: Path) -> Path:
             axes.plot(*zip(*points, strict=True), style, label=label)
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
-    axes.secondary_yaxis("right", functions=(lambda y: y / math.log(2), lambda y: y * math.log(2))).set_ylabel("bits per token")
+    axes.secondary_yaxis("right", functions=(_bits, _nats)).set_ylabel("bits per token")
     axes.set_title(run_dir.name)
     axes.grid(alpha=0.3)
     axes.legend()
@@ -64,3 +71,11 @@ def plot_losses(run_dir: Path) -> Path:
     figure.savefig(path, dpi=120)
     pyplot.close(figure)
     return path
+
+
+def _bits(nats: Any) -> Any:
+    return nats / math.log(2)
+
+
+def _nats(bits: Any) -> Any:
+    return bits * math.log(2)

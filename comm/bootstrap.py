@@ -30,12 +30,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NoReturn
 
-from cktrain.comm.environment import ProcessEnvironment, read_process_environment
+from cktrain.comm.algorithms import check_override
+from cktrain.comm.environment import (
+    ProcessEnvironment,
+    job_name,
+    meeting_address,
+    read_process_environment,
+)
 from cktrain.comm.errors import RendezvousError, TransportUnavailableError
 from cktrain.comm.group import Group
 from cktrain.comm.solo_group import SoloGroup
 
-TRANSPORTS = ("auto", "mpi")
+TRANSPORTS = ("auto", "mpi", "shm", "tcp")
 
 
 def init(
@@ -44,14 +50,20 @@ def init(
     timeout_s: float = 120.0,
     check: bool = False,
     environ: Mapping[str, str] = os.environ,
+    engine_core: int | None = None,
+    interface: str | None = None,
+    algorithm: str | None = None,
 ) -> Group:
     """Return the group of all ranks of this job, named "world".
 
     Args:
-        transport: "auto" or "mpi" (the only one that carries bytes between processes).
+        transport: "auto" (shared memory where all ranks are on one node, else MPI), "shm", "mpi" or "tcp".
         timeout_s: deadline of every wait, seconds.
         check: compare the calls of all ranks before each collective (for debugging: a round trip per call).
         environ: the environment to read.
+        engine_core: core of the thread that moves asynchronous operations; None: where the process runs.
+        interface: network interface or address for TCP; None: the one that leads to rank 0.
+        algorithm: preferred algorithm (`cktrain.comm.algorithms`); None: by length.
 
     Raises:
         ValueError: unknown transport, or a deadline that is not above 0.
@@ -63,9 +75,71 @@ def init(
         raise ValueError(
             f"[comm] transport {transport!r} is not built in. Give one of {', '.join(TRANSPORTS)}."
         )
+    check_override(algorithm)
     process = read_process_environment(environ)
     if process.size == 1:
         return SoloGroup("world", timeout_s)
+    one_node = process.size is not None and process.local_size == process.size
+    if transport == "shm" and not one_node:
+        raise TransportUnavailableError(
+            "comm", "shm", {process.rank: f"{describe(process)}, {process.local_size} of them on this node"},
+            "Use comm.transport: auto",
+        )  # fmt: skip
+    if one_node and transport in ("auto", "shm"):
+        return _init_shm(process, timeout_s, environ, engine_core)
+    if transport == "tcp":
+        return _init_tcp(process, timeout_s, environ, engine_core, interface, algorithm)
+    return _init_mpi(process, timeout_s, check)
+
+
+def _init_tcp(
+    process: ProcessEnvironment,
+    timeout_s: float,
+    environ: Mapping[str, str],
+    engine_core: int | None,
+    interface: str | None,
+    algorithm: str | None,
+) -> Group:
+    from cktrain.comm.rendezvous import meet, read_secret
+    from cktrain.comm.tcp_group import TcpGroup, join_mesh
+
+    address = meeting_address(environ)
+    if address is None or process.size is None:
+        raise TransportUnavailableError(
+            "comm", "tcp", {process.rank: f"{describe(process)}, and nobody says where rank 0 listens"},
+            "Set CKTRAIN_RENDEZVOUS=host:port to a free port of rank 0's host, on all ranks",
+        )  # fmt: skip
+    file = environ.get("CKTRAIN_SECRET_FILE")
+    meeting = meet(
+        process.rank,
+        process.size,
+        address,
+        read_secret(file) if file else None,
+        timeout_s,
+        job=environ.get("CKTRAIN_JOB", ""),
+        interface=interface,
+    )
+    spin = (process.local_size or process.size) <= len(os.sched_getaffinity(0))
+    mesh = join_mesh(meeting, spin=spin, engine_core=engine_core)
+    return TcpGroup(mesh, range(process.size), "world", timeout_s, algorithm=algorithm)
+
+
+def _init_shm(
+    process: ProcessEnvironment,
+    timeout_s: float,
+    environ: Mapping[str, str],
+    engine_core: int | None,
+) -> Group:
+    from cktrain.comm.node import join_node
+    from cktrain.comm.shm_group import ShmGroup
+
+    assert process.size is not None
+    key = job_name(environ, os.getppid())
+    node = join_node(key, process.rank, process.rank, process.size, timeout_s, engine_core=engine_core)
+    return ShmGroup(node, range(process.size), "world", timeout_s)
+
+
+def _init_mpi(process: ProcessEnvironment, timeout_s: float, check: bool) -> Group:
     try:
         from cktrain.comm.mpi_group import init_world
     except (ImportError, RuntimeError) as error:  # mpi4py raises RuntimeError when it finds no MPI library
@@ -96,6 +170,19 @@ def abort(group: Group, code: int) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     group.abort(code)
+
+
+def transport_of(group: Group) -> str:
+    """Which transport a group uses: "shm", "tcp", "mpi" or "none"."""
+    return {"ShmGroup": "shm", "TcpGroup": "tcp", "MPIGroup": "mpi"}.get(type(group).__name__, "none")
+
+
+def finalize_rivals() -> None:
+    """End an MPI that was only measured (`mpi_group.plain_all_reduce`)."""
+    if "cktrain.comm.mpi_group" in sys.modules:
+        from cktrain.comm.mpi_group import finalize_plain
+
+        finalize_plain()
 
 
 def describe(process: ProcessEnvironment) -> str:

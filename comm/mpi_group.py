@@ -31,7 +31,7 @@ import struct
 import time
 import zlib
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NoReturn
 
 import mpi4py
@@ -84,6 +84,20 @@ def init_world(timeout_s: float, check: bool) -> tuple[MPIGroup, str]:
             raise CollectiveTimeoutError(_WHERE, MPI.COMM_WORLD.rank, "joining the world", timeout_s)
         time.sleep(_FIRST_SLEEP_S)
     return MPIGroup(comm, "world", timeout_s, check=check, finalize=owner), library
+
+
+def plain_all_reduce(array: np.ndarray) -> Callable[[], None]:
+    """MPI's own Allreduce of an fp32 array, in place over all ranks, as a call to be measured beside ours."""
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    comm = MPI.COMM_WORLD
+    return lambda: comm.Allreduce(MPI.IN_PLACE, [array, MPI.FLOAT])
+
+
+def finalize_plain() -> None:
+    """Let the process end under mpirun after `plain_all_reduce`; nothing where MPI does not run."""
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        MPI.Finalize()
 
 
 class MPIGroup(Group):

@@ -18,7 +18,10 @@ _COMMANDS = {
     "data": ("cktrain.launch.commands.data", "prepare token shards"),
     "generate": ("cktrain.launch.commands.generate", "continue a text with a trained model"),
     "export": ("cktrain.launch.commands.export", "write a checkpoint as a Hugging Face folder"),
-    "import": ("cktrain.launch.commands.import_folder", "check a Hugging Face folder and print a config that starts from it"),
+    "import": (
+        "cktrain.launch.commands.import_folder",
+        "check a Hugging Face folder and print a config that starts from it",
+    ),
     "report": ("cktrain.launch.commands.report", "loss curve and bits per byte of a run"),
     "bench": ("cktrain.launch.commands.bench", "measure this machine and the framework on it"),
 }

@@ -21,7 +21,9 @@ def set_up_logging(run_dir: Path, rank: int, size: int = 1) -> Console:
         run_dir.mkdir(parents=True, exist_ok=True)
         file = logging.FileHandler(run_dir / f"rank{rank}.log")
     except OSError as error:
-        raise ValueError(f"[launch] cannot write to run.dir {run_dir}: {error.strerror}. Choose another folder.") from None
+        raise ValueError(
+            f"[launch] cannot write to run.dir {run_dir}: {error.strerror}. Choose another folder."
+        ) from None
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     logger.addHandler(file)
     # mpirun gives its ranks a pseudo-terminal even when its own output goes to a file.

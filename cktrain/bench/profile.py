@@ -106,12 +106,26 @@ def attention_flops(q: Any, k: Any, window: int = 0) -> int:
     return 4 * batch * heads * size * seen
 
 
-def _attention_forward(o: Any, lse: Any, q: Any, k: Any, v: Any, scale: float, window: int = 0, *_: Any) -> int:
+def _attention_forward(
+    o: Any, lse: Any, q: Any, k: Any, v: Any, scale: float, window: int = 0, *_: Any
+) -> int:
     return attention_flops(q, k, window)
 
 
 def _attention_backward(
-    dq: Any, dk: Any, dv: Any, delta: Any, do: Any, q: Any, k: Any, v: Any, o: Any, lse: Any, scale: float, window: int = 0, *_: Any
+    dq: Any,
+    dk: Any,
+    dv: Any,
+    delta: Any,
+    do: Any,
+    q: Any,
+    k: Any,
+    v: Any,
+    o: Any,
+    lse: Any,
+    scale: float,
+    window: int = 0,
+    *_: Any,
 ) -> int:
     return attention_flops(q, k, window) * 5 // 2
 

@@ -10,9 +10,14 @@ from cktrain.bench.step import StepReport
 
 def step_table(report: StepReport) -> str:
     """The step's figures and one row per op."""
-    mfu = "" if report.mfu is None else f", {100 * report.mfu:.1f}% of the measured {report.peak_tflops:.3f} TFLOP/s"
+    mfu = (
+        ""
+        if report.mfu is None
+        else f", {100 * report.mfu:.1f}% of the measured {report.peak_tflops:.3f} TFLOP/s"
+    )
     table = Table(
-        title=f"{report.step_s * 1e3:.1f} ms per step, {report.tokens_per_s:,.0f} tokens/s, {report.tflops:.3f} TFLOP/s{mfu}\n"
+        title=f"{report.step_s * 1e3:.1f} ms per step, {report.tokens_per_s:,.0f} tokens/s, "
+        f"{report.tflops:.3f} TFLOP/s{mfu}\n"
         f"{report.isa}, {report.precision}, {report.threads} threads, {report.peak_memory_bytes / 2**30:.2f} GiB",
     )
     for heading in ("op", "calls", "ms", "% of step", "GFLOP/s", "GB/s", "% of peak"):
@@ -21,9 +26,14 @@ def step_table(report: StepReport) -> str:
     for row in report.ops:
         roofline = "" if row["roofline"] is None else f"{100 * row['roofline']:.1f}"
         table.add_row(
-            row["name"], str(row["calls"]), f"{row['s'] * 1e3:.2f}", f"{100 * row['s'] / whole:.1f}",
-            f"{row['gflops']:.1f}" if row["gflops"] else "", f"{row['gbs']:.1f}" if row["gbs"] else "", roofline,
-        )  # fmt: skip
+            row["name"],
+            str(row["calls"]),
+            f"{row['s'] * 1e3:.2f}",
+            f"{100 * row['s'] / whole:.1f}",
+            f"{row['gflops']:.1f}" if row["gflops"] else "",
+            f"{row['gbs']:.1f}" if row["gbs"] else "",
+            roofline,
+        )
     console = Console(width=110)
     with console.capture() as capture:
         console.print(table)

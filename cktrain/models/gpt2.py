@@ -19,8 +19,21 @@ from cktrain.nn.norm import LayerNorm
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import Param
 
+STYLES = {
+    "transformer.wte": "vocabulary",
+    "transformer.wpe": "sequence",
+    "transformer.h.attn.qkv_proj": "column",
+    "transformer.h.attn.o_proj": "row",
+    "transformer.h.mlp.c_fc": "column",
+    "transformer.h.mlp.c_proj": "row",
+    "lm_head": "vocabulary",
+}
+"""How tensor ranks divide each module, by role (`parallel/tensor.py`); what is not named stands on all of them."""
 
-def build_gpt2(config: ModelConfig, numerics: Numerics, positions: int, checkpointing: bool = False) -> Transformer:
+
+def build_gpt2(
+    config: ModelConfig, numerics: Numerics, positions: int, checkpointing: bool = False
+) -> Transformer:
     """The model, its parameters without storage yet; it learns max_position_embeddings (or `positions`) positions."""
     c = config
     assert c.hidden_size and c.num_hidden_layers and c.num_attention_heads and c.vocab_size
@@ -33,12 +46,25 @@ def build_gpt2(config: ModelConfig, numerics: Numerics, positions: int, checkpoi
     for i in range(c.num_hidden_layers):
         name = f"transformer.h.{i}"
         attention = Attention(
-            f"{name}.attn", numerics, c.hidden_size, shape, None, std=std, output_std=output_std, qkv_bias=True, output_bias=True
+            f"{name}.attn",
+            numerics,
+            c.hidden_size,
+            shape,
+            None,
+            std=std,
+            output_std=output_std,
+            qkv_bias=True,
+            output_bias=True,
         )
         mlp = GeluMLP(
-            f"{name}.mlp", numerics, c.hidden_size, c.intermediate_size or 4 * c.hidden_size,
-            tanh=c.activation_function == "gelu_new", std=std, output_std=output_std,
-        )  # fmt: skip
+            f"{name}.mlp",
+            numerics,
+            c.hidden_size,
+            c.intermediate_size or 4 * c.hidden_size,
+            tanh=c.activation_function == "gelu_new",
+            std=std,
+            output_std=output_std,
+        )
         ln_1 = LayerNorm(f"{name}.ln_1", numerics, c.hidden_size, eps)
         ln_2 = LayerNorm(f"{name}.ln_2", numerics, c.hidden_size, eps)
         blocks.append(Block(name, numerics, ln_1, attention, ln_2, mlp))
@@ -46,4 +72,6 @@ def build_gpt2(config: ModelConfig, numerics: Numerics, positions: int, checkpoi
     tied = c.tie_word_embeddings is not False
     head_weight = tokens.weight if tied else Param("lm_head.weight", (c.vocab_size, c.hidden_size), std=std)
     head = CrossEntropyHead("lm_head", numerics, head_weight)
-    return Transformer(numerics, TokenEmbedding("transformer", numerics, tokens, wpe), blocks, ln_f, head, checkpointing)
+    return Transformer(
+        numerics, TokenEmbedding("transformer", numerics, tokens, wpe), blocks, ln_f, head, checkpointing
+    )

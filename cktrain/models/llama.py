@@ -21,11 +21,29 @@ from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import Param
 from cktrain.nn.rope_tables import rope_tables
 
+STYLES = {
+    "model.embed_tokens": "vocabulary",
+    "model.layers.self_attn.qkv_proj": "column",
+    "model.layers.self_attn.o_proj": "row",
+    "model.layers.mlp.gate_up_proj": "column",
+    "model.layers.mlp.down_proj": "row",
+    "lm_head": "vocabulary",
+}
+"""How tensor ranks divide each module, by role (`parallel/tensor.py`); what is not named stands on all of them."""
 
-def build_llama(config: ModelConfig, numerics: Numerics, positions: int, checkpointing: bool = False) -> Transformer:
+
+def build_llama(
+    config: ModelConfig, numerics: Numerics, positions: int, checkpointing: bool = False
+) -> Transformer:
     """The model, its parameters without storage yet; `positions` is the longest sequence it will see."""
     c = config
-    assert c.hidden_size and c.num_hidden_layers and c.num_attention_heads and c.intermediate_size and c.vocab_size
+    assert (
+        c.hidden_size
+        and c.num_hidden_layers
+        and c.num_attention_heads
+        and c.intermediate_size
+        and c.vocab_size
+    )
     std, head_dim = c.initializer_range, c.resolved_head_dim
     output_std = std / math.sqrt(2 * c.num_hidden_layers)
     cos, sin = rope_tables(positions, head_dim, c.rope_theta, c.rope_scaling)
@@ -42,18 +60,35 @@ def build_llama(config: ModelConfig, numerics: Numerics, positions: int, checkpo
             window=(c.sliding_window or 0) if sliding else 0,
         )
         attention = Attention(
-            f"{name}.self_attn", numerics, c.hidden_size, shape, rotary, std=std, output_std=output_std,
-            qkv_bias=c.attention_bias or c.qkv_bias, output_bias=c.attention_bias,
+            f"{name}.self_attn",
+            numerics,
+            c.hidden_size,
+            shape,
+            rotary,
+            std=std,
+            output_std=output_std,
+            qkv_bias=c.attention_bias or c.qkv_bias,
+            output_bias=c.attention_bias,
             qk_norm_eps=c.rms_norm_eps if c.qk_norm else None,
-        )  # fmt: skip
+        )
         mlp = SwiGLU(
-            f"{name}.mlp", numerics, c.hidden_size, c.intermediate_size, bias=c.mlp_bias, std=std, output_std=output_std
+            f"{name}.mlp",
+            numerics,
+            c.hidden_size,
+            c.intermediate_size,
+            bias=c.mlp_bias,
+            std=std,
+            output_std=output_std,
         )
         input_norm = RMSNorm(f"{name}.input_layernorm", numerics, c.hidden_size, c.rms_norm_eps)
         mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", numerics, c.hidden_size, c.rms_norm_eps)
         blocks.append(Block(name, numerics, input_norm, attention, mlp_norm, mlp))
     norm = RMSNorm("model.norm", numerics, c.hidden_size, c.rms_norm_eps)
     tied = bool(c.tie_word_embeddings)
-    head_weight = embedding.weight if tied else Param("lm_head.weight", (c.vocab_size, c.hidden_size), std=std)
+    head_weight = (
+        embedding.weight if tied else Param("lm_head.weight", (c.vocab_size, c.hidden_size), std=std)
+    )
     head = CrossEntropyHead("lm_head", numerics, head_weight)
-    return Transformer(numerics, TokenEmbedding("model", numerics, embedding), blocks, norm, head, checkpointing)
+    return Transformer(
+        numerics, TokenEmbedding("model", numerics, embedding), blocks, norm, head, checkpointing
+    )

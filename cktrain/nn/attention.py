@@ -75,7 +75,9 @@ class Attention(Module):
         self.rotary = rotary
         self.hidden_size = hidden_size
         h, k, d = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.head_dim
-        self.qkv_proj = Linear(f"{name}.qkv_proj", numerics, hidden_size, h + 2 * k, qkv_bias, std, parts=(h, k, k))
+        self.qkv_proj = Linear(
+            f"{name}.qkv_proj", numerics, hidden_size, h + 2 * k, qkv_bias, std, parts=(h, k, k), unit=d
+        )
         self.qk_norm_eps = qk_norm_eps
         if qk_norm_eps is not None:
             self.q_norm = Param(f"{name}.q_norm.weight", (d,), init="ones", decay=False, compute="f32")
@@ -85,12 +87,12 @@ class Attention(Module):
     def forward_into(self, y: np.ndarray, x: np.ndarray, residual: np.ndarray, slot: Slot) -> np.ndarray:
         """y (N, C) = residual + attention(x)."""
         self.attend(x, slot)
-        return self.o_proj.apply(y, self._context(slot), residual)
+        return self.o_proj.apply(y, self._context(slot), slot, residual)
 
     def attend(self, x: np.ndarray, slot: Slot) -> None:
         """Everything up to the output projection, whose input stays in the slot."""
         kernels, shape = self.num.kernels, self.shape
-        self.qkv_proj.apply(self._qkv(slot), x)
+        self.qkv_proj.apply(self._qkv(slot), self.qkv_proj.input(x, slot), slot)
         at = slot.view(self, "views", lambda: self._views(slot))
         if self.qk_norm_eps is not None:
             q_rstd, k_rstd = self._rstd(slot)
@@ -110,9 +112,10 @@ class Attention(Module):
         """dx (N, C) of the attention branch, for dy (N, C) and the x that `forward_into` got."""
         kernels, shape = self.num.kernels, self.shape
         context = self._context(slot)
+        dy = self.o_proj.output_gradient(dy, slot)
         self.o_proj.backward_weight(dy, context)
         dcontext = slot.shared(self, "dcontext", context.shape, self.num.real)
-        self.o_proj.backward_input(dcontext, dy)
+        self.o_proj.backward_input(dcontext, dy, slot)
         dqkv = slot.shared(self, "dqkv", (slot.rows, self.qkv_proj.out_features), self.num.real)
         dq, dk, dv = slot.view(self, "dviews", lambda: self._split(dqkv))
         at = slot.view(self, "views", lambda: self._views(slot))
@@ -122,9 +125,20 @@ class Attention(Module):
         dq4, dk4, dv4, dcontext4 = by_sequence
         delta = slot.shared(self, "delta", (slot.batch_size, shape.heads, slot.sequence_length), self.num.f32)
         kernels.attention_backward(
-            dq4, dk4, dv4, delta, dcontext4, at.q4, at.k4, at.v4, at.context4, self._lse(slot), self._scale,
-            shape.window, slot.first,
-        )  # fmt: skip
+            dq4,
+            dk4,
+            dv4,
+            delta,
+            dcontext4,
+            at.q4,
+            at.k4,
+            at.v4,
+            at.context4,
+            self._lse(slot),
+            self._scale,
+            shape.window,
+            slot.first,
+        )
         if self.rotary is not None:
             dqk = slot.view(self, "dqk", lambda: self._query_and_key(dqkv))
             kernels.rope_backward(dqk, dqk, self.rotary.cos, self.rotary.sin, slot.positions)
@@ -132,9 +146,11 @@ class Attention(Module):
             q_rstd, k_rstd = self._rstd(slot)
             kernels.rms_norm_backward(dq, self.q_norm.grad, dq, at.raw_q, self.q_norm.value, q_rstd, False)
             kernels.rms_norm_backward(dk, self.k_norm.grad, dk, at.raw_k, self.k_norm.value, k_rstd, False)
-        self.qkv_proj.backward_weight(dqkv, x)
-        dx = slot.shared(self, "dx", (slot.rows, self.hidden_size), self.num.real)
-        return self.qkv_proj.backward_input(dx, dqkv)
+            self.q_norm.grad_added()
+            self.k_norm.grad_added()
+        self.qkv_proj.backward_weight(dqkv, self.qkv_proj.input(x, slot))
+        dx = slot.shared(self, "dx", x.shape, self.num.real)
+        return self.qkv_proj.backward_input(dx, dqkv, slot)
 
     @property
     def _scale(self) -> float:
@@ -147,7 +163,9 @@ class Attention(Module):
         return slot.saved(self, "context", (slot.rows, self.shape.heads * self.shape.head_dim), self.num.real)
 
     def _lse(self, slot: Slot) -> np.ndarray:
-        return slot.saved(self, "lse", (slot.batch_size, self.shape.heads, slot.sequence_length), self.num.f32)
+        return slot.saved(
+            self, "lse", (slot.batch_size, self.shape.heads, slot.sequence_length), self.num.f32
+        )
 
     def _rstd(self, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
         return (
@@ -163,7 +181,9 @@ class Attention(Module):
             q = slot.saved(self, "q_normed", raw_q.shape, self.num.real)
             k = slot.saved(self, "k_normed", raw_k.shape, self.num.real)
             rotated = (q, k)
-        q4, k4, v4, context4 = (self._by_sequence(a, slot) for a in (q, k, v, self._heads(self._context(slot))))
+        q4, k4, v4, context4 = (
+            self._by_sequence(a, slot) for a in (q, k, v, self._heads(self._context(slot)))
+        )
         return _Views(raw_q, raw_k, q, k, rotated, q4, k4, v4, context4)
 
     def _split(self, qkv: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

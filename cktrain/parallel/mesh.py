@@ -38,7 +38,9 @@ def resolve_mesh(config: ParallelConfig, world: int) -> Mesh:
             raise ValueError(f"[parallel] parallel.{name} is {degree}. Give 1 or more, or -1 for the rest.")
     open_ones = [name for name, degree in degrees.items() if degree == -1]
     if len(open_ones) > 1:
-        raise ValueError(f"[parallel] {spelled}: {' and '.join(open_ones)} are both -1. Only one can be the rest.")
+        raise ValueError(
+            f"[parallel] {spelled}: {' and '.join(open_ones)} are both -1. Only one can be the rest."
+        )
     fixed = 1
     for degree in degrees.values():
         fixed *= max(degree, 1)

@@ -161,6 +161,15 @@ typedef struct {
     double result;
 } ck_stream_args;
 
+/* reduce.h: dtypes and operations are numbered as in comm/csrc/reduce.h. */
+enum { CK_REDUCE_F32, CK_REDUCE_BF16, CK_REDUCE_F64, CK_REDUCE_I32, CK_REDUCE_I64 };
+typedef struct {
+    void *const *dst;
+    const void *const *src;
+    int64_t count;
+    int n_dst, n_src, dtype, op, stream;
+} ck_reduce_args;
+
 /* One kernel per op and storage type; the same list declares the table and fills it. */
 #define CK_REAL_OPS(X)                                                                                      \
     X(gemm) X(gemm_f32) X(embedding_forward) X(embedding_backward) X(rms_norm_forward) X(rms_norm_backward) \
@@ -170,7 +179,7 @@ typedef struct {
     X(cast_to_bf16)
 /* Kernels without a storage type. vector_*: vmath.h behind a door, so that its error bounds can be tested. */
 #define CK_F32_OPS(X)                                                                                       \
-    X(adamw_step) X(sgd_step) X(peak_f32) X(peak_bf16) X(stream) X(vector_exp) X(vector_exp2)               \
+    X(adamw_step) X(sgd_step) X(reduce_n) X(peak_f32) X(peak_bf16) X(stream) X(vector_exp) X(vector_exp2)   \
     X(vector_exp2_degree4) X(vector_exp2_degree3) X(vector_sigmoid) X(vector_sigmoid_degree3)               \
     X(vector_normal_cdf) X(vector_normal_cdf_degree3)
 

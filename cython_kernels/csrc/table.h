@@ -13,6 +13,7 @@
 #define CK_STORAGE 0
 #include "real.h"
 #include "gemm_pack.h"
+#include "gemm_narrow.h"
 #include "gemm.h"
 #include "ops_norm.h"
 #include "ops_pointwise.h"
@@ -24,6 +25,7 @@
 #define CK_STORAGE 1
 #include "real.h"
 #include "gemm_pack.h"
+#include "gemm_narrow.h"
 #include "gemm.h"
 #include "ops_norm.h"
 #include "ops_pointwise.h"
@@ -34,6 +36,7 @@
 #include "ops_optimizer.h"
 #include "ops_vmath.h"
 #include "peak.h"
+#include "reduce.h"
 
 #define CK_TABLE(isa_name)                                                                                  \
     static const ck_table table = {                                                                         \

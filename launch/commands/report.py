@@ -21,7 +21,9 @@ def _run(options: argparse.Namespace) -> int:
     from cktrain.comm.environment import read_process_environment
     from cktrain.launch.bind import bind
 
-    binding = bind(read_process_environment(os.environ), mode=config.launch.bind, threads=config.launch.threads)
+    binding = bind(
+        read_process_environment(os.environ), mode=config.launch.bind, threads=config.launch.threads
+    )
     from cktrain.comm.solo_group import SoloGroup
     from cktrain.launch.compose import compose
     from cktrain.report import compare_with_ngrams, plot_losses
@@ -32,7 +34,9 @@ def _run(options: argparse.Namespace) -> int:
         validator = built.trainer.validator
         assert validator is not None
         result = validator.run(batches=None)
-        print(f"validation after step {built.trainer.progress.step}: loss {result.loss:.4f} over {result.tokens:,} tokens")
+        print(
+            f"validation after step {built.trainer.progress.step}: loss {result.loss:.4f} over {result.tokens:,} tokens"
+        )
         if result.bits_per_byte is None:
             print("bits per byte: unknown, since raw token files don't say how much text they encode")
         else:

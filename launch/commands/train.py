@@ -26,8 +26,14 @@ EXIT_STOPPED = 75
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain train`."""
     parser.add_argument("config", help="YAML file of the run")
-    parser.add_argument("--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE",
-                        help="override a key, for instance --set optimizer.lr=1e-3")  # fmt: skip
+    parser.add_argument(
+        "--set",
+        dest="overrides",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
+        help="override a key, for instance --set optimizer.lr=1e-3",
+    )
     parser.set_defaults(run=run)
 
 
@@ -42,7 +48,9 @@ def run(options: argparse.Namespace) -> int:
 
     from cktrain.comm import bootstrap
 
-    group = bootstrap.init(transport=config.comm.transport, timeout_s=config.comm.timeout_s, environ=os.environ)
+    group = bootstrap.init(
+        transport=config.comm.transport, timeout_s=config.comm.timeout_s, environ=os.environ
+    )
     status = 1
     try:
         status = _train(options, config, group, binding)

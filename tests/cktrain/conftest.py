@@ -35,15 +35,21 @@ def tiny(tokens_file: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
         values: dict[str, dict[str, Any]] = {
             "run": {"dir": str(tmp_path / "run"), "steps": 20, "seed": 3},
             "model": {
-                "family": "llama", "hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
-                "num_key_value_heads": 2, "intermediate_size": 40, "vocab_size": VOCAB, "tie_word_embeddings": False,
+                "family": "llama",
+                "hidden_size": 24,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 4,
+                "num_key_value_heads": 2,
+                "intermediate_size": 40,
+                "vocab_size": VOCAB,
+                "tie_word_embeddings": False,
             },
             "data": {"path": str(tokens_file), "sequence_length": 16},
             "batch": {"micro_batch_size": 2, "global_batch_size": 8},
             "optimizer": {"lr": 1e-2},
             "schedule": {"warmup_steps": 3},
             "checkpoint": {"every": 0},
-        }  # fmt: skip
+        }
         top: dict[str, Any] = {}
         for key, value in overrides.items():
             block, dot, name = key.partition(".")

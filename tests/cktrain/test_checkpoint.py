@@ -38,7 +38,10 @@ def test_resume_is_bitwise(tiny, composed, tmp_path, optimizer, isa, precision):
 
 def test_only_the_newest_are_kept(tiny, composed):
     trainer = train(composed, tiny(precision="fp64", **{"checkpoint.every": 3, "checkpoint.keep": 2}))
-    assert [p.name for p in complete_checkpoints(trainer.checkpoint_folder)] == ["step-00000018", "step-00000020"]
+    assert [p.name for p in complete_checkpoints(trainer.checkpoint_folder)] == [
+        "step-00000018",
+        "step-00000020",
+    ]
 
 
 def test_a_full_disk_leaves_the_last_good_checkpoint(tiny, composed, monkeypatch):
@@ -48,7 +51,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tiny, composed, monkeypatch
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for broken in ("save_file", "_sync"):
+    for broken in ("write_safetensors", "_sync"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, broken, full)
             with pytest.raises(CheckpointError, match="disk is full"):

@@ -47,7 +47,10 @@ def test_saved_configurations_read_back_equal(config_of, tmp_path):
 @pytest.mark.parametrize(
     "change, message",
     [
-        (("  lr: 3e-4", "  lrr: 3e-4"), r"run.yaml:7: optimizer.lrr: unknown key. Did you mean 'optimizer.lr'\?"),
+        (
+            ("  lr: 3e-4", "  lrr: 3e-4"),
+            r"run.yaml:7: optimizer.lrr: unknown key. Did you mean 'optimizer.lr'\?",
+        ),
         (("optimizer:", "optimiser:"), r"run.yaml:6: optimiser: unknown key. Did you mean 'optimizer'\?"),
         (("vocab_size: 100", "vocab_size: many"), r"run.yaml:3: model.vocab_size: .*integer, found 'many'"),
         (("  lr: 3e-4", "  lr: yes"), r"run.yaml:7: optimizer.lr: .*number, found 'yes'"),
@@ -55,15 +58,30 @@ def test_saved_configurations_read_back_equal(config_of, tmp_path):
         (("steps: 10", "steps: 1.5"), r"run.yaml:1: run.steps: .*integer, found 1.5"),
         ((", vocab_size: 100", ""), r"run.yaml:2: model: .*needs vocab_size"),
         (("data: {path: tokens.bin, ", "data: {"), r"run.yaml:4: data.path: missing"),
-        (("hidden_size: 32", "hidden_size: 30"), r"hidden_size 30 is not a multiple of num_attention_heads 4"),
-        (("num_attention_heads: 4", "num_attention_heads: 4, num_key_value_heads: 3"), r"4 is not a multiple of .* 3"),
+        (
+            ("hidden_size: 32", "hidden_size: 30"),
+            r"hidden_size 30 is not a multiple of num_attention_heads 4",
+        ),
+        (
+            ("num_attention_heads: 4", "num_attention_heads: 4, num_key_value_heads: 3"),
+            r"4 is not a multiple of .* 3",
+        ),
         (("family: llama", "family: gpt2, qk_norm: true"), r"run.yaml:2: model: gpt2 has no qk_norm"),
-        (("global_batch_size: 4", "global_batch_size: 5"), r"run.yaml:5: batch: global_batch_size 5 .* micro_batch_size 2"),
-        (("  lr: 3e-4", "  lr: 3e-4\n  lr: 1e-4"), r"run.yaml:8: optimizer.lr: the key stands twice \(first at .*:7\)"),
+        (
+            ("global_batch_size: 4", "global_batch_size: 5"),
+            r"run.yaml:5: batch: global_batch_size 5 .* micro_batch_size 2",
+        ),
+        (
+            ("  lr: 3e-4", "  lr: 3e-4\n  lr: 1e-4"),
+            r"run.yaml:8: optimizer.lr: the key stands twice \(first at .*:7\)",
+        ),
         (("run: {", "run: ["), r"run.yaml:\d+: not valid YAML"),
-        (("family: llama, hidden_size: 32", "from_pretrained: x"), r"from_pretrained takes the architecture .* vocab_size"),
+        (
+            ("family: llama, hidden_size: 32", "from_pretrained: x"),
+            r"from_pretrained takes the architecture .* vocab_size",
+        ),
     ],
-)  # fmt: skip
+)
 def test_each_mistake_is_named_with_its_line(config_of, change, message):
     old, new = change
     assert old in GOOD

@@ -33,7 +33,9 @@ def test_the_loss_falls(tiny, composed, family):
 def test_accumulation_gives_the_whole_batch(tiny, composed, tmp_path, family, micro):
     """fp64 on the reference kernels: only the order of additions differs, 1e-10 over 20 steps."""
     whole = tiny(**FP64, **{"batch.micro_batch_size": 8, "model.family": family})
-    parts = tiny(**FP64, **{"batch.micro_batch_size": micro, "model.family": family, "run.dir": str(tmp_path / "b")})
+    parts = tiny(
+        **FP64, **{"batch.micro_batch_size": micro, "model.family": family, "run.dir": str(tmp_path / "b")}
+    )
     np.testing.assert_allclose(losses(composed(parts), 20), losses(composed(whole), 20), rtol=0, atol=1e-10)
 
 
@@ -72,9 +74,16 @@ def test_unequal_ignore_counts_are_weighted_by_token(tiny, composed, tmp_path):
 def test_block_checkpointing_changes_nothing_but_memory(tiny, composed, tmp_path, family):
     plain = composed(tiny(**FP64, **{"model.family": family, "model.num_hidden_layers": 4}))
     again = composed(
-        tiny(**FP64, **{"memory.checkpointing": "block", "run.dir": str(tmp_path / "b"), "model.family": family,
-                        "model.num_hidden_layers": 4})
-    )  # fmt: skip
+        tiny(
+            **FP64,
+            **{
+                "memory.checkpointing": "block",
+                "run.dir": str(tmp_path / "b"),
+                "model.family": family,
+                "model.num_hidden_layers": 4,
+            },
+        )
+    )
     assert losses(plain, 5) == losses(again, 5)
     plans = [run.trainer.model.plan(8, 16) for run in (plain, again)]
     assert plans[1].saved_bytes < 0.5 * plans[0].saved_bytes
@@ -93,10 +102,28 @@ def test_weight_decay_spares_biases_and_norms(tiny, composed):
         np.testing.assert_allclose(param.data, 0.95 if is_matrix else 1.0, rtol=1e-12, err_msg=param.name)
 
 
+def test_a_step_starts_from_no_gradient(tiny, composed):
+    """The same batch at a learning rate of zero has the same gradient again."""
+    trainer = composed(tiny(**FP64, **{"optimizer.lr": 0.0})).trainer
+    first, second = trainer.step(1), trainer.step(1)
+    assert first.grad_norm > 0 and second.grad_norm == first.grad_norm
+
+
 def test_clipping_bounds_the_norm(tiny, composed):
-    run = composed(tiny(**FP64, **{"optimizer.name": "sgd", "optimizer.momentum": 0.0, "optimizer.weight_decay": 0.0,
-                                   "optimizer.clip_grad_norm": 0.01, "schedule.name": "constant",
-                                   "schedule.warmup_steps": 0, "optimizer.lr": 1.0}))  # fmt: skip
+    run = composed(
+        tiny(
+            **FP64,
+            **{
+                "optimizer.name": "sgd",
+                "optimizer.momentum": 0.0,
+                "optimizer.weight_decay": 0.0,
+                "optimizer.clip_grad_norm": 0.01,
+                "schedule.name": "constant",
+                "schedule.warmup_steps": 0,
+                "optimizer.lr": 1.0,
+            },
+        )
+    )
     before = run.trainer.params.data.copy()
     result = run.trainer.step(1)
     assert result.grad_norm > 0.1
@@ -132,7 +159,19 @@ def test_metrics_have_the_fields_that_were_promised(tiny, composed, tmp_path):
     assert composed(config).trainer.run()
     lines = [json.loads(line) for line in (Path(config.run.dir) / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == [1, 5, 10, 12]
-    wanted = {"step", "loss", "grad_norm", "lr", "tokens", "tps", "tflops", "mfu", "memory_bytes", "comm_ms", "data_ms"}
+    wanted = {
+        "step",
+        "loss",
+        "grad_norm",
+        "lr",
+        "tokens",
+        "tps",
+        "tflops",
+        "mfu",
+        "memory_bytes",
+        "comm_ms",
+        "data_ms",
+    }
     assert all(set(line) == wanted for line in lines)
     assert lines[-1]["tokens"] == 12 * 8 * 16
 
@@ -152,3 +191,17 @@ def test_a_signal_ends_the_run_with_a_checkpoint(tiny, composed, tmp_path, numbe
     assert trainer.run() is False
     assert trainer.progress.step == 5  # the flag is read before the next step
     assert (trainer.checkpoint_folder / "step-00000005" / "COMPLETE").exists()
+
+
+def test_bad_data_in_mid_run_saves_what_was_trained(tiny, composed, tokens_file):
+    """Windows are read in order, so the id at 900 comes in step 8 (8 sequences of 16 tokens a step)."""
+    ids = np.fromfile(tokens_file, np.uint16)
+    ids[900] = 999
+    ids.tofile(tokens_file)
+    trainer = composed(tiny(**FP64, **{"data.shuffle": False})).trainer
+    with pytest.raises(
+        ValueError, match=r"token id 999 at position 900 .*vocabulary of 61.* 7 steps are saved in"
+    ) as error:
+        trainer.run()
+    path = Path(str(error.value).split("saved in ")[1].rstrip("."))
+    assert (path / "COMPLETE").exists() and path.name == "step-00000007"

@@ -1,0 +1,116 @@
+"""Arenas and slots: alignment, no overlap, what is shared by role, and steps that allocate nothing."""
+
+from __future__ import annotations
+
+import itertools
+import resource
+import tracemalloc
+
+import numpy as np
+import pytest
+
+from cktrain.bench.step import RandomLoader
+from cktrain.models.build import build_model
+from cktrain.nn.memory import CACHE_LINE, HUGE_PAGE, Arena
+from cktrain.nn.numerics import Numerics
+from cktrain.nn.params import FlatParams
+
+FP32 = np.dtype(np.float32)
+
+
+def span(array: np.ndarray) -> tuple[int, int]:
+    start = array.ctypes.data
+    return start, start + array.nbytes
+
+
+def test_an_arena_starts_on_a_huge_page_and_its_arrays_on_cache_lines():
+    arena = Arena("test", 10_000)
+    arrays = [arena.array(shape, FP32) for shape in [(3,), (5, 7), (0, 4), (), (100,)]]
+    assert arrays[0].ctypes.data % HUGE_PAGE == 0
+    assert all(a.ctypes.data % CACHE_LINE == 0 for a in arrays if a.size)
+    assert all(a.sum() == 0 for a in arrays)
+    for (_, end), (start, _) in itertools.pairwise(span(a) for a in arrays if a.size):
+        assert end <= start
+
+
+def test_a_size_that_cannot_be_had_is_named():
+    with pytest.raises(MemoryError, match=r"the weights arena needs 1,152,921,504,606,846,976 bytes"):
+        Arena("weights", 1 << 60)
+
+
+def test_an_arena_refuses_more_than_it_has():
+    with pytest.raises(AssertionError, match="small arena"):
+        Arena("small", 100).array((HUGE_PAGE,), FP32)
+
+
+def slots(composed_model, count: int, checkpointing: bool = False):
+    config, numerics = composed_model
+    model = build_model(config.model, numerics, 16, checkpointing)
+    FlatParams(model.params(), numerics)
+    return model, model.plan(2, 16), model.plan(2, 16).allocate(count)
+
+
+@pytest.fixture
+def composed_model(tiny):
+    from cktrain import cython_kernels
+
+    return tiny(), Numerics(cython_kernels.load(), "fp32")
+
+
+def test_slots_keep_their_own_and_share_temporaries(composed_model):
+    _, plan, (one, two) = slots(composed_model, 2)
+    own, common = 0, 0
+    for key, array in one._arrays.items():
+        if array is two._arrays[key]:
+            common += 1
+        else:
+            own += 1
+            a, b = span(array), span(two._arrays[key])
+            assert a[1] <= b[0] or b[1] <= a[0]
+    assert own > common > 0
+    arrays = sorted(span(a) for a in one._arrays.values() if a.size)
+    assert all(end <= start for (_, end), (start, _) in itertools.pairwise(arrays))
+    assert plan.saved_bytes > 0 < plan.shared_bytes
+
+
+def test_block_checkpointing_saves_one_array_per_block(composed_model):
+    _, plain, _ = slots(composed_model, 1)
+    _, plan, (slot,) = slots(composed_model, 1, checkpointing=True)
+    kept = {name for name, _ in plan._saved}
+    assert {"model.layers.0", "model.layers.1", "model"} <= kept
+    assert not any("self_attn" in name or "mlp" in name for name in kept)
+    assert plan.saved_bytes < plain.saved_bytes
+    assert slot.rows == 32
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("checkpointing", ["none", "block"])
+def test_page_faults_are_flat_from_step_3_and_python_keeps_nothing(tiny, composed, precision, checkpointing):
+    """A few faults are the allocator's own; an array of a step's would be hundreds."""
+    config = tiny(
+        precision=precision,
+        **{
+            "model.hidden_size": 256,
+            "model.intermediate_size": 512,
+            "model.vocab_size": 2000,
+            "data.sequence_length": 256,
+            "memory.checkpointing": checkpointing,
+        },
+    )
+    trainer = composed(config, isa=None).trainer
+    trainer.loader.close()
+    trainer.loader = RandomLoader(config, 2000)
+    for step in (1, 2):
+        trainer.step(step)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for step in range(3, 8):
+        trainer.step(step)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < 50
+    tracemalloc.start()
+    try:
+        trainer.step(8)
+        held = tracemalloc.get_traced_memory()[0]
+        trainer.step(9)
+        assert tracemalloc.get_traced_memory()[0] - held < 4096
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,136 @@
+"""Mistakes that the tests must notice: each mutant is one edit of a copy of the tree, and its test has to fail there.
+
+A copy holds the Python sources and links to the built extensions under their import names, so no mutant needs a build.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from cktrain import comm, cython_kernels, launch
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@dataclass(frozen=True)
+class Mutant:
+    """`old` -> `new` in `file`; `test` passes without the edit and fails with it."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    test: str
+
+
+MUTANTS = [
+    Mutant(
+        "mean of the micro-batches' means",
+        "cktrain/trainer.py",
+        "loss_sum += micro_loss\n            count += micro_count",
+        "loss_sum += micro_loss / max(micro_count, 1)\n            count += 1",
+        "tests/cktrain/test_trainer.py::test_unequal_ignore_counts_are_weighted_by_token",
+    ),
+    Mutant(
+        "rotary pairs (2i, 2i+1) instead of (i, i + D/2)",
+        "cython_kernels/reference/rope.py",
+        "low, high = wide[..., : d // 2], wide[..., d // 2 :]",
+        "low, high = wide[..., 0::2], wide[..., 1::2]",
+        "tests/cktrain/models/test_hf_golden.py",
+    ),
+    Mutant(
+        "no decay group: norm weights and biases decay too",
+        "cktrain/optim/optimizer.py",
+        "config.weight_decay if segment.decay else 0.0",
+        "config.weight_decay",
+        "tests/cktrain/test_trainer.py::test_weight_decay_spares_biases_and_norms",
+    ),
+    Mutant(
+        "optimizer state missing from the checkpoint",
+        "cktrain/checkpoint.py",
+        "for name, array in wanted.items():\n        for rows",
+        "for name, array in list(wanted.items())[::3]:\n        for rows",
+        "tests/cktrain/test_checkpoint.py::test_resume_is_bitwise",
+    ),
+    Mutant(
+        "gradients not cleared between steps",
+        "cktrain/trainer.py",
+        "self.params.zero_grad()",
+        "pass",
+        "tests/cktrain/test_trainer.py::test_a_step_starts_from_no_gradient",
+    ),
+    Mutant(
+        "clipping by the norm of the sum instead of the mean",
+        "cktrain/trainer.py",
+        "sum_of_squares(self.params.grad)) / tokens",
+        "sum_of_squares(self.params.grad))",
+        "tests/cktrain/test_trainer.py::test_clipping_bounds_the_norm",
+    ),
+]
+
+
+def copy_tree(to: Path) -> None:
+    """The package under its import names, and the tests, in `to`."""
+    built = shutil.ignore_patterns("*.so", "csrc", "__pycache__")
+    shutil.copytree(ROOT / "cktrain", to / "cktrain", ignore=built)
+    for room, module in (("comm", comm), ("cython_kernels", cython_kernels), ("launch", launch)):
+        shutil.copytree(ROOT / room, to / "cktrain" / room, ignore=built)
+        for extension in Path(module.__file__).parent.rglob("*.so"):
+            target = to / "cktrain" / room / extension.relative_to(Path(module.__file__).parent)
+            target.symlink_to(extension)
+    shutil.copytree(ROOT / "tests", to / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copy(ROOT / "pyproject.toml", to)
+
+
+def run_test(tree: Path, test: str) -> subprocess.CompletedProcess[str]:
+    """pytest's result for `test` in the copied tree."""
+    return subprocess.run(
+        [
+            sys.executable,
+            "-c",
+            "import sys, pytest; sys.exit(pytest.main(sys.argv[1:]))",
+            "-q",
+            "-x",
+            "-p",
+            "no:cacheprovider",
+            "-m",
+            "not judge and not mpi",
+            test,
+        ],
+        cwd=tree,
+        env={**os.environ, "PYTHONPATH": str(tree)},
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
+def test_a_mutant_makes_its_test_fail(mutant, tmp_path):
+    tree = tmp_path / "tree"
+    copy_tree(tree)
+    room, _, rest = mutant.file.partition("/")
+    file = tree / "cktrain" / ("" if room == "cktrain" else room) / rest
+    source = file.read_text()
+    assert source.count(mutant.old) == 1, f"{mutant.file} changed: mend the mutant"
+    file.write_text(source.replace(mutant.old, mutant.new))
+    result = run_test(tree, mutant.test)
+    assert result.returncode == 1, f"the mutant lives:\n{result.stdout[-3000:]}{result.stderr[-1000:]}"
+    assert " failed" in result.stdout, result.stdout[-3000:]
+
+
+def test_the_copied_tree_passes_unchanged(tmp_path):
+    """Otherwise a mutant could fail for another reason."""
+    tree = tmp_path / "tree"
+    copy_tree(tree)
+    for test in sorted({mutant.test for mutant in MUTANTS}):
+        result = run_test(tree, test)
+        assert result.returncode == 0, result.stdout[-3000:] + result.stderr[-1000:]
