@@ -96,7 +96,9 @@ class Workbench:
             tensor = torch.from_numpy(array)
         return tensor.requires_grad_() if grad else tensor
 
-    def gradient(self, f: Callable[..., Any], dy: np.ndarray, *inputs: np.ndarray) -> Callable[[], Any] | None:
+    def gradient(
+        self, f: Callable[..., Any], dy: np.ndarray, *inputs: np.ndarray
+    ) -> Callable[[], Any] | None:
         """torch's backward of y = f(inputs), whose forward is computed once."""
         if self.torch is None:
             return None
@@ -132,19 +134,46 @@ def _norms(w: Workbench) -> Iterator[Trial]:
     k, n = w.kernels, w.rows()
     f = w.torch and w.torch.nn.functional
     x, y, dx = (w.array((n, C)) for _ in range(3))
-    scale, bias, rstd, mean = w.array((C,), np.float32), w.array((C,), np.float32), *(w.array((n,), np.float32) for _ in "rm")
+    scale, bias, rstd, mean = (
+        w.array((C,), np.float32),
+        w.array((C,), np.float32),
+        *(w.array((n,), np.float32) for _ in "rm"),
+    )
     dscale, dbias = np.zeros(C, np.float32), np.zeros(C, np.float32)
     in_real = scale.astype(w.real), bias.astype(w.real)
     one = x.nbytes
-    yield Trial("rms_norm_forward", lambda: k.rms_norm_forward(y, rstd, x, scale, 1e-5), 2 * one, (1, 1, 0), 0,
-                w.value(lambda a, b: f.rms_norm(a, (C,), b, 1e-5), x, in_real[0]))  # fmt: skip
-    yield Trial("rms_norm_backward", lambda: k.rms_norm_backward(dx, dscale, y, x, scale, rstd, True), 4 * one, (2, 0, 1), 0,
-                w.gradient(lambda a, b: f.rms_norm(a, (C,), b, 1e-5), y, x, in_real[0]))  # fmt: skip
-    yield Trial("layer_norm_forward", lambda: k.layer_norm_forward(y, mean, rstd, x, scale, bias, 1e-5), 2 * one, (1, 1, 0), 0,
-                w.value(lambda a, b, c: f.layer_norm(a, (C,), b, c), x, *in_real))  # fmt: skip
-    yield Trial("layer_norm_backward",
-                lambda: k.layer_norm_backward(dx, dscale, dbias, y, x, scale, mean, rstd, True), 4 * one, (2, 0, 1), 0,
-                w.gradient(lambda a, b, c: f.layer_norm(a, (C,), b, c), y, x, *in_real))  # fmt: skip
+    yield Trial(
+        "rms_norm_forward",
+        lambda: k.rms_norm_forward(y, rstd, x, scale, 1e-5),
+        2 * one,
+        (1, 1, 0),
+        0,
+        w.value(lambda a, b: f.rms_norm(a, (C,), b, 1e-5), x, in_real[0]),
+    )
+    yield Trial(
+        "rms_norm_backward",
+        lambda: k.rms_norm_backward(dx, dscale, y, x, scale, rstd, True),
+        4 * one,
+        (2, 0, 1),
+        0,
+        w.gradient(lambda a, b: f.rms_norm(a, (C,), b, 1e-5), y, x, in_real[0]),
+    )
+    yield Trial(
+        "layer_norm_forward",
+        lambda: k.layer_norm_forward(y, mean, rstd, x, scale, bias, 1e-5),
+        2 * one,
+        (1, 1, 0),
+        0,
+        w.value(lambda a, b, c: f.layer_norm(a, (C,), b, c), x, *in_real),
+    )
+    yield Trial(
+        "layer_norm_backward",
+        lambda: k.layer_norm_backward(dx, dscale, dbias, y, x, scale, mean, rstd, True),
+        4 * one,
+        (2, 0, 1),
+        0,
+        w.gradient(lambda a, b, c: f.layer_norm(a, (C,), b, c), y, x, *in_real),
+    )
 
 
 def _pointwise(w: Workbench) -> Iterator[Trial]:
@@ -157,18 +186,43 @@ def _pointwise(w: Workbench) -> Iterator[Trial]:
     def swiglu(a: Any) -> Any:
         return f.silu(a[:, :C]) * a[:, C:]
 
-    yield Trial("swiglu_forward", lambda: k.swiglu_forward(y, gate_up), 3 * one, (2, 1, 0), 0, w.value(swiglu, gate_up))
-    yield Trial("swiglu_backward", lambda: k.swiglu_backward(dgate_up, x, gate_up, y), 6 * one, (3, 3, 0), 0,
-                w.gradient(swiglu, x, gate_up))  # fmt: skip
+    yield Trial(
+        "swiglu_forward",
+        lambda: k.swiglu_forward(y, gate_up),
+        3 * one,
+        (2, 1, 0),
+        0,
+        w.value(swiglu, gate_up),
+    )
+    yield Trial(
+        "swiglu_backward",
+        lambda: k.swiglu_backward(dgate_up, x, gate_up, y),
+        6 * one,
+        (3, 3, 0),
+        0,
+        w.gradient(swiglu, x, gate_up),
+    )
     for tanh in (False, True):
         name = "tanh" if tanh else "none"
-        yield Trial(f"gelu_forward{'_tanh' * tanh}", lambda tanh=tanh: k.gelu_forward(y, x, tanh), 2 * one, (1, 1, 0), 0,
-                    w.value(lambda a, name=name: f.gelu(a, approximate=name), x))  # fmt: skip
-        yield Trial(f"gelu_backward{'_tanh' * tanh}", lambda tanh=tanh: k.gelu_backward(y, y, x, tanh), 3 * one, (1, 0, 1), 0,
-                    w.gradient(lambda a, name=name: f.gelu(a, approximate=name), y, x))  # fmt: skip
+        yield Trial(
+            f"gelu_forward{'_tanh' * tanh}",
+            lambda tanh=tanh: k.gelu_forward(y, x, tanh),
+            2 * one,
+            (1, 1, 0),
+            0,
+            w.value(lambda a, name=name: f.gelu(a, approximate=name), x),
+        )
+        yield Trial(
+            f"gelu_backward{'_tanh' * tanh}",
+            lambda tanh=tanh: k.gelu_backward(y, y, x, tanh),
+            3 * one,
+            (1, 0, 1),
+            0,
+            w.gradient(lambda a, name=name: f.gelu(a, approximate=name), y, x),
+        )
     out = dgate_up.reshape(-1)[: n * C].reshape(n, C)
-    yield Trial("add", lambda: k.add(out, x, y), 3 * one, (2, 1, 0), 0,
-                w.torch and (lambda a=w.tensor(out), b=w.tensor(x), c=w.tensor(y): w.torch.add(b, c, out=a)))  # fmt: skip
+    total = w.value(lambda b, c, a: w.torch.add(b, c, out=a), x, y, out)
+    yield Trial("add", lambda: k.add(out, x, y), 3 * one, (2, 1, 0), 0, total)
 
 
 def _rope(w: Workbench) -> Iterator[Trial]:
@@ -176,7 +230,9 @@ def _rope(w: Workbench) -> Iterator[Trial]:
     q = w.array((n, C // 64, 64))
     cos, sin = w.array((2048, 32), np.float32), w.array((2048, 32), np.float32)
     positions = np.arange(n, dtype=np.int32) % 2048
-    yield Trial("rope_forward", lambda: w.kernels.rope_forward(q, q, cos, sin, positions), 2 * q.nbytes, (0, 0, 1))
+    yield Trial(
+        "rope_forward", lambda: w.kernels.rope_forward(q, q, cos, sin, positions), 2 * q.nbytes, (0, 0, 1)
+    )
 
 
 def _cross_entropy(w: Workbench) -> Iterator[Trial]:
@@ -185,13 +241,22 @@ def _cross_entropy(w: Workbench) -> Iterator[Trial]:
     dlogits = logits if w.precision == "fp32" else w.array((n, VOCABULARY))
     targets = w.rng.integers(0, VOCABULARY, n).astype(np.int32)
     row_max, row_sum, target = (np.zeros(n, np.float32) for _ in range(3))
-    yield Trial("cross_entropy_forward",
-                lambda: k.cross_entropy_forward(row_max, row_sum, target, logits, targets), logits.nbytes, (1, 0, 0), 0,
-                w.value(lambda a: w.torch.logsumexp(a, 1), logits))  # fmt: skip
+    yield Trial(
+        "cross_entropy_forward",
+        lambda: k.cross_entropy_forward(row_max, row_sum, target, logits, targets),
+        logits.nbytes,
+        (1, 0, 0),
+        0,
+        w.value(lambda a: w.torch.logsumexp(a, 1), logits),
+    )
     lse = np.full(n, 11.0, np.float32)
     in_place = dlogits is logits
-    yield Trial("cross_entropy_backward", lambda: k.cross_entropy_backward(dlogits, logits, lse, targets),
-                logits.nbytes + dlogits.nbytes, (0, 0, 1) if in_place else (2, 1, 0))  # fmt: skip
+    yield Trial(
+        "cross_entropy_backward",
+        lambda: k.cross_entropy_backward(dlogits, logits, lse, targets),
+        logits.nbytes + dlogits.nbytes,
+        (0, 0, 1) if in_place else (2, 1, 0),
+    )
 
 
 def _embedding(w: Workbench) -> Iterator[Trial]:
@@ -199,8 +264,14 @@ def _embedding(w: Workbench) -> Iterator[Trial]:
     table, y = w.array((VOCABULARY, C)), w.array((n, C))
     dtable = w.array((VOCABULARY, C), np.float32)
     ids = w.rng.permutation(np.arange(n, dtype=np.int32) % VOCABULARY)
-    yield Trial("embedding_forward", lambda: k.embedding_forward(y, ids, table), 2 * y.nbytes, (1, 1, 0), 0,
-                w.value(lambda a, i: w.torch.nn.functional.embedding(i, a), table, ids))  # fmt: skip
+    yield Trial(
+        "embedding_forward",
+        lambda: k.embedding_forward(y, ids, table),
+        2 * y.nbytes,
+        (1, 1, 0),
+        0,
+        w.value(lambda a, i: w.torch.nn.functional.embedding(i, a), table, ids),
+    )
     f32 = 4 * y.size
     mix = (1, 0, 1) if w.precision == "fp32" else (1, 0, 2)
     yield Trial("embedding_backward", lambda: k.embedding_backward(dtable, y, ids), y.nbytes + 2 * f32, mix)
@@ -218,11 +289,18 @@ def _optimizer(w: Workbench) -> Iterator[Trial]:
         tensor = w.tensor(param).clone().requires_grad_()
         tensor.grad = w.tensor(grad)
         rival = w.torch.optim.AdamW([tensor], lr=1e-6, weight_decay=0.1, fused=True).step
-    yield Trial("adamw_step", lambda: k.adamw_step(param, m, v, grad, *settings, copy=copy), 28 * n + extra, (1, 0, 3), 0, rival)
+    yield Trial(
+        "adamw_step",
+        lambda: k.adamw_step(param, m, v, grad, *settings, copy=copy),
+        28 * n + extra,
+        (1, 0, 3),
+        0,
+        rival,
+    )
     yield Trial("sum_of_squares", lambda: k.sum_of_squares(grad), 4 * n, (1, 0, 0))
     if copy is not None:
-        yield Trial("cast_to_bf16", lambda: k.cast(copy, grad), 6 * n, (2, 1, 0), 0,
-                    w.torch and (lambda a=w.tensor(copy), b=w.tensor(grad): a.copy_(b)))  # fmt: skip
+        rounded = w.value(lambda a, b: a.copy_(b), copy, grad)
+        yield Trial("cast_to_bf16", lambda: k.cast(copy, grad), 6 * n, (2, 1, 0), 0, rounded)
         yield Trial("cast_to_f32", lambda: k.cast(grad, copy), 6 * n, (1, 2, 0))
 
 
@@ -272,13 +350,18 @@ def _attention(w: Workbench, b: int, t: int, h: int, d: int) -> Iterator[Trial]:
         rivals = [torch_forward, torch_backward, torch_both]
     flops = attention_flops(q, key)
     for name, run, factor, rival in zip(
-        ("attention_forward", "attention_backward", "attention_both"), (forward, backward, both), (1.0, 2.5, 3.5), rivals,
+        ("attention_forward", "attention_backward", "attention_both"),
+        (forward, backward, both),
+        (1.0, 2.5, 3.5),
+        rivals,
         strict=True,
-    ):  # fmt: skip
+    ):
         yield Trial(name, run, flops=int(flops * factor), rival=rival)
 
 
-def bench_ops(kernels: Any, precision: str, names: tuple[str, ...] = (), rounds: int = 5) -> Iterator[OpResult]:
+def bench_ops(
+    kernels: Any, precision: str, names: tuple[str, ...] = (), rounds: int = 5
+) -> Iterator[OpResult]:
     """A result per op whose name contains one of `names` (all when empty), on the kernel set's threads."""
     w, threads = Workbench(kernels, precision), kernels.num_threads()
     if w.torch:
@@ -289,7 +372,9 @@ def bench_ops(kernels: Any, precision: str, names: tuple[str, ...] = (), rounds:
             seconds, rival = _best([trial.run, trial.rival], 3 * rounds, threads)
             peak = max(peak, measure_flops(kernels, precision, 0.1))
             rate = trial.flops / seconds
-            yield _result(trial, shape, w, seconds, rival, gflops=rate / 1e9, limit=peak / 1e9, roofline=rate / peak)
+            yield _result(
+                trial, shape, w, seconds, rival, gflops=rate / 1e9, limit=peak / 1e9, roofline=rate / peak
+            )
     streams = _Streams(w.operand_bytes)
     for trial in memory_trials(w):
         if _wanted(trial, names):
@@ -298,7 +383,9 @@ def bench_ops(kernels: Any, precision: str, names: tuple[str, ...] = (), rounds:
             nbytes = streams.nbytes(*trial.streams)
             limit = nbytes / min(limits)
             rate = trial.nbytes / seconds
-            yield _result(trial, "", w, seconds, rival, gbs=rate / 1e9, limit=limit / 1e9, roofline=rate / limit)
+            yield _result(
+                trial, "", w, seconds, rival, gbs=rate / 1e9, limit=limit / 1e9, roofline=rate / limit
+            )
 
 
 class _Streams:
@@ -346,16 +433,29 @@ def _best(runs: list[Callable[[], Any] | None], rounds: int, threads: int) -> li
     return [None if run is None else seconds for run, seconds in zip(runs, best, strict=True)]
 
 
-def _result(trial: Trial, shape: str, w: Workbench, seconds: float, rival: float | None, **rates: float) -> OpResult:
+def _result(
+    trial: Trial, shape: str, w: Workbench, seconds: float, rival: float | None, **rates: float
+) -> OpResult:
     return OpResult(
-        trial.op, shape, w.precision, w.kernels.num_threads(), seconds, rates.get("gflops"), rates.get("gbs"),
-        rates["limit"], rates["roofline"], rival, None if rival is None else rival / seconds,
-    )  # fmt: skip
+        trial.op,
+        shape,
+        w.precision,
+        w.kernels.num_threads(),
+        seconds,
+        rates.get("gflops"),
+        rates.get("gbs"),
+        rates["limit"],
+        rates["roofline"],
+        rival,
+        None if rival is None else rival / seconds,
+    )
 
 
 def ops_table(results: list[OpResult]) -> str:
     """Lines for people."""
-    lines = [f"{'op':<24}{'shape':<24}{'type':<6}{'ms':>9}{'GFLOP/s':>9}{'GB/s':>8}{'limit':>8}{'%':>7}{'x PyTorch':>11}"]
+    lines = [
+        f"{'op':<24}{'shape':<24}{'type':<6}{'ms':>9}{'GFLOP/s':>9}{'GB/s':>8}{'limit':>8}{'%':>7}{'x PyTorch':>11}"
+    ]
     for r in results:
         flops, bandwidth = (f"{x:.1f}" if x is not None else "" for x in (r.gflops, r.gbs))
         rival = "" if r.vs_torch is None else f"{r.vs_torch:.2f}"

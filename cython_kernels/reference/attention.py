@@ -91,7 +91,9 @@ def attention_backward(
         dv[at, :, head.key] = np.tensordot(probability, dout, axes=((0, 1), (0, 1)))
 
 
-def _check(door: Door, q: Array, k: Array, v: Array, scale: float, window: int, first: Array | None) -> tuple[int, ...]:
+def _check(
+    door: Door, q: Array, k: Array, v: Array, scale: float, window: int, first: Array | None
+) -> tuple[int, ...]:
     """Check the inputs and return the shape of q."""
     b, s, h, d = door.dims("q", q, 4)
     t, heads = door.dims("k", k, 4)[1:3]

@@ -46,7 +46,9 @@ def adamw_step(
     param -= (lr / (1.0 - beta1**step)) * m / denominator
     if copy is not None:
         if copy.shape != (n,) or copy.dtype.name != "bfloat16":
-            door.refuse("copy", f"has shape {copy.shape} and type {copy.dtype}, ({n},) and bfloat16 are needed")
+            door.refuse(
+                "copy", f"has shape {copy.shape} and type {copy.dtype}, ({n},) and bfloat16 are needed"
+            )
         copy[...] = param
     if zero_grad:
         grad[...] = 0

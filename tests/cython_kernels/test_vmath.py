@@ -72,10 +72,14 @@ def every_exponent() -> np.ndarray:
     return bits.reshape(-1).view(np.float32)
 
 
-@pytest.mark.parametrize(("name", "bound"), [("exp2", 2e-7), ("exp2_degree4", 4e-6), ("exp2_degree3", 1.1e-4)])
+@pytest.mark.parametrize(
+    ("name", "bound"), [("exp2", 2e-7), ("exp2_degree4", 4e-6), ("exp2_degree3", 1.1e-4)]
+)
 def test_exp2_relative_error(name: str, bound: float) -> None:
     rng = np.random.default_rng(0)
-    x = np.concatenate([rng.uniform(-126.0, 127.0, 2_000_000), rng.normal(0, 1e-3, 100_000), np.arange(-126, 128)])
+    x = np.concatenate(
+        [rng.uniform(-126.0, 127.0, 2_000_000), rng.normal(0, 1e-3, 100_000), np.arange(-126, 128)]
+    )
     everywhere = every_exponent()
     x = np.concatenate([x.astype(np.float32), everywhere[np.abs(everywhere) <= 126.0]])
     exact = np.exp2(x.astype(np.float64))
