@@ -202,27 +202,25 @@ def _pointwise(w: Workbench) -> Iterator[Trial]:
         0,
         w.gradient(swiglu, x, gate_up),
     )
-    for tanh in (False, True):
-        name = "tanh" if tanh else "none"
-        yield Trial(
-            f"gelu_forward{'_tanh' * tanh}",
-            lambda tanh=tanh: k.gelu_forward(y, x, tanh),
-            2 * one,
-            (1, 1, 0),
-            0,
-            w.value(lambda a, name=name: f.gelu(a, approximate=name), x),
-        )
-        yield Trial(
-            f"gelu_backward{'_tanh' * tanh}",
-            lambda tanh=tanh: k.gelu_backward(y, y, x, tanh),
-            3 * one,
-            (1, 0, 1),
-            0,
-            w.gradient(lambda a, name=name: f.gelu(a, approximate=name), y, x),
-        )
+    yield from _gelu(w, x, y, False)
+    yield from _gelu(w, x, y, True)
     out = dgate_up.reshape(-1)[: n * C].reshape(n, C)
     total = w.value(lambda b, c, a: w.torch.add(b, c, out=a), x, y, out)
     yield Trial("add", lambda: k.add(out, x, y), 3 * one, (2, 1, 0), 0, total)
+
+
+def _gelu(w: Workbench, x: np.ndarray, y: np.ndarray, tanh: bool) -> Iterator[Trial]:
+    def rival(a: Any) -> Any:
+        return w.torch.nn.functional.gelu(a, approximate="tanh" if tanh else "none")
+
+    k, form, one = w.kernels, "_tanh" * tanh, x.nbytes
+    yield Trial(
+        f"gelu_forward{form}", lambda: k.gelu_forward(y, x, tanh), 2 * one, (1, 1, 0), 0, w.value(rival, x)
+    )
+    backward = w.gradient(rival, y, x)
+    yield Trial(
+        f"gelu_backward{form}", lambda: k.gelu_backward(y, y, x, tanh), 3 * one, (1, 0, 1), 0, backward
+    )
 
 
 def _rope(w: Workbench) -> Iterator[Trial]:
