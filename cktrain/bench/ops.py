@@ -15,7 +15,6 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -143,16 +142,38 @@ def _norms(w: Workbench) -> Iterator[Trial]:
     dscale, dbias = np.zeros(C, np.float32), np.zeros(C, np.float32)
     in_real = scale.astype(w.real), bias.astype(w.real)
     one = x.nbytes
-    yield Trial("rms_norm_forward", lambda: k.rms_norm_forward(y, rstd, x, scale, 1e-5), 2 * one, (1, 1, 0), 0,
-                w.value(lambda a, b: f.rms_norm(a, (C,), b, 1e-5), x, in_real[0]))  # fmt: skip
-    yield Trial("rms_norm_backward", lambda: k.rms_norm_backward(dx, dscale, y, x, scale, rstd, True), 4 * one, (2, 0, 1), 0,
-                w.gradient(lambda a, b: f.rms_norm(a, (C,), b, 1e-5), y, x, in_real[0]))  # fmt: skip
-    forward = lambda: k.layer_norm_forward(y, mean, rstd, x, scale, bias, 1e-5)  # noqa: E731
-    yield Trial("layer_norm_forward", forward, 2 * one, (1, 1, 0), 0,
-                w.value(lambda a, b, c: f.layer_norm(a, (C,), b, c), x, *in_real))  # fmt: skip
-    yield Trial("layer_norm_backward",
-                lambda: k.layer_norm_backward(dx, dscale, dbias, y, x, scale, mean, rstd, True), 4 * one, (2, 0, 1), 0,
-                w.gradient(lambda a, b, c: f.layer_norm(a, (C,), b, c), y, x, *in_real))  # fmt: skip
+    yield Trial(
+        "rms_norm_forward",
+        lambda: k.rms_norm_forward(y, rstd, x, scale, 1e-5),
+        2 * one,
+        (1, 1, 0),
+        0,
+        w.value(lambda a, b: f.rms_norm(a, (C,), b, 1e-5), x, in_real[0]),
+    )
+    yield Trial(
+        "rms_norm_backward",
+        lambda: k.rms_norm_backward(dx, dscale, y, x, scale, rstd, True),
+        4 * one,
+        (2, 0, 1),
+        0,
+        w.gradient(lambda a, b: f.rms_norm(a, (C,), b, 1e-5), y, x, in_real[0]),
+    )
+    yield Trial(
+        "layer_norm_forward",
+        lambda: k.layer_norm_forward(y, mean, rstd, x, scale, bias, 1e-5),
+        2 * one,
+        (1, 1, 0),
+        0,
+        w.value(lambda a, b, c: f.layer_norm(a, (C,), b, c), x, *in_real),
+    )
+    yield Trial(
+        "layer_norm_backward",
+        lambda: k.layer_norm_backward(dx, dscale, dbias, y, x, scale, mean, rstd, True),
+        4 * one,
+        (2, 0, 1),
+        0,
+        w.gradient(lambda a, b, c: f.layer_norm(a, (C,), b, c), y, x, *in_real),
+    )
 
 
 def _pointwise(w: Workbench) -> Iterator[Trial]:
@@ -173,17 +194,33 @@ def _pointwise(w: Workbench) -> Iterator[Trial]:
         0,
         w.value(swiglu, gate_up),
     )
-    yield Trial("swiglu_backward", lambda: k.swiglu_backward(dgate_up, x, gate_up, y), 6 * one, (3, 3, 0), 0,
-                w.gradient(swiglu, x, gate_up))  # fmt: skip
-    for tanh in (False, True):
-        name = "tanh" if tanh else "none"
-        yield Trial(f"gelu_forward{'_tanh' * tanh}", partial(k.gelu_forward, y, x, tanh), 2 * one, (1, 1, 0), 0,
-                    w.value(lambda a, name=name: f.gelu(a, approximate=name), x))  # fmt: skip
-        yield Trial(f"gelu_backward{'_tanh' * tanh}", partial(k.gelu_backward, y, y, x, tanh), 3 * one, (1, 0, 1), 0,
-                    w.gradient(lambda a, name=name: f.gelu(a, approximate=name), y, x))  # fmt: skip
+    yield Trial(
+        "swiglu_backward",
+        lambda: k.swiglu_backward(dgate_up, x, gate_up, y),
+        6 * one,
+        (3, 3, 0),
+        0,
+        w.gradient(swiglu, x, gate_up),
+    )
+    yield from _gelu(w, x, y, False)
+    yield from _gelu(w, x, y, True)
     out = dgate_up.reshape(-1)[: n * C].reshape(n, C)
-    yield Trial("add", lambda: k.add(out, x, y), 3 * one, (2, 1, 0), 0,
-                w.torch and (lambda a=w.tensor(out), b=w.tensor(x), c=w.tensor(y): w.torch.add(b, c, out=a)))  # fmt: skip
+    total = w.value(lambda b, c, a: w.torch.add(b, c, out=a), x, y, out)
+    yield Trial("add", lambda: k.add(out, x, y), 3 * one, (2, 1, 0), 0, total)
+
+
+def _gelu(w: Workbench, x: np.ndarray, y: np.ndarray, tanh: bool) -> Iterator[Trial]:
+    def rival(a: Any) -> Any:
+        return w.torch.nn.functional.gelu(a, approximate="tanh" if tanh else "none")
+
+    k, form, one = w.kernels, "_tanh" * tanh, x.nbytes
+    yield Trial(
+        f"gelu_forward{form}", lambda: k.gelu_forward(y, x, tanh), 2 * one, (1, 1, 0), 0, w.value(rival, x)
+    )
+    backward = w.gradient(rival, y, x)
+    yield Trial(
+        f"gelu_backward{form}", lambda: k.gelu_backward(y, y, x, tanh), 3 * one, (1, 0, 1), 0, backward
+    )
 
 
 def _rope(w: Workbench) -> Iterator[Trial]:
@@ -202,13 +239,22 @@ def _cross_entropy(w: Workbench) -> Iterator[Trial]:
     dlogits = logits if w.precision == "fp32" else w.array((n, VOCABULARY))
     targets = w.rng.integers(0, VOCABULARY, n).astype(np.int32)
     row_max, row_sum, target = (np.zeros(n, np.float32) for _ in range(3))
-    yield Trial("cross_entropy_forward",
-                lambda: k.cross_entropy_forward(row_max, row_sum, target, logits, targets), logits.nbytes, (1, 0, 0), 0,
-                w.value(lambda a: w.torch.logsumexp(a, 1), logits))  # fmt: skip
+    yield Trial(
+        "cross_entropy_forward",
+        lambda: k.cross_entropy_forward(row_max, row_sum, target, logits, targets),
+        logits.nbytes,
+        (1, 0, 0),
+        0,
+        w.value(lambda a: w.torch.logsumexp(a, 1), logits),
+    )
     lse = np.full(n, 11.0, np.float32)
     in_place = dlogits is logits
-    yield Trial("cross_entropy_backward", lambda: k.cross_entropy_backward(dlogits, logits, lse, targets),
-                logits.nbytes + dlogits.nbytes, (0, 0, 1) if in_place else (2, 1, 0))  # fmt: skip
+    yield Trial(
+        "cross_entropy_backward",
+        lambda: k.cross_entropy_backward(dlogits, logits, lse, targets),
+        logits.nbytes + dlogits.nbytes,
+        (0, 0, 1) if in_place else (2, 1, 0),
+    )
 
 
 def _embedding(w: Workbench) -> Iterator[Trial]:
@@ -216,8 +262,14 @@ def _embedding(w: Workbench) -> Iterator[Trial]:
     table, y = w.array((VOCABULARY, C)), w.array((n, C))
     dtable = w.array((VOCABULARY, C), np.float32)
     ids = w.rng.permutation(np.arange(n, dtype=np.int32) % VOCABULARY)
-    yield Trial("embedding_forward", lambda: k.embedding_forward(y, ids, table), 2 * y.nbytes, (1, 1, 0), 0,
-                w.value(lambda a, i: w.torch.nn.functional.embedding(i, a), table, ids))  # fmt: skip
+    yield Trial(
+        "embedding_forward",
+        lambda: k.embedding_forward(y, ids, table),
+        2 * y.nbytes,
+        (1, 1, 0),
+        0,
+        w.value(lambda a, i: w.torch.nn.functional.embedding(i, a), table, ids),
+    )
     f32 = 4 * y.size
     mix = (1, 0, 1) if w.precision == "fp32" else (1, 0, 2)
     yield Trial("embedding_backward", lambda: k.embedding_backward(dtable, y, ids), y.nbytes + 2 * f32, mix)
@@ -245,8 +297,8 @@ def _optimizer(w: Workbench) -> Iterator[Trial]:
     )
     yield Trial("sum_of_squares", lambda: k.sum_of_squares(grad), 4 * n, (1, 0, 0))
     if copy is not None:
-        yield Trial("cast_to_bf16", lambda: k.cast(copy, grad), 6 * n, (2, 1, 0), 0,
-                    w.torch and (lambda a=w.tensor(copy), b=w.tensor(grad): a.copy_(b)))  # fmt: skip
+        rounded = w.value(lambda a, b: a.copy_(b), copy, grad)
+        yield Trial("cast_to_bf16", lambda: k.cast(copy, grad), 6 * n, (2, 1, 0), 0, rounded)
         yield Trial("cast_to_f32", lambda: k.cast(grad, copy), 6 * n, (1, 2, 0))
 
 
@@ -296,9 +348,12 @@ def _attention(w: Workbench, b: int, t: int, h: int, d: int) -> Iterator[Trial]:
         rivals = [torch_forward, torch_backward, torch_both]
     flops = attention_flops(q, key)
     for name, run, factor, rival in zip(
-        ("attention_forward", "attention_backward", "attention_both"), (forward, backward, both), (1.0, 2.5, 3.5), rivals,
+        ("attention_forward", "attention_backward", "attention_both"),
+        (forward, backward, both),
+        (1.0, 2.5, 3.5),
+        rivals,
         strict=True,
-    ):  # fmt: skip
+    ):
         yield Trial(name, run, flops=int(flops * factor), rival=rival)
 
 
@@ -380,9 +435,18 @@ def _result(
     trial: Trial, shape: str, w: Workbench, seconds: float, rival: float | None, **rates: float
 ) -> OpResult:
     return OpResult(
-        trial.op, shape, w.precision, w.kernels.num_threads(), seconds, rates.get("gflops"), rates.get("gbs"),
-        rates["limit"], rates["roofline"], rival, None if rival is None else rival / seconds,
-    )  # fmt: skip
+        trial.op,
+        shape,
+        w.precision,
+        w.kernels.num_threads(),
+        seconds,
+        rates.get("gflops"),
+        rates.get("gbs"),
+        rates["limit"],
+        rates["roofline"],
+        rival,
+        None if rival is None else rival / seconds,
+    )
 
 
 def ops_table(results: list[OpResult]) -> str:
