@@ -6,6 +6,7 @@ bf16 numbers are exact in fp32, their sum is rounded once to bf16, 2^-9; 2^-8 le
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,9 @@ def test_every_layout(kernels: Any, dtype: Any, threads: int) -> None:
     kernels.set_num_threads(threads)
 
     @SETTINGS
-    @given(ROWS, COLUMNS, DEPTHS, st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99))
+    @given(
+        ROWS, COLUMNS, DEPTHS, st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99)
+    )
     @example(130, 257, 4099, False, True, True, True, 0)
     @example(130, 257, 4099, True, False, False, True, 0)
     @example(13, 257, 4099, False, True, False, True, 0)
@@ -94,7 +97,15 @@ def test_bias_and_residual(kernels: Any, dtype: Any, y_dtype: Any, in_place: boo
             kernels.linear_forward(np.empty((1, 1), bfloat16), *np.empty((2, 1, 1), np.float32))
         return
     rng = np.random.default_rng(0)
-    for n, i, o in ((0, 3, 5), (3, 0, 5), (3, 5, 0), (5, 40, 33), (14, 2100, 48), (75, 2100, 50), (40, 4100, 70)):
+    for n, i, o in (
+        (0, 3, 5),
+        (3, 0, 5),
+        (3, 5, 0),
+        (5, 40, 33),
+        (14, 2100, 48),
+        (75, 2100, 50),
+        (40, 4100, 70),
+    ):
         x, w = view(rng, (n, i), dtype, True), view(rng, (o, i), dtype, True)
         bias = rng.standard_normal(o, np.float32)
         residual = rng.standard_normal((n, o)).astype(y_dtype)
@@ -179,6 +190,16 @@ def test_the_order_of_a_sum_depends_on_k_alone(
         for threads in (1, 2, 64, 192)
     }
     assert len(depths) == 1
+
+
+def test_the_caches_are_those_of_this_machine() -> None:
+    sizes = {}
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        if (index / "type").read_text().strip() != "Instruction":
+            sizes[int((index / "level").read_text())] = int((index / "size").read_text().strip("K\n")) << 10
+    found = dict(enumerate(_runtime.caches(), 1))
+    assert all(found[level] == size for level, size in sizes.items() if level in found)
+    assert all(size >= 1 << 12 for size in found.values())
 
 
 @pytest.mark.parametrize("threads", range(1, 193))
