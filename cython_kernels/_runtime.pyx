@@ -9,6 +9,8 @@ from libc.stdint cimport int64_t
 from libc.string cimport strerror
 
 cdef extern from "runtime.h" nogil:
+    ctypedef struct ck_caches:
+        int64_t l1, l2, l3
     ctypedef void (*ck_kernel)(const void *args, const void *team) noexcept nogil
     ctypedef struct ck_table:
         int abi
@@ -54,6 +56,7 @@ cdef extern from "door_functions.h":
 cdef extern from "pool.h" nogil:
     int ck_pool_threads()
     int ck_pool_set_threads(int n)
+    const ck_caches *ck_pool_caches()
     void ck_pool_run(ck_kernel kernel, const void *args, int64_t work)
 
 cdef extern from "cpu.h":
@@ -63,13 +66,10 @@ cdef extern from "split.h":
     ctypedef struct ck_range:
         int64_t begin, end
     ck_range ck_split(int64_t n, int64_t grain, int parts, int index)
-    void ck_split_grid(int64_t rows, int64_t cols, int parts, int *row_parts, int *col_parts)
     int ck_deal(int64_t item, int parts)
     int ck_team_size(int64_t work, int threads)
 
 cdef extern from "gemm_plan.h":
-    ctypedef struct ck_caches:
-        int64_t l1, l2, l3
     ctypedef struct ck_gemm_plan:
         int64_t rows, cols, depth, item_rows, item_cols
     ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int c_is_f32,
@@ -170,13 +170,6 @@ def split(n: int, grain: int, parts: int) -> list[tuple[int, int]]:
     return ranges
 
 
-def split_grid(rows: int, cols: int, parts: int) -> tuple[int, int]:
-    """csrc/split.h's ck_split_grid."""
-    cdef int row_parts = 0, col_parts = 0
-    ck_split_grid(rows, cols, parts, &row_parts, &col_parts)
-    return row_parts, col_parts
-
-
 def deal(items: int, parts: int) -> list[int]:
     """csrc/split.h's ck_deal for items 0, 1, ... items - 1."""
     return [ck_deal(item, parts) for item in range(items)]
@@ -193,6 +186,12 @@ def plan_gemm(
 def workspace() -> tuple[int, int]:
     """Bytes of a thread's workspace, and of the one that a team shares."""
     return CK_SCRATCH_BYTES, CK_SHARED_BYTES
+
+
+def caches() -> tuple[int, int, int]:
+    """Bytes of the first, second and third level, as matmul's blocks are sized for."""
+    cdef const ck_caches *found = ck_pool_caches()
+    return found.l1, found.l2, found.l3
 
 
 def team_size(work: int, threads: int) -> int:

@@ -6,6 +6,7 @@ bf16 numbers are exact in fp32, their sum is rounded once to bf16, 2^-9; 2^-8 le
 """
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -189,6 +190,16 @@ def test_the_order_of_a_sum_depends_on_k_alone(
         for threads in (1, 2, 64, 192)
     }
     assert len(depths) == 1
+
+
+def test_the_caches_are_those_of_this_machine() -> None:
+    sizes = {}
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        if (index / "type").read_text().strip() != "Instruction":
+            sizes[int((index / "level").read_text())] = int((index / "size").read_text().strip("K\n")) << 10
+    found = dict(enumerate(_runtime.caches(), 1))
+    assert all(found[level] == size for level, size in sizes.items() if level in found)
+    assert all(size >= 1 << 12 for size in found.values())
 
 
 @pytest.mark.parametrize("threads", range(1, 193))
