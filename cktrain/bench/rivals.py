@@ -63,8 +63,8 @@ class RawSockets:
         """The contender for this length."""
         if self.connection is None or op != "all_reduce":
             return None
-        out = memoryview(np.zeros(array.nbytes, np.uint8))
-        into = memoryview(np.zeros(array.nbytes, np.uint8))
+        out = memoryview(bytearray(array.nbytes))
+        into = memoryview(bytearray(array.nbytes))
         connection = self.connection
 
         def exchange() -> None:
