@@ -284,7 +284,7 @@ cdef class Lane:
 
     def __init__(self, World world, int rank, list seats, Mapping memory, int64_t offset, int64_t stage_bytes,
                  list groups):
-        """`memory` holds the members' blocks from `offset` on; `groups`: this one and those it was split from."""
+        """`memory` holds the members' blocks from `offset` on; `groups`: this one, those it was split from."""
         cdef int r
         cdef int64_t block = ckc_block_bytes(CKC_INLINE_BYTES, stage_bytes)
         assert len(seats) <= CKC_MAX_RANKS and offset + block * len(seats) <= memory.nbytes
@@ -326,8 +326,8 @@ cdef class Lane:
                 return
 
     def all_reduce(self, array, int op):
-        """The short way of the most frequent call, in the caller: True when done, an Op to wait for, or None when
-        the array is not a plain one and must be looked at closer."""
+        """The short way of the most frequent call, in the caller: True when done, an Op to wait for, or None
+        when the array is not a plain one and must be looked at closer."""
         cdef int dtype, got
         cdef cnp.ndarray x
         if not cnp.PyArray_CheckExact(array):

@@ -34,7 +34,7 @@ cdef class Wire:
             raise MemoryError()
 
     def __init__(self, World world, int rank, links, list names):
-        """`links` by member: a connected socket, or a capsule with a ckc_link (csrc/link.h); None for this one.
+        """`links` by member: a connected socket, a capsule with a ckc_link (csrc/link.h), None for this one.
         They live as long as the wire. `names` are world ranks."""
         cdef int r
         assert len(links) <= CKC_MAX_RANKS
@@ -58,7 +58,7 @@ cdef class Wire:
              uintptr_t out, cnp.ndarray steps, cnp.ndarray sources, int64_t scratch_bytes, partners, kept):
         """An operation that carries out a schedule.
 
-        Args: steps (n, 8), sources (m, 2) int64, the rows of csrc/wire.h; partners: per member, which headers.
+        Args: steps (n, 8), sources (m, 2) int64, rows of csrc/wire.h; partners: by member, which headers.
         """
         cdef WireOp op = WireOp.__new__(WireOp)
         cdef ckc_run_state *run = &op.run_state

@@ -1,7 +1,8 @@
 """Linear layers and matmul: one packed, register-tiled kernel (csrc/gemm.h) behind four doors.
 
 Shapes: N rows, I input features, O output features; (M, N, K) in matmul. `real` is float32 or bfloat16, one
-for all arguments of a call; products are summed in fp32 and a bfloat16 result is rounded once.
+for all arguments of a call unless said otherwise; products are summed in fp32 and a bfloat16 result is rounded
+once.
 """
 
 include "_door.pxi"
@@ -11,8 +12,8 @@ cdef extern from "kernels.h" nogil:
         void *c
         const void *a
         const void *b
-        const void *bias
         const void *residual
+        const float *bias
         float *column_sums
         int64_t m, n, k, c_row, a_row, a_col, b_row, b_col, residual_row
         int accumulate
@@ -44,24 +45,27 @@ cdef inline void run(ck_kernel kernel, const ck_gemm_args *g) noexcept:
 
 
 def linear_forward(y, x, w, bias=None, residual=None):
-    """y (N,O) = x (N,I) · w (O,I)ᵀ + bias (O) + residual (N,O). All real, rows strided; residual may be y."""
+    """y (N,O) = x (N,I) · w (O,I)ᵀ + bias float32 (O) + residual (N,O). Rows strided; residual may be y.
+
+    x and w real; y and residual of the same type, or both float32.
+    """
     cdef const char *op = b"linear_forward"
     cdef ck_array ay, ax, aw, extra
     cdef ck_gemm_args g
     rt.take(&ay, y, op, b"y", CK_IS_REAL | CK_DIMS(2, 2) | CK_IS_WRITTEN)
     rt.take(&ax, x, op, b"x", CK_IS_REAL | CK_DIMS(2, 2))
     rt.take(&aw, w, op, b"w", CK_IS_REAL | CK_DIMS(2, 2))
-    rt.same_dtype(&ax, op, b"x", &ay, b"y")
-    rt.same_dtype(&aw, op, b"w", &ay, b"y")
+    rt.same_dtype(&aw, op, b"w", &ax, b"x")
+    if ay.dtype != CK_F32:
+        rt.same_dtype(&ax, op, b"x", &ay, b"y")
     rt.match(&ay, op, b"y", 0, ax.shape[0], b"x")
     rt.match(&aw, op, b"w", 1, ax.shape[1], b"x")
     rt.match(&ay, op, b"y", 1, aw.shape[0], b"w")
     operands(&g, &ay, &ax, False, &aw, True, False)
     if bias is not None:
-        rt.take(&extra, bias, op, b"bias", CK_IS_REAL | CK_DIMS(1, 1))
-        rt.same_dtype(&extra, op, b"bias", &ay, b"y")
+        rt.take(&extra, bias, op, b"bias", CK_IS_F32 | CK_DIMS(1, 1))
         rt.match(&extra, op, b"bias", 0, aw.shape[0], b"w")
-        g.bias = extra.data
+        g.bias = <const float *> extra.data
     if residual is not None:
         rt.take(&extra, residual, op, b"residual", CK_IS_REAL | CK_DIMS(2, 2))
         rt.same_dtype(&extra, op, b"residual", &ay, b"y")
@@ -69,7 +73,7 @@ def linear_forward(y, x, w, bias=None, residual=None):
         rt.match(&extra, op, b"residual", 1, ay.shape[1], b"y")
         g.residual = extra.data
         g.residual_row = extra.stride[0]
-    run(rt.table.gemm[ay.dtype], &g)
+    run(rt.table.gemm_f32[ax.dtype] if ay.dtype == CK_F32 else rt.table.gemm[ax.dtype], &g)
 
 
 def linear_backward_input(dx, dy, w, accumulate=False):

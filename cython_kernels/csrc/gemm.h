@@ -1,152 +1,146 @@
-/* Blocked matmul around the register tile (Goto & van de Geijn 2008).
- *
- * The threads stand on a grid over C; each packs what it needs of a and b into its own workspace, so none
- * waits for another. Per thread: blocks of CK_NC columns, of CK_KC along k; b's block is packed in panels
- * of CK_NR columns (one stays in the first-level cache), a's in panels of CK_MR rows, CK_MC rows at a time
- * (they stay in the second level). Transposes happen in packing. A bf16 result is summed over all of k in
- * fp32 in the workspace, then rounded once. */
+/* Blocked matmul (Goto & van de Geijn 2008) around the register tile of gemm_kernel.h; the blocks are those of
+ * gemm_plan.h. b's block is packed once, by all threads, into the team's shared workspace; a's rows by the
+ * thread that takes them, into its own. Included once per storage type. */
 
-INLINE v4 FN(load4)(const real *p) {
-#if CK_STORAGE == CK_BF16
-    return (v4){r_get(p), r_get(p + 1), r_get(p + 2), r_get(p + 3)};
+#if CK_PAIRED
+#define CK_GEMM_TILES gemm_tiles_paired
 #else
-    return *(const v4_unaligned *)p;
+#define CK_GEMM_TILES gemm_tiles_f32
 #endif
-}
 
-/* One panel: dst[p * width + j] = src[j * j_stride + p * p_stride] for p < k, j < count, zero for count <=
- * j < width. One of the two strides is 1. Up to CK_PACK_SLACK floats past the end of the panel may be
- * written. */
-INLINE void FN(pack_panel)(float *dst, const int width, const real *src, int64_t j_stride, int64_t p_stride,
-                           int64_t count, int64_t k) {
-    if (j_stride == 1) {
-        for (int64_t p = 0; p < k; p++, dst += width, src += p_stride)
-            for (int64_t j = 0; j < width; j += VL)
-                v_store_n(dst + j, r_load_n(src + j, ck_max(0, ck_min(VL, count - j))),
-                          ck_min(VL, width - j));
-        return;
-    }
-    /* Groups of four columns, the last first: where the panel's width is no multiple of four, the last
-     * group spills into the next p's first lanes, which are written after it. */
-    for (int64_t j = (width - 1) / 4 * 4; j >= 0; j -= 4) {
-        const real *rows[4];
-        for (int64_t i = 0; i < 4; i++) rows[i] = src + ck_min(j + i, count - 1) * j_stride;
-        int64_t p = 0;
-        if (j + 4 <= count || (count == width && j < count)) {
-            for (; p + 4 <= k; p += 4) {
-                v4 block[4] = {FN(load4)(rows[0] + p), FN(load4)(rows[1] + p), FN(load4)(rows[2] + p),
-                               FN(load4)(rows[3] + p)};
-                transpose4(block);
-                for (int64_t i = 0; i < 4; i++) *(v4_unaligned *)(dst + (p + i) * width + j) = block[i];
+/* What all threads know of one step along k of one block of C. */
+typedef struct {
+    int64_t row0, rows, col0, cols;     /* the block of C */
+    int64_t units;                      /* of this step along k */
+    int first, last;                    /* step along k */
+    const float *b;                     /* packed */
+    float *sums;                        /* (rows, cols) fp32, or NULL */
+    int64_t sums_row;
+} FN(gemm_step);
+
+/* Rows [i0, i0 + m) and columns [j0, j0 + n) of the step's block, a's rows packed in pa. */
+INLINE void FN(gemm_item)(const ck_gemm_args *g, const FN(gemm_step) *s, const int c_is_f32, const float *pa, int64_t i0,
+                          int64_t m, int64_t j0, int64_t n) {
+    _Alignas(64) float tile[CK_GEMM_MR * CK_GEMM_NR];
+    const int64_t c_bytes = c_is_f32 ? 4 : sizeof(real), near_row = g->c_row * c_bytes;
+    const int extras = s->first && (g->bias || g->residual);
+    for (int64_t j = 0; j < n; j += CK_GEMM_NR) {
+        const int64_t wide = ck_min(CK_GEMM_NR, n - j), col = s->col0 + j0 + j;
+        const int vectors = (int)ck_ceil_div(wide, VL);
+        const float *pb = s->b + (j0 + j) * s->units;
+        for (int64_t i = 0; i < m; i += CK_GEMM_MR) {
+            const int64_t high = ck_min(CK_GEMM_MR, m - i), row = s->row0 + i0 + i;
+            const gemm_tile_fn multiply = CK_GEMM_TILES[vectors - 1][high - 1];
+            const float *a = pa + i * s->units;
+            const char *near = (const char *)g->c + (row * g->c_row + col) * c_bytes;
+            if (c_is_f32) {
+                float *c = (float *)g->c + row * g->c_row + col;
+                const int add = !s->first || g->accumulate;
+                if (wide % VL == 0 && !extras) {
+                    multiply(s->units, a, pb, c, g->c_row, add, near, near_row);
+                } else {
+                    multiply(s->units, a, pb, tile, CK_GEMM_NR, 0, near, near_row);
+                    FN(finish)(c, 1, g->c_row, tile, CK_GEMM_NR, high, wide, add,
+                               s->first && g->bias ? g->bias + col : NULL,
+                               s->first && g->residual ? (const float *)g->residual + row * g->residual_row + col : NULL,
+                               g->residual_row);
+                }
+                continue;
             }
-        }
-        for (; p < k; p++)
-            for (int64_t i = 0; i < 4 && j + i < width; i++)
-                dst[p * width + j + i] = j + i < count ? r_get(rows[i] + p * p_stride) : 0.0f;
-    }
-}
-
-static __attribute__((noinline)) void FN(pack_a)(float *dst, const real *a, int64_t a_row, int64_t a_col,
-                                                 int64_t m, int64_t k) {
-    for (int64_t i = 0; i < m; i += CK_MR, dst += CK_MR * k)
-        FN(pack_panel)(dst, CK_MR, a + i * a_row, a_row, a_col, ck_min(CK_MR, m - i), k);
-}
-
-static __attribute__((noinline)) void FN(pack_b)(float *dst, const real *b, int64_t b_row, int64_t b_col,
-                                                 int64_t k, int64_t n) {
-    for (int64_t j = 0; j < n; j += CK_NR, dst += CK_NR * k)
-        FN(pack_panel)(dst, CK_NR, b + j * b_col, b_col, b_row, ck_min(CK_NR, n - j), k);
-}
-
-/* c (rows, cols) = t + bias + residual (+ c), from fp32 t to real or fp32 c. */
-INLINE void FN(finish)(void *c, const int c_is_f32, int64_t c_row, const float *t, int64_t t_row,
-                       int64_t rows, int64_t cols, int add, const real *bias, const real *residual,
-                       int64_t residual_row) {
-    for (int64_t i = 0; i < rows; i++) {
-        for (int64_t j = 0; j < cols; j += VL) {
-            const int64_t m = ck_min(VL, cols - j), at = i * c_row + j;
-            vf x = v_load_n(t + i * t_row + j, m);
-            if (add) x = v_add(x, c_is_f32 ? v_load_n((float *)c + at, m) : r_load_n((real *)c + at, m));
-            if (bias) x = v_add(x, r_load_n(bias + j, m));
-            if (residual) x = v_add(x, r_load_n(residual + i * residual_row + j, m));
-            if (c_is_f32) v_store_n((float *)c + at, x, m);
-            else r_store_n((real *)c + at, x, m);
+            float *t = s->sums ? s->sums + (i0 + i) * s->sums_row + j0 + j : tile;
+            const int64_t t_row = s->sums ? s->sums_row : CK_GEMM_NR;
+            if (!s->last) near = (const char *)t;
+            multiply(s->units, a, pb, t, t_row, !s->first, near, s->last ? near_row : t_row * 4);
+            if (s->last)
+                FN(finish)((real *)g->c + row * g->c_row + col, 0, g->c_row, t, t_row, high, wide, g->accumulate,
+                           g->bias ? g->bias + col : NULL,
+                           g->residual ? (const real *)g->residual + row * g->residual_row + col : NULL,
+                           g->residual_row);
         }
     }
 }
 
-/* Rows [m0, m1) and columns [n0, n1) of C by one thread. */
-INLINE void FN(gemm_part)(const ck_gemm_args *g, const ck_team *team, const int c_is_f32, ck_range rows,
-                          ck_range cols) {
-    float *packed_b = (float *)team->scratch;
-    float *packed_a = packed_b + CK_KC * CK_NC + CK_PACK_SLACK;
-    /* a bf16 result's block, CK_MC x CK_NC; for an fp32 one a single register tile */
-    float *sums = packed_a + CK_MC * CK_KC + CK_PACK_SLACK;
-    const int64_t rows_step = c_is_f32 ? ck_max(1, rows.end - rows.begin) : CK_MC;
-    const real *a = g->a, *b = g->b, *bias = g->bias, *residual = g->residual;
-
-    for (int64_t row0 = rows.begin; row0 < rows.end; row0 += rows_step)
-    for (int64_t col0 = cols.begin; col0 < cols.end; col0 += CK_NC) {
-        const int64_t row1 = ck_min(row0 + rows_step, rows.end), n = ck_min(CK_NC, cols.end - col0);
-        int64_t k0 = 0;
-        do {  /* once even when k = 0: c is still written */
-            const int64_t k = ck_min(CK_KC, g->k - k0);
-            const int first = k0 == 0;
-            FN(pack_b)(packed_b, b + k0 * g->b_row + col0 * g->b_col, g->b_row, g->b_col, k, n);
-            for (int64_t i0 = row0; i0 < row1; i0 += CK_MC) {
-                const int64_t m = ck_min(CK_MC, row1 - i0);
-                FN(pack_a)(packed_a, a + i0 * g->a_row + k0 * g->a_col, g->a_row, g->a_col, m, k);
-                for (int64_t j = 0; j < n; j += CK_NR)
-                    for (int64_t i = 0; i < m; i += CK_MR) {
-                        const float *pa = packed_a + i * k, *pb = packed_b + j * k;
-                        if (!c_is_f32) {
-                            tile_packed(k, pa, pb, CK_NR, sums + i * CK_NC + j, CK_NC, !first);
-                            continue;
-                        }
-                        float *c = (float *)g->c + (i0 + i) * g->c_row + col0 + j;
-                        const int add = !first || g->accumulate;
-                        const int64_t high = ck_min(CK_MR, m - i), wide = ck_min(CK_NR, n - j);
-                        if (high == CK_MR && wide == CK_NR && !(first && (bias || residual))) {
-                            tile_packed(k, pa, pb, CK_NR, c, g->c_row, add);
-                            continue;
-                        }
-                        tile_packed(k, pa, pb, CK_NR, sums, CK_NR, 0);
-                        const real *beside = residual + (i0 + i) * g->residual_row + col0 + j;
-                        FN(finish)(c, 1, g->c_row, sums, CK_NR, high, wide, add,
-                                   first && bias ? bias + col0 + j : NULL,
-                                   first && residual ? beside : NULL, g->residual_row);
-                    }
-            }
-            k0 += CK_KC;
-        } while (k0 < g->k);
-        if (!c_is_f32)
-            FN(finish)((real *)g->c + row0 * g->c_row + col0, 0, g->c_row, sums, CK_NC, row1 - row0, n,
-                       g->accumulate, bias ? bias + col0 : NULL,
-                       residual ? residual + row0 * g->residual_row + col0 : NULL, g->residual_row);
+/* The items of one step, taken in turn by whichever thread is free. */
+INLINE void FN(gemm_items)(const ck_gemm_args *g, const ck_team *team, const ck_gemm_plan *plan,
+                           const FN(gemm_step) *s, const int c_is_f32, int64_t k0, int64_t k, unsigned *next) {
+    float *pa = (float *)team->scratch;
+    const int64_t across = ck_ceil_div(s->cols, plan->item_cols);
+    const int64_t items = across * ck_ceil_div(s->rows, plan->item_rows);
+    int64_t packed = -1;
+    for (int64_t mine = 0;; mine++) {
+        const int64_t item = team->size > 1 ? (int64_t)__atomic_fetch_add(next, 1, __ATOMIC_RELAXED) : mine;
+        if (item >= items) return;
+        const int64_t i0 = item / across * plan->item_rows, j0 = item % across * plan->item_cols;
+        const int64_t m = ck_min(plan->item_rows, s->rows - i0), n = ck_min(plan->item_cols, s->cols - j0);
+        if (packed != i0)
+            FN(pack_left)(pa, (const real *)g->a + (s->row0 + i0) * g->a_row + k0 * g->a_col, g->a_row, g->a_col, m, k);
+        packed = i0;
+        FN(gemm_item)(g, s, c_is_f32, pa, i0, m, j0, n);
     }
 }
 
 /* column_sums[i] += sum over p of a[i, p], where a's rows are contiguous along i; each thread takes a
  * range of i. */
 static void FN(add_column_sums)(const ck_gemm_args *g, const ck_team *team) {
+    enum { WIDE = 8 };  /* vectors at a time: several lines of a row of a */
     const ck_range part = ck_split(g->m, 64, team->size, team->index);
-    for (int64_t i = part.begin; i < part.end; i += VL) {
-        const int64_t m = ck_min(VL, part.end - i);
-        vf sum = v_zero();
-        for (int64_t p = 0; p < g->k; p++)
-            sum = v_add(sum, r_load_n((const real *)g->a + p * g->a_col + i, m));
-        v_store_n(g->column_sums + i, v_add(v_load_n(g->column_sums + i, m), sum), m);
+    for (int64_t i = part.begin; i < part.end; i += WIDE * VL) {
+        const int64_t left = part.end - i;
+        const real *a = (const real *)g->a + i;
+        vf sum[WIDE];
+        for (int v = 0; v < WIDE; v++) sum[v] = v_zero();
+        if (left >= WIDE * VL) {
+            for (int64_t p = 0; p < g->k; p++)
+#pragma GCC unroll 8
+                for (int v = 0; v < WIDE; v++) sum[v] = v_add(sum[v], r_load_n(a + p * g->a_col + v * VL, VL));
+        } else {
+            for (int64_t p = 0; p < g->k; p++)
+                for (int v = 0; v * VL < left; v++)
+                    sum[v] = v_add(sum[v], r_load_n(a + p * g->a_col + v * VL, ck_min(VL, left - v * VL)));
+        }
+        for (int v = 0; v * VL < left && v < WIDE; v++) {
+            const int64_t at = i + v * VL, m = ck_min(VL, part.end - at);
+            v_store_n(g->column_sums + at, v_add(v_load_n(g->column_sums + at, m), sum[v]), m);
+        }
     }
 }
 
 INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int c_is_f32) {
-    const int64_t grain = ck_max(CK_NR, 32);  /* columns: no cache line of C is shared, were C aligned */
-    int row_parts = 1, col_parts = 1;
-    ck_split_grid(ck_ceil_div(g->m, CK_MR), ck_ceil_div(g->n, grain), team->size, &row_parts, &col_parts);
-    if (team->index < row_parts * col_parts)
-        FN(gemm_part)(g, team, c_is_f32, ck_split(g->m, CK_MR, row_parts, team->index / col_parts),
-                      ck_split(g->n, grain, col_parts, team->index % col_parts));
     if (g->column_sums) FN(add_column_sums)(g, team);
+    if (g->m == 0 || g->n == 0) return;
+    const ck_gemm_plan plan = ck_plan_gemm(g->m, g->n, FN(units)(g->k), CK_GEMM_MR, CK_GEMM_NR, c_is_f32, team->size,
+                                           team->caches);
+    const int64_t depth = plan.depth * (CK_PAIRED ? 2 : 1);  /* in elements */
+    if (g->m <= CK_NARROW_ROWS && FN(units)(g->k) * CK_GEMM_MR * 4 <= CK_SCRATCH_BYTES / 2) {
+        FN(gemm_narrow)(g, team, c_is_f32, depth);
+        return;
+    }
+    unsigned *next = (unsigned *)team->shared;
+    float *packed_b = (float *)(team->shared + 64);
+    float *sums = !c_is_f32 && depth < g->k
+        ? (float *)(team->shared + 64 + ck_round_up(plan.cols * plan.depth * 4 + VL * 4, 64)) : NULL;
+
+    for (int64_t col0 = 0; col0 < g->n; col0 += plan.cols)
+    for (int64_t row0 = 0; row0 < g->m; row0 += plan.rows) {
+        FN(gemm_step) s = {.row0 = row0, .rows = ck_min(plan.rows, g->m - row0),
+                           .col0 = col0, .cols = ck_min(plan.cols, g->n - col0),
+                           .b = packed_b, .sums = sums, .sums_row = plan.cols};
+        int64_t k0 = 0;
+        do {  /* once even when k = 0: c is still written */
+            const int64_t k = ck_min(depth, g->k - k0);
+            s.units = FN(units)(k);
+            s.first = k0 == 0;
+            s.last = k0 + k >= g->k;
+            const ck_range mine = ck_split(s.cols, CK_GEMM_NR, team->size, team->index);
+            FN(pack_right)(packed_b, (const real *)g->b + k0 * g->b_row + col0 * g->b_col, g->b_row, g->b_col,
+                           mine.begin, mine.end, k);
+            if (team->index == 0) __atomic_store_n(next, 0, __ATOMIC_RELAXED);
+            ck_barrier(team);
+            FN(gemm_items)(g, team, &plan, &s, c_is_f32, k0, k, next);
+            k0 += depth;
+            ck_barrier(team);
+        } while (k0 < g->k);
+    }
 }
 
 /* a, b, c real. */
@@ -157,3 +151,4 @@ static void FN(gemm)(const void *args, const ck_team *team) {
 static void FN(gemm_f32)(const void *args, const ck_team *team) {
     FN(gemm_team)(args, team, 1);
 }
+#undef CK_GEMM_TILES

@@ -9,8 +9,8 @@
  * Workers block all signals: Python's handlers run in the main thread. A forked child has no workers; it
  * falls back to one thread, and may call ck_pool_set_threads for its own.
  *
- * Workspaces are one anonymous mapping, CK_SCRATCH_BYTES per thread, on huge pages where the kernel grants
- * them, and touched first by the thread that uses each. */
+ * Workspaces are one anonymous mapping, CK_SHARED_BYTES and then CK_SCRATCH_BYTES per thread, on huge pages
+ * where the kernel grants them, and touched first by the thread that uses each. */
 #define _GNU_SOURCE
 #include "pool.h"
 
@@ -38,8 +38,9 @@ static struct {
     pthread_t *workers;
     int threads;            /* 1 + number of workers */
     int spins;
-    char *scratch;
-    size_t scratch_bytes;
+    char *shared, *scratch; /* the beginning of the mapping, and where the threads' workspaces begin in it */
+    size_t mapped;
+    ck_caches caches;
     ck_kernel kernel;       /* the job; NULL tells the workers to end */
     const void *args;
     int team_size;
@@ -91,7 +92,7 @@ static void wait_for_team(const ck_team *team) {
 
 static void run_as(int index) {
     const ck_team team = {index, pool.team_size, pool.scratch + (size_t)index * CK_SCRATCH_BYTES,
-                          wait_for_team};
+                          pool.shared, &pool.caches, wait_for_team};
     pool.kernel(pool.args, &team);
 }
 
@@ -123,17 +124,27 @@ static void wait_for_workers(void) {
 
 /* The mapping is aligned to huge pages by hand: what sticks out at either end is given back. */
 static int reserve_scratch(int threads) {
-    const size_t bytes = ck_round_up((int64_t)threads * CK_SCRATCH_BYTES, HUGE_PAGE);
+    const size_t bytes = ck_round_up(CK_SHARED_BYTES + (int64_t)threads * CK_SCRATCH_BYTES, HUGE_PAGE);
     char *mapping = mmap(NULL, bytes + HUGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
     if (mapping == MAP_FAILED) return errno;
     char *begin = (char *)ck_round_up((int64_t)(intptr_t)mapping, HUGE_PAGE);
     if (begin > mapping) munmap(mapping, (size_t)(begin - mapping));
     if (mapping + HUGE_PAGE > begin) munmap(begin + bytes, (size_t)(mapping + HUGE_PAGE - begin));
     madvise(begin, bytes, MADV_HUGEPAGE);  /* advice: without huge pages it only runs slower */
-    if (pool.scratch) munmap(pool.scratch, pool.scratch_bytes);
-    pool.scratch = begin;
-    pool.scratch_bytes = bytes;
+    if (pool.shared) munmap(pool.shared, pool.mapped);
+    pool.shared = begin;
+    pool.scratch = begin + CK_SHARED_BYTES;
+    pool.mapped = bytes;
     return 0;
+}
+
+/* As the C library tells; usual sizes where it does not know. */
+static void read_caches(void) {
+    const long l1 = sysconf(_SC_LEVEL1_DCACHE_SIZE), l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
+    const long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+    pool.caches.l1 = l1 > 0 ? l1 : 32 << 10;
+    pool.caches.l2 = l2 > 0 ? l2 : 512 << 10;
+    pool.caches.l3 = l3 > 0 && l3 <= (32 << 20) ? l3 : 32 << 20;
 }
 
 static void stop_workers(void) {
@@ -184,6 +195,7 @@ int ck_pool_set_threads(int n) {
     pthread_mutex_lock(&pool.lock);
     if (!registered) {
         pthread_atfork(before_fork, in_parent, in_child);
+        read_caches();
         registered = 1;
     }
     stop_workers();
@@ -197,7 +209,7 @@ void ck_pool_run(ck_kernel kernel, const void *args, int64_t work_items) {
     pthread_mutex_lock(&pool.lock);
     const int size = ck_team_size(work_items, pool.threads);
     if (size == 1) {
-        const ck_team alone = {0, 1, pool.scratch, wait_for_team};
+        const ck_team alone = {0, 1, pool.scratch, pool.shared, &pool.caches, wait_for_team};
         kernel(args, &alone);
     } else {
         publish(kernel, args, size);

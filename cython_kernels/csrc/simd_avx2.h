@@ -2,8 +2,8 @@
 #include <immintrin.h>
 
 #define VL 8
-#define CK_MR 6
-#define CK_NR 16
+#define CK_GEMM_MR 6
+#define CK_GEMM_NV 2
 
 typedef __m256 vf;
 typedef __m256i vi;
@@ -67,6 +67,28 @@ SIMD vf v_scale(vf x, vf n) {
     const vi high = vi_shift_left(vi_add(_mm256_sub_epi32(whole, half), bias), 23);
     return v_mul(v_mul(x, v_from_bits(low)), v_from_bits(high));
 }
+/* The 8 x 8 matrix of these rows, transposed in place. */
+SIMD void v_transpose(vf r[8]) {
+    vf t[8];
+#pragma GCC unroll 4
+    for (int i = 0; i < 8; i += 2) {
+        t[i] = _mm256_unpacklo_ps(r[i], r[i + 1]);
+        t[i + 1] = _mm256_unpackhi_ps(r[i], r[i + 1]);
+    }
+#pragma GCC unroll 2
+    for (int i = 0; i < 8; i += 4) {  /* r[i + c]: columns c, c + 4 of rows i to i + 3 */
+        r[i] = _mm256_shuffle_ps(t[i], t[i + 2], 0x44);
+        r[i + 1] = _mm256_shuffle_ps(t[i], t[i + 2], 0xee);
+        r[i + 2] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0x44);
+        r[i + 3] = _mm256_shuffle_ps(t[i + 1], t[i + 3], 0xee);
+    }
+#pragma GCC unroll 4
+    for (int c = 0; c < 4; c++) {
+        const vf low = r[c], high = r[c + 4];
+        r[c] = _mm256_permute2f128_ps(low, high, 0x20);
+        r[c + 4] = _mm256_permute2f128_ps(low, high, 0x31);
+    }
+}
 /* Past the caches; p is 32-byte aligned. */
 SIMD void v_stream(float *p, vf x) { _mm256_stream_ps(p, x); }
 SIMD float v_sum(vf x) {
@@ -89,4 +111,15 @@ SIMD vd vd_add_squares(vd sum, vf x) {
 SIMD double vd_sum(vd x) {
     const __m128d t = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
     return _mm_cvtsd_f64(_mm_add_sd(t, _mm_unpackhi_pd(t, t)));
+}
+
+SIMD void v_stream_u16(uint16_t *p, vi x) {
+    _mm_stream_si128((__m128i *)p,
+                     _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+}
+
+/* 1 / x; `rough` allows an error of 2^-14. */
+SIMD vf v_reciprocal(vf x, const int rough) {
+    (void)rough;
+    return v_div(v_set1(1.0f), x);
 }

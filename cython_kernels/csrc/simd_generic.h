@@ -3,8 +3,8 @@
 #include <string.h>
 
 #define VL 4
-#define CK_MR 4
-#define CK_NR 8
+#define CK_GEMM_MR 4
+#define CK_GEMM_NV 2
 
 typedef float vf __attribute__((vector_size(16)));
 typedef int32_t vi __attribute__((vector_size(16)));
@@ -71,6 +71,17 @@ SIMD vf v_scale(vf x, vf n) {
     const vi half = whole >> 1;
     return x * (vf)((half + 127) << 23) * (vf)((whole - half + 127) << 23);
 }
+/* The 4 x 4 matrix of these rows, transposed in place. */
+SIMD void v_transpose(vf r[4]) {
+    const vf a = __builtin_shuffle(r[0], r[1], (vi){0, 4, 1, 5});
+    const vf b = __builtin_shuffle(r[0], r[1], (vi){2, 6, 3, 7});
+    const vf c = __builtin_shuffle(r[2], r[3], (vi){0, 4, 1, 5});
+    const vf d = __builtin_shuffle(r[2], r[3], (vi){2, 6, 3, 7});
+    r[0] = __builtin_shuffle(a, c, (vi){0, 1, 4, 5});
+    r[1] = __builtin_shuffle(a, c, (vi){2, 3, 6, 7});
+    r[2] = __builtin_shuffle(b, d, (vi){0, 1, 4, 5});
+    r[3] = __builtin_shuffle(b, d, (vi){2, 3, 6, 7});
+}
 /* Past the caches, where the instruction set can. */
 SIMD void v_stream(float *p, vf x) {
 #if defined(__SSE__)
@@ -92,3 +103,11 @@ SIMD vd vd_add_squares(vd sum, vf x) {
     return (vd){sum.low + a * a, sum.high + b * b};
 }
 SIMD double vd_sum(vd x) { return (x.low[0] + x.low[1]) + (x.high[0] + x.high[1]); }
+
+SIMD void v_stream_u16(uint16_t *p, vi x) { v_store_u16_n(p, x, VL); }
+
+/* 1 / x; `rough` allows an error of 2^-14. */
+SIMD vf v_reciprocal(vf x, const int rough) {
+    (void)rough;
+    return v_div(v_set1(1.0f), x);
+}

@@ -1,4 +1,4 @@
-"""`cktrain bench {peak,step,collectives}`: measurements, as a table or as JSON."""
+"""`cktrain bench {peak,gemm,ops,step,collectives}`: measurements, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -16,6 +16,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     peak.add_argument("--json", action="store_true", help="print one JSON object")
     peak.add_argument("--threads", type=int, help="threads; default: all cores")
     peak.set_defaults(run=_peak)
+    gemm = actions.add_parser("gemm", help="linear layers against the peak, numpy's BLAS and PyTorch")
+    gemm.add_argument("--json", action="store_true", help="print one JSON object")
+    gemm.add_argument("--threads", type=int, help="threads; default: all cores")
+    gemm.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the operands")
+    gemm.add_argument("--shapes", help="names of shapes, separated by commas; default: all")
+    gemm.add_argument("--repetitions", type=int, default=7, help="measurements of each product")
+    gemm.set_defaults(run=_gemm)
+    ops = actions.add_parser(
+        "ops", help="every op but the matmuls: its rate, its limit, and PyTorch where installed"
+    )
+    ops.add_argument("names", nargs="*", help="parts of the names of the ops to run; default: all")
+    ops.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both")
+    ops.add_argument("--threads", type=int, help="threads; default: all cores")
+    ops.add_argument("--rounds", type=int, default=5, help="rounds, of which the best counts")
+    ops.add_argument("--json", action="store_true", help="print a JSON list")
+    ops.set_defaults(run=_ops)
     step = actions.add_parser("step", help="a whole training step on random tokens, time per op")
     step.add_argument("config", help="YAML file of a run")
     step.add_argument(
@@ -46,6 +62,40 @@ def _peak(options: argparse.Namespace) -> int:
 
     report = measure_peak(cython_kernels.load(), binding.threads)
     print(json.dumps(report.as_dict()) if options.json else report.table())
+    return 0
+
+
+def _gemm(options: argparse.Namespace) -> int:
+    threads = options.threads or len(os.sched_getaffinity(0))
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))  # numpy competes with as many
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.launch.bind import bind
+
+    binding = bind(read_process_environment({}), mode="auto", threads=options.threads)
+    from cktrain import cython_kernels
+    from cktrain.bench.gemm import bench_gemm
+
+    kernels = cython_kernels.load()
+    kernels.set_num_threads(binding.threads)
+    shapes = options.shapes.split(",") if options.shapes else None
+    report = bench_gemm(kernels, options.precision, shapes, options.repetitions)
+    print(json.dumps(report.as_dict()) if options.json else report.table())
+    return 0
+
+
+def _ops(options: argparse.Namespace) -> int:
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.launch.bind import bind
+
+    binding = bind(read_process_environment({}), mode="auto", threads=options.threads)
+    from cktrain import cython_kernels
+    from cktrain.bench.ops import bench_ops, ops_json, ops_table
+
+    kernels = cython_kernels.load()
+    kernels.set_num_threads(binding.threads)
+    precisions = ("fp32", "bf16") if options.precision == "both" else (options.precision,)
+    results = [r for p in precisions for r in bench_ops(kernels, p, tuple(options.names), options.rounds)]
+    print(json.dumps(ops_json(results)) if options.json else ops_table(results))
     return 0
 
 

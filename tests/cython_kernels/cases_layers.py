@@ -50,7 +50,7 @@ class Linear(Case):
         inputs = {
             "x": normal(rng, (n, i), dtype),
             "w": normal(rng, (o, i), dtype),
-            "bias": normal(rng, o, dtype) if shape["bias"] else None,
+            "bias": normal(rng, o, f32_of(dtype)) if shape["bias"] else None,
             "residual": None if shape["residual"] == "none" else normal(rng, (n, o), dtype),
             "in_place": shape["residual"] == "in_place",
             "dy": normal(rng, (n, o), dtype),

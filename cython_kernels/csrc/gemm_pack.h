@@ -1,0 +1,132 @@
+/* Packing for the matmul kernel: a panel is [k][width] 4-byte units (gemm_kernel.h), from an operand that is
+ * contiguous along either of its dimensions. Transposes, the widening of bf16 and the pairing of its
+ * neighbours along k happen here. Included once per storage type.
+ *
+ * CK_PAIRED: units are pairs of bf16. Otherwise units are fp32. */
+#undef CK_PAIRED
+#if CK_STORAGE == CK_BF16 && defined(CK_ISA_BF16)
+#define CK_PAIRED 1
+#else
+#define CK_PAIRED 0
+#endif
+
+/* Where rows are read as they lie, all panels take so many units before the next ones, which are fetched
+ * meanwhile. */
+#define CK_PACK_UNITS 16
+
+/* Units of k elements. */
+INLINE int64_t FN(units)(int64_t k) { return CK_PAIRED ? ck_ceil_div(k, 2) : k; }
+
+/* `count` units that follow one another along k, the rest zero. `whole` elements of the row are left: the last
+ * unit of an odd row has one. */
+INLINE vf FN(load_along)(const real *src, int64_t count, int64_t whole) {
+#if CK_PAIRED
+    if (count == VL && whole >= 2 * VL) return v_from_bits(v_load_pairs_n(src, 2 * VL));
+    return v_from_bits(v_load_pairs_n(src, ck_min(2 * count, whole)));
+#else
+    (void)whole;
+    return r_load_n(src, count);
+#endif
+}
+
+/* The same unit along k of `count` neighbours across the panel, the rest zero. `second`: whether the unit has a
+ * second element, p_stride further. */
+INLINE vf FN(load_across)(const real *src, int64_t count, int64_t p_stride, int second) {
+#if CK_PAIRED
+    const vi low = v_load_u16_n(src, count);
+    if (!second) return v_from_bits(low);
+    return v_from_bits(vi_or(low, vi_shift_left(v_load_u16_n(src + p_stride, count), 16)));
+#else
+    (void)p_stride;
+    (void)second;
+    return r_load_n(src, count);
+#endif
+}
+
+/* Units [u0, u1) of one panel: dst[u * width + j] = unit u of column j, src at j * j_stride + p * p_stride, of
+ * the units of k elements; zero for count <= j < width. One of the strides is 1. Where it is p_stride, up to VL
+ * floats past the end of a unit may be written: units are packed in their order. */
+INLINE void FN(pack_units)(float *dst, const int width, const real *src, int64_t j_stride, int64_t p_stride,
+                           int64_t count, int64_t k, int64_t u0, int64_t u1) {
+    const int64_t step = CK_PAIRED ? 2 : 1;
+    if (j_stride == 1) {
+        for (int64_t u = u0; u < u1; u++) {
+            const int second = CK_PAIRED && step * u + 1 < k;
+            const real *from = src + step * u * p_stride;
+            float *to = dst + u * width;
+#pragma GCC unroll 4
+            for (int j = 0; j < width; j += VL) {
+                __builtin_prefetch(from + CK_PACK_UNITS * step * p_stride + j);
+                if (CK_PAIRED) __builtin_prefetch(from + (CK_PACK_UNITS * step + 1) * p_stride + j);
+                const int64_t lanes = ck_min(VL, width - j), have = ck_max(0, ck_min(lanes, count - j));
+                v_store_n(to + j, FN(load_across)(from + j, have, p_stride, second), lanes);
+            }
+        }
+        return;
+    }
+    for (int64_t u = u0; u < u1; u += VL) {
+        const int64_t here = ck_min(VL, u1 - u), left = k - u * step;
+        for (int j = 0; j < width; j += VL) {
+            vf block[VL];
+            const real *from = src + j * j_stride + u * step * p_stride;
+            float *to = dst + u * width + j;
+            if (here == VL && left >= VL * step && j + ck_min(VL, width - j) <= count) {
+#pragma GCC unroll 16
+                for (int i = 0; i < VL; i++) {
+                    if (j + i < width) __builtin_prefetch(from + i * j_stride + 4 * VL * step);
+                    block[i] = j + i < width ? FN(load_along)(from + i * j_stride, VL, VL * step) : v_zero();
+                }
+                v_transpose(block);
+#pragma GCC unroll 16
+                for (int i = 0; i < VL; i++) v_store(to + i * width, block[i]);
+            } else {
+                for (int i = 0; i < VL; i++)
+                    block[i] = j + i < count ? FN(load_along)(from + i * j_stride, here, left) : v_zero();
+                v_transpose(block);
+                for (int i = 0; i < here; i++) v_store(to + i * width, block[i]);
+            }
+        }
+    }
+}
+
+/* n columns in panels of `width`: from src to dst, k elements deep. All panels take a few units at a time, so
+ * that what is contiguous across them is read as it lies. */
+INLINE void FN(pack_panels)(float *dst, const int width, const real *src, int64_t j_stride, int64_t p_stride,
+                            int64_t n, int64_t k) {
+    const int64_t units = FN(units)(k), some = j_stride == 1 ? CK_PACK_UNITS : units;
+    for (int64_t u = 0; u < units; u += some)
+        for (int64_t j = 0; j < n; j += width)
+            FN(pack_units)(dst + j * units, width, src + j * j_stride, j_stride, p_stride, ck_min(width, n - j), k, u,
+                           ck_min(units, u + some));
+}
+
+/* Columns [begin, end) of b, a multiple of CK_GEMM_NR to begin with; dst is the place of column 0. */
+static __attribute__((noinline)) void FN(pack_right)(float *dst, const real *b, int64_t b_row, int64_t b_col,
+                                                     int64_t begin, int64_t end, int64_t k) {
+    FN(pack_panels)(dst + begin * FN(units)(k), CK_GEMM_NR, b + begin * b_col, b_col, b_row, end - begin, k);
+}
+
+/* m rows of a. */
+static __attribute__((noinline)) void FN(pack_left)(float *dst, const real *a, int64_t a_row, int64_t a_col, int64_t m,
+                                                    int64_t k) {
+    FN(pack_panels)(dst, CK_GEMM_MR, a, a_row, a_col, m, k);
+}
+
+/* c (rows, cols) = t + bias + residual (+ c), from fp32 t to real or fp32 c; residual is of c's type. */
+INLINE void FN(finish)(void *c, const int c_is_f32, int64_t c_row, const float *t, int64_t t_row,
+                       int64_t rows, int64_t cols, int add, const float *bias, const void *residual,
+                       int64_t residual_row) {
+    for (int64_t i = 0; i < rows; i++) {
+        for (int64_t j = 0; j < cols; j += VL) {
+            const int64_t m = ck_min(VL, cols - j), at = i * c_row + j, beside = i * residual_row + j;
+            vf x = v_load_n(t + i * t_row + j, m);
+            if (add) x = v_add(x, c_is_f32 ? v_load_n((float *)c + at, m) : r_load_n((real *)c + at, m));
+            if (bias) x = v_add(x, v_load_n(bias + j, m));
+            if (residual)
+                x = v_add(x, c_is_f32 ? v_load_n((const float *)residual + beside, m)
+                                      : r_load_n((const real *)residual + beside, m));
+            if (c_is_f32) v_store_n((float *)c + at, x, m);
+            else r_store_n((real *)c + at, x, m);
+        }
+    }
+}
