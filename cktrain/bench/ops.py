@@ -15,6 +15,7 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -146,7 +147,8 @@ def _norms(w: Workbench) -> Iterator[Trial]:
                 w.value(lambda a, b: f.rms_norm(a, (C,), b, 1e-5), x, in_real[0]))  # fmt: skip
     yield Trial("rms_norm_backward", lambda: k.rms_norm_backward(dx, dscale, y, x, scale, rstd, True), 4 * one, (2, 0, 1), 0,
                 w.gradient(lambda a, b: f.rms_norm(a, (C,), b, 1e-5), y, x, in_real[0]))  # fmt: skip
-    yield Trial("layer_norm_forward", lambda: k.layer_norm_forward(y, mean, rstd, x, scale, bias, 1e-5), 2 * one, (1, 1, 0), 0,
+    forward = lambda: k.layer_norm_forward(y, mean, rstd, x, scale, bias, 1e-5)  # noqa: E731
+    yield Trial("layer_norm_forward", forward, 2 * one, (1, 1, 0), 0,
                 w.value(lambda a, b, c: f.layer_norm(a, (C,), b, c), x, *in_real))  # fmt: skip
     yield Trial("layer_norm_backward",
                 lambda: k.layer_norm_backward(dx, dscale, dbias, y, x, scale, mean, rstd, True), 4 * one, (2, 0, 1), 0,
@@ -175,9 +177,9 @@ def _pointwise(w: Workbench) -> Iterator[Trial]:
                 w.gradient(swiglu, x, gate_up))  # fmt: skip
     for tanh in (False, True):
         name = "tanh" if tanh else "none"
-        yield Trial(f"gelu_forward{'_tanh' * tanh}", lambda tanh=tanh: k.gelu_forward(y, x, tanh), 2 * one, (1, 1, 0), 0,
+        yield Trial(f"gelu_forward{'_tanh' * tanh}", partial(k.gelu_forward, y, x, tanh), 2 * one, (1, 1, 0), 0,
                     w.value(lambda a, name=name: f.gelu(a, approximate=name), x))  # fmt: skip
-        yield Trial(f"gelu_backward{'_tanh' * tanh}", lambda tanh=tanh: k.gelu_backward(y, y, x, tanh), 3 * one, (1, 0, 1), 0,
+        yield Trial(f"gelu_backward{'_tanh' * tanh}", partial(k.gelu_backward, y, y, x, tanh), 3 * one, (1, 0, 1), 0,
                     w.gradient(lambda a, name=name: f.gelu(a, approximate=name), y, x))  # fmt: skip
     out = dgate_up.reshape(-1)[: n * C].reshape(n, C)
     yield Trial("add", lambda: k.add(out, x, y), 3 * one, (2, 1, 0), 0,

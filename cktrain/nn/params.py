@@ -140,8 +140,9 @@ class FlatParams:
             span = slice(param.start, param.start + param.size)
             param.data = self.data[span].reshape(param.shape)
             param.grad = self.grad[span].reshape(param.shape)
-            copied = self.copy is not None and param.compute == "real"
-            param.value = self.copy[span].reshape(param.shape) if copied else param.data
+            param.value = param.data
+            if self.copy is not None and param.compute == "real":
+                param.value = self.copy[span].reshape(param.shape)
 
     @property
     def count(self) -> int:

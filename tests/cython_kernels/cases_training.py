@@ -11,7 +11,8 @@ from ml_dtypes import bfloat16
 
 
 class CrossEntropy(Case):
-    """Over a slice of a vocabulary. `wide` logits are f32 whatever the type of dlogits. `rest` f32 (N) is the log-sum-exp of the logits of the other slices.
+    """Over a slice of a vocabulary. `wide` logits are f32 whatever the type of dlogits. `rest` f32 (N) is the log-sum-exp
+    of the logits of the other slices.
 
     "loss" is composed here: lse - target_logit, 0 where the target is ignored. The loss of a target of
     another slice lacks that target's logit, which its owner adds.
