@@ -87,7 +87,10 @@ def extensions() -> list[Extension]:
             depends=[*headers, door],
         )
 
-    comm_headers = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / COMM).glob("*.h"))
+    comm_headers = sorted(
+        path.relative_to(ROOT).as_posix()
+        for path in [*(ROOT / COMM).glob("*.h"), *(ROOT / "comm").glob("*.pxi")]
+    )
 
     def comm_extension(module: str, sources: list[str]) -> Extension:
         return Extension(

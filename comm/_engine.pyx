@@ -1,8 +1,8 @@
-"""The compiled core of comm as Python objects: the process's world, lanes of collectives, streams of messages.
+"""The compiled core of comm as Python objects: the world of a process, lanes of collectives, messages.
 
-Nothing here blocks with the GIL held, and nothing here raises for what happens between ranks: operations end with
-a number (`DONE`, `MISMATCH`, ...), which `cktrain.comm.shm_group` turns into an error with words. The protocols
-and why they are right stand in csrc/world.h and csrc/shm.h.
+Nothing here blocks with the GIL held, and nothing here raises for what happens between ranks: operations end
+with a number (`DONE`, `MISMATCH`, ...), which `cktrain.comm.engine_group` turns into an error with words. The
+protocols and why they are right stand in csrc/world.h, csrc/shm.h and csrc/wire.h.
 """
 
 from cpython.buffer cimport PyBuffer_FillInfo
@@ -19,144 +19,7 @@ import numpy as np
 
 cnp.import_array()
 
-cdef extern from "reduce.h" nogil:
-    ctypedef void (*ckc_reduce_n)(void **dst, int n_dst, const void **src, int n_src, int64_t count, int dtype,
-                                  int op) noexcept
-    void ckc_plain_reduce_n(void **dst, int n_dst, const void **src, int n_src, int64_t count, int dtype,
-                            int op) noexcept
-    const char *CKC_REDUCE_CAPSULE
-    const int CKC_F32, CKC_BF16, CKC_F64, CKC_I32, CKC_I64, CKC_BYTES
-    int64_t ckc_item_bytes(int dtype)
-
-cdef extern from "poll.h" nogil:
-    ctypedef struct pollfd "struct pollfd":
-        int fd
-
-cdef extern from "world.h" nogil:
-    const int CKC_MAX_RANKS, CKC_MAX_ARENAS
-    const int CKC_PENDING, CKC_DONE, CKC_MISMATCH, CKC_LOST, CKC_BROKEN
-    const int CKC_BARRIER, CKC_ALL_REDUCE, CKC_SEND, CKC_RECV
-    ctypedef struct ckc_seat:
-        uint64_t beat, activity, operation
-        uint32_t left
-    ctypedef struct ckc_span:
-        char *base
-        int64_t bytes
-    ctypedef struct ckc_queue:
-        int pending, broken, active
-    ctypedef struct ckc_call:
-        uint64_t seq
-        uint8_t kind, dtype, op, zero
-        int32_t root
-        int64_t count
-        uint64_t extra
-        int64_t offset
-        int32_t arena
-    ctypedef struct ckc_op:
-        int (*advance)(ckc_op *) noexcept
-        int (*wanted)(ckc_op *, pollfd *fds, int limit) noexcept
-        void *extra
-        ckc_queue *queue
-        void *on
-        int pc
-        ckc_call call
-        const char *inp "in"
-        char *out
-        const int64_t *begins
-        uint64_t seq, base
-        int state
-    ctypedef struct ckc_world:
-        int rank, local_rank, local_size, spin
-        ckc_seat *seats
-        ckc_span arenas[256][64]
-        int64_t stream_bytes
-        ckc_reduce_n reduce
-        int failure, failed_rank
-        char failed_how[120]
-        int engine_core, wake_fd
-    int64_t ckc_now_ns()
-    int ckc_fail(ckc_world *world, int cause, int rank, const char *how)
-    int ckc_run(ckc_world *world, ckc_op *op, int64_t slice_ns)
-    int ckc_start_engine(ckc_world *world)
-    void ckc_submit(ckc_world *world, ckc_op *op)
-    int ckc_wait(ckc_world *world, ckc_op *op, int64_t slice_ns)
-    void ckc_stop_threads(ckc_world *world)
-
-cdef extern from "watch.h" nogil:
-    ctypedef struct ckc_watched:
-        int fd, rank, local_rank, kind
-    const int CKC_WATCH_HANGUP, CKC_WATCH_PIDFD, CKC_WATCH_CONTROL
-    void ckc_tell(ckc_world *world)
-    int ckc_start_watch(ckc_world *world, ckc_watched *watched, int count)
-
-cdef extern from "shm.h" nogil:
-    const int CKC_INLINE_BYTES
-    ctypedef struct ckc_channel:
-        ckc_queue queue
-        ckc_world *world
-        int rank, size
-        int seats[256]
-        char *blocks[256]
-        int64_t inline_bytes, stage_bytes
-        uint64_t seq, tick
-    ctypedef struct ckc_ring_memory:
-        ckc_call refused
-    ctypedef struct ckc_stream:
-        ckc_queue queue
-        ckc_world *world
-        ckc_ring_memory *ring
-        int64_t ring_bytes
-        int seat
-    int64_t ckc_block_bytes(int64_t inline_bytes, int64_t stage_bytes)
-    int64_t ckc_ring_memory_bytes(int64_t ring_bytes)
-    const ckc_call *ckc_call_of(const ckc_channel *channel, int rank, uint64_t seq)
-    void ckc_who_is_here(const ckc_channel *channel, uint64_t seq, uint64_t tick, uint8_t *here)
-    int (*ckc_shm_advance[6])(ckc_op *) noexcept
-    int ckc_stream_send(ckc_op *op) noexcept
-    int ckc_stream_recv(ckc_op *op) noexcept
-
-cdef extern from "wire.h" nogil:
-    const int CKC_HEADER_SENT, CKC_HEADER_RECEIVED
-    ctypedef struct ckc_step:
-        int64_t round, kind, peer, place, at, count, first, sources
-    ctypedef struct ckc_source:
-        int64_t place, at
-    ctypedef struct ckc_link:
-        int fd
-    void ckc_make_socket_link(ckc_link *link, int fd)
-    const char *CKC_LINK_CAPSULE
-    ctypedef struct ckc_wire:
-        ckc_queue queue
-        ckc_world *world
-        int rank, size
-        ckc_link *links[256]
-        int names[256]
-        uint64_t seq
-    ctypedef struct ckc_run_state:
-        const ckc_step *steps
-        const ckc_source *sources
-        int64_t step_count, round_end, next
-        int64_t *moved
-        char *scratch
-        uint8_t partners[256]
-        uint8_t received[256]
-        ckc_call theirs[256]
-    int ckc_wire_advance(ckc_op *op) noexcept
-    int ckc_wire_wanted(ckc_op *op, pollfd *fds, int limit) noexcept
-
-cdef extern from "memory.h" nogil:
-    void *ckc_map(int fd, int64_t bytes)
-    void ckc_unmap(void *base, int64_t bytes)
-    int64_t ckc_make_huge(void *base, int64_t bytes, int owner)
-
-cdef extern from *:
-    """
-    #define CKC_LOAD(x) atomic_load_explicit(&(x), memory_order_acquire)
-    #define CKC_STORE(x, value) atomic_store_explicit(&(x), (value), memory_order_release)
-    """
-    int CKC_LOAD(...) nogil
-    uint64_t CKC_LOAD64 "CKC_LOAD"(...) nogil
-    void CKC_STORE(...) nogil
+include "_engine_c.pxi"
 
 HANGUP, PIDFD, CONTROL = CKC_WATCH_HANGUP, CKC_WATCH_PIDFD, CKC_WATCH_CONTROL
 PENDING, DONE, MISMATCH, LOST, BROKEN = CKC_PENDING, CKC_DONE, CKC_MISMATCH, CKC_LOST, CKC_BROKEN
@@ -201,7 +64,7 @@ def reduce_n(capsule, outputs, inputs, int dtype, int op):
 
 
 cdef class Mapping:
-    """`nbytes` of a memfd, mapped shared and 2 MiB aligned; a writable buffer. Unmapped with its last view."""
+    """`nbytes` of a memfd, mapped shared, 2 MiB aligned; a writable buffer. Unmapped with its last view."""
 
     cdef char *base
     cdef readonly int64_t nbytes
@@ -210,7 +73,9 @@ cdef class Mapping:
     def __init__(self, int fd, int64_t nbytes):
         self.base = <char *> ckc_map(fd, nbytes)
         if self.base == NULL:
-            raise MemoryError(f"[comm.shm] mapping {nbytes:,} bytes of shared memory was refused. Free some memory.")
+            raise MemoryError(
+                f"[comm.shm] mapping {nbytes:,} bytes of shared memory was refused. Free some memory."
+            )
         self.nbytes = nbytes
 
     @property
@@ -248,7 +113,8 @@ cdef class World:
             raise MemoryError()
         self.w.wake_fd = -1
 
-    def __init__(self, int rank, int local_rank, int local_size, Mapping seats, *, bint spin, int engine_core=-1,
+    def __init__(self, int rank, int local_rank, int local_size, Mapping seats, *, bint spin,
+                 int engine_core=-1,
                  int64_t stream_bytes=32 << 20):
         """Take seat `local_rank` of `local_size`; `rank` is the world's name of it."""
         assert seats.nbytes >= local_size * <int64_t> sizeof(ckc_seat)
@@ -313,7 +179,9 @@ cdef class World:
     def next_arena(self):
         """The number that this rank's next arena will have."""
         if self.arena_count == CKC_MAX_ARENAS:
-            raise ValueError(f"[comm.shm] allocate: {CKC_MAX_ARENAS} arenas are in use. Allocate fewer, larger ones.")
+            raise ValueError(
+                f"[comm.shm] allocate: {CKC_MAX_ARENAS} arenas are in use. Allocate fewer, larger ones."
+            )
         return self.arena_count
 
     def put_arena(self, int seat, int number, Mapping mapping):
@@ -416,7 +284,7 @@ cdef class Lane:
 
     def __init__(self, World world, int rank, list seats, Mapping memory, int64_t offset, int64_t stage_bytes,
                  list groups):
-        """`memory` holds the members' blocks from `offset` on; `groups` are this group and those it was split from."""
+        """`memory` holds the members' blocks from `offset` on; `groups`: this one, those it was split from."""
         cdef int r
         cdef int64_t block = ckc_block_bytes(CKC_INLINE_BYTES, stage_bytes)
         assert len(seats) <= CKC_MAX_RANKS and offset + block * len(seats) <= memory.nbytes
@@ -458,8 +326,8 @@ cdef class Lane:
                 return
 
     def all_reduce(self, array, int op):
-        """The short way of the most frequent call, in the caller: True when done, an Op to wait for, or None when the
-        array is not a plain one and must be looked at closer."""
+        """The short way of the most frequent call, in the caller: True when done, an Op to wait for, or None
+        when the array is not a plain one and must be looked at closer."""
         cdef int dtype, got
         cdef cnp.ndarray x
         if not cnp.PyArray_CheckExact(array):
@@ -493,9 +361,9 @@ cdef class Lane:
 
     def make(self, int kind, int dtype, int reduction, int root, int64_t count, uint64_t extra, uintptr_t inp,
              uintptr_t out, begins, int64_t read_bytes, kept, bint own):
-        """A checked operation; `own` ones are handed to the engine, the others use the lane's only one, in the caller.
+        """A checked operation; `own` ones are handed to the engine, the others use the lane's only one.
 
-        `inp` is what peers may read, `read_bytes` long; begins (size + 1) the first element of each rank's part.
+        `inp` is what peers may read, `read_bytes` long; begins (size + 1) the first element of each part.
         """
         cdef Op op = self._make() if own else self.op
         cdef int r
@@ -510,7 +378,7 @@ cdef class Lane:
         return op
 
     def calls(self, Op op):
-        """What each rank that has arrived at the operation calls: {rank: (kind, dtype, op, root, count, extra)}."""
+        """What each rank that has arrived calls: {rank: (kind, dtype, op, root, count, extra)}."""
         cdef const ckc_call *call
         cdef int r
         found = {}
@@ -604,124 +472,4 @@ cdef class Stream:
         free(self.s)
 
 
-cdef class WireOp(Op):
-    """An operation of a wire: a schedule under way."""
-
-    cdef ckc_run_state run_state
-    cdef object moved
-    cdef object plan
-
-    @property
-    def sends(self):
-        """Of a message: whether it is a send (both ends call it so, for the headers to agree)."""
-        return self.run_state.steps[0].kind == 0
-
-    @property
-    def came(self):
-        """After a mismatch in recv: (dtype, count) of the message that came."""
-        cdef int peer = self.run_state.steps[0].peer
-        return self.run_state.theirs[peer].dtype, self.run_state.theirs[peer].count
-
-
-cdef class Wire:
-    """A lane of operations over sockets (csrc/wire.h)."""
-
-    cdef ckc_wire *wire
-    cdef ckc_link *own
-    cdef World world
-    cdef object given
-    cdef object scratch
-
-    def __cinit__(self):
-        self.wire = <ckc_wire *> calloc(1, sizeof(ckc_wire))
-        if self.wire == NULL:
-            raise MemoryError()
-
-    def __init__(self, World world, int rank, links, list names):
-        """`links` by member: a connected socket, or a capsule with a ckc_link (csrc/link.h); None for this one. They
-        live as long as the wire. `names` are world ranks."""
-        cdef int r
-        assert len(links) <= CKC_MAX_RANKS
-        self.world, self.given = world, links
-        self.wire.world, self.wire.rank, self.wire.size = world.w, rank, len(links)
-        self.own = <ckc_link *> calloc(len(links), sizeof(ckc_link))
-        if self.own == NULL:
-            raise MemoryError()
-        for r, link in enumerate(links):
-            self.wire.names[r] = names[r]
-            if link is None:
-                continue
-            if PyCapsule_IsValid(link, CKC_LINK_CAPSULE):
-                self.wire.links[r] = <ckc_link *> PyCapsule_GetPointer(link, CKC_LINK_CAPSULE)
-            else:
-                ckc_make_socket_link(&self.own[r], link.fileno())
-                self.wire.links[r] = &self.own[r]
-        self.scratch = None
-
-    def make(self, int kind, int dtype, int reduction, int root, int64_t count, uint64_t extra, uintptr_t inp,
-             uintptr_t out, cnp.ndarray steps, cnp.ndarray sources, int64_t scratch_bytes, partners, kept):
-        """An operation that carries out a schedule.
-
-        Args: steps (n, 8) and sources (m, 2) int64, the rows of csrc/wire.h; partners: per member, which headers.
-        """
-        cdef WireOp op = WireOp.__new__(WireOp)
-        cdef ckc_run_state *run = &op.run_state
-        cdef int r
-        op.w = self.world.w
-        op.o.on, op.o.queue, op.o.extra = self.wire, &self.wire.queue, run
-        op.o.advance, op.o.wanted = ckc_wire_advance, ckc_wire_wanted
-        op.o.call.kind, op.o.call.dtype, op.o.call.op = kind, dtype, reduction
-        op.o.call.root, op.o.call.count, op.o.call.extra = root, count, extra
-        op.o.inp, op.o.out = <const char *> inp, <char *> out
-        if scratch_bytes and (self.scratch is None or self.scratch.size < scratch_bytes):
-            self.scratch = np.empty(scratch_bytes, np.uint8)    # operations before this one keep theirs
-        op.moved = np.zeros(len(steps), np.int64)
-        op.kept, op.plan = kept, (steps, sources, self.scratch, self)
-        run.steps = <const ckc_step *> cnp.PyArray_DATA(steps)
-        run.sources = <const ckc_source *> cnp.PyArray_DATA(sources)
-        run.step_count = len(steps)
-        run.moved = <int64_t *> cnp.PyArray_DATA(<cnp.ndarray> op.moved)
-        run.scratch = NULL if self.scratch is None else <char *> cnp.PyArray_DATA(<cnp.ndarray> self.scratch)
-        for r in range(self.wire.size):
-            run.partners[r] = partners[r]
-        return op
-
-    def calls(self, WireOp op):
-        """What each rank whose header has come calls, and this rank."""
-        found = {self.wire.rank: op.call}
-        for r in range(self.wire.size):
-            if op.run_state.received[r] == sizeof(ckc_call):
-                call = op.run_state.theirs[r]
-                found[r] = (call.kind, call.dtype, call.op, call.root, call.count, call.extra)
-        return found
-
-    def missing(self, WireOp op):
-        """The ranks that the operation waits for."""
-        cdef ckc_run_state *run = &op.run_state
-        cdef int64_t i
-        found = set()
-        for r in range(self.wire.size):
-            if run.partners[r] & CKC_HEADER_RECEIVED and run.received[r] < sizeof(ckc_call):
-                found.add(r)
-        for i in range(run.next, run.round_end):
-            if run.steps[i].kind <= 1 and run.moved[i] < run.steps[i].count * ckc_item_bytes(op.o.call.dtype):
-                found.add(run.steps[i].peer)
-        return sorted(found)
-
-    @property
-    def pending(self):
-        """Operations that the engine has not completed."""
-        return CKC_LOAD(self.wire.queue.pending)
-
-    def break_off(self):
-        """End the operations that the engine has, and refuse new ones."""
-        CKC_STORE(self.wire.queue.broken, 1)
-
-    @property
-    def idle(self):
-        """Whether the engine is through with all that it was given."""
-        return not CKC_LOAD(self.wire.queue.active) and not CKC_LOAD(self.wire.queue.pending)
-
-    def __dealloc__(self):
-        free(self.own)
-        free(self.wire)
+include "_engine_wire.pxi"

@@ -85,7 +85,7 @@ class ShmGroup(EngineGroup):
             theirs.make_huge(False)
             world.put_arena(seat, numbers[r], theirs)
         world.add_arena(own, self._number)
-        return np.frombuffer(own, np.uint8)[:nbytes]
+        return np.frombuffer(memoryview(own), np.uint8)[:nbytes]
 
     def _tag(self) -> int:
         """The same on all members, so that memory of one group is not taken for another's."""

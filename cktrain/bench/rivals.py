@@ -63,7 +63,8 @@ class RawSockets:
         """The contender for this length."""
         if self.connection is None or op != "all_reduce":
             return None
-        out, into = memoryview(bytearray(array.nbytes)), memoryview(bytearray(array.nbytes))
+        out = memoryview(bytearray(array.nbytes))
+        into = memoryview(bytearray(array.nbytes))
         connection = self.connection
 
         def exchange() -> None:

@@ -22,7 +22,11 @@ static int64_t closed(ckc_op *o, int peer) {
     return 0;
 }
 
-static int64_t outcome(ckc_op *o, int peer, int64_t n) { return n < 0 ? closed(o, peer) : n; }
+static int64_t outcome(ckc_op *o, int peer, int64_t n) {
+    if (n < 0) return closed(o, peer);
+    o->moved += n;
+    return n;
+}
 
 /* Send what is left of the header and of a payload in one call; bytes of the payload that went. */
 static int64_t push(ckc_op *o, int peer, const char *payload, int64_t bytes) {

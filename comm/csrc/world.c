@@ -14,6 +14,7 @@
 
 #define SPIN_NS 3000                /* with a core of its own a thread spins so long ... */
 #define YIELD_NS 200000             /* ... yields between looks so long, since its peer may share the core after all, */
+#define SOCKET_SPIN_NS 30000
 #define CROWDED_YIELD_NS 20000      /* (where ranks outnumber cores it never spins) and then sleeps, ever longer */
 #define ENGINE_SPIN_NS 20000        /* the engine shares its core with the rank's computing threads */
 #define LAST_WORDS_NS 50000000      /* after a loss, what others sent before it may still tell why (a mismatch) */
@@ -108,12 +109,16 @@ static int given_up(ckc_world *w) {
     return atomic_load_explicit(&w->failure, memory_order_acquire) && ckc_now_ns() - w->failed_ns > LAST_WORDS_NS;
 }
 
-static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t slice_ns, ckc_op *on_sockets) {
+/* `op` is the operation that `ready` moves, or NULL: while it gets on, the wait is a young one, which does not sleep. */
+static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t slice_ns, const ckc_op *op,
+                      ckc_op *on_sockets) {
     int got = ready(arg);
     if (got != CKC_PENDING) return got;
     const int64_t began = ckc_now_ns(), cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
-    int64_t sleep = FIRST_SLEEP_NS;
-    const int64_t spin = w->spin ? SPIN_NS : 0, yield = w->spin ? YIELD_NS : CROWDED_YIELD_NS;
+    int64_t sleep = FIRST_SLEEP_NS, young = began, moved = op ? op->moved : 0;
+    /* A socket's wake-up needs no yielding: the kernel knows who waits, and runs that thread at once. */
+    const int64_t spin = !w->spin ? 0 : on_sockets ? SOCKET_SPIN_NS : SPIN_NS;
+    const int64_t yield = on_sockets ? 0 : w->spin ? YIELD_NS : CROWDED_YIELD_NS;
     for (;;) {
         /* Looked at before the last try: what was complete before the failure counts as complete. */
         const int failed = given_up(w);
@@ -122,10 +127,15 @@ static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t sli
             if (w->spin) PAUSE();
         }
         if (got == CKC_PENDING && failed) got = CKC_LOST;
-        const int64_t passed = ckc_now_ns() - began;
-        if (got != CKC_PENDING || passed > slice_ns) break;
-        if (passed < spin) continue;
-        if (passed < spin + yield) {
+        const int64_t now = ckc_now_ns();
+        if (got != CKC_PENDING || now - began > slice_ns) break;
+        if (op && op->moved != moved) {
+            moved = op->moved;
+            young = now;
+            sleep = FIRST_SLEEP_NS;
+        }
+        if (now - young < spin) continue;
+        if (now - young < spin + yield) {
             sched_yield();
             continue;
         }
@@ -141,11 +151,11 @@ static int advance(void *op) { return ((ckc_op *)op)->advance(op); }
 static int state_of(void *op) { return atomic_load_explicit(&((ckc_op *)op)->state, memory_order_acquire); }
 
 int ckc_run(ckc_world *w, ckc_op *op, int64_t slice_ns) {
-    return wait_until(w, advance, op, slice_ns, op->wanted ? op : NULL);
+    return wait_until(w, advance, op, slice_ns, op, op->wanted ? op : NULL);
 }
 
 int ckc_wait(ckc_world *w, ckc_op *op, int64_t slice_ns) {
-    const int got = wait_until(w, state_of, op, slice_ns, NULL);
+    const int got = wait_until(w, state_of, op, slice_ns, NULL, NULL);
     if (got != CKC_LOST) return got;
     /* The engine sees the same failure at once, finds out how this operation ends and lets go of its memory. */
     for (int i = 0; i < 2000 && state_of(op) == CKC_PENDING; i++) usleep(1000);
@@ -192,18 +202,22 @@ static int accept_new(ckc_world *w) {
     return 1;
 }
 
-/* Move the head of every queue as far as it goes. CKC_DONE when anything ended or began. */
+/* Move the head of every queue as far as it goes. CKC_DONE when anything ended, began or got on. */
 static int move_all(void *world) {
     ckc_world *w = world;
     const int failed = given_up(w);
-    int moved = accept_new(w);
+    int moved = accept_new(w), got_on = 0;
     for (ckc_queue **at = &w->active; *at != NULL;) {
         ckc_queue *queue = *at;
         while (queue->head != NULL) {
             ckc_op *op = queue->head;
+            const int64_t before = op->moved;
             int got = atomic_load_explicit(&queue->broken, memory_order_acquire) ? CKC_BROKEN : op->advance(op);
             if (got == CKC_PENDING && failed) got = CKC_LOST;
-            if (got == CKC_PENDING) break;
+            if (got == CKC_PENDING) {
+                got_on |= op->moved != before;
+                break;
+            }
             if (got < 0) atomic_store_explicit(&queue->broken, 1, memory_order_release);
             queue->head = op->next;
             moved = 1;
@@ -221,7 +235,7 @@ static int move_all(void *world) {
     }
     if (moved) ring_self(w);
     if (atomic_load_explicit(&w->stop, memory_order_acquire)) return CKC_BROKEN;
-    return moved ? CKC_DONE : CKC_PENDING;
+    return moved || got_on ? CKC_DONE : CKC_PENDING;
 }
 
 /* Where a queue's head waits for sockets, the engine sleeps on all of them and on the eventfd. */

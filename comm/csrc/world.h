@@ -74,7 +74,8 @@ struct ckc_op {
     const char *in;
     char *out;
     const int64_t *begins;          /* (size + 1) first element of each rank's part */
-    int64_t chunk, chunks, c, moved;
+    int64_t chunk, chunks, c;
+    int64_t moved;                  /* grows while the operation gets on */
     uint64_t seq, base;
     int (*wanted)(ckc_op *, struct pollfd *fds, int limit);     /* sockets it waits for (-1: it must not
                                      * sleep); NULL where a bell wakes it */
