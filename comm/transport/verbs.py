@@ -488,6 +488,11 @@ def no_room(entries: int, taken: int, wanted: int) -> ValueError:
     )
 
 
+def event_name(event: int) -> str:
+    """Return the name of an asynchronous event."""
+    return EVENT_NAMES[event] if 0 <= event < len(EVENT_NAMES) else f"event {event}"
+
+
 # ---------------------------------------------------------------------------------------------------- providers
 
 
@@ -514,7 +519,7 @@ def load_provider(name: str = "auto") -> Provider:
 def _load(name: str) -> Provider:
     module = {"native": "_verbs_native", "pyverbs": "verbs_pyverbs"}[name]
     try:
-        return importlib.import_module(f"cktrain.comm.transport.{module}")  # type: ignore[return-value]
+        return importlib.import_module(f"cktrain.comm.transport.{module}")
     except ImportError as error:
         raise ProviderError({name: verbs_problems.explain_import(name, error)}) from error
 

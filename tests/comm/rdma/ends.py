@@ -11,6 +11,7 @@ import time
 from types import TracebackType
 
 import numpy as np
+
 from cktrain.comm.transport import verbs
 from cktrain.comm.transport.gid import Gid, choose_gid
 from cktrain.comm.transport.queue_pair import Address, RemoteRegion, Settings, connect, local_address

@@ -24,10 +24,11 @@ import sys
 import time
 from pathlib import Path
 
+from ends import End, Meeting, die_with_parent, gid_of
+
 from cktrain.comm.transport.queue_pair import Settings
 from cktrain.comm.transport.rdma_device import describe_system, usable_devices
 from cktrain.comm.transport.verbs import PROVIDERS, load_provider
-from ends import End, Meeting, die_with_parent, gid_of
 
 LATENCY_ROUNDS, WINDOW = 500, 4
 PIECES = {1 << 20: 24, 256 << 10: 60}

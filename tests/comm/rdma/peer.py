@@ -6,9 +6,10 @@ python peer.py PROVIDER DEVICE TIMEOUT
 import sys
 import time
 
+from ends import End, Meeting, die_with_parent
+
 from cktrain.comm.transport.queue_pair import Settings
 from cktrain.comm.transport.verbs import load_provider
-from ends import End, Meeting, die_with_parent
 
 die_with_parent()
 name, device, timeout = sys.argv[1:]

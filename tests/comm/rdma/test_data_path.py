@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from cktrain.comm.transport import verbs
 from cktrain.comm.transport.verbs import Write
 

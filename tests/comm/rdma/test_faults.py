@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cktrain.comm.transport import verbs
 from cktrain.comm.transport.queue_pair import Settings
 from cktrain.comm.transport.rdma_device import describe_system, problems

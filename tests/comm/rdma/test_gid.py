@@ -4,6 +4,7 @@ import ipaddress
 from typing import Any
 
 import pytest
+
 from cktrain.comm.transport.gid import (
     INFINIBAND,
     ROCE_V1,

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from cktrain.comm.transport.rdma_device import mtu_problem
 from cktrain.comm.transport.verbs import status_name
 

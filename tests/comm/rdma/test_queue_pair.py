@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+
 from cktrain.comm.transport.gid import INFINIBAND, ROCE_V2, Gid
 from cktrain.comm.transport.queue_pair import (
     PACKED_BYTES,

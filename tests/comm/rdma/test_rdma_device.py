@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cktrain.comm.transport.rdma_device import (
     describe_system,
     mtu_problem,

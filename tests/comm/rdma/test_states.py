@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+
 from cktrain.comm.transport import verbs
 from cktrain.comm.transport.queue_pair import Settings, connect
 from cktrain.comm.transport.verbs import VerbsError

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from cktrain.comm.transport import verbs_problems
 from cktrain.comm.transport.verbs_problems import (
     Library,
