@@ -1,4 +1,4 @@
-"""What `_verbs_native.pyx` uses of libibverbs' public interface (<infiniband/verbs.h>) and of the C library."""
+"""What `_verbs_native.pyx` uses of libibverbs (its public header, <infiniband/verbs.h>) and the C library."""
 
 cdef extern from "<arpa/inet.h>" nogil:
     uint32_t htonl(uint32_t)

@@ -1,6 +1,6 @@
 """The verbs seam (`verbs.py`) over libibverbs' public C interface, for any Python and without the GIL.
 
-Every call into the library is made with the GIL released, since on soft-RoCE a post runs the whole transfer in the
+Every call on the data path is made with the GIL released: on soft-RoCE a post runs the whole transfer in the
 caller's context, and a poll may wait.
 """
 
@@ -128,16 +128,15 @@ cdef class Context:
         self._open()
         while ibv_get_async_event(self.context, &event) == 0:
             ibv_ack_async_event(&event)
-            names.append(verbs.EVENT_NAMES[event.event_type])
+            names.append(verbs.event_name(event.event_type))
         return names
 
     def close(self):
         """Close what was made from this context, queue pairs first, then the device."""
         if self.context == NULL:
             return
-        for made in (self.queue_pairs, self.queues, self.regions):
-            for child in reversed(made.copy()):
-                child.close()
+        for child in reversed([*self.regions, *self.queues, *self.queue_pairs]):
+            child.close()
         _check(ibv_dealloc_pd(self.domain), "ibv_dealloc_pd", self.name)
         _check(ibv_close_device(self.context), "ibv_close_device", self.name)
         self.context = NULL
@@ -249,8 +248,9 @@ cdef int _wait(
     waiting.events = POLLIN
     while waited < timeout_s:
         # A completion that comes between the last look and this request would wake nobody: look once more.
-        if ibv_req_notify_cq(queue, 0) != 0:
-            return -errno
+        count = ibv_req_notify_cq(queue, 0)
+        if count != 0:
+            return -count if count > 0 else -errno
         count = ibv_poll_cq(queue, max_entries, found)
         if count != 0:
             return count
@@ -535,8 +535,8 @@ cdef _reserve(CompletionQueue queue, int entries):
 
 
 cdef int _fill(
-    ibv_send_wr *request, ibv_sge *entry, MemoryRegion region, uint64_t offset, uint64_t length, uint64_t wr_id,
-    bint signaled, bint inline,
+    ibv_send_wr *request, ibv_sge *entry, MemoryRegion region, uint64_t offset, uint64_t length,
+    uint64_t wr_id, bint signaled, bint inline,
 ) except -1:
     """The fields that all sends have; the entry must live until the post returns."""
     if length > region.length or offset > region.length - length:

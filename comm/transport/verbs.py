@@ -488,6 +488,11 @@ def no_room(entries: int, taken: int, wanted: int) -> ValueError:
     )
 
 
+def event_name(event: int) -> str:
+    """Return the name of an asynchronous event."""
+    return EVENT_NAMES[event] if 0 <= event < len(EVENT_NAMES) else f"event {event}"
+
+
 # ---------------------------------------------------------------------------------------------------- providers
 
 

@@ -84,9 +84,9 @@ class Context:
 
     def __init__(self, name: str):
         self.name = name
-        self._queue_pairs: list[QueuePair] = []
-        self._queues: list[CompletionQueue] = []
-        self._regions: list[MemoryRegion] = []
+        self._queue_pairs: list[Any] = []
+        self._queues: list[Any] = []
+        self._regions: list[Any] = []
         with Context._opening:
             before = _event_descriptors()
             try:
@@ -154,17 +154,16 @@ class Context:
         while self._event_descriptor is not None and select.select([self._event_descriptor], [], [], 0)[0]:
             event = self._context.get_async_event()
             event.ack()
-            names.append(verbs.EVENT_NAMES[event.event_type])
+            names.append(verbs.event_name(event.event_type))
         return names
 
     def close(self) -> None:
         """Close what was made from this context, queue pairs first, then the device."""
         if self._context is None:
             return
-        kinds: tuple[Any, ...] = (self._queue_pairs, self._queues, self._regions)
-        for made in kinds:
-            for child in reversed(made.copy()):
-                child.close()
+        children: list[Any] = [*self._regions, *self._queues, *self._queue_pairs]
+        for child in reversed(children):
+            child.close()
         self._domain.close()
         self._context.close()
         self._context = self._event_descriptor = None

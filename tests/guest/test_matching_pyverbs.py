@@ -32,17 +32,8 @@ def test_a_pyverbs_built_by_the_recipe(tmp_path: Path, monkeypatch: pytest.Monke
     (tmp_path / "packages" / "pyverbs").symlink_to(packages)
     paths = [str(tmp_path / "packages"), *filter(None, [os.environ.get("PYTHONPATH")])]
     tests = "import pytest, sys; sys.exit(pytest.main())"
-    selected = [
-        "tests/comm/rdma/test_data_path.py",
-        "-m",
-        "rdma",
-        "-k",
-        "pyverbs",
-        "-q",
-        "-p",
-        "no:cacheprovider",
-    ]
-    command = [sys.executable, "-P", "-c", tests, *selected]
+    selected = "tests/comm/rdma/test_data_path.py -m rdma -k pyverbs -q -p no:cacheprovider"
+    command = [sys.executable, "-c", tests, *selected.split()]
     status = guest.run(
         ["bash", "-c", '. tests/guest/join.sh; exec "$@"', "-", *command],
         Machine(),

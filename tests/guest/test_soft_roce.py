@@ -33,7 +33,6 @@ def pytest_command(marker: str, *options: str) -> list[str]:
     program = "import pytest, sys; sys.exit(pytest.main())"
     return [
         sys.executable,
-        "-P",
         "-c",
         program,
         TESTS,

@@ -113,5 +113,5 @@ def test_importing_pyverbs_leaves_logging_alone() -> None:
         "import logging; logging.root.setLevel(35); from cktrain.comm.transport import verbs;"
         "verbs.load_provider('pyverbs'); print(logging.root.handlers, logging.root.level)"
     )
-    shown = subprocess.run([sys.executable, "-P", "-c", program], capture_output=True, text=True, check=True)
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert shown.stdout.split() == ["[]", "35"]
