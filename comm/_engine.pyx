@@ -6,7 +6,7 @@ and why they are right stand in csrc/world.h and csrc/shm.h.
 """
 
 from cpython.buffer cimport PyBuffer_FillInfo
-from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -121,11 +121,15 @@ cdef extern from "wire.h" nogil:
         int64_t round, kind, peer, place, at, count, first, sources
     ctypedef struct ckc_source:
         int64_t place, at
+    ctypedef struct ckc_link:
+        int fd
+    void ckc_make_socket_link(ckc_link *link, int fd)
+    const char *CKC_LINK_CAPSULE
     ctypedef struct ckc_wire:
         ckc_queue queue
         ckc_world *world
         int rank, size
-        int fds[256]
+        ckc_link *links[256]
         int names[256]
         uint64_t seq
     ctypedef struct ckc_run_state:
@@ -623,8 +627,9 @@ cdef class Wire:
     """A lane of operations over sockets (csrc/wire.h)."""
 
     cdef ckc_wire *wire
+    cdef ckc_link *own
     cdef World world
-    cdef object sockets
+    cdef object given
     cdef object scratch
 
     def __cinit__(self):
@@ -632,15 +637,25 @@ cdef class Wire:
         if self.wire == NULL:
             raise MemoryError()
 
-    def __init__(self, World world, int rank, sockets, list names):
-        """`sockets` by member, None for this one; they live as long as the wire. `names` are world ranks."""
+    def __init__(self, World world, int rank, links, list names):
+        """`links` by member: a connected socket, or a capsule with a ckc_link (csrc/link.h); None for this one. They
+        live as long as the wire. `names` are world ranks."""
         cdef int r
-        assert len(sockets) <= CKC_MAX_RANKS
-        self.world, self.sockets = world, sockets
-        self.wire.world, self.wire.rank, self.wire.size = world.w, rank, len(sockets)
-        for r, other in enumerate(sockets):
-            self.wire.fds[r] = -1 if other is None else other.fileno()
+        assert len(links) <= CKC_MAX_RANKS
+        self.world, self.given = world, links
+        self.wire.world, self.wire.rank, self.wire.size = world.w, rank, len(links)
+        self.own = <ckc_link *> calloc(len(links), sizeof(ckc_link))
+        if self.own == NULL:
+            raise MemoryError()
+        for r, link in enumerate(links):
             self.wire.names[r] = names[r]
+            if link is None:
+                continue
+            if PyCapsule_IsValid(link, CKC_LINK_CAPSULE):
+                self.wire.links[r] = <ckc_link *> PyCapsule_GetPointer(link, CKC_LINK_CAPSULE)
+            else:
+                ckc_make_socket_link(&self.own[r], link.fileno())
+                self.wire.links[r] = &self.own[r]
         self.scratch = None
 
     def make(self, int kind, int dtype, int reduction, int root, int64_t count, uint64_t extra, uintptr_t inp,
@@ -708,4 +723,5 @@ cdef class Wire:
         return not CKC_LOAD(self.wire.queue.active) and not CKC_LOAD(self.wire.queue.pending)
 
     def __dealloc__(self):
+        free(self.own)
         free(self.wire)

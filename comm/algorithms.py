@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -128,7 +129,8 @@ _ALL_PARTNERS = 16
 
 def rows(made: Schedule, rank: int, size: int) -> tuple[np.ndarray, np.ndarray, int, bytes]:
     """A schedule as the rows of csrc/wire.h, and per member which headers go: 1 sent, 2 received."""
-    steps, sources = [], []
+    steps: list[Any] = []
+    sources: list[Any] = []
     partners = bytearray(3 if size <= _ALL_PARTNERS and r != rank else 0 for r in range(size))
     for number, round_ in enumerate(made.rounds):
         for step in round_:

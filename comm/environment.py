@@ -149,8 +149,8 @@ def meeting_address(environ: Mapping[str, str]) -> tuple[str, int] | None:
             "comm", f"CKTRAIN_RENDEZVOUS={given!r} is not host:port", "Set it to the address of rank 0's host"
         )
     if environ.get("MASTER_ADDR") and environ.get("MASTER_PORT", "").isdigit():
-        port = int(environ["MASTER_PORT"])
-        return environ["MASTER_ADDR"], port + (environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True")
+        beside_agent = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        return environ["MASTER_ADDR"], int(environ["MASTER_PORT"]) + beside_agent
     return None
 
 

@@ -86,6 +86,20 @@ def init_world(timeout_s: float, check: bool) -> tuple[MPIGroup, str]:
     return MPIGroup(comm, "world", timeout_s, check=check, finalize=owner), library
 
 
+def spread(data: bytes | None) -> bytes:
+    """Give rank 0's `data` (at most 1 KiB) to all ranks of MPI's world, before there is a group."""
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    buffer = np.zeros(1024 + 2, np.uint8)
+    if data is not None:
+        assert len(data) <= 1024
+        buffer[:2] = np.frombuffer(struct.pack("<H", len(data)), np.uint8)
+        buffer[2 : 2 + len(data)] = np.frombuffer(data, np.uint8)
+    MPI.COMM_WORLD.Bcast([buffer, MPI.BYTE], root=0)
+    (length,) = struct.unpack("<H", buffer[:2].tobytes())
+    return buffer[2 : 2 + length].tobytes()
+
+
 def plain_all_reduce(array: np.ndarray) -> Callable[[], None]:
     """MPI's own Allreduce of an fp32 array, in place over all ranks, as a call to be measured beside ours."""
     if not MPI.Is_initialized():
@@ -95,7 +109,7 @@ def plain_all_reduce(array: np.ndarray) -> Callable[[], None]:
 
 
 def finalize_plain() -> None:
-    """Let the process end under mpirun after `plain_all_reduce`; nothing where MPI does not run."""
+    """Let the process end under mpirun after `spread` or `plain_all_reduce`; nothing where MPI does not run."""
     if MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.Finalize()
 

@@ -75,7 +75,7 @@ class Rendezvous:
     rank: int
     size: int
     job: bytes
-    secret: bytes
+    secret: bytes = field(repr=False)
     listener: socket.socket
     timeout_s: float
     members: list[dict[str, Any]] = field(default_factory=list)
@@ -367,6 +367,23 @@ def _resolve(host: str) -> str:
         raise RendezvousError(
             _WHERE, f"the host {host!r} is unknown: {error}", "Set the address right"
         ) from error
+
+
+def reachable_address(interface: str | None) -> str:
+    """Where other hosts reach this one: the interface's address, or that of the default route, or loopback."""
+    if interface:
+        return address_of_interface(interface)
+    try:
+        return _source_address("192.0.2.1")  # a documentation address (RFC 5737); nothing is sent
+    except RendezvousError:
+        return "127.0.0.1"
+
+
+def free_port(address: str) -> int:
+    """A port of this host that is free now."""
+    with socket.socket() as probe:
+        probe.bind((address, 0))
+        return int(probe.getsockname()[1])
 
 
 def _source_address(host: str) -> str:

@@ -2,7 +2,7 @@
 
 Bytes on a connection come in the order of the schedule, so they carry no tags; each operation begins with a header of
 one cache line, which the other side compares with its own call before it takes any payload. A further connection per
-pair carries heartbeats, once a second, written and read by the watch thread: a rank that ends is seen at once, a
+pair carries heartbeats, written and read by the watch thread: a rank that ends is seen at once, a
 dead link after 5 s without an acknowledgement (TCP_USER_TIMEOUT), and a rank that is merely stopped is neither.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -36,6 +36,8 @@ class Mesh(Peers):
     meeting: Rendezvous = field(kw_only=True)
     control: dict[int, socket.socket] = field(kw_only=True)
     wake_fd: int = field(kw_only=True)
+    at_close: Callable[[], None] = field(default=lambda: None, kw_only=True)
+    """What else ends with the world."""
 
     def close(self) -> None:
         """Say goodbye on the control connections, and end the threads."""
@@ -45,6 +47,7 @@ class Mesh(Peers):
             connection.close()
         self.meeting.close()
         os.close(self.wake_fd)
+        self.at_close()
 
 
 def join_mesh(meeting: Rendezvous, *, spin: bool, engine_core: int | None = None) -> Mesh:

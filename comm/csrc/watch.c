@@ -12,7 +12,7 @@
 #include <unistd.h>
 
 #define PERIOD_MS 100
-#define TELL_NS 1000000000
+#define TELL_NS 250000000
 #define BUSY_NS 5000000             /* CPU time in one period that counts as computing: 5 % */
 
 /* A process computes when it burns CPU time outside of comm's waits, or writes (a checkpoint on a slow disk burns

@@ -6,7 +6,7 @@
 
 enum { CKC_WATCH_HANGUP, CKC_WATCH_PIDFD, CKC_WATCH_CONTROL };
 
-/* What a rank tells another one once a second over their control connection, and at once when it fails or leaves. */
+/* What a rank tells another one four times a second over their control connection, and at once when it fails or leaves. */
 typedef struct {
     uint64_t beat, activity, operation;
     uint32_t cause, left;

@@ -3,7 +3,6 @@
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
-#include <sys/uio.h>
 
 #define GRACE_NS 1000000000         /* the watch thread finds the cause of a closed connection; then we do not wait on */
 #define HEADER ((int64_t)sizeof(ckc_call))
@@ -23,11 +22,7 @@ static int64_t closed(ckc_op *o, int peer) {
     return 0;
 }
 
-static int64_t outcome(ckc_op *o, int peer, ssize_t n) {
-    if (n > 0) return n;
-    if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return 0;
-    return closed(o, peer);
-}
+static int64_t outcome(ckc_op *o, int peer, int64_t n) { return n < 0 ? closed(o, peer) : n; }
 
 /* Send what is left of the header and of a payload in one call; bytes of the payload that went. */
 static int64_t push(ckc_op *o, int peer, const char *payload, int64_t bytes) {
@@ -36,8 +31,8 @@ static int64_t push(ckc_op *o, int peer, const char *payload, int64_t bytes) {
     const int64_t head = run->partners[peer] & CKC_HEADER_SENT ? HEADER - run->sent[peer] : 0;
     if (head + bytes == 0) return 0;
     struct iovec parts[2] = {{(char *)&o->call + (HEADER - head), (size_t)head}, {(char *)payload, (size_t)bytes}};
-    struct msghdr message = {.msg_iov = head ? parts : parts + 1, .msg_iovlen = head && bytes ? 2 : 1};
-    const int64_t n = outcome(o, peer, sendmsg(wire->fds[peer], &message, MSG_NOSIGNAL | MSG_DONTWAIT));
+    ckc_link *link = wire->links[peer];
+    const int64_t n = outcome(o, peer, link->push(link, head ? parts : parts + 1, head && bytes ? 2 : 1));
     const int64_t of_head = n < head ? n : head;
     run->sent[peer] = (uint8_t)(run->sent[peer] + of_head);
     return n - of_head;
@@ -49,8 +44,9 @@ static int take_header(ckc_op *o, int peer) {
     ckc_run_state *run = o->extra;
     if (!(run->partners[peer] & CKC_HEADER_RECEIVED)) return CKC_DONE;
     if (run->received[peer] < HEADER) {
-        const int64_t n = outcome(o, peer, recv(wire->fds[peer], (char *)&run->theirs[peer] + run->received[peer],
-                                                (size_t)(HEADER - run->received[peer]), MSG_DONTWAIT));
+        ckc_link *link = wire->links[peer];
+        const int64_t n = outcome(o, peer, link->pull(link, (char *)&run->theirs[peer] + run->received[peer],
+                                                      HEADER - run->received[peer]));
         run->received[peer] = (uint8_t)(run->received[peer] + n);
         if (run->received[peer] < HEADER) return CKC_PENDING;
         if (memcmp((char *)&run->theirs[peer] + offsetof(ckc_call, kind), (char *)&o->call + offsetof(ckc_call, kind),
@@ -60,7 +56,17 @@ static int take_header(ckc_op *o, int peer) {
     return CKC_DONE;
 }
 
-/* Move every transfer of the round; CKC_DONE when all are complete. */
+/* Whether what was sent in this round has left its buffers, which local steps and later rounds may overwrite. */
+static int all_flushed(const ckc_op *o) {
+    const ckc_wire *wire = o->on;
+    for (int peer = 0; peer < wire->size; peer++) {
+        ckc_link *link = wire->links[peer];
+        if (link != NULL && link->flushed != NULL && !link->flushed(link)) return 0;
+    }
+    return 1;
+}
+
+/* Move every transfer of the round; CKC_DONE when all are complete. Nothing is taken before all headers agree. */
 static int transfer(ckc_op *o) {
     ckc_wire *wire = o->on;
     ckc_run_state *run = o->extra;
@@ -77,12 +83,9 @@ static int transfer(ckc_op *o) {
             char *at = place(o, step->place, step->at) + run->moved[i];
             if (step->kind == CKC_STEP_SEND) {
                 run->moved[i] += push(o, peer, at, bytes - run->moved[i]);
-            } else {
-                const int header = take_header(o, peer);
-                if (header < 0) return header;
-                if (header == CKC_DONE)
-                    run->moved[i] += outcome(o, peer, recv(wire->fds[peer], at, (size_t)(bytes - run->moved[i]),
-                                                           MSG_DONTWAIT));
+            } else if (run->agreed) {
+                ckc_link *link = wire->links[peer];
+                run->moved[i] += outcome(o, peer, link->pull(link, at, bytes - run->moved[i]));
             }
         }
         if (run->moved[i] < bytes) {
@@ -117,7 +120,7 @@ static void find_round(ckc_run_state *run) {
         run->round_end++;
 }
 
-/* Headers that no payload has taken along. */
+/* Headers that no payload has taken along; CKC_DONE when all have gone and come and agree. */
 static int exchange_headers(ckc_op *o) {
     const ckc_wire *wire = o->on;
     ckc_run_state *run = o->extra;
@@ -131,7 +134,7 @@ static int exchange_headers(ckc_op *o) {
     return complete;
 }
 
-int ckc_wire_advance(ckc_op *o) {
+static int move_on(ckc_op *o) {
     ckc_wire *wire = o->on;
     ckc_run_state *run = o->extra;
     if (!run->begun) {
@@ -143,34 +146,73 @@ int ckc_wire_advance(ckc_op *o) {
     }
     while (run->next < run->step_count) {
         const int got = transfer(o);
-        if (got <= 0) {
-            /* A peer that waits for our header alone must not wait for a round that waits for it. */
+        if (!run->agreed) {             /* after the sends, which take headers along */
             const int headers = exchange_headers(o);
-            return headers < 0 ? headers : got;
+            if (headers <= 0) return headers;
+            run->agreed = 1;
+            continue;
         }
+        if (got <= 0) return got;
+        if (!all_flushed(o)) return CKC_PENDING;
         compute(o);
         run->next = run->round_end;
         find_round(run);
     }
-    return exchange_headers(o);
+    return run->agreed ? CKC_DONE : exchange_headers(o);
+}
+
+int ckc_wire_advance(ckc_op *o) {
+    const ckc_wire *wire = o->on;
+    const ckc_run_state *run = o->extra;
+    const int got = move_on(o);
+    /* The others must see what this rank calls before it fails and goes. */
+    if (got == CKC_MISMATCH)
+        for (int peer = 0; peer < wire->size; peer++)
+            if (run->partners[peer] & CKC_HEADER_SENT && run->sent[peer] < HEADER) push(o, peer, NULL, 0);
+    return got;
 }
 
 int ckc_wire_wanted(ckc_op *o, struct pollfd *fds, int limit) {
     const ckc_wire *wire = o->on;
     const ckc_run_state *run = o->extra;
-    short events[CKC_MAX_RANKS] = {0};
+    uint8_t pushes[CKC_MAX_RANKS] = {0}, pulls[CKC_MAX_RANKS] = {0};
     for (int64_t i = run->next; i < run->round_end; i++) {
         const ckc_step *step = &run->steps[i];
         if (step->kind > CKC_STEP_RECV || run->moved[i] == step->count * ckc_item_bytes(o->call.dtype)) continue;
-        events[step->peer] |= step->kind == CKC_STEP_SEND ? POLLOUT : POLLIN;
+        if (step->kind == CKC_STEP_SEND) pushes[step->peer] = 1;
+        else if (run->agreed) pulls[step->peer] = 1;
     }
     int count = 0;
     for (int peer = 0; peer < wire->size; peer++) {
-        if (run->partners[peer] & CKC_HEADER_SENT && run->sent[peer] < HEADER) events[peer] |= POLLOUT;
-        if (run->partners[peer] & CKC_HEADER_RECEIVED && run->received[peer] < HEADER) events[peer] |= POLLIN;
-        /* A closed socket is always ready: polling it would spin until the watch thread knows the cause. */
-        if (events[peer] && !wire->gone_ns[peer] && count < limit)
-            fds[count++] = (struct pollfd){.fd = wire->fds[peer], .events = events[peer]};
+        ckc_link *link = wire->links[peer];
+        if (run->partners[peer] & CKC_HEADER_SENT && run->sent[peer] < HEADER) pushes[peer] = 1;
+        if (run->partners[peer] & CKC_HEADER_RECEIVED && run->received[peer] < HEADER) pulls[peer] = 1;
+        /* A closed link is always ready: polling it would spin until the watch thread knows the cause. */
+        if (link == NULL || !(pushes[peer] | pulls[peer]) || wire->gone_ns[peer] || count == limit) continue;
+        if (link->arm != NULL && link->arm(link)) return -1;
+        if (link->fd < 0) return -1;
+        const short events = (short)((pushes[peer] ? link->can_push : 0) | (pulls[peer] ? POLLIN : 0));
+        fds[count++] = (struct pollfd){.fd = link->fd, .events = events};
     }
     return count;
+}
+
+/* ------------------------------------------------------------------------------------------------ TCP's links */
+
+static int64_t socket_result(ssize_t n) {
+    if (n > 0) return n;
+    return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) ? 0 : -1;
+}
+
+static int64_t socket_push(ckc_link *link, const struct iovec *parts, int count) {
+    const struct msghdr message = {.msg_iov = (struct iovec *)parts, .msg_iovlen = (size_t)count};
+    return socket_result(sendmsg(link->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT));
+}
+
+static int64_t socket_pull(ckc_link *link, void *into, int64_t bytes) {
+    return socket_result(recv(link->fd, into, (size_t)bytes, MSG_DONTWAIT));
+}
+
+void ckc_make_socket_link(ckc_link *link, int fd) {
+    *link = (ckc_link){.push = socket_push, .pull = socket_pull, .fd = fd, .can_push = POLLOUT};
 }

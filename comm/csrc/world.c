@@ -16,6 +16,7 @@
 #define YIELD_NS 200000             /* ... yields between looks so long, since its peer may share the core after all, */
 #define CROWDED_YIELD_NS 20000      /* (where ranks outnumber cores it never spins) and then sleeps, ever longer */
 #define ENGINE_SPIN_NS 20000        /* the engine shares its core with the rank's computing threads */
+#define LAST_WORDS_NS 50000000      /* after a loss, what others sent before it may still tell why (a mismatch) */
 #define FIRST_SLEEP_NS 500000       /* a bell ends any sleep; these only bound what a lost peer costs */
 #define LAST_SLEEP_NS 20000000
 
@@ -65,6 +66,7 @@ int ckc_fail(ckc_world *w, int cause, int rank, const char *how) {
     const int first = !atomic_load_explicit(&w->failure, memory_order_relaxed);
     if (first) {
         w->failed_rank = rank;
+        w->failed_ns = ckc_now_ns();
         snprintf(w->failed_how, sizeof w->failed_how, "%s", how);
         if (cause == CKC_LOST)
             atomic_store_explicit(&w->seats[w->local_rank].cause, (uint32_t)rank + 1, memory_order_release);
@@ -94,9 +96,16 @@ static int nap(ckc_world *w, int (*ready)(void *), void *arg, int64_t ns) {
 
 /* Sleep until one of the sockets that the operation waits for is ready. A failure is seen after 20 ms at most. */
 static int nap_on_sockets(ckc_op *op) {
-    struct pollfd fds[2 * CKC_MAX_RANKS];
-    poll(fds, (nfds_t)op->wanted(op, fds, 2 * CKC_MAX_RANKS), LAST_SLEEP_NS / 1000000);
+    struct pollfd fds[CKC_MAX_RANKS];
+    const int count = op->wanted(op, fds, CKC_MAX_RANKS);
+    if (count < 0) sched_yield();
+    else poll(fds, (nfds_t)count, LAST_SLEEP_NS / 1000000);
     return CKC_PENDING;
+}
+
+/* Whether waiting is over because a rank is lost. */
+static int given_up(ckc_world *w) {
+    return atomic_load_explicit(&w->failure, memory_order_acquire) && ckc_now_ns() - w->failed_ns > LAST_WORDS_NS;
 }
 
 static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t slice_ns, ckc_op *on_sockets) {
@@ -107,7 +116,7 @@ static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t sli
     const int64_t spin = w->spin ? SPIN_NS : 0, yield = w->spin ? YIELD_NS : CROWDED_YIELD_NS;
     for (;;) {
         /* Looked at before the last try: what was complete before the failure counts as complete. */
-        const int failed = atomic_load_explicit(&w->failure, memory_order_acquire);
+        const int failed = given_up(w);
         for (int i = w->spin ? 64 : 1; i > 0 && got == CKC_PENDING; i--) {
             got = ready(arg);
             if (w->spin) PAUSE();
@@ -186,7 +195,7 @@ static int accept_new(ckc_world *w) {
 /* Move the head of every queue as far as it goes. CKC_DONE when anything ended or began. */
 static int move_all(void *world) {
     ckc_world *w = world;
-    const int failed = atomic_load_explicit(&w->failure, memory_order_acquire);
+    const int failed = given_up(w);
     int moved = accept_new(w);
     for (ckc_queue **at = &w->active; *at != NULL;) {
         ckc_queue *queue = *at;
@@ -220,8 +229,15 @@ static int nap_on_all_sockets(ckc_world *w) {
     struct pollfd fds[4 * CKC_MAX_RANKS];
     int count = 1;
     fds[0] = (struct pollfd){.fd = w->wake_fd, .events = POLLIN};
-    for (const ckc_queue *queue = w->active; queue != NULL; queue = queue->next)
-        if (queue->head->wanted) count += queue->head->wanted(queue->head, fds + count, 4 * CKC_MAX_RANKS - count);
+    for (const ckc_queue *queue = w->active; queue != NULL; queue = queue->next) {
+        if (!queue->head->wanted) continue;
+        const int more = queue->head->wanted(queue->head, fds + count, 4 * CKC_MAX_RANKS - count);
+        if (more < 0) {
+            sched_yield();
+            return CKC_PENDING;
+        }
+        count += more;
+    }
     poll(fds, (nfds_t)count, LAST_SLEEP_NS / 1000000);
     if (fds[0].revents) {
         uint64_t rung;

@@ -76,7 +76,8 @@ struct ckc_op {
     const int64_t *begins;          /* (size + 1) first element of each rank's part */
     int64_t chunk, chunks, c, moved;
     uint64_t seq, base;
-    int (*wanted)(ckc_op *, struct pollfd *fds, int limit);     /* sockets it waits for; NULL where a bell wakes it */
+    int (*wanted)(ckc_op *, struct pollfd *fds, int limit);     /* sockets it waits for (-1: it must not
+                                     * sleep); NULL where a bell wakes it */
     void *extra;                    /* csrc/wire.h: what it has moved */
     _Atomic int state;              /* CKC_PENDING until the engine is through with it */
     ckc_op *next;
@@ -91,7 +92,8 @@ typedef struct {
     ckc_reduce_n reduce;
 
     _Atomic int failure;                    /* 0; the first failure's cause, set once */
-    int failed_rank;                        /* world rank; valid once failure is set */
+    int failed_rank;                        /* world rank; this and the next two are valid once failure is set */
+    int64_t failed_ns;
     char failed_how[120];
 
     _Atomic(ckc_op *) inbox;                /* handed to the engine, latest first */

@@ -514,7 +514,7 @@ def load_provider(name: str = "auto") -> Provider:
 def _load(name: str) -> Provider:
     module = {"native": "_verbs_native", "pyverbs": "verbs_pyverbs"}[name]
     try:
-        return importlib.import_module(f"cktrain.comm.transport.{module}")  # type: ignore[return-value]
+        return importlib.import_module(f"cktrain.comm.transport.{module}")
     except ImportError as error:
         raise ProviderError({name: verbs_problems.explain_import(name, error)}) from error
 

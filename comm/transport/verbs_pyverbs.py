@@ -161,7 +161,8 @@ class Context:
         """Close what was made from this context, queue pairs first, then the device."""
         if self._context is None:
             return
-        for made in (self._queue_pairs, self._queues, self._regions):
+        kinds: tuple[Any, ...] = (self._queue_pairs, self._queues, self._regions)
+        for made in kinds:
             for child in reversed(made.copy()):
                 child.close()
         self._domain.close()

@@ -1,4 +1,4 @@
-"""`cktrain bench {peak,gemm,step,collectives}`: measurements, as a table or as JSON."""
+"""`cktrain bench {peak,gemm,ops,step,collectives}`: measurements, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     gemm.add_argument("--shapes", help="names of shapes, separated by commas; default: all")
     gemm.add_argument("--repetitions", type=int, default=7, help="measurements of each product")
     gemm.set_defaults(run=_gemm)
+    ops = actions.add_parser(
+        "ops", help="every op but the matmuls: its rate, its limit, and PyTorch where installed"
+    )
+    ops.add_argument("names", nargs="*", help="parts of the names of the ops to run; default: all")
+    ops.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both")
+    ops.add_argument("--threads", type=int, help="threads; default: all cores")
+    ops.add_argument("--rounds", type=int, default=5, help="rounds, of which the best counts")
+    ops.add_argument("--json", action="store_true", help="print a JSON list")
+    ops.set_defaults(run=_ops)
     step = actions.add_parser("step", help="a whole training step on random tokens, time per op")
     step.add_argument("config", help="YAML file of a run")
     step.add_argument(
@@ -71,6 +80,22 @@ def _gemm(options: argparse.Namespace) -> int:
     shapes = options.shapes.split(",") if options.shapes else None
     report = bench_gemm(kernels, options.precision, shapes, options.repetitions)
     print(json.dumps(report.as_dict()) if options.json else report.table())
+    return 0
+
+
+def _ops(options: argparse.Namespace) -> int:
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.launch.bind import bind
+
+    binding = bind(read_process_environment({}), mode="auto", threads=options.threads)
+    from cktrain import cython_kernels
+    from cktrain.bench.ops import bench_ops, ops_json, ops_table
+
+    kernels = cython_kernels.load()
+    kernels.set_num_threads(binding.threads)
+    precisions = ("fp32", "bf16") if options.precision == "both" else (options.precision,)
+    results = [r for p in precisions for r in bench_ops(kernels, p, tuple(options.names), options.rounds)]
+    print(json.dumps(ops_json(results)) if options.json else ops_table(results))
     return 0
 
 

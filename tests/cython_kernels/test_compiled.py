@@ -67,6 +67,9 @@ LARGE: dict[str, tuple[dict[str, Any], ...]] = {
     "linear": (
         {"n": 131, "i": 301, "o": 133, "bias": True, "residual": "in_place", "accumulate": True},
         {"n": 500, "i": 17, "o": 1100, "bias": False, "residual": "other", "accumulate": False},
+        # few rows, which gemm_narrow.h takes, and k of several steps
+        {"n": 9, "i": 2301, "o": 203, "bias": True, "residual": "other", "accumulate": True},
+        {"n": 37, "i": 4501, "o": 67, "bias": True, "residual": "in_place", "accumulate": True},
     ),
     "matmul": (
         {"m": 300, "n": 77, "k": 600, "transpose_a": True, "transpose_b": False, "accumulate": True},
