@@ -1,6 +1,6 @@
 """A program for mpirun: trains one run after another, each on a mesh of the first ranks of one world.
 
-    mpirun -n 8 python layouts.py CASES.json RESULTS.json
+    mpirun -n 8 python layouts.py CASES.json RESULTS.json TRANSPORT
 
 CASES is a list of {name, ranks, isa, config, steps}. RESULTS maps a name to {losses, norms, replicas, weights, …}: what
 rank 0 saw, whether all copies of a weight are bitwise the same, a checksum of rank 0's weights; or to {error}.
@@ -64,8 +64,8 @@ def run_case(case: dict[str, Any], group: Group) -> dict[str, Any]:
         run.close()
 
 
-def main(cases: str, results: str) -> None:
-    world = bootstrap.init()
+def main(cases: str, results: str, transport: str) -> None:
+    world = bootstrap.init(transport=transport)
     found = {}
     for number, case in enumerate(json.loads(Path(cases).read_text())):
         takes_part = world.rank < case["ranks"]
