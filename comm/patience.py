@@ -58,7 +58,8 @@ class Patience:
                 self._warned.update(news)
         if now < self.deadline:
             return True
-        at_work = [r for r in missing if now - self._seen[r][3] < STOPPED_S]
+        recently = min(STOPPED_S, self.timeout_s / 2)  # not what it did before it was waited for
+        at_work = [r for r in missing if now - self._seen[r][3] < recently]
         if self.stretch and at_work and now < self.began + MAX_STRETCH * self.timeout_s:
             self.deadline = now + self.timeout_s
             log.warning("%s (at work: waiting for another %g s)", describe(at_work), self.timeout_s)

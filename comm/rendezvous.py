@@ -337,6 +337,11 @@ def prepare(connection: socket.socket) -> None:
     """For the traffic of groups: no waiting for more bytes, no blocking, and a dead link is found out in 5 s."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
+    if ipaddress.ip_address(connection.getpeername()[0]).is_loopback:
+        # Inside a host there is no congestion to control; BBR's pacing would leave both cores idle. Reno is always
+        # there. Between hosts the system's choice stands.
+        with contextlib.suppress(OSError):
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
     connection.setblocking(False)
 
 

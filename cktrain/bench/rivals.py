@@ -57,6 +57,7 @@ class RawSockets:
             self.connection = socket.create_connection(("127.0.0.1", ports[0]))
         listener.close()
         self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
         self.connection.setblocking(False)
 
     def make(self, group: Group, op: str, array: np.ndarray) -> Contender | None:
