@@ -18,6 +18,8 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).parent
 KERNELS = "cktrain.cython_kernels"
 CSRC = "cython_kernels/csrc"
+# RDMA without pyverbs; left out where libibverbs' headers (libibverbs-dev, rdma-core-devel) are missing.
+VERBS = "cktrain.comm.transport._verbs_native"
 ROOMS = {
     "cktrain": "cktrain",
     "cktrain.cython_kernels": "cython_kernels",
@@ -35,7 +37,7 @@ ISA_FLAGS = {"generic": [], "avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX5
 
 COMM = "comm/csrc"
 # comm moves bytes and has a plain reduction to fall back on: no instruction set beyond the baseline.
-COMM_SOURCES = {"_engine": ["world", "watch", "shm", "stream", "memory", "reduce"]}
+COMM_SOURCES = {"_engine": ["world", "watch", "shm", "stream", "wire", "memory", "reduce"]}
 
 THEMES = [
     "linear",
@@ -85,7 +87,10 @@ def extensions() -> list[Extension]:
             depends=[*headers, door],
         )
 
-    comm_headers = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / COMM).glob("*.h"))
+    comm_headers = sorted(
+        path.relative_to(ROOT).as_posix()
+        for path in [*(ROOT / COMM).glob("*.h"), *(ROOT / "comm").glob("*.pxi")]
+    )
 
     def comm_extension(module: str, sources: list[str]) -> Extension:
         return Extension(
@@ -105,6 +110,13 @@ def extensions() -> list[Extension]:
         ),
         extension("_runtime", ["cython_kernels/_runtime.pyx", *runtime], GLUE_FLAGS),
         *(extension(theme, [f"cython_kernels/{theme}.pyx"], GLUE_FLAGS) for theme in THEMES),
+        Extension(
+            VERBS,
+            ["comm/transport/_verbs_native.pyx"],
+            libraries=["ibverbs"],
+            extra_compile_args=GLUE_FLAGS,
+            depends=["comm/transport/_libibverbs.pxi"],
+        ),
     ]
 
 
@@ -122,6 +134,9 @@ class BuildExtensions(build_ext):
         ]
         for isa in unknown:
             self.announce(f"left out: the compiler does not know {' '.join(ISA_FLAGS[isa])}", level=3)
+        if not self.compiles_with([], "#include <infiniband/verbs.h>\n"):
+            self.extensions = [e for e in self.extensions if e.name != VERBS]
+            self.announce(f"left out: {VERBS}, since infiniband/verbs.h is not here", level=3)
         for extension in self.extensions:
             if extension.name.endswith(("._runtime", "._engine")):
                 extension.include_dirs.append(numpy.get_include())
@@ -150,11 +165,11 @@ class BuildExtensions(build_ext):
         self.parallel = self.parallel or workers
         super().build_extensions()
 
-    def compiles_with(self, flags: list[str]) -> bool:
-        """Whether the compiler takes the flags."""
+    def compiles_with(self, flags: list[str], text: str = "int nothing;\n") -> bool:
+        """Whether the compiler takes the flags, or a line of C."""
         with tempfile.TemporaryDirectory() as folder:
-            source = Path(folder, "empty.c")
-            source.write_text("int nothing;\n")
+            source = Path(folder, "try.c")
+            source.write_text(text)
             try:
                 self.compiler.compile([str(source)], output_dir=folder, extra_preargs=flags)
             except CompileError:

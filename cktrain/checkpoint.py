@@ -7,8 +7,8 @@
         COMPLETE              written last: name and size of every file
 
 All ranks write at the same time. A file's tensors are blocks of whole parameters, named by their place
-(`param.lm_head.weight[0:512,0:64]`), so a checkpoint doesn't depend on the layout it was saved under: a rank of any other
-layout reads the blocks that it holds something of.
+(`param.lm_head.weight[0:512,0:64]`), so a checkpoint doesn't depend on the layout it was saved under: a rank of any
+other layout reads the blocks that it holds something of.
 
 The folder, on a file system that all hosts share, is written under a temporary name, each file fsynced, then renamed: a
 crash or a full disk leaves the last good checkpoint and never something that looks like one. Data order, schedule and
@@ -85,7 +85,8 @@ def save_checkpoint(
     def write_part(_final: Path, _temporary: Path) -> None:
         if not temporary.is_dir():
             raise OSError(
-                errno.ENOENT, f"rank {group.rank} does not see the folder; run.dir must be on a shared file system"
+                errno.ENOENT,
+                f"rank {group.rank} does not see the folder; run.dir must be on a shared file system",
             )
         tensors = _owned_blocks(params, optimizer, owned)
         if tensors:
@@ -244,7 +245,7 @@ StoredBlock = tuple[int, int, StoredTensor]
 
 
 def _stored_blocks(path: Path, state: dict) -> dict[str, list[StoredBlock]]:
-    """(row, column, tensor) of the blocks of each tensor. ValueError for damaged headers, or where blocks are missing."""
+    """(row, column, tensor) of each tensor's blocks. ValueError for damaged headers, or where blocks are missing."""
     stored: dict[str, list[StoredBlock]] = {
         f"{kind}.{name}": [] for kind in ("param", *state["moments"]) for name in state["tensors"]
     }
@@ -279,7 +280,9 @@ def _check_same_model(path: Path, state: dict, shapes: Shapes, moments: Sequence
         for name, shape in shapes.items()
         if name in have and have[name] != shape
     ]
-    problems += [f"the optimizer's {moment} is missing" for moment in moments if moment not in state["moments"]]
+    problems += [
+        f"the optimizer's {moment} is missing" for moment in moments if moment not in state["moments"]
+    ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
         raise CheckpointError(

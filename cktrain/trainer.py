@@ -20,7 +20,9 @@ from cktrain.data.loader import Batch, BatchLoader, empty_batch
 from cktrain.metrics import MetricsFile, StepMetrics, proportional_set_size
 from cktrain.optim.optimizer import Optimizer
 from cktrain.optim.schedule import learning_rate
+from cktrain.parallel.bubble import measure_bubble
 from cktrain.parallel.part import Part
+from cktrain.parallel.pipeline import Clock
 from cktrain.parallel.sums import reduce_sums
 from cktrain.stop import StopFlag
 from cktrain.validation import Validator
@@ -141,10 +143,12 @@ class Trainer:
                     data_before = self.loader.wait_seconds
                     result = self.step(step, bool(flag))
                     window.add(result, self.loader.wait_seconds - data_before)
+                    if step == first:
+                        self.stage.clock = Clock()  # without what the first step does once
                     self._check_finite(step, result)
                     if self.bar is not None:
                         self.bar.update(step, result.loss, window.tokens_per_second())
-                    if step == 1 or step % self.config.log.every == 0 or step == last:
+                    if step in (1, last) or step % self.config.log.every == 0:
                         self._log(step, result, window, metrics)
                         window = _Window()
                     self._validate(step, last, metrics)
@@ -158,6 +162,7 @@ class Trainer:
         finally:
             if metrics is not None:
                 metrics.close()
+        self._log_bubble()
         return True
 
     def save(self) -> Path:
@@ -224,6 +229,17 @@ class Trainer:
         log.info(record.line(window.seconds() / window.steps, self.config.run.steps - step))
         if metrics is not None:
             metrics.write(record)
+
+    def _log_bubble(self) -> None:
+        bubble = measure_bubble(self.stage, self.part.schedule)
+        if bubble is not None and self.stage.group.size > 1:
+            log.info(
+                "pipeline bubble: %.1f%%  schedule's own: %.1f%%  step: %.1fms  simulated: %.1fms",
+                100 * bubble.measured,
+                100 * bubble.simulated,
+                1e3 * bubble.step_seconds,
+                1e3 * bubble.simulated_seconds,
+            )
 
     def _say_how_to_resume(self, flag: StopFlag, step: int, path: Path) -> None:
         reason = flag.signal.name if flag.signal else "another rank's signal"

@@ -1,12 +1,12 @@
-"""The compiled core of comm as Python objects: the process's world, lanes of collectives, streams of messages.
+"""The compiled core of comm as Python objects: the world of a process, lanes of collectives, messages.
 
-Nothing here blocks with the GIL held, and nothing here raises for what happens between ranks: operations end with
-a number (`DONE`, `MISMATCH`, ...), which `cktrain.comm.shm_group` turns into an error with words. The protocols
-and why they are right stand in csrc/world.h and csrc/shm.h.
+Nothing here blocks with the GIL held, and nothing here raises for what happens between ranks: operations end
+with a number (`DONE`, `MISMATCH`, ...), which `cktrain.comm.engine_group` turns into an error with words. The
+protocols and why they are right stand in csrc/world.h, csrc/shm.h and csrc/wire.h.
 """
 
 from cpython.buffer cimport PyBuffer_FillInfo
-from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_New
+from cpython.pycapsule cimport PyCapsule_GetPointer, PyCapsule_IsValid, PyCapsule_New
 from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t, uintptr_t
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
@@ -15,111 +15,13 @@ cimport numpy as cnp
 
 import os
 
+import numpy as np
+
 cnp.import_array()
 
-cdef extern from "reduce.h" nogil:
-    ctypedef void (*ckc_reduce_n)(void **dst, int n_dst, const void **src, int n_src, int64_t count, int dtype,
-                                  int op) noexcept
-    void ckc_plain_reduce_n(void **dst, int n_dst, const void **src, int n_src, int64_t count, int dtype,
-                            int op) noexcept
-    const char *CKC_REDUCE_CAPSULE
-    const int CKC_F32, CKC_BF16, CKC_F64, CKC_I32, CKC_I64, CKC_BYTES
-    int64_t ckc_item_bytes(int dtype)
+include "_engine_c.pxi"
 
-cdef extern from "world.h" nogil:
-    const int CKC_MAX_RANKS, CKC_MAX_ARENAS
-    const int CKC_PENDING, CKC_DONE, CKC_MISMATCH, CKC_LOST, CKC_BROKEN, CKC_SYSTEM
-    const int CKC_BARRIER, CKC_ALL_REDUCE, CKC_SEND, CKC_RECV
-    ctypedef struct ckc_seat:
-        uint64_t beat, activity, operation
-        uint32_t left
-    ctypedef struct ckc_span:
-        char *base
-        int64_t bytes
-    ctypedef struct ckc_queue:
-        int pending, broken, active
-    ctypedef struct ckc_call:
-        uint64_t seq
-        uint8_t kind, dtype, op, zero
-        int32_t root
-        int64_t count
-        uint64_t extra
-        int64_t offset
-        int32_t arena
-    ctypedef struct ckc_op:
-        int (*advance)(ckc_op *) noexcept
-        ckc_queue *queue
-        void *on
-        int pc
-        ckc_call call
-        const char *inp "in"
-        char *out
-        const int64_t *begins
-        uint64_t seq, base
-        int64_t c
-        int peer, error, state
-    ctypedef struct ckc_world:
-        int rank, local_rank, local_size, spin
-        ckc_seat *seats
-        ckc_span arenas[256][64]
-        int64_t stream_bytes
-        ckc_reduce_n reduce
-        int failure, failed_rank
-        char failed_how[120]
-        int engine_core, wake_fd
-    int64_t ckc_now_ns()
-    int ckc_fail(ckc_world *world, int cause, int rank, const char *how)
-    int ckc_run(ckc_world *world, ckc_op *op, int64_t slice_ns)
-    int ckc_start_engine(ckc_world *world)
-    void ckc_submit(ckc_world *world, ckc_op *op)
-    int ckc_wait(ckc_world *world, ckc_op *op, int64_t slice_ns)
-    void ckc_stop_threads(ckc_world *world)
-
-cdef extern from "watch.h" nogil:
-    ctypedef struct ckc_watched:
-        int fd, rank, local_rank, is_pidfd, gone
-    int ckc_start_watch(ckc_world *world, ckc_watched *watched, int count)
-
-cdef extern from "shm.h" nogil:
-    const int CKC_INLINE_BYTES
-    ctypedef struct ckc_channel:
-        ckc_queue queue
-        ckc_world *world
-        int rank, size
-        int seats[256]
-        char *blocks[256]
-        int64_t inline_bytes, stage_bytes
-        uint64_t seq, tick
-    ctypedef struct ckc_ring_memory:
-        ckc_call refused
-    ctypedef struct ckc_stream:
-        ckc_queue queue
-        ckc_world *world
-        ckc_ring_memory *ring
-        int64_t ring_bytes
-        int seat
-    int64_t ckc_block_bytes(int64_t inline_bytes, int64_t stage_bytes)
-    int64_t ckc_ring_memory_bytes(int64_t ring_bytes)
-    const ckc_call *ckc_call_of(const ckc_channel *channel, int rank, uint64_t seq)
-    void ckc_who_is_here(const ckc_channel *channel, uint64_t seq, uint64_t tick, uint8_t *here)
-    int (*ckc_shm_advance[6])(ckc_op *) noexcept
-    int ckc_stream_send(ckc_op *op) noexcept
-    int ckc_stream_recv(ckc_op *op) noexcept
-
-cdef extern from "memory.h" nogil:
-    void *ckc_map(int fd, int64_t bytes)
-    void ckc_unmap(void *base, int64_t bytes)
-    int64_t ckc_make_huge(void *base, int64_t bytes, int owner)
-
-cdef extern from *:
-    """
-    #define CKC_LOAD(x) atomic_load_explicit(&(x), memory_order_acquire)
-    #define CKC_STORE(x, value) atomic_store_explicit(&(x), (value), memory_order_release)
-    """
-    int CKC_LOAD(...) nogil
-    uint64_t CKC_LOAD64 "CKC_LOAD"(...) nogil
-    void CKC_STORE(...) nogil
-
+HANGUP, PIDFD, CONTROL = CKC_WATCH_HANGUP, CKC_WATCH_PIDFD, CKC_WATCH_CONTROL
 PENDING, DONE, MISMATCH, LOST, BROKEN = CKC_PENDING, CKC_DONE, CKC_MISMATCH, CKC_LOST, CKC_BROKEN
 SEAT_BYTES = sizeof(ckc_seat)
 MAX_RANKS = CKC_MAX_RANKS
@@ -162,7 +64,7 @@ def reduce_n(capsule, outputs, inputs, int dtype, int op):
 
 
 cdef class Mapping:
-    """`nbytes` of a memfd, mapped shared and 2 MiB aligned; a writable buffer. Unmapped with its last view."""
+    """`nbytes` of a memfd, mapped shared, 2 MiB aligned; a writable buffer. Unmapped with its last view."""
 
     cdef char *base
     cdef readonly int64_t nbytes
@@ -171,7 +73,9 @@ cdef class Mapping:
     def __init__(self, int fd, int64_t nbytes):
         self.base = <char *> ckc_map(fd, nbytes)
         if self.base == NULL:
-            raise MemoryError(f"[comm.shm] mapping {nbytes:,} bytes of shared memory was refused. Free some memory.")
+            raise MemoryError(
+                f"[comm.shm] mapping {nbytes:,} bytes of shared memory was refused. Free some memory."
+            )
         self.nbytes = nbytes
 
     @property
@@ -209,7 +113,8 @@ cdef class World:
             raise MemoryError()
         self.w.wake_fd = -1
 
-    def __init__(self, int rank, int local_rank, int local_size, Mapping seats, *, bint spin, int engine_core=-1,
+    def __init__(self, int rank, int local_rank, int local_size, Mapping seats, *, bint spin,
+                 int engine_core=-1,
                  int64_t stream_bytes=32 << 20):
         """Take seat `local_rank` of `local_size`; `rank` is the world's name of it."""
         assert seats.nbytes >= local_size * <int64_t> sizeof(ckc_seat)
@@ -235,11 +140,12 @@ cdef class World:
         self.reduction = capsule
 
     def watch(self, watched):
-        """Start the watch thread on `watched`: (fd, world rank, seat, whether it is a pidfd)."""
+        """Start the watch thread on `watched`: (fd, world rank, seat, HANGUP, PIDFD or CONTROL)."""
         cdef int i, error
         self.watched = <ckc_watched *> calloc(max(1, len(watched)), sizeof(ckc_watched))
-        for i, (fd, rank, seat, is_pidfd) in enumerate(watched):
-            self.watched[i] = ckc_watched(fd, rank, seat, is_pidfd, 0)
+        for i, (fd, rank, seat, kind) in enumerate(watched):
+            self.watched[i].fd, self.watched[i].rank = fd, rank
+            self.watched[i].local_rank, self.watched[i].kind = seat, kind
         error = ckc_start_watch(self.w, self.watched, len(watched))
         if error:
             raise OSError(error, "the watch thread cannot start: " + os.strerror(error))
@@ -264,20 +170,30 @@ cdef class World:
     def leave(self):
         """Say that this process ends in order."""
         CKC_STORE(self.w.seats[self.w.local_rank].left, 1)
+        ckc_tell(self.w)
 
-    def add_arena(self, list mappings, int group, list seats):
-        """Register the arenas that the ranks in `seats` have just shared in `group`; returns the number they get."""
-        cdef Mapping mapping
-        cdef int number = self.arena_count
-        if number == CKC_MAX_ARENAS:
-            raise ValueError(f"[comm.shm] allocate: {CKC_MAX_ARENAS} arenas are in use. Allocate fewer, larger ones.")
-        for mapping, seat in zip(mappings, seats, strict=True):
-            self.w.arenas[<int> seat][number].base = mapping.base
-            self.w.arenas[<int> seat][number].bytes = mapping.nbytes
-            self.kept.append(mapping)
-        self.arena_group[number] = group
+    def wake_by(self, int eventfd):
+        """The engine sleeps on sockets: this eventfd wakes it."""
+        self.w.wake_fd = eventfd
+
+    def next_arena(self):
+        """The number that this rank's next arena will have."""
+        if self.arena_count == CKC_MAX_ARENAS:
+            raise ValueError(
+                f"[comm.shm] allocate: {CKC_MAX_ARENAS} arenas are in use. Allocate fewer, larger ones."
+            )
+        return self.arena_count
+
+    def put_arena(self, int seat, int number, Mapping mapping):
+        """Arena `number` of the rank in `seat`, as it is mapped here."""
+        self.w.arenas[seat][number].base, self.w.arenas[seat][number].bytes = mapping.base, mapping.nbytes
+        self.kept.append(mapping)
+
+    def add_arena(self, Mapping own, int group):
+        """The next arena of this rank, which the ranks of `group` have mapped."""
+        self.put_arena(self.w.local_rank, self.arena_count, own)
+        self.arena_group[self.arena_count] = group
         self.arena_count += 1
-        return number
 
     def stop(self):
         """End the threads."""
@@ -329,7 +245,8 @@ cdef class Op:
 
     @property
     def state(self):
-        """PENDING, DONE, or how it failed."""
+        """HANGUP, PIDFD, CONTROL = CKC_WATCH_HANGUP, CKC_WATCH_PIDFD, CKC_WATCH_CONTROL
+PENDING, DONE, or how it failed."""
         return CKC_LOAD(self.o.state)
 
     @property
@@ -367,7 +284,7 @@ cdef class Lane:
 
     def __init__(self, World world, int rank, list seats, Mapping memory, int64_t offset, int64_t stage_bytes,
                  list groups):
-        """`memory` holds the members' blocks from `offset` on; `groups` are this group and those it was split from."""
+        """`memory` holds the members' blocks from `offset` on; `groups`: this one, those it was split from."""
         cdef int r
         cdef int64_t block = ckc_block_bytes(CKC_INLINE_BYTES, stage_bytes)
         assert len(seats) <= CKC_MAX_RANKS and offset + block * len(seats) <= memory.nbytes
@@ -409,8 +326,8 @@ cdef class Lane:
                 return
 
     def all_reduce(self, array, int op):
-        """The short way of the most frequent call, in the caller: True when done, an Op to wait for, or None when the
-        array is not a plain one and must be looked at closer."""
+        """The short way of the most frequent call, in the caller: True when done, an Op to wait for, or None
+        when the array is not a plain one and must be looked at closer."""
         cdef int dtype, got
         cdef cnp.ndarray x
         if not cnp.PyArray_CheckExact(array):
@@ -444,9 +361,9 @@ cdef class Lane:
 
     def make(self, int kind, int dtype, int reduction, int root, int64_t count, uint64_t extra, uintptr_t inp,
              uintptr_t out, begins, int64_t read_bytes, kept, bint own):
-        """A checked operation; `own` ones are handed to the engine, the others use the lane's only one, in the caller.
+        """A checked operation; `own` ones are handed to the engine, the others use the lane's only one.
 
-        `inp` is what peers may read, `read_bytes` long; begins (size + 1) the first element of each rank's part.
+        `inp` is what peers may read, `read_bytes` long; begins (size + 1) the first element of each part.
         """
         cdef Op op = self._make() if own else self.op
         cdef int r
@@ -461,7 +378,7 @@ cdef class Lane:
         return op
 
     def calls(self, Op op):
-        """What each rank that has arrived at the operation calls: {rank: (kind, dtype, op, root, count, extra)}."""
+        """What each rank that has arrived calls: {rank: (kind, dtype, op, root, count, extra)}."""
         cdef const ckc_call *call
         cdef int r
         found = {}
@@ -553,3 +470,6 @@ cdef class Stream:
 
     def __dealloc__(self):
         free(self.s)
+
+
+include "_engine_wire.pxi"

@@ -22,6 +22,7 @@ from typing import Any
 
 from cktrain.comm import _engine
 from cktrain.comm.errors import CollectiveTimeoutError, PeerLostError, RendezvousError
+from cktrain.comm.peers import Peers
 
 PROTOCOL = 1
 _WHERE = "comm.shm"
@@ -33,43 +34,12 @@ _MAGIC = b"cktrain\n"
 
 
 @dataclass
-class Node:
-    """This process among the ranks of its node. Seats are numbered by local rank."""
+class Node(Peers):
+    """The ranks of one node. Seats are numbered by local rank; members hold rank, pid, host, cpus, pid_namespace."""
 
-    seat: int
-    members: list[dict[str, Any]]
-    """Per seat: rank, pid, host, cpus, pid_namespace."""
-    sockets: dict[int, socket.socket]
+    sockets: dict[int, socket.socket] = field(default_factory=dict)
     """To each other seat."""
-    world: _engine.World
     pidfds: list[int] = field(default_factory=list)
-    live: list[Any] = field(default_factory=list)
-    """Work that the engine may still have."""
-    groups: int = 0
-    """Numbers given to groups in this process."""
-
-    @property
-    def size(self) -> int:
-        """Number of ranks of the node."""
-        return len(self.members)
-
-    def host(self, rank: int) -> str:
-        """Host of a world rank."""
-        return next((m["host"] for m in self.members if m["rank"] == rank), "another host")
-
-    def lost(self, operation: str) -> PeerLostError | None:
-        """The error of a lost rank, if there is one."""
-        failure = self.world.failure()
-        if failure is None:
-            return None
-        rank, how = failure
-        for seat, member in enumerate(self.members):
-            if member["rank"] == rank:
-                _, _, kind, number, _ = self.world.seat(seat)
-                how += (
-                    f"; its last operation was {kind} {number}" if number else "; it had begun no operation"
-                )
-        return PeerLostError(_WHERE, rank, self.host(rank), operation, how, self.world.rank)
 
     def hand(self, seat: int, fd: int, nbytes: int, tag: int) -> None:
         """Give a descriptor to another rank."""
@@ -181,14 +151,14 @@ def join_node(
         spin=len(cores) >= local_size,
         engine_core=-1 if engine_core is None else engine_core,
     )
-    node = Node(local_rank, members, sockets, world)
-    watched = [(s.fileno(), members[seat]["rank"], seat, False) for seat, s in sockets.items()]
+    node = Node(local_rank, members, world, _WHERE, sockets)
+    watched = [(s.fileno(), members[seat]["rank"], seat, _engine.HANGUP) for seat, s in sockets.items()]
     for seat, member in enumerate(members):
         # A child that was forked off keeps the sockets open; the pidfd knows the process itself.
         if seat != local_rank and member["pid_namespace"] == me["pid_namespace"]:
             with contextlib.suppress(OSError, AttributeError):
                 node.pidfds.append(os.pidfd_open(member["pid"]))
-                watched.append((node.pidfds[-1], member["rank"], seat, True))
+                watched.append((node.pidfds[-1], member["rank"], seat, _engine.PIDFD))
     world.watch(watched)
     return node
 

@@ -16,7 +16,13 @@ cdef extern from "runtime.h" nogil:
         int abi
         const char *isa
         ck_kernel vector_exp
+        ck_kernel vector_exp2
+        ck_kernel vector_exp2_degree4
+        ck_kernel vector_exp2_degree3
+        ck_kernel vector_sigmoid
+        ck_kernel vector_sigmoid_degree3
         ck_kernel vector_normal_cdf
+        ck_kernel vector_normal_cdf_degree3
     ctypedef struct ck_array:
         void *data
         int64_t shape[4]
@@ -193,26 +199,35 @@ def team_size(work: int, threads: int) -> int:
     return ck_team_size(work, threads)
 
 
-cdef int apply(ck_kernel kernel, y, x) except -1:
+def vector(name: str, y, x) -> None:
+    """y = f(x), float32 (n): a function of csrc/vmath.h behind a door, for the test of its error bound."""
     cdef ck_array ay, ax
     cdef ck_cast_args a
+    cdef ck_kernel kernel
+    if name == "exp":
+        kernel = runtime.table.vector_exp
+    elif name == "exp2":
+        kernel = runtime.table.vector_exp2
+    elif name == "exp2_degree4":
+        kernel = runtime.table.vector_exp2_degree4
+    elif name == "exp2_degree3":
+        kernel = runtime.table.vector_exp2_degree3
+    elif name == "sigmoid":
+        kernel = runtime.table.vector_sigmoid
+    elif name == "sigmoid_degree3":
+        kernel = runtime.table.vector_sigmoid_degree3
+    elif name == "normal_cdf":
+        kernel = runtime.table.vector_normal_cdf
+    elif name == "normal_cdf_degree3":
+        kernel = runtime.table.vector_normal_cdf_degree3
+    else:
+        raise ValueError(f"[kernels.vector] there is no function {name!r}. Use one of csrc/ops_vmath.h.")
     ck_take(&ay, y, b"vector", b"y", CK_IS_F32 | CK_IS_WRITTEN | CK_DIMS(1, 1))
     ck_take(&ax, x, b"vector", b"x", CK_IS_F32 | CK_DIMS(1, 1))
     ck_match(&ay, b"vector", b"y", 0, ax.shape[0], b"x")
     a = ck_cast_args(ay.data, ax.data, ax.shape[0])
     with nogil:
         ck_pool_run(kernel, &a, a.n)
-    return 0
-
-
-def vector_exp(y, x) -> None:
-    """y = exp(x), float32 (n): csrc/vmath.h behind a door, for the test of its error bound."""
-    apply(runtime.table.vector_exp, y, x)
-
-
-def vector_normal_cdf(y, x) -> None:
-    """y = Φ(x), float32 (n): csrc/vmath.h behind a door, for the test of its error bound."""
-    apply(runtime.table.vector_normal_cdf, y, x)
 
 
 set_num_threads(1)

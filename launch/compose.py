@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from cktrain.nn.numerics import Numerics
 from cktrain.optim.optimizer import OPTIMIZERS
 from cktrain.parallel.mesh import resolve_mesh
 from cktrain.parallel.part import Part
-from cktrain.parallel.ranks import divide_world
+from cktrain.parallel.ranks import Ranks, divide_world
 from cktrain.trainer import Trainer
 from cktrain.validation import Validator
 
@@ -46,6 +47,7 @@ def compose(
 ) -> Run:
     """Build everything for this rank. Raises ValueError for what the user can mend."""
     ranks = divide_world(group, resolve_mesh(config.parallel, group.size))
+    _warn_of_tensor_ranks_apart(ranks)
     kernels = cython_kernels.load()
     kernels.set_num_threads(threads)
     group.use_reduction(getattr(kernels, "reduction", None))
@@ -114,3 +116,16 @@ def compose(
         bar=bar,
     )
     return Run(trainer, loader)
+
+
+def _warn_of_tensor_ranks_apart(ranks: Ranks) -> None:
+    """Tensor ranks exchange activations in every layer; on several nodes that is slow, and may be wanted."""
+    hosts = dict.fromkeys(name.decode() for name in ranks.tensor.all_gather_bytes(platform.node().encode()))
+    if len(hosts) > 1 and ranks.tensor.rank == 0:
+        log.warning(
+            "warning: parallel.tensor %d spans %d nodes (%s): activations cross the network in every layer. "
+            "Give each node's ranks to one tensor group, or use parallel.pipeline between nodes.",
+            ranks.tensor.size,
+            len(hosts),
+            ", ".join(hosts),
+        )

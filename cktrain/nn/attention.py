@@ -45,6 +45,8 @@ class _Views:
     raw_k: np.ndarray
     q: np.ndarray
     k: np.ndarray
+    rotated: tuple[np.ndarray, ...]
+    """What rotary embedding turns: q and k in one where they lie side by side."""
     q4: np.ndarray
     k4: np.ndarray
     v4: np.ndarray
@@ -97,8 +99,8 @@ class Attention(Module):
             kernels.rms_norm_forward(at.q, q_rstd, at.raw_q, self.q_norm.value, self.qk_norm_eps)
             kernels.rms_norm_forward(at.k, k_rstd, at.raw_k, self.k_norm.value, self.qk_norm_eps)
         if self.rotary is not None:
-            kernels.rope_forward(at.q, at.q, self.rotary.cos, self.rotary.sin, slot.positions)
-            kernels.rope_forward(at.k, at.k, self.rotary.cos, self.rotary.sin, slot.positions)
+            for heads in at.rotated:
+                kernels.rope_forward(heads, heads, self.rotary.cos, self.rotary.sin, slot.positions)
         k4, v4 = at.k4, at.v4
         if slot.cache is not None:
             k4, v4 = slot.cache.extend(self.name, k4, v4)
@@ -138,8 +140,8 @@ class Attention(Module):
             slot.first,
         )
         if self.rotary is not None:
-            kernels.rope_backward(dq, dq, self.rotary.cos, self.rotary.sin, slot.positions)
-            kernels.rope_backward(dk, dk, self.rotary.cos, self.rotary.sin, slot.positions)
+            dqk = slot.view(self, "dqk", lambda: self._query_and_key(dqkv))
+            kernels.rope_backward(dqk, dqk, self.rotary.cos, self.rotary.sin, slot.positions)
         if self.qk_norm_eps is not None:
             q_rstd, k_rstd = self._rstd(slot)
             kernels.rms_norm_backward(dq, self.q_norm.grad, dq, at.raw_q, self.q_norm.value, q_rstd, False)
@@ -174,19 +176,26 @@ class Attention(Module):
     def _views(self, slot: Slot) -> _Views:
         raw_q, raw_k, v = self._split(self._qkv(slot))
         q, k = raw_q, raw_k
+        rotated: tuple[np.ndarray, ...] = (self._query_and_key(self._qkv(slot)),)
         if self.qk_norm_eps is not None:
             q = slot.saved(self, "q_normed", raw_q.shape, self.num.real)
             k = slot.saved(self, "k_normed", raw_k.shape, self.num.real)
+            rotated = (q, k)
         q4, k4, v4, context4 = (
             self._by_sequence(a, slot) for a in (q, k, v, self._heads(self._context(slot)))
         )
-        return _Views(raw_q, raw_k, q, k, q4, k4, v4, context4)
+        return _Views(raw_q, raw_k, q, k, rotated, q4, k4, v4, context4)
 
     def _split(self, qkv: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(N, (H + 2K)·D) -> q (N, H, D), k (N, K, D), v (N, K, D), views."""
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
         parts = qkv.reshape(qkv.shape[0], heads + 2 * kv_heads, self.shape.head_dim)
         return parts[:, :heads], parts[:, heads : heads + kv_heads], parts[:, heads + kv_heads :]
+
+    def _query_and_key(self, qkv: np.ndarray) -> np.ndarray:
+        """(N, (H + 2K)·D) -> (N, H + K, D), a view."""
+        heads = self.shape.heads + self.shape.kv_heads
+        return qkv[:, : heads * self.shape.head_dim].reshape(qkv.shape[0], heads, self.shape.head_dim)
 
     def _heads(self, context: np.ndarray) -> np.ndarray:
         return context.reshape(context.shape[0], self.shape.heads, self.shape.head_dim)

@@ -16,7 +16,6 @@ import numpy as np
 from cktrain.nn.memory import CACHE_LINE, Allocate, Arena
 from cktrain.nn.numerics import Numerics
 
-
 STREAM_BLOCK = 1 << 20
 
 
@@ -93,7 +92,8 @@ class Param:
         for place in self.places:
             low, high = max(row, place.whole_row), min(row + shape[0], place.whole_row + place.rows)
             shift = place.row - place.whole_row
-            here, block = (slice(low + shift, high + shift),), (slice(low - row, high - row),)
+            here: tuple[slice, ...] = (slice(low + shift, high + shift),)
+            block: tuple[slice, ...] = (slice(low - row, high - row),)
             if len(shape) == 2:
                 left = max(column, place.column)
                 right = min(column + shape[1], place.column + self.shape[1])
@@ -131,17 +131,18 @@ class FlatParams:
         f32 = numerics.f32
         self.data = Arena("parameters", self.size * f32.itemsize, allocate).array((self.size,), f32)
         self.grad = Arena("gradients", self.size * f32.itemsize, allocate).array((self.size,), f32)
-        mixed = numerics.real != f32
-        copies = [p for p in self.params if mixed and p.compute == "real"]
-        values = Arena("compute weights", sum((p.size + align * 2) * numerics.real.itemsize for p in copies))
+        self.copy: np.ndarray | None = None
+        """The weights in `real`, where that is not f32: (size,), element for element that of `data`."""
+        if numerics.real != f32:
+            size = self.size * numerics.real.itemsize
+            self.copy = Arena("compute weights", size).array((self.size,), numerics.real)
         for param in self.params:
             span = slice(param.start, param.start + param.size)
             param.data = self.data[span].reshape(param.shape)
             param.grad = self.grad[span].reshape(param.shape)
             param.value = param.data
-            if mixed and param.compute == "real":
-                param.value = values.array(param.shape, numerics.real)
-        self._copies = copies
+            if self.copy is not None and param.compute == "real":
+                param.value = self.copy[span].reshape(param.shape)
 
     @property
     def count(self) -> int:
@@ -172,9 +173,9 @@ class FlatParams:
         self.refresh()
 
     def refresh(self) -> None:
-        """Bring the bf16 copies up to date after the master weights changed."""
-        for param in self._copies:
-            self.numerics.kernels.cast(param.value, param.data)
+        """Bring the bf16 copy up to date after the master weights changed."""
+        if self.copy is not None:
+            self.numerics.kernels.cast(self.copy, self.data)
 
     def zero_grad(self) -> None:
         """Set all gradients to zero, before the first micro-batch of a step."""

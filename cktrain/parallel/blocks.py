@@ -78,4 +78,3 @@ def _at_rows(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:
     for low, high in ((start, first), (first, last), (last, stop)):
         if low < high:
             yield low, high
-

@@ -48,7 +48,9 @@ def plan_buckets(
     groups: list[list[Param]] = [[]]
     held = 0
     for param in params.params:
-        if groups[-1] and (held * params.grad.itemsize >= nbytes or param in alone or groups[-1][-1] in alone):
+        if groups[-1] and (
+            held * params.grad.itemsize >= nbytes or param in alone or groups[-1][-1] in alone
+        ):
             groups.append([])
             held = 0
         groups[-1].append(param)

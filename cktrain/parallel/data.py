@@ -167,21 +167,21 @@ class DataParallel:
         """The optimizer's step on this rank's spans, and the other ranks' updated weights."""
         if not self.sharded:
             optimizer.step(lr, grad_scale, step)
-        else:
-            works = []
-            for number, bucket in enumerate(self.buckets):  # a bucket travels while the next one is updated
-                optimizer.step_span(number, lr, grad_scale, step)
-                start, stop = bucket.piece(self.group.rank)
-                data = self.params.data
-                works.append(
-                    self.group.all_gather(
-                        data[bucket.start : bucket.stop], data[start:stop], bucket.counts, async_=True
-                    )
+            return
+        works = []
+        for number, bucket in enumerate(self.buckets):  # a bucket travels while the next one is updated
+            optimizer.step_span(number, lr, grad_scale, step)
+            start, stop = bucket.piece(self.group.rank)
+            data = self.params.data
+            works.append(
+                self.group.all_gather(
+                    data[bucket.start : bucket.stop], data[start:stop], bucket.counts, async_=True
                 )
-            with self.waiting:
-                for work in works:
-                    work.wait()
-        self.params.refresh()
+            )
+        with self.waiting:
+            for work in works:
+                work.wait()
+        self.params.refresh()  # the optimizer wrote the bf16 copy of this rank's pieces alone
 
     def _buffers(self) -> list[np.ndarray]:
         if not self.deterministic or self.micro_batches == 1:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -25,6 +26,16 @@ from cktrain.parallel.schedules import Action
 from cktrain.parallel.waiting import Waiting
 
 
+@dataclass
+class Clock:
+    """Seconds that a stage computed forwards and backwards, without waiting, and from start to end of its schedules."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+    total: float = 0.0
+    micro_batches: int = 0
+
+
 class Stage:
     """One rank's stage of the model, its slots and its neighbours in the pipeline group."""
 
@@ -33,8 +44,7 @@ class Stage:
         self.group = group
         self.slots = slots
         self.waiting = waiting
-        self.seconds = {"forward": 0.0, "backward": 0.0}
-        """Time spent computing since the stage was made, without waiting."""
+        self.clock = Clock()
         self._first = group.rank == 0
         self._last = group.rank == group.size - 1
         self._sent: dict[tuple[str, int], Work] = {}
@@ -52,6 +62,7 @@ class Stage:
         Returns the loss sum of each micro-batch and the number of valid targets of all; zeros where the head is not.
         """
         losses, count = [0.0] * len(batches), 0
+        started = time.perf_counter()
         for action, following in zip(actions, [*actions[1:], None], strict=True):
             batch, number = batches[action.micro_batch], action.micro_batch % len(self.slots)
             slot = self.slots[number]
@@ -68,11 +79,19 @@ class Stage:
                 self.model.backward_loss(batch.tokens, slot)
                 if not self._first:
                     gradient = self.model.stream_gradient(slot)
-                    self._sent["backward", number] = self.group.send(gradient, self.group.rank - 1, async_=True)
+                    self._sent["backward", number] = self.group.send(
+                        gradient, self.group.rank - 1, async_=True
+                    )
                 self._held.discard(number)
                 after_backward()
-            self.seconds[action.kind] += time.perf_counter() - began - (self.waiting.seconds - waited)
+            seconds = time.perf_counter() - began - (self.waiting.seconds - waited)
+            if action.kind == "forward":
+                self.clock.forward += seconds
+            else:
+                self.clock.backward += seconds
         self._wait_for_sends()
+        self.clock.total += time.perf_counter() - started
+        self.clock.micro_batches += len(batches)
         return losses, count
 
     def evaluate(self, batch: Batch) -> tuple[float, int]:

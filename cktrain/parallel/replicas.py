@@ -1,9 +1,9 @@
 """Parameters that stand on several ranks of one data replica: their gradients are summed, and they count once.
 
 Norm weights, position tables and biases after a divided product stand on every tensor rank; key/value heads on several,
-where there are fewer heads than ranks; a tied embedding on the first and the last stage. Each of these ranks adds to its
-copy what it computed of the gradient, so the gradient is the sum over the copies, and the copies stay equal bit by bit,
-since each is updated with the same sum.
+where there are fewer heads than ranks; a tied embedding on the first and the last stage. Each of these ranks adds to
+its copy what it computed of the gradient, so the gradient is the sum over the copies, and the copies stay equal bit by
+bit, since each is updated with the same sum.
 """
 
 from __future__ import annotations

@@ -14,8 +14,9 @@ from cktrain.models.transformer import Transformer
 def cut(blocks: Sequence[float], first: float, last: float, stages: int) -> list[tuple[int, int]]:
     """The blocks [start, stop) of each stage, so that the dearest stage is as cheap as can be.
 
-    `blocks` are the costs of the blocks, in any unit; `first` and `last` what the first and last stage have besides. Of
-    equally good cuts the one with fewer blocks on the later stages is taken. Raises ValueError for more stages than blocks.
+    `blocks` are the costs of the blocks, in any unit; `first` and `last` what the first and last stage have besides.
+    Of equally good cuts the one with fewer blocks on the later stages is taken. Raises ValueError for more stages than
+    blocks.
     """
     count = len(blocks)
     if stages > count:

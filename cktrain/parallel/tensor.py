@@ -1,16 +1,15 @@
 """Tensor parallelism (Shoeybi et al. 2019): each layer's matrices are divided over the ranks of the tensor group.
 
-    x (N/t, C)  --gather-->  x (N, C)  --column-->  (N, O/t)  …heads, activation…  --row-->  sum of (N, C)  --scatter-->  (N/t, C)
+    x (N/t, C) --gather--> (N, C) --column--> (N, O/t) …heads, activation… --row--> sum of (N, C) --scatter--> (N/t, C)
 
 A column-divided linear has some of the outputs: whole heads, or the same features of gate and up. A row-divided one has
-the inputs that belong to them; its products are partial sums. Between a row-divided linear and the next column-divided one
-the stream, its norms and residuals are divided by rows (sequence parallelism, Korthikanti et al. 2022): a
-reduce-scatter ends the one, an all-gather begins the other, which together send what an all-reduce would.
+the inputs that belong to them; its products are partial sums. Between a row-divided linear and the next
+column-divided one the stream, its norms and residuals are divided by rows (sequence parallelism, Korthikanti et al.
+2022): a reduce-scatter ends the one, an all-gather begins the other, which together send what an all-reduce would.
 
-Which module is divided how stands in a table beside each model, by the module's role; the modules with other sizes then
-take their place in the model. What stands on all ranks (norms, biases after a row-divided product, position tables)
-gets a part of its gradient on each: `replicas.py` sums them. Such a bias is added, and its gradient counted, by tensor
-rank 0.
+Which module is divided how stands in a table beside each model, by the module's role; divided modules take the place of
+whole ones. What stands on all ranks (norms, biases after a row-divided product, position tables) gets a part of its
+gradient on each: `replicas.py` sums them. Such a bias is added, and its gradient computed, by tensor rank 0.
 
 Shapes: t tensor ranks; N rows of a micro-batch; C hidden size; O, I output and input features of the whole matrix.
 """
@@ -31,7 +30,7 @@ from cktrain.nn.head import CrossEntropyHead
 from cktrain.nn.linear import Linear
 from cktrain.nn.memory import Slot
 from cktrain.nn.module import Module
-from cktrain.nn.params import Param, Place
+from cktrain.nn.params import Place
 from cktrain.parallel.buckets import Span
 from cktrain.parallel.rows import Rows
 from cktrain.parallel.vocabulary import VocabularyEmbedding, VocabularyHead
@@ -47,11 +46,6 @@ def divide_layers(
     """
     if group.size == 1:
         return
-    if rows % group.size:
-        raise ValueError(
-            f"[parallel] tensor {group.size} does not divide the {rows} rows of a micro-batch (micro_batch_size x "
-            "sequence_length). Change one of them."
-        )
     border = Rows(model.num, group, waiting)
     for module in list(model.modules()):
         if isinstance(module, Attention):
@@ -60,12 +54,12 @@ def divide_layers(
             style = styles.get(child.role) if isinstance(child, Module) else None
             if style is not None:
                 setattr(module, name, _STYLES[style](child, border))
+    if rows % group.size:
+        raise ValueError(
+            f"[parallel] tensor {group.size} does not divide the {rows} rows of a micro-batch (micro_batch_size x "
+            "sequence_length). Change one of them."
+        )
     model.row_shares = group.size
-
-
-def replicated_params(model: Transformer) -> list[Param]:
-    """The parameters that stand whole on every tensor rank."""
-    return [param for param in model.params() if param.shape == param.whole_shape]
 
 
 class ColumnLinear(Linear):
@@ -173,12 +167,11 @@ def _divide_heads(attention: Attention, ranks: int) -> None:
     shape = attention.shape
     if shape.heads % ranks or (shape.kv_heads % ranks and ranks % shape.kv_heads):
         raise ValueError(
-            f"[parallel] tensor {ranks} does not divide {shape.heads} query heads and {shape.kv_heads} key/value heads "
-            f"({attention.name}). Choose a divisor of {shape.heads} that divides {shape.kv_heads} or is a multiple of it."
+            f"[parallel] tensor {ranks} does not divide the {shape.heads} query heads and {shape.kv_heads} key/value "
+            f"heads of {attention.name}. Choose a divisor of {shape.heads} that divides {shape.kv_heads} or is a "
+            "multiple of it."
         )
-    attention.shape = replace(
-        shape, heads=shape.heads // ranks, kv_heads=max(1, shape.kv_heads // ranks)
-    )
+    attention.shape = replace(shape, heads=shape.heads // ranks, kv_heads=max(1, shape.kv_heads // ranks))
 
 
 def _take_over(module: Module, whole: Module) -> None:

@@ -1,7 +1,7 @@
 """Embedding, head and cross-entropy with the vocabulary divided over the tensor ranks.
 
-Rank r has the rows of the ids [r·W, (r+1)·W), W = ceil(V/t); the last ones may be padding, so that all ranks have as many.
-Padding rows stay zero: no id looks them up, their logits are left out of the softmax, and no file holds them.
+Rank r has the rows of the ids [r·W, (r+1)·W), W = ceil(V/t); the last rank's end may be padding, so that all have as
+many. Padding rows stay zero: no id looks them up, their logits are left out of the softmax, and no file holds them.
 
 The loss needs the whole vocabulary's maximum, sum of exponentials and target logit of each row. The head's chunk loop
 reduces them over the group between its two kernels: 3 numbers per row travel instead of V logits.

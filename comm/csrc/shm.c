@@ -63,7 +63,9 @@ static int all_arrived(ckc_op *o) {
     return all ? CKC_DONE : CKC_PENDING;
 }
 
-static void step(ckc_channel *ch) {
+static void step(ckc_op *o) {
+    ckc_channel *ch = o->on;
+    o->moved++;
     atomic_store_explicit(&head(ch, ch->rank)->tick, ++ch->tick, memory_order_release);
     ckc_ring(ch->world, ch->seats, ch->size);
 }
@@ -222,20 +224,20 @@ static int all_reduce(ckc_op *o) {
     even_parts(o);
     if (all_in_place(o)) {
         reduce_in_place(o, 1);
-        step(ch);
+        step(o);
         CKC_AWAIT(o, all_stepped(o, 1));
         return CKC_DONE;
     }
     plan_chunks(o, ch->size);
     copy_in(o, 0);
-    step(ch);
+    step(o);
     for (; o->c < o->chunks; o->c++) {
         copy_in(o, o->c + 1);
-        step(ch);
+        step(o);
         CKC_AWAIT(o, all_stepped(o, o->c ? 2 * o->c : 1));
         piece(o, ch->rank, o->c, &begin);
         reduce_chunk(o, o->c, o->out + bytes_of(o, begin), 1);
-        step(ch);
+        step(o);
         CKC_AWAIT(o, all_stepped(o, 2 * o->c + 3));
         copy_out(o, o->c, 0);
     }
@@ -254,19 +256,19 @@ static int reduce_scatter(ckc_op *o) {
     }
     if (all_in_place(o)) {
         reduce_in_place(o, 0);
-        step(ch);
+        step(o);
         CKC_AWAIT(o, all_stepped(o, 1));
         return CKC_DONE;
     }
     plan_chunks(o, ch->size);
     copy_in(o, 0);
-    step(ch);
+    step(o);
     for (; o->c < o->chunks; o->c++) {
         CKC_AWAIT(o, all_stepped(o, o->c + 1));
         reduce_chunk(o, o->c, o->out + bytes_of(o, o->c * o->chunk), 0);
         /* The stage of chunk c + 1 was last read by the peers' reduction of chunk c - 1, before they copied in c. */
         copy_in(o, o->c + 1);
-        step(ch);
+        step(o);
     }
     CKC_END(o);
 }
@@ -296,7 +298,7 @@ static int all_gather(ckc_op *o) {
             memcpy(o->out + bytes_of(o, o->begins[r]), in_place(o, r),
                    (size_t)bytes_of(o, o->begins[r + 1] - o->begins[r]));
         }
-        step(ch);
+        step(o);
         CKC_AWAIT(o, all_stepped(o, 1));
         return CKC_DONE;
     }
@@ -305,7 +307,7 @@ static int all_gather(ckc_op *o) {
         /* Written again two chunks later: the peers read this one before they step for the next. */
         count = piece(o, ch->rank, o->c, &own);
         memcpy(stage(ch, ch->rank, o->c), o->in + bytes_of(o, o->c * o->chunk), (size_t)(count > 0 ? bytes_of(o, count) : 0));
-        step(ch);
+        step(o);
         CKC_AWAIT(o, all_stepped(o, o->c + 1));
         for (int r = 0; r < ch->size; r++) {
             count = piece(o, r, o->c, &own);
@@ -330,7 +332,7 @@ static int broadcast(ckc_op *o) {
     }
     if (in_place(o, o->call.root) != NULL) {
         if (!is_root) memcpy(o->out, in_place(o, o->call.root), (size_t)bytes);
-        step(ch);
+        step(o);
         CKC_AWAIT(o, all_stepped(o, 1));
         return CKC_DONE;
     }
@@ -344,7 +346,7 @@ static int broadcast(ckc_op *o) {
             memcpy(stage(ch, ch->rank, o->c), o->in + begin,
                    (size_t)least(ch->stage_bytes, bytes_of(o, o->call.count) - begin));
             ch->tick++;
-            step(ch);
+            step(o);
         } else {
             CKC_AWAIT(o, atomic_load_explicit(&head(ch, o->call.root)->tick, memory_order_acquire) >=
                              o->base + (uint64_t)(2 * o->c + 2));
@@ -352,7 +354,7 @@ static int broadcast(ckc_op *o) {
             memcpy(o->out + begin, stage(ch, o->call.root, o->c),
                    (size_t)least(ch->stage_bytes, bytes_of(o, o->call.count) - begin));
             ch->tick++;
-            step(ch);
+            step(o);
         }
     }
     CKC_END(o);
@@ -375,14 +377,14 @@ static int all_to_all(ckc_op *o) {
             memcpy(o->out + bytes_of(o, o->begins[r]), theirs + own, (size_t)count);
         }
         if (inlines(o, o->call.count)) return CKC_DONE;
-        step(ch);
+        step(o);
         CKC_AWAIT(o, all_stepped(o, 1));
         return CKC_DONE;
     }
     plan_chunks(o, ch->size);
     for (; o->c < o->chunks; o->c++) {
         copy_in(o, o->c);
-        step(ch);
+        step(o);
         CKC_AWAIT(o, all_stepped(o, o->c + 1));
         copy_out(o, o->c, 1);
     }

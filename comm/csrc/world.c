@@ -1,6 +1,6 @@
 /* Waiting, waking, failing, and the engine's thread. */
 #define _GNU_SOURCE
-#include "world.h"
+#include "watch.h"
 
 #include <errno.h>
 #include <limits.h>
@@ -14,8 +14,10 @@
 
 #define SPIN_NS 3000                /* with a core of its own a thread spins so long ... */
 #define YIELD_NS 200000             /* ... yields between looks so long, since its peer may share the core after all, */
+#define SOCKET_SPIN_NS 30000
 #define CROWDED_YIELD_NS 20000      /* (where ranks outnumber cores it never spins) and then sleeps, ever longer */
 #define ENGINE_SPIN_NS 20000        /* the engine shares its core with the rank's computing threads */
+#define LAST_WORDS_NS 50000000      /* after a loss, what others sent before it may still tell why (a mismatch) */
 #define FIRST_SLEEP_NS 500000       /* a bell ends any sleep; these only bound what a lost peer costs */
 #define LAST_SLEEP_NS 20000000
 
@@ -65,12 +67,14 @@ int ckc_fail(ckc_world *w, int cause, int rank, const char *how) {
     const int first = !atomic_load_explicit(&w->failure, memory_order_relaxed);
     if (first) {
         w->failed_rank = rank;
+        w->failed_ns = ckc_now_ns();
         snprintf(w->failed_how, sizeof w->failed_how, "%s", how);
         if (cause == CKC_LOST)
             atomic_store_explicit(&w->seats[w->local_rank].cause, (uint32_t)rank + 1, memory_order_release);
         atomic_store_explicit(&w->failure, cause, memory_order_release);
     }
     pthread_mutex_unlock(&lock);
+    if (first) ckc_tell(w);
     ring_self(w);
     return first;
 }
@@ -91,28 +95,51 @@ static int nap(ckc_world *w, int (*ready)(void *), void *arg, int64_t ns) {
     return got;
 }
 
-static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t slice_ns) {
+/* Sleep until one of the sockets that the operation waits for is ready. A failure is seen after 20 ms at most. */
+static int nap_on_sockets(ckc_op *op) {
+    struct pollfd fds[CKC_MAX_RANKS];
+    const int count = op->wanted(op, fds, CKC_MAX_RANKS);
+    if (count < 0) sched_yield();
+    else poll(fds, (nfds_t)count, LAST_SLEEP_NS / 1000000);
+    return CKC_PENDING;
+}
+
+/* Whether waiting is over because a rank is lost. */
+static int given_up(ckc_world *w) {
+    return atomic_load_explicit(&w->failure, memory_order_acquire) && ckc_now_ns() - w->failed_ns > LAST_WORDS_NS;
+}
+
+/* `op` is the operation that `ready` moves, or NULL: while it gets on, the wait is a young one, which does not sleep. */
+static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t slice_ns, const ckc_op *op,
+                      ckc_op *on_sockets) {
     int got = ready(arg);
     if (got != CKC_PENDING) return got;
     const int64_t began = ckc_now_ns(), cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
-    int64_t sleep = FIRST_SLEEP_NS;
-    const int64_t spin = w->spin ? SPIN_NS : 0, yield = w->spin ? YIELD_NS : CROWDED_YIELD_NS;
+    int64_t sleep = FIRST_SLEEP_NS, young = began, moved = op ? op->moved : 0;
+    /* A socket's wake-up needs no yielding: the kernel knows who waits, and runs that thread at once. */
+    const int64_t spin = !w->spin ? 0 : on_sockets ? SOCKET_SPIN_NS : SPIN_NS;
+    const int64_t yield = on_sockets ? 0 : w->spin ? YIELD_NS : CROWDED_YIELD_NS;
     for (;;) {
         /* Looked at before the last try: what was complete before the failure counts as complete. */
-        const int failed = atomic_load_explicit(&w->failure, memory_order_acquire);
+        const int failed = given_up(w);
         for (int i = w->spin ? 64 : 1; i > 0 && got == CKC_PENDING; i--) {
             got = ready(arg);
             if (w->spin) PAUSE();
         }
         if (got == CKC_PENDING && failed) got = CKC_LOST;
-        const int64_t passed = ckc_now_ns() - began;
-        if (got != CKC_PENDING || passed > slice_ns) break;
-        if (passed < spin) continue;
-        if (passed < spin + yield) {
+        const int64_t now = ckc_now_ns();
+        if (got != CKC_PENDING || now - began > slice_ns) break;
+        if (op && op->moved != moved) {
+            moved = op->moved;
+            young = now;
+            sleep = FIRST_SLEEP_NS;
+        }
+        if (now - young < spin) continue;
+        if (now - young < spin + yield) {
             sched_yield();
             continue;
         }
-        got = nap(w, ready, arg, sleep);
+        got = on_sockets ? nap_on_sockets(on_sockets) : nap(w, ready, arg, sleep);
         if (got != CKC_PENDING) break;
         sleep = 2 * sleep < LAST_SLEEP_NS ? 2 * sleep : LAST_SLEEP_NS;
     }
@@ -123,10 +150,12 @@ static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t sli
 static int advance(void *op) { return ((ckc_op *)op)->advance(op); }
 static int state_of(void *op) { return atomic_load_explicit(&((ckc_op *)op)->state, memory_order_acquire); }
 
-int ckc_run(ckc_world *w, ckc_op *op, int64_t slice_ns) { return wait_until(w, advance, op, slice_ns); }
+int ckc_run(ckc_world *w, ckc_op *op, int64_t slice_ns) {
+    return wait_until(w, advance, op, slice_ns, op, op->wanted ? op : NULL);
+}
 
 int ckc_wait(ckc_world *w, ckc_op *op, int64_t slice_ns) {
-    const int got = wait_until(w, state_of, op, slice_ns);
+    const int got = wait_until(w, state_of, op, slice_ns, NULL, NULL);
     if (got != CKC_LOST) return got;
     /* The engine sees the same failure at once, finds out how this operation ends and lets go of its memory. */
     for (int i = 0; i < 2000 && state_of(op) == CKC_PENDING; i++) usleep(1000);
@@ -173,18 +202,22 @@ static int accept_new(ckc_world *w) {
     return 1;
 }
 
-/* Move the head of every queue as far as it goes. CKC_DONE when anything ended or began. */
+/* Move the head of every queue as far as it goes. CKC_DONE when anything ended, began or got on. */
 static int move_all(void *world) {
     ckc_world *w = world;
-    const int failed = atomic_load_explicit(&w->failure, memory_order_acquire);
-    int moved = accept_new(w);
+    const int failed = given_up(w);
+    int moved = accept_new(w), got_on = 0;
     for (ckc_queue **at = &w->active; *at != NULL;) {
         ckc_queue *queue = *at;
         while (queue->head != NULL) {
             ckc_op *op = queue->head;
+            const int64_t before = op->moved;
             int got = atomic_load_explicit(&queue->broken, memory_order_acquire) ? CKC_BROKEN : op->advance(op);
             if (got == CKC_PENDING && failed) got = CKC_LOST;
-            if (got == CKC_PENDING) break;
+            if (got == CKC_PENDING) {
+                got_on |= op->moved != before;
+                break;
+            }
             if (got < 0) atomic_store_explicit(&queue->broken, 1, memory_order_release);
             queue->head = op->next;
             moved = 1;
@@ -202,7 +235,35 @@ static int move_all(void *world) {
     }
     if (moved) ring_self(w);
     if (atomic_load_explicit(&w->stop, memory_order_acquire)) return CKC_BROKEN;
-    return moved ? CKC_DONE : CKC_PENDING;
+    return moved || got_on ? CKC_DONE : CKC_PENDING;
+}
+
+/* Where a queue's head waits for sockets, the engine sleeps on all of them and on the eventfd. */
+static int nap_on_all_sockets(ckc_world *w) {
+    struct pollfd fds[4 * CKC_MAX_RANKS];
+    int count = 1;
+    fds[0] = (struct pollfd){.fd = w->wake_fd, .events = POLLIN};
+    for (const ckc_queue *queue = w->active; queue != NULL; queue = queue->next) {
+        if (!queue->head->wanted) continue;
+        const int more = queue->head->wanted(queue->head, fds + count, 4 * CKC_MAX_RANKS - count);
+        if (more < 0) {
+            sched_yield();
+            return CKC_PENDING;
+        }
+        count += more;
+    }
+    poll(fds, (nfds_t)count, LAST_SLEEP_NS / 1000000);
+    if (fds[0].revents) {
+        uint64_t rung;
+        if (read(w->wake_fd, &rung, sizeof rung) < 0) return CKC_PENDING;
+    }
+    return CKC_PENDING;
+}
+
+static int any_on_sockets(const ckc_world *w) {
+    for (const ckc_queue *queue = w->active; queue != NULL; queue = queue->next)
+        if (queue->head->wanted) return 1;
+    return 0;
 }
 
 static void *run_engine(void *world) {
@@ -221,7 +282,8 @@ static void *run_engine(void *world) {
                 sched_yield();
                 continue;
             }
-            got = nap(w, move_all, w, w->active == NULL ? INT64_C(1000000000) : sleep);
+            got = any_on_sockets(w) ? nap_on_all_sockets(w)
+                                    : nap(w, move_all, w, w->active == NULL ? INT64_C(1000000000) : sleep);
             if (got == CKC_BROKEN) return NULL;
             if (got == CKC_PENDING) {
                 sleep = 2 * sleep < LAST_SLEEP_NS ? 2 * sleep : LAST_SLEEP_NS;

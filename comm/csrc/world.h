@@ -10,6 +10,7 @@
 #ifndef CKC_WORLD_H
 #define CKC_WORLD_H
 
+#include <poll.h>
 #include <pthread.h>
 #include <stdatomic.h>
 #include <stddef.h>
@@ -23,7 +24,7 @@
 enum { CKC_BARRIER, CKC_ALL_REDUCE, CKC_REDUCE_SCATTER, CKC_ALL_GATHER, CKC_BROADCAST, CKC_ALL_TO_ALL, CKC_SEND,
        CKC_RECV };
 /* What advance and run return: below zero is the end of the operation. */
-enum { CKC_PENDING = 0, CKC_DONE = 1, CKC_MISMATCH = -1, CKC_LOST = -2, CKC_BROKEN = -3, CKC_SYSTEM = -4 };
+enum { CKC_PENDING = 0, CKC_DONE = 1, CKC_MISMATCH = -1, CKC_LOST = -2, CKC_BROKEN = -3 };
 
 typedef struct {
     _Alignas(64) _Atomic uint32_t bell;     /* futex word: any change wakes the rank's sleepers */
@@ -73,10 +74,12 @@ struct ckc_op {
     const char *in;
     char *out;
     const int64_t *begins;          /* (size + 1) first element of each rank's part */
-    int64_t chunk, chunks, c, moved;
+    int64_t chunk, chunks, c;
+    int64_t moved;                  /* grows while the operation gets on */
     uint64_t seq, base;
-    int peer;                       /* whom a failure of the system concerns */
-    int error;                      /* errno of CKC_SYSTEM */
+    int (*wanted)(ckc_op *, struct pollfd *fds, int limit);     /* sockets it waits for (-1: it must not
+                                     * sleep); NULL where a bell wakes it */
+    void *extra;                    /* csrc/wire.h: what it has moved */
     _Atomic int state;              /* CKC_PENDING until the engine is through with it */
     ckc_op *next;
 };
@@ -90,7 +93,8 @@ typedef struct {
     ckc_reduce_n reduce;
 
     _Atomic int failure;                    /* 0; the first failure's cause, set once */
-    int failed_rank;                        /* world rank; valid once failure is set */
+    int failed_rank;                        /* world rank; this and the next two are valid once failure is set */
+    int64_t failed_ns;
     char failed_how[120];
 
     _Atomic(ckc_op *) inbox;                /* handed to the engine, latest first */
@@ -98,7 +102,7 @@ typedef struct {
     int engine_runs, watch_runs, engine_core;
     pthread_t engine, watch;
     ckc_queue *active;
-    int wake_fd;                            /* eventfd: wakes the engine where it sleeps on sockets */
+    int wake_fd;                            /* eventfd that wakes the engine where it sleeps on sockets; or -1 */
     struct ckc_watched *watched;
     int watched_count;
     _Atomic uint64_t waited_ns;             /* CPU time that waiting burnt, not to be counted as activity */

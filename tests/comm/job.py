@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -88,12 +89,19 @@ class Ranks:
 _jobs = 0
 
 
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def start(
     ranks: int, program: str, *arguments: str, only: Sequence[int] | None = None, **environment: str
 ) -> Ranks:
     """Start `ranks` processes of a program (or `only` some of them), as a launcher of torchrun's kind would."""
     global _jobs
     _jobs += 1
+    port = _free_port()
     processes = []
     for rank in range(ranks) if only is None else only:
         place = {
@@ -103,6 +111,7 @@ def start(
             "LOCAL_WORLD_SIZE": str(ranks),
         }
         place |= {"CKTRAIN_JOB": f"test-{os.getpid()}-{_jobs}", "PYTHONUNBUFFERED": "1"}
+        place["CKTRAIN_RENDEZVOUS"] = f"127.0.0.1:{port}"
         processes.append(
             subprocess.Popen(
                 [sys.executable, str(FOLDER / program), *arguments],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import sys
@@ -168,6 +169,47 @@ def _counts(group: Group, odd: bool) -> list[int]:
     return counts
 
 
+def compare_algorithms(group: Group) -> None:
+    """Against the canonical order: to the bit where the algorithm promises it, else within rounding."""
+    name = sys.argv[2]
+    for length in (1, 1000, 200_003):
+        for dtype in (np.dtype(np.float32), np.dtype(np.float64), conformance.BFLOAT16, np.dtype(np.int64)):
+            for op in ("sum", "max"):
+                given = [conformance.contribution(r, length, dtype, 20) for r in range(group.size)]
+                wanted = conformance.in_canonical_order(given, op)
+                results = []
+                for _ in range(2):
+                    array = given[group.rank].copy()
+                    group.all_reduce(array, op)
+                    results.append(array.tobytes())
+                assert results[0] == results[1]
+                assert len(set(group.all_gather_bytes(hashlib.sha256(results[0]).digest()))) == 1
+                own_order = name in ("ring", "halving_doubling") and dtype.kind == "f" and op == "sum"
+                if own_order:
+                    conformance.assert_near_fp64(array, given, op)
+                else:
+                    assert conformance.same_bits(array, wanted), (length, dtype, op)
+        for root in range(group.size):
+            array = conformance.contribution(group.rank, length, np.dtype(np.float32), 21)
+            group.broadcast(array, root)
+            assert conformance.same_bits(
+                array, conformance.contribution(root, length, np.dtype(np.float32), 21)
+            )
+        everyone = np.zeros(length * group.size, np.int32)
+        group.all_gather(everyone, np.full(length, group.rank, np.int32))
+        assert np.array_equal(everyone, np.repeat(np.arange(group.size), length))
+    say("compared")
+
+
+def receive_another_length(group: Group) -> None:
+    sent, expected = int(sys.argv[2]), int(sys.argv[3])
+    if group.rank == 0:
+        group.send(np.zeros(sent, np.float32), 1)
+        group.barrier()
+    group.recv(np.zeros(expected, np.float32), 0)
+    raise AssertionError("the difference was not seen")
+
+
 def fail_on_one_rank(group: Group) -> None:
     """The frame in `main` aborts: the others, which wait with a long deadline, must not hang."""
     if group.rank == 1:
@@ -234,6 +276,8 @@ PROGRAMS = {
         repeat,
         wait_for_one,
         differ,
+        compare_algorithms,
+        receive_another_length,
         fail_on_one_rank,
         leave_early,
         exit_with,
@@ -248,6 +292,7 @@ def main() -> int:
     group = bootstrap.init(
         transport=os.environ.get("CKTRAIN_TEST_TRANSPORT", "shm"),
         timeout_s=float(os.environ.get("CKTRAIN_TEST_TIMEOUT", "30")),
+        algorithm=sys.argv[2] if sys.argv[1] == "compare_algorithms" else None,
     )
     try:
         status = PROGRAMS[sys.argv[1]](group) or 0

@@ -302,3 +302,15 @@ def test_nothing_is_read_beyond_the_inputs(case: Case, kernels: Any) -> None:
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("window", [0, 700])
+def test_attention_over_long_sequences(kernels: Any, dtype: Any, window: int) -> None:
+    """Sixty-four tiles of rows and of keys, by heads and by tiles, within the tolerance of short sequences."""
+    shape = {"b": 1, "s": 4096, "cached": 0, "k": 1, "group": 1, "d": 24, "window": window}
+    inputs = CASES["attention"].draw(
+        np.random.default_rng(0), {**shape, "documents": window > 0, "fused": False}, dtype
+    )
+    kernels.set_num_threads(1 if window else 2)  # one head: one thread takes it whole, two go by tiles
+    check(CASES["attention"], kernels, inputs, dtype)

@@ -86,19 +86,19 @@ FP64 = [("llama tied", layout) for layout in LAYOUTS]
 FP64 += [
     (model, layout)
     for model in ("llama", "gpt2", "gpt2 untied")
-    for layout in (
-        "data 2",
-        "tensor 2",
-        "tensor 4",
-        "pipeline 2",
-        "data 2 x pipeline 2 x tensor 2",
-    )
+    for layout in ("data 2", "tensor 2", "pipeline 2")
 ]
+FP64 += [("gpt2", "tensor 4"), ("gpt2", "data 2 x pipeline 2 x tensor 2"), ("llama", "tensor 4")]
 FP64 += [("gpt2 words", "tensor 2")]
-FP32 = [(model, layout) for model in ("llama tied", "gpt2") for layout in LAYOUTS]
+FP32 = [("llama tied", layout) for layout in LAYOUTS]
+FP32 += [
+    ("gpt2", layout) for layout in ("data 4", "tensor 2", "pipeline 3", "data 2 x pipeline 2 x tensor 2")
+]
 
 
-def make_config(folder: Path, model: str, layout: str, precision: str, **blocks: dict[str, Any]) -> dict[str, Any]:
+def make_config(
+    folder: Path, model: str, layout: str, precision: str, **blocks: dict[str, Any]
+) -> dict[str, Any]:
     parallel = LAYOUTS[layout][1] if layout else {}
     return {
         "run": {"dir": str(folder / "runs" / f"{model} {layout} {precision}"), "steps": STEPS, "seed": 3},
@@ -106,7 +106,11 @@ def make_config(folder: Path, model: str, layout: str, precision: str, **blocks:
         "data": {
             "path": str(folder / f"{MODELS[model]['vocab_size']}.bin"),
             "sequence_length": 8,
-            "validation": {"every": 20, "batches": 2, "path": str(folder / f"{MODELS[model]['vocab_size']}.bin")},
+            "validation": {
+                "every": 20,
+                "batches": 2,
+                "path": str(folder / f"{MODELS[model]['vocab_size']}.bin"),
+            },
         },
         "batch": {"micro_batch_size": 1, "global_batch_size": 4},
         "optimizer": {"lr": 1e-2},
@@ -128,18 +132,18 @@ def write_tokens(folder: Path) -> None:
         ids.tofile(folder / f"{vocab}.bin")
 
 
-Runner = Callable[[list[dict[str, Any]]], dict[str, Any]]
+Runner = Callable[..., dict[str, Any]]
 
 
 @pytest.fixture
 def run_cases(mpirun: Callable[[int], list[str]], tmp_path: Path) -> Runner:
-    """`run_cases(cases)` -> results by name, of one job."""
+    """`run_cases(cases, transport="mpi")` -> results by name, of one job."""
 
-    def run(cases: list[dict[str, Any]]) -> dict[str, Any]:
+    def run(cases: list[dict[str, Any]], transport: str = "mpi") -> dict[str, Any]:
         (tmp_path / "cases.json").write_text(json.dumps(cases))
         ranks = max(case["ranks"] for case in cases)
         job = subprocess.run(
-            [*mpirun(ranks), sys.executable, str(PROGRAM), "cases.json", "results.json"],
+            [*mpirun(ranks), sys.executable, str(PROGRAM), "cases.json", "results.json", transport],
             cwd=tmp_path,
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             capture_output=True,
@@ -147,6 +151,7 @@ def run_cases(mpirun: Callable[[int], list[str]], tmp_path: Path) -> Runner:
             timeout=300,
             check=False,
         )
+        print(job.stdout)
         assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
         results: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())
         return results
@@ -155,7 +160,9 @@ def run_cases(mpirun: Callable[[int], list[str]], tmp_path: Path) -> Runner:
     return run
 
 
-def equality_cases(folder: Path, runs: list[tuple[str, str]], precision: str, isa: str) -> list[dict[str, Any]]:
+def equality_cases(
+    folder: Path, runs: list[tuple[str, str]], precision: str, isa: str
+) -> list[dict[str, Any]]:
     models = dict.fromkeys(model for model, _ in runs)
     wanted = [(model, "") for model in models] + runs
     return [
@@ -184,6 +191,16 @@ def differences(results: dict[str, Any], runs: list[tuple[str, str]]) -> dict[st
     return found
 
 
+@pytest.mark.parametrize(
+    "model, layout", [("gpt2", "tensor 2"), ("llama", "tensor 4"), ("llama tied", "pipeline 2")]
+)
+def test_one_layout_in_fp64(run_cases, tmp_path, model, layout):
+    """The same for one layout, for who works on one (and for the mutants)."""
+    results = run_cases(equality_cases(tmp_path, [(model, layout)], "fp64", "reference"))
+    assert max(differences(results, [(model, layout)]).values()) <= 1e-10
+    assert results[f"{model}: {layout}"]["replicas"]
+
+
 def test_fp64_on_the_reference_kernels(run_cases, tmp_path):
     """Only the order of additions differs: 1e-10 over 20 steps, in losses, gradient norms and validation loss."""
     results = run_cases(equality_cases(tmp_path, FP64, "fp64", "reference"))
@@ -195,12 +212,18 @@ def test_fp64_on_the_reference_kernels(run_cases, tmp_path):
 
 
 def test_fp32_on_the_compiled_kernels(run_cases, tmp_path):
-    """Sums of a few thousand fp32 terms in another order: losses within 1e-5 over 20 steps, copies bitwise equal."""
-    results = run_cases(equality_cases(tmp_path, FP32, "fp32", ""))
+    """Sums of a few thousand fp32 terms in another order: losses within 1e-5 over 20 steps, copies bitwise equal.
+
+    Over shared memory, where the table in fp64 goes over MPI.
+    """
+    results = run_cases(equality_cases(tmp_path, FP32, "fp32", ""), "shm")
     for model, layout in FP32:
         one, many = results[f"{model}: "], results[f"{model}: {layout}"]
         assert "error" not in many, many
         np.testing.assert_allclose(many["losses"], one["losses"], rtol=0, atol=1e-5, err_msg=layout)
+        if layout in ("data 2", "data 4"):  # ZeRO-1: two moments of a share of the parameters
+            formula = 2 * one["parameter_bytes"] / LAYOUTS[layout][0]
+            assert abs(many["state_bytes"] / formula - 1) < 0.02
     assert {name for name, result in results.items() if not result["replicas"]} == set()
 
 
@@ -248,8 +271,13 @@ def test_gradients_may_travel_in_bf16(run_cases, tmp_path):
 @pytest.mark.parametrize("saved_under", ["", "data 2 x pipeline 2 x tensor 2"])
 def test_a_run_resumes_under_any_other_layout(run_cases, tmp_path, saved_under):
     """10 steps under one layout and 10 under another are the 20 of one process, to 1e-10."""
-    model, others = "llama tied", ("", "data 4", "data 2, zero 0", "tensor 4", "pipeline 3, gpipe", "data 2 x tensor 2")
-    whole, first, *rest = equality_cases(tmp_path, [(model, saved_under), *((model, o) for o in others)], "fp64", "reference")
+    model, others = (
+        "llama tied",
+        ("", "data 4", "data 2, zero 0", "tensor 4", "pipeline 3, gpipe", "data 2 x tensor 2"),
+    )
+    whole, first, *rest = equality_cases(
+        tmp_path, [(model, saved_under), *((model, o) for o in others)], "fp64", "reference"
+    )
     first |= {"name": "first", "steps": 10, "save": True}
     first["config"]["run"]["dir"] = str(tmp_path / "saved")
     checkpoint = tmp_path / "saved" / "checkpoints" / "step-00000010"
@@ -284,3 +312,60 @@ def test_a_hugging_face_folder_is_read_by_parts(run_cases, tmp_path, model):
     for result in others:
         assert "error" not in result, result
         np.testing.assert_allclose(result["losses"], one["losses"], rtol=0, atol=1e-10)
+
+
+ERRORS = {
+    "tensor 3 does not divide the 4 query heads": (3, {"parallel": {"tensor": 3}}),
+    "tensor 4 does not divide the 6 query heads and 3 key/value": (
+        4,
+        {
+            "parallel": {"tensor": 4},
+            "model": {**MODELS["llama"], "hidden_size": 24, "num_attention_heads": 6}
+            | {"num_key_value_heads": 3},
+        },
+    ),
+    "tensor 2 does not divide the 25 features of model.layers.0.mlp": (
+        2,
+        {"parallel": {"tensor": 2}, "model": {**MODELS["llama"], "intermediate_size": 25}},
+    ),
+    "a vocabulary of 5 in shares of 2 leaves a rank without words": (
+        4,
+        {"parallel": {"tensor": 4}, "model": {**MODELS["llama"], "vocab_size": 5}},
+    ),
+    "tensor 2 does not divide the 9 rows": (
+        2,
+        {"parallel": {"tensor": 2}, "data": {"path": "61.bin", "sequence_length": 9}},
+    ),
+    "pipeline 4: the model has 3 layers": (4, {"parallel": {"pipeline": 4}}),
+    "data 2 x pipeline 2 x tensor 2 = 8 ranks, and 4 were started": (
+        4,
+        {"parallel": {"data": 2, "pipeline": 2, "tensor": 2}},
+    ),
+    "global_batch_size 4 is not a multiple of micro_batch_size 1 x 3 data ranks": (
+        3,
+        {"parallel": {"data": 3}},
+    ),
+    "Set parallel.schedule: 1f1b": (
+        2,
+        {
+            "parallel": {"pipeline": 2, "schedule": "gpipe"},
+            "run": {"dir": "r", "steps": 5, "deterministic": True},
+        },
+    ),
+    "Set comm.wire_dtype: fp32": (
+        2,
+        {"comm": {"wire_dtype": "bf16"}, "run": {"dir": "r", "steps": 5, "deterministic": True}},
+    ),
+}
+
+
+def test_what_does_not_divide_is_refused_with_its_numbers(run_cases, tmp_path):
+    cases = []
+    for message, (ranks, blocks) in ERRORS.items():
+        config = {**make_config(tmp_path, "llama", "", "fp32"), **blocks}
+        if blocks.get("model", {}).get("vocab_size") == 5:
+            np.zeros(500, np.uint16).tofile(tmp_path / "5.bin")
+            config["data"] = {"path": "5.bin", "sequence_length": 8}
+        cases.append({"name": message, "ranks": ranks, "isa": "", "steps": 1, "config": config})
+    for message, result in run_cases(cases).items():
+        assert message in result.get("error", "no error"), result

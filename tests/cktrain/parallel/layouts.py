@@ -1,9 +1,9 @@
 """A program for mpirun: trains one run after another, each on a mesh of the first ranks of one world.
 
-    mpirun -n 8 python layouts.py CASES.json RESULTS.json
+    mpirun -n 8 python layouts.py CASES.json RESULTS.json TRANSPORT
 
-CASES is a list of {name, ranks, isa, config, steps}. RESULTS maps a name to {losses, norms, replicas, weights}: what rank 0
-saw, whether all copies of a weight are bitwise the same, and a checksum of the first rank's weights; or to {error}.
+CASES is a list of {name, ranks, isa, config, steps}. RESULTS maps a name to {losses, norms, replicas, weights, …}: what
+rank 0 saw, whether all copies of a weight are bitwise the same, a checksum of rank 0's weights; or to {error}.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ def run_case(case: dict[str, Any], group: Group) -> dict[str, Any]:
         run.close()
 
 
-def main(cases: str, results: str) -> None:
-    world = bootstrap.init()
+def main(cases: str, results: str, transport: str) -> None:
+    world = bootstrap.init(transport=transport)
     found = {}
     for number, case in enumerate(json.loads(Path(cases).read_text())):
         takes_part = world.rank < case["ranks"]
@@ -75,11 +75,13 @@ def main(cases: str, results: str) -> None:
             while not done.exists():  # asleep, where a wait for the others would take a part of their core
                 time.sleep(0.05)
             continue
+        began = time.perf_counter()
         try:
             found[case["name"]] = run_case(case, group)
         except ValueError as error:
             found[case["name"]] = {"error": str(error)}
         if world.rank == 0:
+            print(f"{case['name']:60} {time.perf_counter() - began:6.2f} s", flush=True)
             done.touch()
     if world.rank == 0:
         Path(results).write_text(json.dumps(found))

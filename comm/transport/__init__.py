@@ -1,0 +1,1 @@
+"""Carriers of bytes between ranks, one module each."""
