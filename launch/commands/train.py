@@ -49,7 +49,12 @@ def run(options: argparse.Namespace) -> int:
     from cktrain.comm import bootstrap
 
     group = bootstrap.init(
-        transport=config.comm.transport, timeout_s=config.comm.timeout_s, environ=os.environ
+        transport=config.comm.transport,
+        timeout_s=config.comm.timeout_s,
+        environ=os.environ,
+        engine_core=config.launch.progress_core,
+        interface=config.comm.interface,
+        algorithm=config.comm.algorithm,
     )
     status = 1
     try:
