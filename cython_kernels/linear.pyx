@@ -1,8 +1,8 @@
 """Linear layers and matmul: one packed, register-tiled kernel (csrc/gemm.h) behind four doors.
 
 Shapes: N rows, I input features, O output features; (M, N, K) in matmul. `real` is float32 or bfloat16, one
-for all arguments of a call unless said otherwise; products are summed in fp32 and a bfloat16 result is rounded
-once.
+for all arguments of a call unless said otherwise; products are summed in fp32 and a bfloat16 result is
+rounded once.
 """
 
 include "_door.pxi"

@@ -1,4 +1,4 @@
-"""The machine's limits under the kernels in force: register-only multiply-adds, and arrays streamed through memory.
+"""The machine's limits under the kernels in force: multiply-adds in registers, arrays streamed through memory.
 
 For benchmarks (cktrain/bench/peak.py); no op of a model is here.
 """
@@ -36,7 +36,7 @@ def multiply_adds(bint bf16, int64_t steps):
 
 
 def stream(out, inputs, bint streaming=False):
-    """Every array of the list `out` = the sum of those of `inputs`, all fp32 (n,); returns the bytes read and written.
+    """Every array of `out` = the sum of those of `inputs`, all fp32 (n,); returns the bytes read and written.
 
     streaming: write past the caches. n must be a multiple of 64 and the arrays 64-byte aligned; an output may
     be an input.
@@ -44,6 +44,7 @@ def stream(out, inputs, bint streaming=False):
     cdef ck_stream_args a
     cdef ck_array array, first
     cdef int i = 0
+    cdef unsigned int kind = CK_IS_F32 | CK_DIMS(1, 1)
     assert 0 < len(out) + len(inputs) and max(len(out), len(inputs)) <= CK_STREAMS
     rt.take(&first, (*out, *inputs)[0], b"stream", b"array", CK_IS_F32 | CK_DIMS(1, 1))
     a.n = first.shape[0]
@@ -52,7 +53,7 @@ def stream(out, inputs, bint streaming=False):
     a.streaming = streaming
     for i in range(a.reads + a.writes):
         given = inputs[i] if i < a.reads else out[i - a.reads]
-        rt.take(&array, given, b"stream", b"array", CK_IS_F32 | CK_DIMS(1, 1) | (0 if i < a.reads else CK_IS_WRITTEN))
+        rt.take(&array, given, b"stream", b"array", kind if i < a.reads else kind | CK_IS_WRITTEN)
         rt.match(&array, b"stream", b"array", 0, a.n, b"the first array")
         assert a.n % 64 == 0 and <int64_t> array.data % 64 == 0
         if i < a.reads:

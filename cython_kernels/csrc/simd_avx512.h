@@ -2,10 +2,8 @@
 #include <immintrin.h>
 
 #define VL 16
-#ifndef CK_GEMM_MR
 #define CK_GEMM_MR 14
 #define CK_GEMM_NV 2
-#endif
 
 typedef __m512 vf;
 typedef __m512i vi;
