@@ -150,12 +150,14 @@ STAGES = (
                 "--ignore=tests/test_packaging.py",
             ),
         ),
+        minutes=30,
     ),
     Stage(
         "mpi",
         "the same over several processes under mpirun",
         (("pytest", "-m", "mpi and not judge"),),
         all_of(needs_modules("mpi4py", extra="mpi"), needs_program("mpirun", extra="mpi")),
+        minutes=20,
     ),
     Stage(
         "judges",
