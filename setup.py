@@ -35,6 +35,10 @@ AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 ISA_FLAGS = {"generic": [], "avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
 
+COMM = "comm/csrc"
+# comm moves bytes and has a plain reduction to fall back on: no instruction set beyond the baseline.
+COMM_SOURCES = {"_engine": ["world", "watch", "shm", "stream", "wire", "memory", "reduce"]}
+
 THEMES = [
     "linear",
     "embedding",
@@ -46,6 +50,7 @@ THEMES = [
     "optimizer",
     "cast",
     "peak",
+    "reduce",
 ]
 
 
@@ -82,7 +87,23 @@ def extensions() -> list[Extension]:
             depends=[*headers, door],
         )
 
+    comm_headers = sorted(
+        path.relative_to(ROOT).as_posix()
+        for path in [*(ROOT / COMM).glob("*.h"), *(ROOT / "comm").glob("*.pxi")]
+    )
+
+    def comm_extension(module: str, sources: list[str]) -> Extension:
+        return Extension(
+            f"cktrain.comm.{module}",
+            [f"comm/{module}.pyx", *(f"{COMM}/{name}.c" for name in sources)],
+            include_dirs=[COMM],
+            extra_compile_args=C_FLAGS,
+            extra_link_args=["-pthread"],
+            depends=comm_headers,
+        )
+
     return [
+        *(comm_extension(module, sources) for module, sources in COMM_SOURCES.items()),
         *(
             extension(f"_isa_{isa}", [f"{CSRC}/isa_{isa}.c"], C_FLAGS + flags)
             for isa, flags in ISA_FLAGS.items()
@@ -117,8 +138,10 @@ class BuildExtensions(build_ext):
             self.extensions = [e for e in self.extensions if e.name != VERBS]
             self.announce(f"left out: {VERBS}, since infiniband/verbs.h is not here", level=3)
         for extension in self.extensions:
-            if extension.name.endswith("._runtime"):
+            if extension.name.endswith(("._runtime", "._engine")):
                 extension.include_dirs.append(numpy.get_include())
+                extension.define_macros.append(("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"))
+            if extension.name.endswith("._runtime"):
                 extension.define_macros += [
                     ("CK_BUILT", f'"{" ".join(isa for isa in ISA_FLAGS if isa not in unknown)}"'),
                     ("CK_LEFT_OUT", f'"{" ".join(unknown)}"'),

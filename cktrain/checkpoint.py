@@ -1,36 +1,46 @@
 """Checkpoints: everything a run needs to go on exactly, or an error that says what is wrong with them.
 
     RUN/checkpoints/step-00000100/
-        state.json            step, tokens, versions, resolved precision, what the tensors must be
+        state.json            step, tokens, versions, resolved precision, layout, what the tensors must be
         config.yaml           the resolved configuration
-        rank0.safetensors     param.NAME, exp_avg.NAME, exp_avg_sq.NAME, f32
+        rank0.safetensors …   what each rank holds and counts: blocks of param.NAME, exp_avg.NAME, exp_avg_sq.NAME, f32
         COMPLETE              written last: name and size of every file
 
-The folder is written under a temporary name, each file fsynced, then renamed: a crash or a full disk leaves the last
-good checkpoint and never something that looks like one. Data order, schedule and initial weights are pure functions of
-(config, step), so the step is their whole state.
+All ranks write at the same time. A file's tensors are blocks of whole parameters, named by their place
+(`param.lm_head.weight[0:512,0:64]`), so a checkpoint doesn't depend on the layout it was saved under: a rank of any
+other layout reads the blocks that it holds something of.
+
+The folder, on a file system that all hosts share, is written under a temporary name, each file fsynced, then renamed: a
+crash or a full disk leaves the last good checkpoint and never something that looks like one. Data order, schedule and
+initial weights are pure functions of (config, step), so the step is their whole state.
 """
 
 from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 
 from cktrain import __version__
+from cktrain.comm.group import Group
 from cktrain.config import Config
 from cktrain.config_file import save_config
-from cktrain.nn.params import FlatParams
+from cktrain.nn.params import FlatParams, Param
 from cktrain.optim.optimizer import Optimizer
-from cktrain.safetensors_file import read_header, write_safetensors
+from cktrain.parallel.blocks import blocks_of, read_label
+from cktrain.safetensors_file import StoredTensor, read_header, write_safetensors
 
-FORMAT = 1
+FORMAT = 2
 MARKER = "COMPLETE"
+
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 class CheckpointError(ValueError):
@@ -52,62 +62,89 @@ class Progress:
 
 
 def save_checkpoint(
-    folder: Path, progress: Progress, config: Config, params: FlatParams, optimizer: Optimizer, keep: int
+    folder: Path,
+    progress: Progress,
+    config: Config,
+    params: FlatParams,
+    optimizer: Optimizer,
+    owned: Sequence[tuple[int, int]],
+    group: Group,
+    keep: int,
 ) -> None:
-    """Write `folder/step-N`, then delete all but the newest `keep`.
+    """Write `folder/step-N`, then delete all but the newest `keep`. Collective over `group`, all ranks of the run.
 
-    Raises CheckpointError when the disk is full or the folder can't be written; older checkpoints stay.
+    `owned` are the spans of the flat parameters that this rank writes. Raises CheckpointError, on all ranks, when the
+    disk is full, the folder can't be written or a rank does not see it; older checkpoints stay.
     """
     final = folder / f"step-{progress.step:08d}"
     temporary = folder / f".{final.name}.tmp"
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for leftover in folder.glob(".step-*"):
-            shutil.rmtree(leftover)
-        temporary.mkdir()
-        _write_files(temporary, progress, config, params, optimizer)
+    _together(group, final, temporary, [_make_folder] if group.rank == 0 else [])
+    file = temporary / f"rank{group.rank}.safetensors"
+    shapes = {param.name: param.whole_shape for param in params.params}
+
+    def write_part(_final: Path, _temporary: Path) -> None:
+        if not temporary.is_dir():
+            raise OSError(
+                errno.ENOENT,
+                f"rank {group.rank} does not see the folder; run.dir must be on a shared file system",
+            )
+        tensors = _owned_blocks(params, optimizer, owned)
+        if tensors:
+            dtype = "F64" if params.numerics.f32.itemsize == 8 else "F32"
+            write_safetensors(file, tensors, dtype)
+
+    _together(group, final, temporary, [write_part])
+    everyone = [json.loads(text) for text in group.all_gather_bytes(json.dumps(shapes).encode())]
+    whole = {name: shape for part in everyone for name, shape in part.items()}
+
+    def finish(final: Path, temporary: Path) -> None:
+        _write_state(temporary, progress, config, whole, list(optimizer.state))
         if final.exists():  # a run that was resumed from before it: never a moment without a good one
             os.rename(final, folder / f".{final.name}.old")
         os.rename(temporary, final)
         _sync(folder)
         shutil.rmtree(folder / f".{final.name}.old", ignore_errors=True)
-    except OSError as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        reason = "the disk is full" if full else str(error)
-        remedy = "Free some space, or lower checkpoint.keep" if full else "Check the folder's permissions"
-        raise CheckpointError(
-            f"[checkpoint] cannot write {final}: {reason}. {remedy}; the last good checkpoint is untouched."
-        ) from None
-    for old in complete_checkpoints(folder)[:-keep]:
-        shutil.rmtree(old)
+        for old in complete_checkpoints(folder)[:-keep]:
+            shutil.rmtree(old)
+
+    _together(group, final, temporary, [finish] if group.rank == 0 else [])
 
 
-def load_checkpoint(path: Path, params: FlatParams, optimizer: Optimizer | None) -> Progress:
+def load_checkpoint(
+    path: Path, params: FlatParams, optimizer: Optimizer | None, shapes: Shapes | None = None
+) -> Progress:
     """Read weights and optimizer state into their arrays; without an optimizer only the weights.
 
-    Raises CheckpointError when the checkpoint is incomplete, truncated or of another model; nothing is changed then.
+    `shapes` are the whole model's parameters, when this rank has a stage of it. Raises CheckpointError when the
+    checkpoint is incomplete, truncated or of another model; nothing is changed then.
     """
     problem = _incomplete(path)
     if problem:
         raise CheckpointError(f"[checkpoint] {path}: {problem}. Give a complete one, or delete it.")
-    state = json.loads((path / "state.json").read_text())
-    if state["format"] > FORMAT:
+    state = read_state(path)
+    if state["format"] != FORMAT:
         raise CheckpointError(
-            f"[checkpoint] {path}: format {state['format']}, and cktrain {__version__} reads up to {FORMAT}. "
-            "Update cktrain."
+            f"[checkpoint] {path}: format {state['format']}, and cktrain {__version__} reads {FORMAT}. "
+            "Use the version that wrote it."
         )
+    if shapes is None:
+        shapes = {param.name: param.whole_shape for param in params.params}
+    moments = [] if optimizer is None else list(optimizer.state)
+    _check_same_model(path, state, shapes, moments)
     try:
-        stored = {tensor.name: tensor for tensor in read_header(path / "rank0.safetensors")}
+        stored = _stored_blocks(path, state)
     except ValueError as error:
         raise CheckpointError(f"[checkpoint] {path}: {error} Resume from another checkpoint.") from None
-    wanted = dict(_tensors(params, optimizer))
-    if optimizer is None:  # only the weights are wanted
-        stored = {name: tensor for name, tensor in stored.items() if name.startswith("param.")}
-    _check_same_model(path, {name: tensor.shape for name, tensor in stored.items()}, wanted)
-    for name, array in wanted.items():
-        for rows, values in stored[name].pieces():
-            array[rows] = values
+    for param in params.params:
+        _read(param, param.data, stored[f"param.{param.name}"])
+        for moment in moments:
+            assert optimizer is not None
+            whole = np.zeros(param.shape, params.numerics.f32)
+            _read(param, whole, stored[f"{moment}.{param.name}"])
+            for start, stop in _within(param, optimizer.spans):
+                optimizer.state_at(moment, start, stop)[...] = whole.reshape(-1)[
+                    start - param.start : stop - param.start
+                ]
     params.refresh()
     return Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
 
@@ -137,13 +174,43 @@ def read_state(path: Path) -> dict:
     return json.loads((path / "state.json").read_text())
 
 
-def _write_files(
-    folder: Path, progress: Progress, config: Config, params: FlatParams, optimizer: Optimizer
+def _together(group: Group, final: Path, temporary: Path, work: Sequence) -> None:
+    """Do this rank's part of the work, if any; all ranks raise when it fails on one."""
+    problem = ""
+    try:
+        for do in work:
+            do(final, temporary)
+    except OSError as error:
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        reason = "the disk is full" if full else str(error)
+        remedy = "Free some space, or lower checkpoint.keep" if full else "Check the folder"
+        problem = f"{reason}. {remedy}"
+    except ValueError as error:  # a weight that is not finite
+        problem = str(error).rstrip(".")
+    problems = [text.decode() for text in group.all_gather_bytes(problem.encode())]
+    found = [text for text in problems if text]
+    if found:
+        if group.rank == 0:
+            shutil.rmtree(temporary, ignore_errors=True)
+        raise CheckpointError(
+            f"[checkpoint] cannot write {final}: {found[0]}; the last good checkpoint is untouched."
+        )
+
+
+def _make_folder(final: Path, temporary: Path) -> None:
+    folder = final.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in folder.glob(".step-*"):
+        shutil.rmtree(leftover)
+    temporary.mkdir()
+
+
+def _write_state(
+    folder: Path, progress: Progress, config: Config, shapes: Shapes, moments: Sequence[str]
 ) -> None:
-    dtype = "F64" if params.numerics.f32.itemsize == 8 else "F32"
-    write_safetensors(folder / "rank0.safetensors", _tensors(params, optimizer), dtype)
     save_config(config, folder / "config.yaml")
     state = {"format": FORMAT, "cktrain": __version__, **asdict(progress)}
+    state |= {"moments": moments, "tensors": shapes}
     (folder / "state.json").write_text(json.dumps(state, indent=1))
     files = sorted(path for path in folder.iterdir())
     for path in files:
@@ -153,25 +220,68 @@ def _write_files(
     _sync(folder)
 
 
-def _tensors(params: FlatParams, optimizer: Optimizer | None) -> list[tuple[str, np.ndarray]]:
+def _owned_blocks(
+    params: FlatParams, optimizer: Optimizer, owned: Sequence[tuple[int, int]]
+) -> list[tuple[str, np.ndarray]]:
     found = []
-    state = {} if optimizer is None else optimizer.state
     for param in params.params:
-        found.append((f"param.{param.name}", param.data))
-        for moment, flat in state.items():
-            found.append(
-                (f"{moment}.{param.name}", flat[param.start : param.start + param.size].reshape(param.shape))
-            )
+        for start, stop in _within(param, owned):
+            runs = {"param": params.data[start:stop]}
+            runs |= {moment: optimizer.state_at(moment, start, stop) for moment in optimizer.state}
+            for block, run in blocks_of(param, start - param.start, stop - param.start):
+                for kind, elements in runs.items():
+                    found.append((block.label(f"{kind}.{param.name}"), elements[run].reshape(block.shape)))
     return found
 
 
-def _check_same_model(path: Path, have: dict[str, tuple], wanted: dict[str, np.ndarray]) -> None:
-    problems = [f"{key} is missing" for key in wanted if key not in have]
-    problems += [f"{key} is not in this model" for key in have if key not in wanted]
+def _within(param: Param, spans: Sequence[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The spans' parts that lie in a param."""
+    low, high = param.start, param.start + param.size
+    cut = [(max(start, low), min(stop, high)) for start, stop in spans]
+    return [(start, stop) for start, stop in cut if start < stop]
+
+
+StoredBlock = tuple[int, int, StoredTensor]
+
+
+def _stored_blocks(path: Path, state: dict) -> dict[str, list[StoredBlock]]:
+    """(row, column, tensor) of each tensor's blocks. ValueError for damaged headers, or where blocks are missing."""
+    stored: dict[str, list[StoredBlock]] = {
+        f"{kind}.{name}": [] for kind in ("param", *state["moments"]) for name in state["tensors"]
+    }
+    for file in sorted(path.glob("rank*.safetensors")):
+        for tensor in read_header(file):
+            name, row, column = read_label(tensor.name)
+            if name not in stored:
+                raise ValueError(f"{file.name} holds {tensor.name}, which state.json does not name.")
+            stored[name].append((row, column, tensor))
+    for key, blocks in stored.items():
+        have = sum(math.prod(tensor.shape) for _, _, tensor in blocks)
+        want = math.prod(state["tensors"][key.partition(".")[2]])
+        if have != want:
+            raise ValueError(f"{key} has {have:,} of {want:,} elements.")
+    return stored
+
+
+def _read(param: Param, array: np.ndarray, blocks: Sequence[StoredBlock]) -> None:
+    """What the param holds of these blocks, into an array of its shape."""
+    for row, column, tensor in blocks:
+        if any(True for _ in param.overlaps(tensor.shape, row, column)):
+            for rows, values in tensor.pieces():
+                param.put(array, values, row + rows.start, column)
+
+
+def _check_same_model(path: Path, state: dict, shapes: Shapes, moments: Sequence[str]) -> None:
+    have = {name: tuple(shape) for name, shape in state["tensors"].items()}
+    problems = [f"param.{name} is missing" for name in shapes if name not in have]
+    problems += [f"param.{name} is not in this model" for name in have if name not in shapes]
     problems += [
-        f"{key} has shape {have[key]}, this model's has {wanted[key].shape}"
-        for key in wanted
-        if key in have and have[key] != wanted[key].shape
+        f"param.{name} has shape {have[name]}, this model's has {shape}"
+        for name, shape in shapes.items()
+        if name in have and have[name] != shape
+    ]
+    problems += [
+        f"the optimizer's {moment} is missing" for moment in moments if moment not in state["moments"]
     ]
     if problems:
         more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""

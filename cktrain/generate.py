@@ -45,7 +45,10 @@ class Decoder:
     """A model reading one sequence token by token."""
 
     def __init__(self, model: Transformer, capacity: int) -> None:
+        assert model.norm is not None and model.head is not None, "a whole model"
         self.model = model
+        self.norm = model.norm
+        self.head = model.head
         self.cache = KeyValueCache(capacity)
         self._slots: dict[int, Slot] = {}
 
@@ -59,12 +62,12 @@ class Decoder:
             slot.describe(np.arange(first, first + chunk.size, dtype=np.int32), None)
             normed = self._run(chunk, slot)
             self.cache.advance(chunk.size)
-        return self.model.head.logits(normed[-1:])[0]
+        return self.head.logits(normed[-1:])[0]
 
     def _run(self, ids: np.ndarray, slot: Slot) -> np.ndarray:
         """The normed stream (S, C). No backward follows, so one block's arrays serve all blocks."""
         with slot.recomputing():
-            return self.model.norm.forward(self.model.hidden(ids, slot, train=False), slot)
+            return self.norm.forward(self.model.hidden(ids, slot, train=False), slot)
 
     def _dry_run(self, slot: Slot) -> None:
         self._run(np.zeros(slot.rows, np.int32), slot)
@@ -130,6 +133,7 @@ def generate(
             f"[generate] {len(prompt)} tokens of prompt and {max_tokens} to generate: both are at least 1. "
             "Ask for more."
         )
+    assert model.head is not None, "a whole model"
     if max(prompt) >= model.head.vocab_size:
         raise ValueError(
             f"[generate] the prompt has token id {max(prompt)} and the model's vocabulary "

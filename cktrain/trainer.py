@@ -2,6 +2,7 @@
 
 Loss and gradient are means over the valid tokens of the global batch, whatever the split in micro-batches and ranks:
 each adds unnormalised sums and counts, and the division by the global count happens once, in the optimizer's scale.
+The trainer knows nothing of how the model is divided: its rank's `Part` does.
 """
 
 from __future__ import annotations
@@ -13,17 +14,16 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cktrain.checkpoint import CheckpointError, Progress, save_checkpoint
-from cktrain.comm.group import Group
+from cktrain.checkpoint import Progress, save_checkpoint
 from cktrain.config import Config
-from cktrain.data.loader import BatchLoader
+from cktrain.data.loader import Batch, BatchLoader, empty_batch
 from cktrain.metrics import MetricsFile, StepMetrics, proportional_set_size
-from cktrain.models.transformer import Transformer
-from cktrain.nn.memory import Slot
-from cktrain.nn.params import FlatParams
 from cktrain.optim.optimizer import Optimizer
 from cktrain.optim.schedule import learning_rate
-from cktrain.parallel.data import DataParallel
+from cktrain.parallel.bubble import measure_bubble
+from cktrain.parallel.part import Part
+from cktrain.parallel.pipeline import Clock
+from cktrain.parallel.sums import reduce_sums
 from cktrain.stop import StopFlag
 from cktrain.validation import Validator
 
@@ -50,16 +50,14 @@ class StepResult:
 
 
 class Trainer:
-    """Runs the steps of one rank. All ranks of `group` hold the same weights (data parallelism)."""
+    """Runs the steps of one rank, on its part of the model."""
 
     def __init__(
         self,
         config: Config,
-        model: Transformer,
-        params: FlatParams,
+        part: Part,
         optimizer: Optimizer,
         loader: BatchLoader,
-        group: Group,
         progress: Progress,
         *,
         validator: Validator | None = None,
@@ -67,19 +65,19 @@ class Trainer:
         bar: Any = None,
     ) -> None:
         self.config = config
-        self.model = model
-        self.params = params
+        self.part = part
+        self.model = part.model
+        self.params = part.params
         self.optimizer = optimizer
         self.loader = loader
-        self.group = group
+        self.group = part.ranks.world
         self.progress = progress
         self.validator = validator
         self.peak_flops = peak_flops
         self.bar = bar
-        self.data_parallel = DataParallel(group, params)
-        self.slot: Slot = model.plan(config.batch.micro_batch_size, config.data.sequence_length).allocate()[0]
+        self.stage = part.training_stage()
+        self._actions = part.schedule[part.ranks.pipeline.rank]
         self._skipped_in_a_row = 0
-        self._flops_per_token = model.flops_per_token(config.data.sequence_length)
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -88,41 +86,43 @@ class Trainer:
 
     def step(self, step: int, stop: bool = False) -> StepResult:
         """Compute step number `step` (from 1) and update the weights."""
-        self.params.zero_grad()
-        loss_sum, count, problem = 0.0, 0, ""
-        try:
-            batches = self.loader.batch(step)
-        except ValueError as error:  # all ranks must hear of it, or they would wait for this one
-            batches, problem = [], str(error)
-        for batch in batches:
-            self.slot.describe(batch.positions, batch.first)
-            micro_loss, micro_count = self.model.forward_loss(batch.tokens, batch.targets, self.slot)
-            self.model.backward_loss(batch.tokens, self.slot)
-            loss_sum += micro_loss
-            count += micro_count
-        began = time.perf_counter()
-        self.data_parallel.reduce_gradients()
-        sums = self.data_parallel.reduce_sums(loss_sum, count, stop, bool(problem))
-        waited = time.perf_counter() - began
+        part, waited_before = self.part, self.part.ranks.waiting.seconds
+        batches, problem = self._batches(step)
+        part.data.begin()
+        losses, count = self.stage.train(batches, self._actions, part.data.end_micro_batch)
+        part.data.finish()
+        part.replicas.sum_gradients()
+        sums = reduce_sums(part.ranks, losses, count, part.squared_norm(), stop, bool(problem))
         if sums.bad_data:
             self._stop_at_bad_data(problem)
         tokens = max(sums.tokens, 1)
         loss = sums.loss_sum / tokens
-        norm = math.sqrt(self.model.num.kernels.sum_of_squares(self.params.grad)) / tokens
+        norm = math.sqrt(sums.squared_norm) / tokens
         lr = learning_rate(self.config.schedule, self.config.optimizer.lr, self.config.run.steps, step)
         applied = math.isfinite(loss) and math.isfinite(norm)
         if applied:
             limit = self.config.optimizer.clip_grad_norm
             clip = min(1.0, limit / norm) if limit and norm else 1.0
-            self.optimizer.step(lr, clip / tokens, self.progress.updates + 1)
-            self.params.refresh()
+            part.data.update(self.optimizer, lr, clip / tokens, self.progress.updates + 1)
         self.progress = replace(
             self.progress,
             step=step,
             updates=self.progress.updates + applied,
             tokens=self.progress.tokens + sums.tokens,
         )
+        waited = part.ranks.waiting.seconds - waited_before
         return StepResult(loss, norm, lr, sums.tokens, applied, sums.stop, waited)
+
+    def _batches(self, step: int) -> tuple[list[Batch], str]:
+        """The micro-batches of a step, and what is wrong with them.
+
+        Bad ones are replaced by empty ones: the other ranks compute with this one before all hear of it.
+        """
+        try:
+            return self.loader.batch(step), ""
+        except ValueError as error:
+            shape = self.config.batch.micro_batch_size, self.config.data.sequence_length
+            return [empty_batch(*shape)] * self.part.micro_batches, str(error)
 
     def run(self) -> bool:
         """Train to the last step. Returns True when done, False when a signal stopped it (a checkpoint was written)."""
@@ -143,10 +143,12 @@ class Trainer:
                     data_before = self.loader.wait_seconds
                     result = self.step(step, bool(flag))
                     window.add(result, self.loader.wait_seconds - data_before)
+                    if step == first:
+                        self.stage.clock = Clock()  # without what the first step does once
                     self._check_finite(step, result)
                     if self.bar is not None:
                         self.bar.update(step, result.loss, window.tokens_per_second())
-                    if step == 1 or step % self.config.log.every == 0 or step == last:
+                    if step in (1, last) or step % self.config.log.every == 0:
                         self._log(step, result, window, metrics)
                         window = _Window()
                     self._validate(step, last, metrics)
@@ -160,28 +162,23 @@ class Trainer:
         finally:
             if metrics is not None:
                 metrics.close()
+        self._log_bubble()
         return True
 
     def save(self) -> Path:
-        """Write a checkpoint: rank 0 writes, all ranks learn whether it worked."""
+        """Write a checkpoint. Collective; all ranks learn whether it worked."""
         path = self.checkpoint_folder / f"step-{self.progress.step:08d}"
-        problem = b""
-        if self.group.rank == 0:
-            try:
-                save_checkpoint(
-                    self.checkpoint_folder,
-                    self.progress,
-                    self.config,
-                    self.params,
-                    self.optimizer,
-                    self.config.checkpoint.keep,
-                )
-                log.info("saved %s", path)
-            except CheckpointError as error:
-                problem = str(error).encode()
-        problem = self.group.broadcast_bytes(problem, root=0)
-        if problem:
-            raise CheckpointError(problem.decode())
+        save_checkpoint(
+            self.checkpoint_folder,
+            self.progress,
+            self.config,
+            self.params,
+            self.optimizer,
+            self.part.owned,
+            self.group,
+            self.config.checkpoint.keep,
+        )
+        log.info("saved %s", path)
         return path
 
     def _stop_at_bad_data(self, problem: str) -> None:
@@ -215,7 +212,7 @@ class Trainer:
 
     def _log(self, step: int, result: StepResult, window: _Window, metrics: MetricsFile | None) -> None:
         tps = window.tokens_per_second()
-        flops = tps * self._flops_per_token
+        flops = tps * self.part.flops_per_token
         record = StepMetrics(
             step=step,
             loss=result.loss,
@@ -232,6 +229,17 @@ class Trainer:
         log.info(record.line(window.seconds() / window.steps, self.config.run.steps - step))
         if metrics is not None:
             metrics.write(record)
+
+    def _log_bubble(self) -> None:
+        bubble = measure_bubble(self.stage, self.part.schedule)
+        if bubble is not None and self.stage.group.size > 1:
+            log.info(
+                "pipeline bubble: %.1f%%  schedule's own: %.1f%%  step: %.1fms  simulated: %.1fms",
+                100 * bubble.measured,
+                100 * bubble.simulated,
+                1e3 * bubble.step_seconds,
+                1e3 * bubble.simulated_seconds,
+            )
 
     def _say_how_to_resume(self, flag: StopFlag, step: int, path: Path) -> None:
         reason = flag.signal.name if flag.signal else "another rank's signal"

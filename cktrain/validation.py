@@ -9,13 +9,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from cktrain.comm.group import Group
 from cktrain.config import Config
 from cktrain.data.loader import validation_batches
 from cktrain.data.shards import TokenSource
-from cktrain.models.transformer import Transformer
-from cktrain.nn.params import FlatParams
-from cktrain.parallel.data import DataParallel
+from cktrain.parallel.part import Part
+from cktrain.parallel.sums import reduce_sums
 
 
 @dataclass(frozen=True)
@@ -30,16 +28,11 @@ class ValidationResult:
 class Validator:
     """Evaluates the model on the validation split, divided over the data ranks."""
 
-    def __init__(
-        self, config: Config, model: Transformer, params: FlatParams, source: TokenSource, group: Group
-    ) -> None:
+    def __init__(self, config: Config, part: Part, source: TokenSource) -> None:
         self.config = config
-        self.model = model
         self.source = source
-        self.group = group
-        self.data_parallel = DataParallel(group, params)
-        size = config.batch.micro_batch_size
-        self.slot = model.plan(size, config.data.sequence_length, train=False).allocate()[0]
+        self.ranks = part.ranks
+        self.stage = part.validation_stage()
 
     def run(self, batches: int | None = -1) -> ValidationResult:
         """Mean loss over `data.validation.batches` global batches (None: the whole split). Collective."""
@@ -51,15 +44,14 @@ class Validator:
             self.config.batch.micro_batch_size,
             self.config.batch.global_batch_size,
             batches=wanted,
-            data_rank=self.group.rank,
-            data_ranks=self.group.size,
+            data_rank=self.ranks.data.rank,
+            data_ranks=self.ranks.data.size,
             document_mask=self.config.data.document_mask,
         ):
-            self.slot.describe(batch.positions, batch.first)
-            loss, valid = self.model.forward_loss(batch.tokens, batch.targets, self.slot, train=False)
+            loss, valid = self.stage.evaluate(batch)
             loss_sum += loss
             count += valid
-        sums = self.data_parallel.reduce_sums(loss_sum, count)
+        sums = reduce_sums(self.ranks, [loss_sum], count)
         loss = sums.loss_sum / max(sums.tokens, 1)
         bits = None
         if self.source.text_bytes:

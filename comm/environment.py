@@ -115,6 +115,45 @@ def _read(environ: Mapping[str, str]) -> ProcessEnvironment:
     return ProcessEnvironment()
 
 
+def job_name(environ: Mapping[str, str], parent: int) -> str:
+    """A name that all ranks of this job on a node know, and no other job has at the same time.
+
+    CKTRAIN_JOB if it is set, else the launcher's own name of the job, else the process id of its `parent`, the
+    launcher's daemon on this node.
+    """
+    if environ.get("CKTRAIN_JOB"):
+        return environ["CKTRAIN_JOB"]
+    if environ.get("PMIX_NAMESPACE"):
+        return environ["PMIX_NAMESPACE"]
+    if "SLURM_JOB_ID" in environ and "SLURM_STEP_ID" in environ:
+        return f"slurm-{environ['SLURM_JOB_ID']}-{environ['SLURM_STEP_ID']}"
+    if "MASTER_PORT" in environ:
+        run = environ.get("TORCHELASTIC_RUN_ID", "")
+        return f"{environ.get('MASTER_ADDR', '')}-{environ['MASTER_PORT']}-{run}"
+    return f"parent-{parent}"
+
+
+def meeting_address(environ: Mapping[str, str]) -> tuple[str, int] | None:
+    """Host and port where rank 0 listens: CKTRAIN_RENDEZVOUS, or torchrun's; None where nobody says.
+
+    torchrun's agent listens at its own port itself, so the ranks take the next one.
+
+    Raises:
+        RendezvousError: not of the form host:port.
+    """
+    if given := environ.get("CKTRAIN_RENDEZVOUS"):
+        host, _, port = given.rpartition(":")
+        if host and port.isdigit() and 0 < int(port) < 65536:
+            return host.strip("[]"), int(port)
+        raise RendezvousError(
+            "comm", f"CKTRAIN_RENDEZVOUS={given!r} is not host:port", "Set it to the address of rank 0's host"
+        )
+    if environ.get("MASTER_ADDR") and environ.get("MASTER_PORT", "").isdigit():
+        beside_agent = environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        return environ["MASTER_ADDR"], int(environ["MASTER_PORT"]) + beside_agent
+    return None
+
+
 def expand_tasks_per_node(text: str) -> list[int]:
     """Expand Slurm's "2(x3),1" to [2, 2, 2, 1]; an empty list where the text is of another form."""
     tasks: list[int] = []

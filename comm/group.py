@@ -16,6 +16,7 @@ A group is used by one thread at a time. Every wait has the deadline `timeout_s`
 
 from __future__ import annotations
 
+import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
@@ -25,6 +26,8 @@ import numpy as np
 
 from cktrain.comm.reduction import DTYPES, OPS
 from cktrain.comm.work import Work
+
+_HUGE_PAGE = 2 << 20
 
 
 def even_counts(total: int, size: int) -> list[int]:
@@ -36,6 +39,15 @@ def even_counts(total: int, size: int) -> list[int]:
 def offsets_of(counts: Sequence[int]) -> list[int]:
     """Return where each rank's part begins: the exclusive prefix sum of `counts`."""
     return list(accumulate(counts, initial=0))[:-1]
+
+
+def allocate_alone(nbytes: int) -> np.ndarray:
+    """Return (nbytes,) uint8 zeros, 2 MiB aligned, in memory of this process alone, advised to use huge pages."""
+    region = mmap.mmap(-1, nbytes + 2 * _HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    region.madvise(mmap.MADV_HUGEPAGE)
+    raw = np.frombuffer(region, np.uint8)
+    start = -raw.ctypes.data % _HUGE_PAGE
+    return raw[start : start + nbytes]
 
 
 class Group(ABC):
@@ -173,6 +185,22 @@ class Group(ABC):
     def broadcast_bytes(self, data: bytes, root: int = 0) -> bytes:
         """Return rank `root`'s `data` on every rank; the others' is ignored."""
 
+    # Memory.
+
+    def allocate(self, nbytes: int) -> np.ndarray:
+        """Return (nbytes,) uint8 zeros, 2 MiB aligned, in memory where this group's operations are cheapest.
+
+        All ranks of the group call it; `nbytes` may differ. On one node the ranks reduce slices of it in place,
+        and so do the groups split from this one. It lives as long as the world, or its arrays if they live longer.
+        """
+        return allocate_alone(nbytes)
+
+    def use_reduction(self, capsule: object) -> None:  # noqa: B027
+        """Reduce with the function of this capsule (csrc/reduce.h) where the group has a use for it; None: no change.
+
+        It holds for all groups of the process, and gives the same bits as the plain reduction.
+        """
+
     # Membership and lifetime.
 
     @abstractmethod
@@ -223,7 +251,9 @@ class Group(ABC):
 
     @staticmethod
     def _finish(work: Work, async_: bool) -> Work:
-        if not async_:
+        if async_:
+            work.begin()
+        else:
             work.wait()
         return work
 

@@ -31,7 +31,7 @@ import struct
 import time
 import zlib
 from collections import deque
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import NoReturn
 
 import mpi4py
@@ -84,6 +84,34 @@ def init_world(timeout_s: float, check: bool) -> tuple[MPIGroup, str]:
             raise CollectiveTimeoutError(_WHERE, MPI.COMM_WORLD.rank, "joining the world", timeout_s)
         time.sleep(_FIRST_SLEEP_S)
     return MPIGroup(comm, "world", timeout_s, check=check, finalize=owner), library
+
+
+def spread(data: bytes | None) -> bytes:
+    """Give rank 0's `data` (at most 1 KiB) to all ranks of MPI's world, before there is a group."""
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    buffer = np.zeros(1024 + 2, np.uint8)
+    if data is not None:
+        assert len(data) <= 1024
+        buffer[:2] = np.frombuffer(struct.pack("<H", len(data)), np.uint8)
+        buffer[2 : 2 + len(data)] = np.frombuffer(data, np.uint8)
+    MPI.COMM_WORLD.Bcast([buffer, MPI.BYTE], root=0)
+    (length,) = struct.unpack("<H", buffer[:2].tobytes())
+    return buffer[2 : 2 + length].tobytes()
+
+
+def plain_all_reduce(array: np.ndarray) -> Callable[[], None]:
+    """MPI's own Allreduce of an fp32 array, in place over all ranks, as a call to be measured beside ours."""
+    if not MPI.Is_initialized():
+        MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    comm = MPI.COMM_WORLD
+    return lambda: comm.Allreduce(MPI.IN_PLACE, [array, MPI.FLOAT])
+
+
+def finalize_plain() -> None:
+    """Let the process end under mpirun after `spread` or `plain_all_reduce`; nothing where MPI does not run."""
+    if MPI.Is_initialized() and not MPI.Is_finalized():
+        MPI.Finalize()
 
 
 class MPIGroup(Group):

@@ -12,6 +12,9 @@ from abc import ABC, abstractmethod
 class Work(ABC):
     """An operation that was started; its arrays belong to it until it is complete."""
 
+    def begin(self) -> None:  # noqa: B027  (most kinds of Work have begun when they are made)
+        """The group's: go on without the caller, who asked for async_=True."""
+
     @abstractmethod
     def done(self) -> bool:
         """True when complete. Never blocks, but moves pending operations on. Raises the operation's error."""

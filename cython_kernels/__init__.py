@@ -62,6 +62,8 @@ class KernelSet:
     cast: Callable[..., None]
     set_num_threads: Callable[[int], None]
     num_threads: Callable[[], int]
+    reduction: Any
+    """The capsule of reduce.pyx, for `Group.use_reduction`."""
 
     def __init__(self, isa: str, ops: dict[str, Callable[..., Any]], table: Any = None) -> None:
         self.isa = isa
@@ -124,4 +126,5 @@ def load(isa: str | None = None) -> KernelSet:
         compiled = importlib.import_module(f"cktrain.cython_kernels.{module}")
         ops |= {op: getattr(compiled, op) for op in names}
     ops |= {"set_num_threads": _runtime.set_num_threads, "num_threads": _runtime.num_threads}
+    ops["reduction"] = importlib.import_module("cktrain.cython_kernels.reduce").capsule
     return KernelSet(name, ops, table)

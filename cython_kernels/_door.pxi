@@ -28,6 +28,7 @@ cdef extern from "runtime.h" nogil:
         ck_kernel add[2]
         ck_kernel cross_entropy_forward[2]
         ck_kernel cross_entropy_backward[2]
+        ck_kernel cross_entropy_backward_from_f32[2]
         ck_kernel sum_of_squares[2]
         ck_kernel cast_to_f32[2]
         ck_kernel cast_to_bf16[2]

@@ -9,12 +9,20 @@ from libc.stdint cimport int64_t
 from libc.string cimport strerror
 
 cdef extern from "runtime.h" nogil:
+    ctypedef struct ck_caches:
+        int64_t l1, l2, l3
     ctypedef void (*ck_kernel)(const void *args, const void *team) noexcept nogil
     ctypedef struct ck_table:
         int abi
         const char *isa
         ck_kernel vector_exp
+        ck_kernel vector_exp2
+        ck_kernel vector_exp2_degree4
+        ck_kernel vector_exp2_degree3
+        ck_kernel vector_sigmoid
+        ck_kernel vector_sigmoid_degree3
         ck_kernel vector_normal_cdf
+        ck_kernel vector_normal_cdf_degree3
     ctypedef struct ck_array:
         void *data
         int64_t shape[4]
@@ -30,7 +38,7 @@ cdef extern from "runtime.h" nogil:
         void *same_dtype
         void *in_range
     const int CK_ABI
-    const int CK_SCRATCH_BYTES
+    const int CK_SCRATCH_BYTES, CK_SHARED_BYTES
     const char *CK_TABLE_CAPSULE
     const char *CK_RUNTIME_CAPSULE
     const unsigned int CK_IS_F32, CK_IS_WRITTEN
@@ -48,6 +56,7 @@ cdef extern from "door_functions.h":
 cdef extern from "pool.h" nogil:
     int ck_pool_threads()
     int ck_pool_set_threads(int n)
+    const ck_caches *ck_pool_caches()
     void ck_pool_run(ck_kernel kernel, const void *args, int64_t work)
 
 cdef extern from "cpu.h":
@@ -57,9 +66,14 @@ cdef extern from "split.h":
     ctypedef struct ck_range:
         int64_t begin, end
     ck_range ck_split(int64_t n, int64_t grain, int parts, int index)
-    void ck_split_grid(int64_t rows, int64_t cols, int parts, int *row_parts, int *col_parts)
     int ck_deal(int64_t item, int parts)
     int ck_team_size(int64_t work, int threads)
+
+cdef extern from "gemm_plan.h":
+    ctypedef struct ck_gemm_plan:
+        int64_t rows, cols, depth, item_rows, item_cols
+    ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int c_is_f32,
+                              int threads, const ck_caches *caches)
 
 # Written by setup.py: what was built, and what the compiler did not know.
 cdef extern from *:
@@ -156,16 +170,28 @@ def split(n: int, grain: int, parts: int) -> list[tuple[int, int]]:
     return ranges
 
 
-def split_grid(rows: int, cols: int, parts: int) -> tuple[int, int]:
-    """csrc/split.h's ck_split_grid."""
-    cdef int row_parts = 0, col_parts = 0
-    ck_split_grid(rows, cols, parts, &row_parts, &col_parts)
-    return row_parts, col_parts
-
-
 def deal(items: int, parts: int) -> list[int]:
     """csrc/split.h's ck_deal for items 0, 1, ... items - 1."""
     return [ck_deal(item, parts) for item in range(items)]
+
+
+def plan_gemm(
+    m: int, n: int, k: int, mr: int, nr: int, c_is_f32: bool, threads: int, l2: int, l3: int
+) -> dict[str, int]:
+    """csrc/gemm_plan.h's ck_plan_gemm: the blocks of a matmul, lengths along k in 4-byte units."""
+    cdef ck_caches caches = ck_caches(32 << 10, l2, l3)
+    return ck_plan_gemm(m, n, k, mr, nr, c_is_f32, threads, &caches)
+
+
+def workspace() -> tuple[int, int]:
+    """Bytes of a thread's workspace, and of the one that a team shares."""
+    return CK_SCRATCH_BYTES, CK_SHARED_BYTES
+
+
+def caches() -> tuple[int, int, int]:
+    """Bytes of the first, second and third level, as matmul's blocks are sized for."""
+    cdef const ck_caches *found = ck_pool_caches()
+    return found.l1, found.l2, found.l3
 
 
 def team_size(work: int, threads: int) -> int:
@@ -173,26 +199,35 @@ def team_size(work: int, threads: int) -> int:
     return ck_team_size(work, threads)
 
 
-cdef int apply(ck_kernel kernel, y, x) except -1:
+def vector(name: str, y, x) -> None:
+    """y = f(x), float32 (n): a function of csrc/vmath.h behind a door, for the test of its error bound."""
     cdef ck_array ay, ax
     cdef ck_cast_args a
+    cdef ck_kernel kernel
+    if name == "exp":
+        kernel = runtime.table.vector_exp
+    elif name == "exp2":
+        kernel = runtime.table.vector_exp2
+    elif name == "exp2_degree4":
+        kernel = runtime.table.vector_exp2_degree4
+    elif name == "exp2_degree3":
+        kernel = runtime.table.vector_exp2_degree3
+    elif name == "sigmoid":
+        kernel = runtime.table.vector_sigmoid
+    elif name == "sigmoid_degree3":
+        kernel = runtime.table.vector_sigmoid_degree3
+    elif name == "normal_cdf":
+        kernel = runtime.table.vector_normal_cdf
+    elif name == "normal_cdf_degree3":
+        kernel = runtime.table.vector_normal_cdf_degree3
+    else:
+        raise ValueError(f"[kernels.vector] there is no function {name!r}. Use one of csrc/ops_vmath.h.")
     ck_take(&ay, y, b"vector", b"y", CK_IS_F32 | CK_IS_WRITTEN | CK_DIMS(1, 1))
     ck_take(&ax, x, b"vector", b"x", CK_IS_F32 | CK_DIMS(1, 1))
     ck_match(&ay, b"vector", b"y", 0, ax.shape[0], b"x")
     a = ck_cast_args(ay.data, ax.data, ax.shape[0])
     with nogil:
         ck_pool_run(kernel, &a, a.n)
-    return 0
-
-
-def vector_exp(y, x) -> None:
-    """y = exp(x), float32 (n): csrc/vmath.h behind a door, for the test of its error bound."""
-    apply(runtime.table.vector_exp, y, x)
-
-
-def vector_normal_cdf(y, x) -> None:
-    """y = Φ(x), float32 (n): csrc/vmath.h behind a door, for the test of its error bound."""
-    apply(runtime.table.vector_normal_cdf, y, x)
 
 
 set_num_threads(1)

@@ -82,6 +82,11 @@ cdef int take_inputs(ck_attention_args *a, ck_array *aq, ck_array *ak, const cha
             f"[kernels.{op.decode()}] q has head size {a.d}, outside [1, {LARGEST_HEAD}]. "
             "Use more, smaller heads."
         )
+    if not scale > 0:
+        raise ValueError(
+            f"[kernels.{op.decode()}] scale is {scale}. "
+            "Pass a positive number, such as 1 / sqrt(D)."
+        )
     if window < 0:
         raise ValueError(
             f"[kernels.{op.decode()}] window is {window}. "

@@ -55,18 +55,25 @@ def cross_entropy_forward(row_max, row_sum, target_logit, logits, targets, vocab
 
 
 def cross_entropy_backward(dlogits, logits, lse, targets, ignore_index=-100, vocab_start=0):
-    """dlogits = softmax - onehot, zero where the target is ignored; unnormalised. dlogits may be logits."""
+    """dlogits = softmax - onehot, zero where the target is ignored; unnormalised. dlogits may be logits.
+
+    logits are of dlogits' dtype, or float32.
+    """
     cdef const char *op = b"cross_entropy_backward"
     cdef ck_array al, ad
     cdef ck_cross_entropy_args a
+    cdef ck_kernel kernel
     take_logits(&a, &al, op, logits, targets, vocab_start)
     rt.take(&ad, dlogits, op, b"dlogits", CK_IS_REAL | CK_DIMS(2, 2) | CK_IS_WRITTEN)
-    rt.same_dtype(&ad, op, b"dlogits", &al, b"logits")
+    if al.dtype != CK_F32:
+        rt.same_dtype(&ad, op, b"dlogits", &al, b"logits")
     rt.match(&ad, op, b"dlogits", 0, a.n, b"logits")
     rt.match(&ad, op, b"dlogits", 1, a.v, b"logits")
     a.dlogits = ad.data
     a.dlogits_row = ad.stride[0]
     a.lse = take_statistic(lse, op, b"lse", 0, a.n)
     a.ignore_index = ignore_index
+    kernel = (rt.table.cross_entropy_backward_from_f32[ad.dtype] if al.dtype == CK_F32
+              else rt.table.cross_entropy_backward[ad.dtype])
     with nogil:
-        rt.run(rt.table.cross_entropy_backward[al.dtype], &a, a.n * a.v * 2)
+        rt.run(kernel, &a, a.n * a.v * 2)

@@ -1,7 +1,8 @@
 """Linear layers and matmul: one packed, register-tiled kernel (csrc/gemm.h) behind four doors.
 
 Shapes: N rows, I input features, O output features; (M, N, K) in matmul. `real` is float32 or bfloat16, one
-for all arguments of a call; products are summed in fp32 and a bfloat16 result is rounded once.
+for all arguments of a call unless said otherwise; products are summed in fp32 and a bfloat16 result is rounded
+once.
 """
 
 include "_door.pxi"
@@ -44,15 +45,19 @@ cdef inline void run(ck_kernel kernel, const ck_gemm_args *g) noexcept:
 
 
 def linear_forward(y, x, w, bias=None, residual=None):
-    """y (N,O) = x (N,I) · w (O,I)ᵀ + bias (O) + residual (N,O). All real, rows strided; residual may be y."""
+    """y (N,O) = x (N,I) · w (O,I)ᵀ + bias float32 (O) + residual (N,O). Rows strided; residual may be y.
+
+    x and w real; y and residual of the same type, or both float32.
+    """
     cdef const char *op = b"linear_forward"
     cdef ck_array ay, ax, aw, extra
     cdef ck_gemm_args g
     rt.take(&ay, y, op, b"y", CK_IS_REAL | CK_DIMS(2, 2) | CK_IS_WRITTEN)
     rt.take(&ax, x, op, b"x", CK_IS_REAL | CK_DIMS(2, 2))
     rt.take(&aw, w, op, b"w", CK_IS_REAL | CK_DIMS(2, 2))
-    rt.same_dtype(&ax, op, b"x", &ay, b"y")
-    rt.same_dtype(&aw, op, b"w", &ay, b"y")
+    rt.same_dtype(&aw, op, b"w", &ax, b"x")
+    if ay.dtype != CK_F32:
+        rt.same_dtype(&ax, op, b"x", &ay, b"y")
     rt.match(&ay, op, b"y", 0, ax.shape[0], b"x")
     rt.match(&aw, op, b"w", 1, ax.shape[1], b"x")
     rt.match(&ay, op, b"y", 1, aw.shape[0], b"w")
@@ -68,7 +73,7 @@ def linear_forward(y, x, w, bias=None, residual=None):
         rt.match(&extra, op, b"residual", 1, ay.shape[1], b"y")
         g.residual = extra.data
         g.residual_row = extra.stride[0]
-    run(rt.table.gemm[ay.dtype], &g)
+    run(rt.table.gemm_f32[ax.dtype] if ay.dtype == CK_F32 else rt.table.gemm[ax.dtype], &g)
 
 
 def linear_backward_input(dx, dy, w, accumulate=False):

@@ -2,15 +2,18 @@
 
 include "_door.pxi"
 
+from libc.stdint cimport uint16_t
+
 cdef extern from "kernels.h" nogil:
     ctypedef struct ck_optimizer_args:
         float *param
         float *m
         float *v
-        const float *grad
+        float *grad
+        uint16_t *copy
         int64_t n, step
         double lr, beta1, beta2, eps, weight_decay, grad_scale
-        int nesterov
+        int nesterov, zero_grad
     ctypedef struct ck_sum_of_squares_args:
         const void *x
         int64_t n
@@ -24,17 +27,27 @@ cdef float *take_flat(given, const char *op, const char *name, unsigned int flag
     return <float *> x.data
 
 
-def adamw_step(param, m, v, grad, lr, beta1, beta2, eps, weight_decay, step, grad_scale):
-    """One AdamW step (Loshchilov & Hutter 2019) with grad · grad_scale; step is 1 at first. All float32."""
+def adamw_step(param, m, v, grad, lr, beta1, beta2, eps, weight_decay, step, grad_scale, copy=None,
+               zero_grad=False):
+    """One AdamW step (Loshchilov & Hutter 2019) with grad · grad_scale; step is 1 at first. All float32 (n).
+
+    copy, bfloat16 (n), receives the new parameters; with zero_grad, grad is zero afterwards.
+    """
     cdef const char *op = b"adamw_step"
-    cdef ck_array ap
+    cdef ck_array ap, ac
     cdef ck_optimizer_args a
     rt.take(&ap, param, op, b"param", CK_IS_F32 | CK_DIMS(1, 1) | CK_IS_WRITTEN)
     a.n = ap.shape[0]
     a.param = <float *> ap.data
     a.m = take_flat(m, op, b"m", CK_IS_WRITTEN, a.n)
     a.v = take_flat(v, op, b"v", CK_IS_WRITTEN, a.n)
-    a.grad = take_flat(grad, op, b"grad", 0, a.n)
+    a.zero_grad = bool(zero_grad)
+    a.grad = take_flat(grad, op, b"grad", CK_IS_WRITTEN if a.zero_grad else 0, a.n)
+    a.copy = NULL
+    if copy is not None:
+        rt.take(&ac, copy, op, b"copy", CK_IS_BF16 | CK_DIMS(1, 1) | CK_IS_WRITTEN)
+        rt.match(&ac, op, b"copy", 0, a.n, b"param")
+        a.copy = <uint16_t *> ac.data
     a.lr, a.beta1, a.beta2, a.eps = lr, beta1, beta2, eps
     a.weight_decay, a.grad_scale = weight_decay, grad_scale
     a.step = step
@@ -62,8 +75,10 @@ def sgd_step(param, momentum_buffer, grad, lr, momentum, weight_decay, nesterov,
     a.m = take_flat(momentum_buffer, op, b"momentum_buffer", CK_IS_WRITTEN, a.n)
     a.v = NULL
     a.grad = take_flat(grad, op, b"grad", 0, a.n)
+    a.copy = NULL
     a.step = 1
     a.nesterov = bool(nesterov)
+    a.zero_grad = 0
     with nogil:
         rt.run(rt.table.sgd_step, &a, a.n)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from cktrain.data.loader import BatchLoader
 from cktrain.data.shards import open_source
 from cktrain.launch.precision import agree_on_precision
 from cktrain.models.build import build_model
-from cktrain.models.hugging_face import load_weights, resolve_model
+from cktrain.models.hf_weights import hf_tensors, load_weights
+from cktrain.models.hugging_face import resolve_model
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
 from cktrain.optim.optimizer import OPTIMIZERS
-from cktrain.parallel.data import DataParallel
 from cktrain.parallel.mesh import resolve_mesh
+from cktrain.parallel.part import Part
+from cktrain.parallel.ranks import Ranks, divide_world
 from cktrain.trainer import Trainer
 from cktrain.validation import Validator
 
@@ -44,14 +46,11 @@ def compose(
     config: Config, group: Group, threads: int, peak_flops: float | None = None, bar: Any = None
 ) -> Run:
     """Build everything for this rank. Raises ValueError for what the user can mend."""
-    mesh = resolve_mesh(config.parallel, group.size)
-    if mesh.data != mesh.world:
-        raise ValueError(
-            f"[parallel] tensor {mesh.tensor} x pipeline {mesh.pipeline}: this version divides only the "
-            "data. Set both to 1."
-        )
+    ranks = divide_world(group, resolve_mesh(config.parallel, group.size))
+    _warn_of_tensor_ranks_apart(ranks)
     kernels = cython_kernels.load()
     kernels.set_num_threads(threads)
+    group.use_reduction(getattr(kernels, "reduction", None))
     run_dir = Path(config.run.dir)
     checkpoint = find_checkpoint(run_dir / "checkpoints", config.checkpoint.resume)
     precision = agree_on_precision(config.precision, kernels.isa, checkpoint, group)
@@ -73,25 +72,27 @@ def compose(
         config.batch.global_batch_size,
         config.run.seed,
         shuffle=data.shuffle,
-        data_rank=group.rank,
-        data_ranks=group.size,
+        data_rank=ranks.data.rank,
+        data_ranks=ranks.data.size,
         document_mask=data.document_mask,
         vocab_size=model_config.vocab_size,
     )
     model = build_model(model_config, numerics, length, config.memory.checkpointing == "block")
-    params = FlatParams(model.params(), numerics)
-    optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer)
+    names = [tensor.name for tensor in hf_tensors(model.params())]
+    part = Part(config, model, ranks)
+    params = part.params
+    optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer, part.data.update_spans)
     if checkpoint is not None:
-        progress = load_checkpoint(checkpoint, params, optimizer)
+        progress = load_checkpoint(checkpoint, params, optimizer, part.shapes)
         log.info("resumed from %s", checkpoint)
     else:
         if pretrained is not None:
-            load_weights(pretrained, params)
+            load_weights(pretrained, params, names)
             log.info("weights from %s", pretrained)
         else:
             params.initialize(config.run.seed)
         progress = Progress(step=0, updates=0, tokens=0, precision=precision)
-    DataParallel(group, params).broadcast_weights()
+    part.data.broadcast_weights()
     validator = None
     if data.validation.every:
         held_out = open_source(
@@ -100,20 +101,31 @@ def compose(
             model_config.vocab_size,
             data.dtype,
         )
-        validator = Validator(config, model, params, held_out, group)
+        validator = Validator(config, part, held_out)
     if group.rank == 0:
         run_dir.mkdir(parents=True, exist_ok=True)
         save_config(config, run_dir / "config.yaml")
     trainer = Trainer(
         config,
-        model,
-        params,
+        part,
         optimizer,
         loader,
-        group,
         progress,
         validator=validator,
         peak_flops=peak_flops,
         bar=bar,
     )
     return Run(trainer, loader)
+
+
+def _warn_of_tensor_ranks_apart(ranks: Ranks) -> None:
+    """Tensor ranks exchange activations in every layer; on several nodes that is slow, and may be wanted."""
+    hosts = dict.fromkeys(name.decode() for name in ranks.tensor.all_gather_bytes(platform.node().encode()))
+    if len(hosts) > 1 and ranks.tensor.rank == 0:
+        log.warning(
+            "warning: parallel.tensor %d spans %d nodes (%s): activations cross the network in every layer. "
+            "Give each node's ranks to one tensor group, or use parallel.pipeline between nodes.",
+            ranks.tensor.size,
+            len(hosts),
+            ", ".join(hosts),
+        )

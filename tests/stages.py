@@ -105,6 +105,13 @@ def needs_index() -> str | None:
     return None if reached else "pip reaches no package index"
 
 
+def can_boot_guests() -> str | None:
+    """A precondition: what tests/guest needs is installed (`python tests/guest/guest.py setup` as root installs it)."""
+    ask = "import sys; sys.path.insert(0, 'tests/guest'); import guest; print(guest.not_ready() or '')"
+    shown = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
+    return shown.stdout.strip() or None
+
+
 def all_of(*conditions: Callable[[], str | None]) -> Callable[[], str | None]:
     """The first reason that any of the preconditions gives."""
     return lambda: next((reason for condition in conditions if (reason := condition())), None)
@@ -138,7 +145,7 @@ STAGES = (
             (
                 "pytest",
                 "-m",
-                "not judge and not mpi",
+                "not judge and not mpi and not guest",
                 "--ignore=tests/integration",
                 "--ignore=tests/test_packaging.py",
             ),
@@ -165,6 +172,13 @@ STAGES = (
         "demo",
         "the demo end to end, with few steps",
         (("./run", "demo", *DEMO_IN_BRIEF),),
+    ),
+    Stage(
+        "soft-RoCE",
+        "RDMA verbs on a stock kernel in QEMU guests, one alone and two joined",
+        (("pytest", "tests/guest", "-m", "guest"),),
+        can_boot_guests,
+        minutes=20,
     ),
     Stage(
         "packaging",

@@ -33,9 +33,10 @@ class Mutant:
 MUTANTS = [
     Mutant(
         "mean of the micro-batches' means",
-        "cktrain/trainer.py",
-        "loss_sum += micro_loss\n            count += micro_count",
-        "loss_sum += micro_loss / max(micro_count, 1)\n            count += 1",
+        "cktrain/parallel/pipeline.py",
+        "losses[action.micro_batch], valid = self._forward(batch, slot, number, train=True)\n",
+        "losses[action.micro_batch], valid = self._forward(batch, slot, number, train=True)\n"
+        "                losses[action.micro_batch], valid = losses[action.micro_batch] / max(valid, 1), 1\n",
         "tests/cktrain/test_trainer.py::test_unequal_ignore_counts_are_weighted_by_token",
     ),
     Mutant(
@@ -55,13 +56,13 @@ MUTANTS = [
     Mutant(
         "optimizer state missing from the checkpoint",
         "cktrain/checkpoint.py",
-        "for name, array in wanted.items():\n        for rows",
-        "for name, array in list(wanted.items())[::3]:\n        for rows",
+        "moments = [] if optimizer is None else list(optimizer.state)",
+        "moments = []",
         "tests/cktrain/test_checkpoint.py::test_resume_is_bitwise",
     ),
     Mutant(
         "gradients not cleared between steps",
-        "cktrain/trainer.py",
+        "cktrain/parallel/data.py",
         "self.params.zero_grad()",
         "pass",
         "tests/cktrain/test_trainer.py::test_a_step_starts_from_no_gradient",
@@ -69,9 +70,55 @@ MUTANTS = [
     Mutant(
         "clipping by the norm of the sum instead of the mean",
         "cktrain/trainer.py",
-        "sum_of_squares(self.params.grad)) / tokens",
-        "sum_of_squares(self.params.grad))",
+        "norm = math.sqrt(sums.squared_norm) / tokens",
+        "norm = math.sqrt(sums.squared_norm)",
         "tests/cktrain/test_trainer.py::test_clipping_bounds_the_norm",
+    ),
+]
+
+EQUALITY = "tests/integration/test_parallel_equality.py::test_one_layout_in_fp64"
+PARALLEL_MUTANTS = [
+    Mutant(
+        "a tied gradient dropped: first and last stage each keep their own",
+        "cktrain/parallel/part.py",
+        "[*self._on_tensor_ranks(), *self._on_two_stages(tied)]",
+        "self._on_tensor_ranks()",
+        f"{EQUALITY}[llama tied-pipeline 2]",
+    ),
+    Mutant(
+        "the norm reduced over the data group instead of the world",
+        "cktrain/parallel/sums.py",
+        "ranks.world.all_reduce(vector",
+        "ranks.data.all_reduce(vector",
+        f"{EQUALITY}[gpt2-tensor 2]",
+    ),
+    Mutant(
+        "padding in the softmax",
+        "cktrain/nn/head.py",
+        "valid = padded[:, : self.words]",
+        "valid = padded",
+        f"{EQUALITY}[gpt2-tensor 2]",
+    ),
+    Mutant(
+        "a replicated key/value head's gradient summed twice",
+        "cktrain/parallel/part.py",
+        "replicas += [_rows_of(param, rows, group) for rows in column.copied_rows]",
+        "replicas += [_rows_of(param, rows, g) for rows in column.copied_rows for g in (group, tensor)]",
+        f"{EQUALITY}[llama-tensor 4]",
+    ),
+    Mutant(
+        "a replicated gradient counted by every rank in the norm",
+        "cktrain/parallel/replicas.py",
+        "for r in replicas if r.group.rank != 0)",
+        "for r in replicas if r.group.rank > 99)",
+        f"{EQUALITY}[gpt2-tensor 2]",
+    ),
+    Mutant(
+        "a bias after a row-divided product added by every rank",
+        "cktrain/parallel/tensor.py",
+        "bias = self.bias.value if self.bias is not None and self.border.group.rank == 0 else None",
+        "bias = self.bias.value if self.bias is not None else None",
+        f"{EQUALITY}[gpt2-tensor 2]",
     ),
 ]
 
@@ -101,7 +148,7 @@ def run_test(tree: Path, test: str) -> subprocess.CompletedProcess[str]:
             "-p",
             "no:cacheprovider",
             "-m",
-            "not judge and not mpi",
+            "not judge",
             test,
         ],
         cwd=tree,
@@ -115,6 +162,17 @@ def run_test(tree: Path, test: str) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("mutant", MUTANTS, ids=lambda m: m.name)
 def test_a_mutant_makes_its_test_fail(mutant, tmp_path):
+    check_that_it_fails(mutant, tmp_path)
+
+
+@pytest.mark.mpi
+@pytest.mark.parametrize("mutant", PARALLEL_MUTANTS, ids=lambda m: m.name)
+def test_a_mutant_of_parallelism_makes_its_test_fail(mutant, tmp_path):
+    """Their tests pass unchanged in the same stage (test_parallel_equality.py)."""
+    check_that_it_fails(mutant, tmp_path)
+
+
+def check_that_it_fails(mutant: Mutant, tmp_path: Path) -> None:
     tree = tmp_path / "tree"
     copy_tree(tree)
     room, _, rest = mutant.file.partition("/")

@@ -1,9 +1,9 @@
 """`cktrain bench peak`: what this machine can do at most, by the same kernels' instruction sets and pool.
 
-FLOP/s come from register-only loops of 12 independent multiply-adds (csrc/peak.h), bandwidths from streaming
+FLOP/s come from register-only loops of independent multiply-adds (csrc/peak.h), bandwidths from streaming
 arrays of four times the last-level cache each. Both take the best of several short runs: a limit is what was
-reached once. Bytes are those that the program reads and writes; a cache that reads a line before it is written
-moves more.
+reached once. Bytes are those that the program reads and writes; a cache that fetches a line before it is
+written moves more.
 """
 
 from __future__ import annotations
@@ -80,10 +80,13 @@ def measure_flops(kernels: Any, precision: str, seconds: float = 0.3) -> float:
     The reference kernels are measured by the best compiled set; fp64 counts half of fp32. ValueError when
     nothing is compiled.
     """
-    peak = _activate(kernels)
-    bf16 = precision == "bf16"
-    rate = _best_rate(lambda steps: peak.multiply_adds(bf16, steps), seconds)
-    return rate / 2 if precision == "fp64" else rate
+    return _best_rate(lambda steps: multiply_adds(kernels, precision, steps), seconds)
+
+
+def multiply_adds(kernels: Any, precision: str, steps: int) -> int:
+    """Run `steps` rounds of the register loop on all threads; returns its floating-point operations."""
+    operations = _activate(kernels).multiply_adds(precision == "bf16", steps)
+    return operations // 2 if precision == "fp64" else operations
 
 
 def measure_bandwidth(
@@ -105,7 +108,7 @@ def measure_bandwidth(
 
 
 def measure_peak(kernels: Any, threads: int) -> PeakReport:
-    """All instruction sets here on one thread and on `threads`, and the memory. `kernels` are in force after."""
+    """All instruction sets on one thread and on `threads`, and the memory. `kernels` are in force after."""
     counts = sorted({1, threads})
     flops, bandwidth = [], []
     for isa in cython_kernels.available()[1:]:
@@ -161,7 +164,7 @@ def _activate(kernels: Any) -> Any:
 
 
 def _best_rate(run: Callable[[int], int], seconds: float) -> float:
-    """Operations per second of the best of many short runs; the first ones find how many steps a run takes."""
+    """Operations per second of the best of many short runs; the first ones find the steps of a run."""
     steps, took = 1000, 0.0
     while took < seconds / 200:
         steps *= 2

@@ -21,8 +21,10 @@ from cktrain.data.loader import Batch
 from cktrain.metrics import proportional_set_size
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
 from cktrain.optim.optimizer import OPTIMIZERS
+from cktrain.parallel.mesh import Mesh
+from cktrain.parallel.part import Part
+from cktrain.parallel.ranks import divide_world
 from cktrain.trainer import Trainer
 
 
@@ -72,12 +74,13 @@ def bench_step(
     model = build_model(
         config.model, numerics, config.data.sequence_length, config.memory.checkpointing == "block"
     )
-    params = FlatParams(model.params(), numerics)
-    params.initialize(config.run.seed)
-    optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer)
+    mesh = Mesh(data=1, pipeline=1, tensor=1)
+    part = Part(config, model, divide_world(SoloGroup(), mesh))
+    part.params.initialize(config.run.seed)
+    optimizer = OPTIMIZERS[config.optimizer.name](part.params, config.optimizer)
     assert config.model.vocab_size is not None
     loader: Any = RandomLoader(config, config.model.vocab_size)
-    trainer = Trainer(config, model, params, optimizer, loader, SoloGroup(), Progress(0, 0, 0, precision))
+    trainer = Trainer(config, part, optimizer, loader, Progress(0, 0, 0, precision))
     for step in (1, 2):
         trainer.step(step)
     began = time.perf_counter()
@@ -87,7 +90,7 @@ def bench_step(
     memory, rss = proportional_set_size(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     ops = _profile(trainer, numerics, steps, peak_flops)
     tokens = config.batch.global_batch_size * config.data.sequence_length
-    flops = tokens * model.flops_per_token(config.data.sequence_length) / seconds
+    flops = tokens * part.flops_per_token / seconds
     return StepReport(
         tokens_per_s=tokens / seconds,
         tflops=flops / 1e12,

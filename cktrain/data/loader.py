@@ -41,6 +41,12 @@ class Batch:
     positions: npt.NDArray[np.int32] | None = None
 
 
+def empty_batch(micro_batch_size: int, sequence_length: int) -> Batch:
+    """A micro-batch in which there is nothing to predict."""
+    tokens = np.zeros((micro_batch_size, sequence_length), dtype=np.int32)
+    return Batch(tokens, np.full_like(tokens, IGNORE_INDEX))
+
+
 class BatchLoader:
     """Training batches.
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from cktrain.config import ModelConfig
-from cktrain.models.gpt2 import build_gpt2
-from cktrain.models.llama import build_llama
+from cktrain.models import gpt2, llama
 from cktrain.models.transformer import Transformer
 from cktrain.nn.numerics import Numerics
 
-FAMILIES = {"llama": build_llama, "gpt2": build_gpt2}
+FAMILIES = {"llama": llama.build_llama, "gpt2": gpt2.build_gpt2}
+STYLES = {"llama": llama.STYLES, "gpt2": gpt2.STYLES}
+"""Each family's table of tensor-parallel styles."""
 
 
 def build_model(

@@ -19,6 +19,17 @@ from cktrain.nn.norm import LayerNorm
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import Param
 
+STYLES = {
+    "transformer.wte": "vocabulary",
+    "transformer.wpe": "sequence",
+    "transformer.h.attn.qkv_proj": "column",
+    "transformer.h.attn.o_proj": "row",
+    "transformer.h.mlp.c_fc": "column",
+    "transformer.h.mlp.c_proj": "row",
+    "lm_head": "vocabulary",
+}
+"""How tensor ranks divide each module, by role (`parallel/tensor.py`); what is not named stands on all of them."""
+
 
 def build_gpt2(
     config: ModelConfig, numerics: Numerics, positions: int, checkpointing: bool = False

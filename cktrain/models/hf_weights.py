@@ -37,21 +37,28 @@ _HEAD = "lm_head.weight"
 
 @dataclass(frozen=True)
 class HFTensor:
-    """A tensor as Hugging Face names and shapes it, and where it stands in a parameter."""
+    """A tensor as Hugging Face names and shapes it, and where it stands in a whole parameter."""
 
     name: str
     param: Param
     rows: slice
     transposed: bool
 
+    def put(self, values: np.ndarray, start: int) -> None:
+        """Store the tensor's rows from `start` on, as far as their elements stand in this rank's weights."""
+        if self.transposed:
+            self.param.put(self.param.data, values.T, self.rows.start, start)
+        else:
+            self.param.put(self.param.data, values, self.rows.start + start)
+
     @property
     def shape(self) -> tuple[int, ...]:
         """The tensor's shape in a Hugging Face file."""
-        shape = (self.rows.stop - self.rows.start, *self.param.shape[1:])
+        shape = (self.rows.stop - self.rows.start, *self.param.whole_shape[1:])
         return shape[::-1] if self.transposed else shape
 
     def view(self, array: np.ndarray) -> np.ndarray:
-        """The tensor's place in an array of the parameter's shape (its weights or its gradient)."""
+        """The tensor's place in an array of the whole parameter's shape (its weights or its gradient)."""
         return array[self.rows].T if self.transposed else array[self.rows]
 
 
@@ -71,24 +78,25 @@ def hf_tensors(params: Iterable[Param]) -> list[HFTensor]:
         else:
             for ours, theirs in _RENAMED.items():
                 name = name.replace(ours, theirs)
-            found.append(HFTensor(name, param, slice(0, param.shape[0]), bool(_CONV1D.fullmatch(name))))
+            found.append(HFTensor(name, param, slice(0, param.whole_shape[0]), bool(_CONV1D.fullmatch(name))))
     return found
 
 
-def load_weights(folder: str | Path, params: FlatParams) -> None:
+def load_weights(folder: str | Path, params: FlatParams, whole: Iterable[str] | None = None) -> None:
     """Read a folder's weights into the parameters: F64, F32, F16 or BF16, in one file or sharded.
 
+    A rank that holds a part of the model reads that part; `whole` are the names of all the model's tensors.
     Raises ValueError, naming the tensor, the shapes and the file, for a missing, misshapen or unexpected
     tensor (before anything is changed), and for NaN or infinite weights.
     """
     wanted = hf_tensors(params.params)
-    stored = _match(Path(folder), wanted)
+    stored = _match(Path(folder), wanted, whole)
+    dtype = params.numerics.f32
     for tensor in wanted:
         source = stored[tensor.name]
-        place = tensor.view(tensor.param.data)
         for rows, values in source.pieces():
-            place[rows] = to_finite(values, place.dtype, f"{source.name} in {source.file}")
-    if _HEAD in stored and not any(tensor.name == _HEAD for tensor in wanted):
+            tensor.put(to_finite(values, dtype, f"{source.name} in {source.file}"), rows.start)
+    if _HEAD in stored and _HEAD not in {tensor.name for tensor in wanted}.union(whole or ()):
         _check_tied_head(stored[_HEAD], params)
     params.refresh()
 
@@ -141,8 +149,13 @@ def _shards(
     return shards
 
 
-def _match(folder: Path, wanted: Sequence[HFTensor]) -> dict[str, StoredTensor]:
-    """The stored tensors by our name; ValueError unless they are exactly the wanted ones, shape by shape."""
+def _match(
+    folder: Path, wanted: Sequence[HFTensor], whole: Iterable[str] | None = None
+) -> dict[str, StoredTensor]:
+    """The stored tensors by our name; ValueError unless they are exactly the wanted ones, shape by shape.
+
+    With `whole`, the wanted ones and the others that it names.
+    """
     stored, where = _stored_tensors(folder)
     base = "transformer." if any(tensor.name.startswith("transformer.") for tensor in wanted) else "model."
     if not any(
@@ -150,7 +163,7 @@ def _match(folder: Path, wanted: Sequence[HFTensor]) -> dict[str, StoredTensor]:
     ):  # saved from the base model, without the head's class
         stored = {name if name == _HEAD else base + name: tensor for name, tensor in stored.items()}
     stored = {name: tensor for name, tensor in stored.items() if not _BUFFERS.fullmatch(name)}
-    names = {tensor.name for tensor in wanted}
+    names = {tensor.name for tensor in wanted}.union(whole or ())
     problems = [f"{tensor.name} {tensor.shape} is missing" for tensor in wanted if tensor.name not in stored]
     problems += [
         f"{tensor.name} {tensor.shape} in {tensor.file.name} is unexpected"
@@ -178,15 +191,18 @@ def _match(folder: Path, wanted: Sequence[HFTensor]) -> dict[str, StoredTensor]:
 
 def _check_tied_head(head: StoredTensor, params: FlatParams) -> None:
     """A head that stands in the file although it is tied must be the embedding again."""
-    table = next(
-        p for p in params.params if p.name in ("model.embed_tokens.weight", "transformer.wte.weight")
-    )
-    same = head.shape == table.shape and all(
-        np.array_equal(table.data[rows], values.astype(table.data.dtype)) for rows, values in head.pieces()
+    tables = ("model.embed_tokens.weight", "transformer.wte.weight")
+    table = next((param for param in params.params if param.name in tables), None)
+    if table is None:  # on another stage
+        return
+    same = head.shape == table.whole_shape and all(
+        np.array_equal(table.data[here], values[block].astype(table.data.dtype))
+        for rows, values in head.pieces()
+        for here, block in table.overlaps(values.shape, rows.start)
     )
     if not same:
         raise ValueError(
-            f"[hugging_face] {head.file}: {_HEAD} {head.shape} differs from {table.name} {table.shape}, and "
+            f"[hugging_face] {head.file}: {_HEAD} {head.shape} differs from {table.name} {table.whole_shape}, and "
             "config.json "
             "ties them. Set tie_word_embeddings to false there."
         )

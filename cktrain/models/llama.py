@@ -21,6 +21,16 @@ from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import Param
 from cktrain.nn.rope_tables import rope_tables
 
+STYLES = {
+    "model.embed_tokens": "vocabulary",
+    "model.layers.self_attn.qkv_proj": "column",
+    "model.layers.self_attn.o_proj": "row",
+    "model.layers.mlp.gate_up_proj": "column",
+    "model.layers.mlp.down_proj": "row",
+    "lm_head": "vocabulary",
+}
+"""How tensor ranks divide each module, by role (`parallel/tensor.py`); what is not named stands on all of them."""
+
 
 def build_llama(
     config: ModelConfig, numerics: Numerics, positions: int, checkpointing: bool = False

@@ -75,24 +75,29 @@ class TokenEmbedding(Module):
         self.tokens = tokens
         self.positions = positions
 
-    def embed(self, ids: np.ndarray, slot: Slot) -> np.ndarray:
-        """ids (N,) -> x (N, C), kept in the slot as the first block's input."""
-        shape = (slot.rows, self.tokens.size)
-        x = self.tokens.look_up(slot.kept(self, "x", shape, self.num.real), ids)
+    def embed(self, x: np.ndarray, ids: np.ndarray, slot: Slot) -> np.ndarray:
+        """Writes the rows of ids (N,) to x (N, C)."""
+        self.tokens.look_up(x, ids, slot)
         if self.positions is not None:
-            offset = self.positions.look_up(slot.shared(self, "offset", shape, self.num.real), slot.positions)
+            offset = slot.shared(self, "offset", x.shape, self.num.real)
+            self.positions.look_up(offset, slot.positions, slot)
             self.num.kernels.add(x, x, offset)
         return x
 
     def backward_ids(self, dx: np.ndarray, ids: np.ndarray, slot: Slot) -> None:
         """Adds dx (N, C) to the gradients of the tables."""
-        self.tokens.backward_ids(dx, ids)
+        self.tokens.backward_ids(dx, ids, slot)
         if self.positions is not None:
-            self.positions.backward_ids(dx, slot.positions)
+            self.positions.backward_ids(dx, slot.positions, slot)
 
 
 class Transformer(Module):
-    """A whole model. `checkpointing` keeps only each block's output and computes the rest again."""
+    """A whole model, or a stage of it.
+
+    A stage has some of the blocks; only the first one has the embedding, only the last one norm and head. What a
+    stage gets from the one before stands in `stream_input`, the gradient from the one after in `stream_gradient`.
+    `checkpointing` keeps only each block's output and computes the rest again.
+    """
 
     def __init__(
         self,
@@ -104,22 +109,26 @@ class Transformer(Module):
         checkpointing: bool = False,
     ) -> None:
         super().__init__("model", numerics)
-        self.embedding = embedding
+        self.hidden_size = embedding.tokens.size
+        self.embedding: TokenEmbedding | None = embedding
         self.blocks = blocks
-        self.norm = norm
-        self.head = head
+        self.norm: Norm | None = norm
+        self.head: CrossEntropyHead | None = head
         self.checkpointing = checkpointing
+        self.row_shares = 1
+        """Tensor ranks that divide the rows of the stream among them (sequence parallelism)."""
 
     def forward_loss(
         self, tokens: np.ndarray, targets: np.ndarray, slot: Slot, train: bool = True
     ) -> tuple[float, int]:
         """(sum of the losses over valid targets, their number). With `train`, `backward_loss` must follow."""
-        x = self.hidden(tokens, slot, train)
-        return self.head.loss(self.norm.forward(x, slot), targets.reshape(-1), slot, train)
+        return self.loss(self.hidden(tokens, slot, train), targets, slot, train)
 
     def hidden(self, tokens: np.ndarray, slot: Slot, train: bool) -> np.ndarray:
-        """The stream (N, C) after the last block."""
-        x = self.embedding.embed(tokens.reshape(-1), slot)
+        """The stream (N, C) after this stage's last block; `tokens` are read where the embedding is."""
+        x = self.stream_input(slot)
+        if self.embedding is not None:
+            self.embedding.embed(x, tokens.reshape(-1), slot)
         for block in self.blocks:
             if self.checkpointing and train:
                 with slot.recomputing():
@@ -128,12 +137,22 @@ class Transformer(Module):
                 x = block.forward(x, slot)
         return x
 
+    def loss(self, x: np.ndarray, targets: np.ndarray, slot: Slot, train: bool) -> tuple[float, int]:
+        """(loss sum, valid targets) for the stream x after the last block."""
+        assert self.norm is not None and self.head is not None
+        return self.head.loss(self.norm.forward(x, slot), targets.reshape(-1), slot, train)
+
     def backward_loss(self, tokens: np.ndarray, slot: Slot) -> None:
-        """Accumulates the gradients of the loss sum of the last `forward_loss` on this slot."""
-        inputs = [self._embedded(slot), *(self._output(block, slot) for block in self.blocks)]
-        dy = slot.shared(self, "dx", inputs[0].shape, self.num.real)
-        dy.fill(0)
-        self.norm.backward_into(dy, self.head.backward(dy, slot), inputs[-1], slot)
+        """Accumulates the gradients of the loss sum of the last `forward_loss` on this slot.
+
+        On a stage without the head, of the sum whose gradient stands in `stream_gradient`; the gradient of
+        `stream_input` is left there.
+        """
+        x, dy = self.stream_input(slot), self.stream_gradient(slot)
+        inputs = [x, *(slot.kept(block, "y", x.shape, self.num.real) for block in self.blocks)]
+        if self.norm is not None and self.head is not None:
+            dy.fill(0)
+            self.norm.backward_into(dy, self.head.backward(dy, slot), inputs[-1], slot)
         for block, x in zip(reversed(self.blocks), reversed(inputs[:-1]), strict=True):
             if self.checkpointing:
                 with slot.recomputing():
@@ -141,14 +160,31 @@ class Transformer(Module):
                     block.backward_from(dy, x, slot)
             else:
                 block.backward_from(dy, x, slot)
-        self.embedding.backward_ids(dy, tokens.reshape(-1), slot)
+        if self.embedding is not None:
+            self.embedding.backward_ids(dy, tokens.reshape(-1), slot)
+
+    def stream_input(self, slot: Slot) -> np.ndarray:
+        """The slot's stream (N, C) that enters this stage's first block; (N / row_shares, C) where ranks divide it."""
+        return slot.kept(self, "x", (slot.rows // self.row_shares, self.hidden_size), self.num.real)
+
+    def stream_gradient(self, slot: Slot) -> np.ndarray:
+        """The gradient of the stream, of the shape of `stream_input`, changed in place by the backward pass.
+
+        One array for all slots in a whole model; a stage's slots have one each, which may be on its way to or from
+        another rank.
+        """
+        whole = self.embedding is not None and self.head is not None
+        take = slot.shared if whole else slot.kept
+        return take(self, "dx", (slot.rows // self.row_shares, self.hidden_size), self.num.real)
 
     def plan(self, batch_size: int, sequence_length: int, train: bool = True) -> SlotPlan:
         """What a slot for a micro-batch of this shape holds, found by a dry run."""
 
         def run(slot: Slot) -> None:
             ids = np.zeros((batch_size, sequence_length), np.int32)
-            self.forward_loss(ids, ids, slot, train)
+            x = self.hidden(ids, slot, train)
+            if self.head is not None:
+                self.loss(x, ids, slot, train)
             if train:
                 self.backward_loss(ids, slot)
 
@@ -159,7 +195,9 @@ class Transformer(Module):
         """Training FLOPs per token: 6 per matrix parameter used, and causal attention counted half.
 
         6·(parameters - input embeddings) + 6·layers·H·D·T; a tied embedding counts, since the head multiplies by it.
+        To be asked of a whole model, before ranks divide it.
         """
+        assert self.embedding is not None and self.head is not None
         looked_up = {self.embedding.tokens.weight}
         if self.embedding.positions is not None:
             looked_up.add(self.embedding.positions.weight)
@@ -167,9 +205,3 @@ class Transformer(Module):
         used = sum(param.size for param in self.params() if param not in looked_up)
         heads = sum(b.attention.shape.heads * b.attention.shape.head_dim for b in self.blocks)
         return 6 * used + 6 * heads * sequence_length
-
-    def _embedded(self, slot: Slot) -> np.ndarray:
-        return slot.kept(self.embedding, "x", (slot.rows, self.embedding.tokens.size), self.num.real)
-
-    def _output(self, block: Block, slot: Slot) -> np.ndarray:
-        return slot.kept(block, "y", (slot.rows, self.embedding.tokens.size), self.num.real)

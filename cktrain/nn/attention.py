@@ -45,6 +45,8 @@ class _Views:
     raw_k: np.ndarray
     q: np.ndarray
     k: np.ndarray
+    rotated: tuple[np.ndarray, ...]
+    """What rotary embedding turns: q and k in one where they lie side by side."""
     q4: np.ndarray
     k4: np.ndarray
     v4: np.ndarray
@@ -74,7 +76,7 @@ class Attention(Module):
         self.hidden_size = hidden_size
         h, k, d = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.head_dim
         self.qkv_proj = Linear(
-            f"{name}.qkv_proj", numerics, hidden_size, h + 2 * k, qkv_bias, std, parts=(h, k, k)
+            f"{name}.qkv_proj", numerics, hidden_size, h + 2 * k, qkv_bias, std, parts=(h, k, k), unit=d
         )
         self.qk_norm_eps = qk_norm_eps
         if qk_norm_eps is not None:
@@ -85,20 +87,20 @@ class Attention(Module):
     def forward_into(self, y: np.ndarray, x: np.ndarray, residual: np.ndarray, slot: Slot) -> np.ndarray:
         """y (N, C) = residual + attention(x)."""
         self.attend(x, slot)
-        return self.o_proj.apply(y, self._context(slot), residual)
+        return self.o_proj.apply(y, self._context(slot), slot, residual)
 
     def attend(self, x: np.ndarray, slot: Slot) -> None:
         """Everything up to the output projection, whose input stays in the slot."""
         kernels, shape = self.num.kernels, self.shape
-        self.qkv_proj.apply(self._qkv(slot), x)
+        self.qkv_proj.apply(self._qkv(slot), self.qkv_proj.input(x, slot), slot)
         at = slot.view(self, "views", lambda: self._views(slot))
         if self.qk_norm_eps is not None:
             q_rstd, k_rstd = self._rstd(slot)
             kernels.rms_norm_forward(at.q, q_rstd, at.raw_q, self.q_norm.value, self.qk_norm_eps)
             kernels.rms_norm_forward(at.k, k_rstd, at.raw_k, self.k_norm.value, self.qk_norm_eps)
         if self.rotary is not None:
-            kernels.rope_forward(at.q, at.q, self.rotary.cos, self.rotary.sin, slot.positions)
-            kernels.rope_forward(at.k, at.k, self.rotary.cos, self.rotary.sin, slot.positions)
+            for heads in at.rotated:
+                kernels.rope_forward(heads, heads, self.rotary.cos, self.rotary.sin, slot.positions)
         k4, v4 = at.k4, at.v4
         if slot.cache is not None:
             k4, v4 = slot.cache.extend(self.name, k4, v4)
@@ -110,9 +112,10 @@ class Attention(Module):
         """dx (N, C) of the attention branch, for dy (N, C) and the x that `forward_into` got."""
         kernels, shape = self.num.kernels, self.shape
         context = self._context(slot)
+        dy = self.o_proj.output_gradient(dy, slot)
         self.o_proj.backward_weight(dy, context)
         dcontext = slot.shared(self, "dcontext", context.shape, self.num.real)
-        self.o_proj.backward_input(dcontext, dy)
+        self.o_proj.backward_input(dcontext, dy, slot)
         dqkv = slot.shared(self, "dqkv", (slot.rows, self.qkv_proj.out_features), self.num.real)
         dq, dk, dv = slot.view(self, "dviews", lambda: self._split(dqkv))
         at = slot.view(self, "views", lambda: self._views(slot))
@@ -137,15 +140,17 @@ class Attention(Module):
             slot.first,
         )
         if self.rotary is not None:
-            kernels.rope_backward(dq, dq, self.rotary.cos, self.rotary.sin, slot.positions)
-            kernels.rope_backward(dk, dk, self.rotary.cos, self.rotary.sin, slot.positions)
+            dqk = slot.view(self, "dqk", lambda: self._query_and_key(dqkv))
+            kernels.rope_backward(dqk, dqk, self.rotary.cos, self.rotary.sin, slot.positions)
         if self.qk_norm_eps is not None:
             q_rstd, k_rstd = self._rstd(slot)
             kernels.rms_norm_backward(dq, self.q_norm.grad, dq, at.raw_q, self.q_norm.value, q_rstd, False)
             kernels.rms_norm_backward(dk, self.k_norm.grad, dk, at.raw_k, self.k_norm.value, k_rstd, False)
-        self.qkv_proj.backward_weight(dqkv, x)
-        dx = slot.shared(self, "dx", (slot.rows, self.hidden_size), self.num.real)
-        return self.qkv_proj.backward_input(dx, dqkv)
+            self.q_norm.grad_added()
+            self.k_norm.grad_added()
+        self.qkv_proj.backward_weight(dqkv, self.qkv_proj.input(x, slot))
+        dx = slot.shared(self, "dx", x.shape, self.num.real)
+        return self.qkv_proj.backward_input(dx, dqkv, slot)
 
     @property
     def _scale(self) -> float:
@@ -171,19 +176,26 @@ class Attention(Module):
     def _views(self, slot: Slot) -> _Views:
         raw_q, raw_k, v = self._split(self._qkv(slot))
         q, k = raw_q, raw_k
+        rotated: tuple[np.ndarray, ...] = (self._query_and_key(self._qkv(slot)),)
         if self.qk_norm_eps is not None:
             q = slot.saved(self, "q_normed", raw_q.shape, self.num.real)
             k = slot.saved(self, "k_normed", raw_k.shape, self.num.real)
+            rotated = (q, k)
         q4, k4, v4, context4 = (
             self._by_sequence(a, slot) for a in (q, k, v, self._heads(self._context(slot)))
         )
-        return _Views(raw_q, raw_k, q, k, q4, k4, v4, context4)
+        return _Views(raw_q, raw_k, q, k, rotated, q4, k4, v4, context4)
 
     def _split(self, qkv: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(N, (H + 2K)·D) -> q (N, H, D), k (N, K, D), v (N, K, D), views."""
         heads, kv_heads = self.shape.heads, self.shape.kv_heads
         parts = qkv.reshape(qkv.shape[0], heads + 2 * kv_heads, self.shape.head_dim)
         return parts[:, :heads], parts[:, heads : heads + kv_heads], parts[:, heads + kv_heads :]
+
+    def _query_and_key(self, qkv: np.ndarray) -> np.ndarray:
+        """(N, (H + 2K)·D) -> (N, H + K, D), a view."""
+        heads = self.shape.heads + self.shape.kv_heads
+        return qkv[:, : heads * self.shape.head_dim].reshape(qkv.shape[0], heads, self.shape.head_dim)
 
     def _heads(self, context: np.ndarray) -> np.ndarray:
         return context.reshape(context.shape[0], self.shape.heads, self.shape.head_dim)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cktrain.nn.memory import Slot
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import Param
@@ -18,11 +19,12 @@ class Embedding(Module):
         self.size = size
         self.weight = Param(f"{name}.weight", (num_embeddings, size), std=std)
 
-    def look_up(self, y: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    def look_up(self, y: np.ndarray, ids: np.ndarray, slot: Slot) -> np.ndarray:
         """y (N, C) = table[ids]; ids must be below V (the loader has checked them)."""
         self.num.kernels.embedding_forward(y, ids, self.weight.value)
         return y
 
-    def backward_ids(self, dy: np.ndarray, ids: np.ndarray) -> None:
+    def backward_ids(self, dy: np.ndarray, ids: np.ndarray, slot: Slot) -> None:
         """Adds the rows of dy (N, C) to the gradient rows of their ids, in order."""
         self.num.kernels.embedding_backward(self.weight.grad, dy, ids)
+        self.weight.grad_added()

@@ -26,8 +26,12 @@ class Linear(Module):
         bias: bool,
         std: float,
         parts: tuple[int, ...] = (),
+        unit: int = 1,
     ) -> None:
+        """`parts` are the outputs of fused projections; `unit` outputs in a row, a head's, stay together."""
         super().__init__(name, numerics)
+        self.parts = parts
+        self.unit = unit
         self.in_features = in_features
         self.out_features = out_features
         self.weight = Param(f"{name}.weight", (out_features, in_features), std=std, parts=parts)
@@ -37,16 +41,26 @@ class Linear(Module):
             else None
         )
 
-    def apply(self, y: np.ndarray, x: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
+    def input(self, x: np.ndarray, slot: Slot) -> np.ndarray:
+        """The rows that the product reads, for the x that enters: x itself, unless ranks divide its rows."""
+        return x
+
+    def output_gradient(self, dy: np.ndarray, slot: Slot) -> np.ndarray:
+        """What both backward products read, for the dy that enters: dy itself, unless ranks divide its rows."""
+        return dy
+
+    def apply(
+        self, y: np.ndarray, x: np.ndarray, slot: Slot, residual: np.ndarray | None = None
+    ) -> np.ndarray:
         """y = x · wᵀ + bias + residual into the given y, which may be the residual."""
         self.num.kernels.linear_forward(
             y, x, self.weight.value, None if self.bias is None else self.bias.value, residual
         )
         return y
 
-    def backward_input(self, dx: np.ndarray, dy: np.ndarray, accumulate: bool = False) -> np.ndarray:
-        """dx = or += dy · w."""
-        self.num.kernels.linear_backward_input(dx, dy, self.weight.value, accumulate)
+    def backward_input(self, dx: np.ndarray, dy: np.ndarray, slot: Slot) -> np.ndarray:
+        """dx = dy · w."""
+        self.num.kernels.linear_backward_input(dx, dy, self.weight.value)
         return dx
 
     def backward_weight(self, dy: np.ndarray, x: np.ndarray) -> None:
@@ -54,6 +68,9 @@ class Linear(Module):
         self.num.kernels.linear_backward_weight(
             self.weight.grad, None if self.bias is None else self.bias.grad, dy, x
         )
+        self.weight.grad_added()
+        if self.bias is not None:
+            self.bias.grad_added()
 
     def output(self, slot: Slot, name: str = "y", saved: bool = False) -> np.ndarray:
         """An array for y, saved or shared."""

@@ -33,15 +33,25 @@ HUGE_PAGE = 2 << 20
 CACHE_LINE = 64
 
 Shape = tuple[int, ...]
+Allocate = Callable[[int], np.ndarray]
+"""nbytes -> (nbytes,) uint8 zeros, 2 MiB aligned."""
 
 
 class Arena:
     """A region of `nbytes` for one purpose; pages become real when they are first touched."""
 
-    def __init__(self, name: str, nbytes: int) -> None:
-        """Raises MemoryError, naming the arena and its size, when the system refuses the address space."""
+    def __init__(self, name: str, nbytes: int, allocate: Allocate | None = None) -> None:
+        """With `allocate` the memory is a group's, whose ranks then work on it in place (`Group.allocate`).
+
+        Raises MemoryError, naming the arena and its size, when the system refuses the address space.
+        """
         self.name = name
+        self.capacity = nbytes
+        self.used = 0
         size = _round_up(max(nbytes, 1), HUGE_PAGE)
+        if allocate is not None:
+            self._bytes = allocate(size)
+            return
         try:
             self._map = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
         except OSError as error:
@@ -53,8 +63,6 @@ class Arena:
         raw = np.frombuffer(self._map, dtype=np.uint8)
         start = -raw.ctypes.data % HUGE_PAGE
         self._bytes = raw[start : start + size]
-        self.capacity = nbytes
-        self.used = 0
 
     def array(self, shape: Shape, dtype: np.dtype) -> np.ndarray:
         """The next array of this arena, cache-line aligned; zero until written."""

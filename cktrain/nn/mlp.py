@@ -19,30 +19,30 @@ class FeedForward(Module):
 
     input_proj: Linear
     output_proj: Linear
-    intermediate_size: int
 
     def forward_into(self, y: np.ndarray, x: np.ndarray, residual: np.ndarray, slot: Slot) -> np.ndarray:
         """y (N, C) = residual + mlp(x)."""
         self.expand(x, slot)
         hidden = self._hidden(slot)
         self._activate(hidden, self._expanded(slot))
-        return self.output_proj.apply(y, hidden, residual)
+        return self.output_proj.apply(y, hidden, slot, residual)
 
     def expand(self, x: np.ndarray, slot: Slot) -> None:
         """The input projection, whose result stays in the slot."""
-        self.input_proj.apply(self._expanded(slot), x)
+        self.input_proj.apply(self._expanded(slot), self.input_proj.input(x, slot), slot)
 
     def backward_from(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
         """dx (N, C) of the MLP branch, for dy (N, C) and the x that `forward_into` got."""
         hidden = self._hidden(slot)
         dhidden = slot.shared(self, "dhidden", hidden.shape, self.num.real)
-        self.output_proj.backward_input(dhidden, dy)
+        dy = self.output_proj.output_gradient(dy, slot)
+        self.output_proj.backward_input(dhidden, dy, slot)
         expanded = self._expanded(slot)
         dexpanded = self._backward_activation(hidden, dhidden, expanded, slot)
         self.output_proj.backward_weight(dy, hidden)
-        self.input_proj.backward_weight(dexpanded, x)
-        dx = slot.shared(self, "dx", (slot.rows, self.input_proj.in_features), self.num.real)
-        return self.input_proj.backward_input(dx, dexpanded)
+        self.input_proj.backward_weight(dexpanded, self.input_proj.input(x, slot))
+        dx = slot.shared(self, "dx", x.shape, self.num.real)
+        return self.input_proj.backward_input(dx, dexpanded, slot)
 
     def _activate(self, hidden: np.ndarray, expanded: np.ndarray) -> None:
         raise NotImplementedError
@@ -57,7 +57,7 @@ class FeedForward(Module):
         return self.input_proj.output(slot, saved=True)
 
     def _hidden(self, slot: Slot) -> np.ndarray:
-        return slot.shared(self, "hidden", (slot.rows, self.intermediate_size), self.num.real)
+        return slot.shared(self, "hidden", (slot.rows, self.output_proj.in_features), self.num.real)
 
 
 class SwiGLU(FeedForward):
@@ -75,7 +75,6 @@ class SwiGLU(FeedForward):
         output_std: float,
     ) -> None:
         super().__init__(name, numerics)
-        self.intermediate_size = intermediate_size
         self.input_proj = Linear(
             f"{name}.gate_up_proj",
             numerics,
@@ -115,7 +114,6 @@ class GeluMLP(FeedForward):
         output_std: float,
     ) -> None:
         super().__init__(name, numerics)
-        self.intermediate_size = intermediate_size
         self.tanh = tanh
         self.input_proj = Linear(f"{name}.c_fc", numerics, hidden_size, intermediate_size, True, std)
         self.output_proj = Linear(

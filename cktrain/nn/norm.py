@@ -32,11 +32,11 @@ class Norm(Module):
         """dx += the gradient of x; the weight's gradient is accumulated."""
         raise NotImplementedError
 
-    def _stat(self, slot: Slot, name: str) -> np.ndarray:
-        return slot.saved(self, name, (slot.rows,), self.num.f32)
+    def _stat(self, slot: Slot, name: str, x: np.ndarray) -> np.ndarray:
+        return slot.saved(self, name, x.shape[:1], self.num.f32)
 
-    def _output(self, slot: Slot) -> np.ndarray:
-        return slot.shared(self, "y", (slot.rows, self.size), self.num.real)
+    def _output(self, slot: Slot, x: np.ndarray) -> np.ndarray:
+        return slot.shared(self, "y", x.shape, self.num.real)
 
 
 class RMSNorm(Norm):
@@ -44,14 +44,15 @@ class RMSNorm(Norm):
 
     def forward(self, x: np.ndarray, slot: Slot) -> np.ndarray:
         """(N, C) -> (N, C), in an array that the next norm of this role overwrites."""
-        y = self._output(slot)
-        self.num.kernels.rms_norm_forward(y, self._stat(slot, "rstd"), x, self.weight.value, self.eps)
+        y = self._output(slot, x)
+        self.num.kernels.rms_norm_forward(y, self._stat(slot, "rstd", x), x, self.weight.value, self.eps)
         return y
 
     def backward_into(self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
         """dx (N, C) += d x for dy (N, C)."""
-        rstd = self._stat(slot, "rstd")
+        rstd = self._stat(slot, "rstd", x)
         self.num.kernels.rms_norm_backward(dx, self.weight.grad, dy, x, self.weight.value, rstd, True)
+        self.weight.grad_added()
         return dx
 
 
@@ -64,11 +65,11 @@ class LayerNorm(Norm):
 
     def forward(self, x: np.ndarray, slot: Slot) -> np.ndarray:
         """(N, C) -> (N, C), in an array that the next norm of this role overwrites."""
-        y = self._output(slot)
+        y = self._output(slot, x)
         self.num.kernels.layer_norm_forward(
             y,
-            self._stat(slot, "mean"),
-            self._stat(slot, "rstd"),
+            self._stat(slot, "mean", x),
+            self._stat(slot, "rstd", x),
             x,
             self.weight.value,
             self.bias.value,
@@ -85,8 +86,10 @@ class LayerNorm(Norm):
             dy,
             x,
             self.weight.value,
-            self._stat(slot, "mean"),
-            self._stat(slot, "rstd"),
+            self._stat(slot, "mean", x),
+            self._stat(slot, "rstd", x),
             True,
         )
+        self.weight.grad_added()
+        self.bias.grad_added()
         return dx

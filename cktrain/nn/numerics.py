@@ -46,6 +46,11 @@ class Numerics:
         self.real = np.dtype(real)
         self.f32 = np.dtype(f32)
 
+    @property
+    def is_dry(self) -> bool:
+        """Whether this is a dry run, whose arrays have no memory."""
+        return isinstance(self.kernels, DryKernels)
+
     @contextmanager
     def dry(self) -> Iterator[None]:
         """Within the block no op computes anything."""

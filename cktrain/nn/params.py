@@ -7,22 +7,38 @@ parameters are always zero.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
 
-from cktrain.nn.memory import CACHE_LINE, Arena
+from cktrain.nn.memory import CACHE_LINE, Allocate, Arena
 from cktrain.nn.numerics import Numerics
+
+STREAM_BLOCK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Place:
+    """`rows` rows of a parameter, from `row` on, are the whole parameter's rows from `whole_row` on.
+
+    Of a matrix they are its columns from `column` on, as many as stand here.
+    """
+
+    row: int
+    whole_row: int
+    rows: int
+    column: int = 0
 
 
 @dataclass(eq=False)
 class Param:
-    """One parameter. Its arrays are given by `FlatParams`.
+    """One parameter, or what a tensor rank holds of it. Its arrays are given by `FlatParams`.
 
     `data` and `grad` (f32) are views of the flat buffers; `value` is what kernels read: `data` itself, or its bf16
-    copy for a matrix under bf16.
+    copy for a matrix under bf16. `whole_shape` and `places` say what of the undivided parameter stands here; rows
+    in no place are padding and stay zero.
     """
 
     name: str
@@ -32,18 +48,59 @@ class Param:
     decay: bool = True
     """Whether weight decay applies: matrices yes, biases and norm weights no."""
     parts: tuple[int, ...] = ()
-    """Rows of the parts that are fused along the first dimension, e.g. (query, key, value)."""
+    """Rows of the whole's parts that are fused along the first dimension, e.g. (query, key, value)."""
     compute: Literal["real", "f32"] = "real"
     data: np.ndarray = field(init=False, repr=False)
     grad: np.ndarray = field(init=False, repr=False)
     value: np.ndarray = field(init=False, repr=False)
     start: int = field(init=False, default=-1)
     """Offset of the first element in the flat buffers."""
+    on_grad: Callable[[Param], None] | None = field(init=False, default=None, repr=False)
+    """Called after each addition to `grad`."""
+
+    def __post_init__(self) -> None:
+        self.whole_shape = self.shape
+        self.places: tuple[Place, ...] = (Place(0, 0, self.shape[0]),)
 
     @property
     def size(self) -> int:
-        """Number of elements."""
+        """Number of elements that stand here."""
         return int(np.prod(self.shape, dtype=np.int64))
+
+    def divide(self, shape: tuple[int, ...], places: tuple[Place, ...]) -> None:
+        """Hold only these places of the whole parameter, in an array of this shape. Before it has storage."""
+        assert self.start == -1 and self.shape == self.whole_shape, self.name
+        self.shape, self.places = shape, places
+
+    def grad_added(self) -> None:
+        """To be called by a module after it added to `grad`."""
+        if self.on_grad is not None:
+            self.on_grad(self)
+
+    def put(self, array: np.ndarray, values: np.ndarray, row: int = 0, column: int = 0) -> None:
+        """Copy what stands here of a block of the whole parameter into `array`, which has this param's shape.
+
+        `values` is the block whose first element is (row, column) of the whole.
+        """
+        for here, block in self.overlaps(values.shape, row, column):
+            array[here] = values[block]
+
+    def overlaps(
+        self, shape: tuple[int, ...], row: int = 0, column: int = 0
+    ) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+        """(index here, index in the block) for each place that the block of the whole at (row, column) meets."""
+        for place in self.places:
+            low, high = max(row, place.whole_row), min(row + shape[0], place.whole_row + place.rows)
+            shift = place.row - place.whole_row
+            here: tuple[slice, ...] = (slice(low + shift, high + shift),)
+            block: tuple[slice, ...] = (slice(low - row, high - row),)
+            if len(shape) == 2:
+                left = max(column, place.column)
+                right = min(column + shape[1], place.column + self.shape[1])
+                here += (slice(left - place.column, right - place.column),)
+                block += (slice(left - column, right - column),)
+            if all(s.start < s.stop for s in here):
+                yield here, block
 
 
 @dataclass(frozen=True)
@@ -58,7 +115,10 @@ class Segment:
 class FlatParams:
     """The parameters of a model (or a stage of it) and their two flat buffers, (size,) f32 each."""
 
-    def __init__(self, params_in_forward_order: Sequence[Param], numerics: Numerics) -> None:
+    def __init__(
+        self, params_in_forward_order: Sequence[Param], numerics: Numerics, allocate: Allocate | None = None
+    ) -> None:
+        """With `allocate`, both buffers lie in memory that the data group works on in place."""
         self.numerics = numerics
         self.params = list(dict.fromkeys(reversed(params_in_forward_order)))  # a tied parameter stands once
         names = [param.name for param in self.params]
@@ -69,19 +129,20 @@ class FlatParams:
             param.start = self.size
             self.size += -(-param.size // align) * align
         f32 = numerics.f32
-        self.data = Arena("parameters", self.size * f32.itemsize).array((self.size,), f32)
-        self.grad = Arena("gradients", self.size * f32.itemsize).array((self.size,), f32)
-        mixed = numerics.real != f32
-        copies = [p for p in self.params if mixed and p.compute == "real"]
-        values = Arena("compute weights", sum((p.size + align * 2) * numerics.real.itemsize for p in copies))
+        self.data = Arena("parameters", self.size * f32.itemsize, allocate).array((self.size,), f32)
+        self.grad = Arena("gradients", self.size * f32.itemsize, allocate).array((self.size,), f32)
+        self.copy: np.ndarray | None = None
+        """The weights in `real`, where that is not f32: (size,), element for element that of `data`."""
+        if numerics.real != f32:
+            size = self.size * numerics.real.itemsize
+            self.copy = Arena("compute weights", size).array((self.size,), numerics.real)
         for param in self.params:
             span = slice(param.start, param.start + param.size)
             param.data = self.data[span].reshape(param.shape)
             param.grad = self.grad[span].reshape(param.shape)
             param.value = param.data
-            if mixed and param.compute == "real":
-                param.value = values.array(param.shape, numerics.real)
-        self._copies = copies
+            if self.copy is not None and param.compute == "real":
+                param.value = self.copy[span].reshape(param.shape)
 
     @property
     def count(self) -> int:
@@ -97,19 +158,24 @@ class FlatParams:
 
     def initialize(self, seed: int) -> None:
         """Fresh weights: each parameter from its own stream, keyed by (seed, name), whatever the layout."""
+        self.data.fill(0)
         for param in self.params:
             if param.init == "normal":
                 words = np.frombuffer(param.name.encode(), dtype=np.uint8).astype(np.uint32)
                 rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *words.tolist()])))
-                param.data[...] = rng.standard_normal(param.shape, dtype=np.float32) * param.std
-            else:
-                param.data[...] = 1.0 if param.init == "ones" else 0.0
+                rows, *rest = param.whole_shape
+                step = max(1, STREAM_BLOCK // int(np.prod(rest, dtype=np.int64)))
+                for row in range(0, rows, step):  # the whole stream is drawn, a block of it at a time
+                    block = (min(step, rows - row), *rest)
+                    param.put(param.data, rng.standard_normal(block, dtype=np.float32) * param.std, row)
+            elif param.init == "ones":
+                param.data[...] = 1.0
         self.refresh()
 
     def refresh(self) -> None:
-        """Bring the bf16 copies up to date after the master weights changed."""
-        for param in self._copies:
-            self.numerics.kernels.cast(param.value, param.data)
+        """Bring the bf16 copy up to date after the master weights changed."""
+        if self.copy is not None:
+            self.numerics.kernels.cast(self.copy, self.data)
 
     def zero_grad(self) -> None:
         """Set all gradients to zero, before the first micro-batch of a step."""

@@ -2,51 +2,242 @@
 
 Ranks accumulate unnormalised sums, so the sum over ranks and micro-batches is the whole batch's gradient whatever the
 split, and its scale is applied in the optimizer.
+
+A bucket's reduction starts, beside the computation, when the last contribution to its last parameter is in. How many
+contributions a parameter gets per micro-batch (a tied one gets two) is counted while the slots are planned, which is
+a dry run of the real code. Then, with `zero`:
+
+    1   reduce-scatter: a rank has the sums of its pieces -> it updates its pieces -> all-gather of the weights
+    0   all-reduce: every rank has all sums and updates all weights
+
+Weights travel as they are (fp32). Gradients travel as fp32, or rounded to bf16: they are then summed in fp32 and
+rounded once more.
+
+**Deterministic.** Sums depend on the order of their terms. With `deterministic` each micro-batch's gradient is
+computed on its own and added in the order of its index in the global batch, so that D ranks with one micro-batch each
+add what one rank with D micro-batches adds. Costs: nothing overlaps; an all-reduce in place of the reduce-scatter; one
+more gradient buffer where a rank has several micro-batches, and one for each of them (which then travels by itself)
+where several ranks have several.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 
+import ml_dtypes
 import numpy as np
 
 from cktrain.comm.group import Group
-from cktrain.nn.params import FlatParams
-
-
-@dataclass(frozen=True)
-class StepSums:
-    """What all data ranks know after a step's small vector was reduced over the data group."""
-
-    loss_sum: float
-    tokens: int
-    """Valid targets in the global batch."""
-    stop: bool
-    """Whether any rank was asked to stop."""
-    bad_data: bool
-    """Whether any rank could not read its part of the batch."""
+from cktrain.comm.work import Work
+from cktrain.nn.memory import Arena
+from cktrain.nn.params import FlatParams, Param
+from cktrain.optim.optimizer import Optimizer
+from cktrain.parallel.buckets import BUCKET_BYTES, Bucket, Span, join, plan_buckets
+from cktrain.parallel.waiting import Waiting
 
 
 class DataParallel:
-    """Reduces gradients and the step's sums over the data group, and broadcasts weights from its rank 0."""
+    """Sums gradients over the data group, and brings the updated weights to all its ranks."""
 
-    def __init__(self, group: Group, params: FlatParams) -> None:
+    def __init__(
+        self,
+        group: Group,
+        params: FlatParams,
+        waiting: Waiting,
+        *,
+        zero: int = 1,
+        wire_bf16: bool = False,
+        deterministic: bool = False,
+        micro_batches: int = 1,
+        alone: Collection[Param] = (),
+        bucket_bytes: int = BUCKET_BYTES,
+    ) -> None:
+        """Raises ValueError for deterministic with bf16 on the wire: one rank alone does not round."""
+        if deterministic and wire_bf16:
+            raise ValueError(
+                "[parallel.data] run.deterministic is true and comm.wire_dtype bf16: rounding on the wire would make "
+                "the result depend on the number of ranks. Set comm.wire_dtype: fp32."
+            )
         self.group = group
         self.params = params
+        self.waiting = waiting
+        self.sharded = zero == 1 and group.size > 1
+        self.deterministic = deterministic
+        self.micro_batches = micro_batches
+        self.buckets = plan_buckets(params, group.size, alone, bucket_bytes)
+        self.pieces = join(bucket.piece(group.rank) for bucket in self.buckets)
+        """What of the flat buffers is this rank's to count and to save, as spans."""
+        self._bucket_of = {param: i for i, bucket in enumerate(self.buckets) for param in bucket.params}
+        self._contributions: dict[Param, int] = dict.fromkeys(params.params, 0)
+        self._missing: dict[Param, int] = {}
+        self._incomplete: list[int] = []
+        self._works: list[Work | None] = [None] * len(self.buckets)
+        self._wire = None
+        if wire_bf16 and group.size > 1:
+            bf16 = np.dtype(ml_dtypes.bfloat16)
+            self._wire = Arena("gradients on the wire", params.size * 2).array((params.size,), bf16)
+        self._kept = self._buffers()
+
+    @property
+    def update_spans(self) -> list[Span]:
+        """What this rank's optimizer updates: its piece of each bucket, or everything."""
+        if not self.sharded:
+            return [(0, self.params.size)]
+        return [bucket.piece(self.group.rank) for bucket in self.buckets]
+
+    @property
+    def summed_spans(self) -> list[Span]:
+        """Where the sums stand after `finish`."""
+        return self.pieces if self.sharded and not self.deterministic else [(0, self.params.size)]
+
+    @property
+    def norm_spans(self) -> list[Span]:
+        """What this rank adds to the squared norm: its pieces; with `deterministic` everything, on data rank 0."""
+        if self.deterministic:
+            return [(0, self.params.size)] if self.group.rank == 0 else []
+        return self.pieces
 
     def broadcast_weights(self) -> None:
-        """Rank 0's master weights to all ranks."""
+        """Data rank 0's master weights to all ranks of the group."""
         self.group.broadcast(self.params.data, root=0)
         self.params.refresh()
 
-    def reduce_gradients(self) -> None:
-        """Sum of all data ranks' flat gradients, in place; bitwise the same on all."""
-        self.group.all_reduce(self.params.grad, "sum")
+    @contextmanager
+    def counting(self) -> Iterator[None]:
+        """Within the block one micro-batch's forward and backward run dry, to count the contributions."""
 
-    def reduce_sums(
-        self, loss_sum: float, tokens: int, stop: bool = False, bad_data: bool = False
-    ) -> StepSums:
-        """The small vector of a step, summed over the data group in fp64."""
-        vector = np.array([loss_sum, tokens, stop, bad_data], np.float64)
-        self.group.all_reduce(vector, "sum")
-        return StepSums(float(vector[0]), int(vector[1]), bool(vector[2] > 0), bool(vector[3] > 0))
+        def count(param: Param) -> None:
+            self._contributions[param] += 1
+
+        self._contributions = dict.fromkeys(self.params.params, 0)
+        self._listen(count)
+        try:
+            yield
+        finally:
+            self._listen(None)
+        assert all(self._contributions.values()), "a parameter gets no gradient"
+
+    def begin(self) -> None:
+        """Before the first micro-batch of a step: clear the gradients."""
+        self.params.zero_grad()
+        self._done = 0
+        if self.group.size > 1 and not self.deterministic:
+            self._missing = {p: n * self.micro_batches for p, n in self._contributions.items()}
+            self._incomplete = [len(bucket.params) for bucket in self.buckets]
+            self._listen(self._contributed)
+
+    def end_micro_batch(self) -> None:
+        """After each micro-batch's backward, in the order of micro-batches."""
+        self._done += 1
+        if not self.deterministic or self.micro_batches == 1:
+            return
+        grad = self.params.grad
+        if self.group.size > 1:  # kept until all ranks' can be added in order
+            self._kept[self._done - 1][...] = grad
+        elif self._done == 1:
+            self._kept[0][...] = grad
+        else:
+            np.add(self._kept[0], grad, out=self._kept[0])
+        if self._done < self.micro_batches:
+            grad.fill(0)
+        elif self.group.size == 1:
+            grad[...] = self._kept[0]
+
+    def finish(self) -> None:
+        """Wait until the sums stand in the gradient buffer: this rank's pieces, or all of it."""
+        self._listen(None)
+        if self.group.size == 1:
+            return
+        if self.deterministic:
+            with self.waiting:
+                self._sum_in_order()
+            return
+        assert not any(self._missing.values()), "contributions are missing"
+        with self.waiting:
+            for bucket, work in zip(self.buckets, self._works, strict=True):
+                assert work is not None
+                work.wait()
+                if self._wire is not None:
+                    start, stop = self._summed(bucket)
+                    self.params.numerics.kernels.cast(self.params.grad[start:stop], self._wire[start:stop])
+        self._works = [None] * len(self.buckets)
+
+    def update(self, optimizer: Optimizer, lr: float, grad_scale: float, step: int) -> None:
+        """The optimizer's step on this rank's spans, and the other ranks' updated weights."""
+        if not self.sharded:
+            optimizer.step(lr, grad_scale, step)
+            return
+        works = []
+        for number, bucket in enumerate(self.buckets):  # a bucket travels while the next one is updated
+            optimizer.step_span(number, lr, grad_scale, step)
+            start, stop = bucket.piece(self.group.rank)
+            data = self.params.data
+            works.append(
+                self.group.all_gather(
+                    data[bucket.start : bucket.stop], data[start:stop], bucket.counts, async_=True
+                )
+            )
+        with self.waiting:
+            for work in works:
+                work.wait()
+        self.params.refresh()  # the optimizer wrote the bf16 copy of this rank's pieces alone
+
+    def _buffers(self) -> list[np.ndarray]:
+        if not self.deterministic or self.micro_batches == 1:
+            return []
+        count = self.micro_batches if self.group.size > 1 else 1
+        size, f32 = self.params.size, self.params.numerics.f32
+        arena = Arena("gradients of single micro-batches", count * size * f32.itemsize)
+        return [arena.array((size,), f32) for _ in range(count)]
+
+    def _listen(self, call: object) -> None:
+        for param in self.params.params:
+            param.on_grad = call  # type: ignore[assignment]
+
+    def _contributed(self, param: Param) -> None:
+        self._missing[param] -= 1
+        assert self._missing[param] >= 0, f"{param.name} got more contributions than in the dry run"
+        if self._missing[param]:
+            return
+        number = self._bucket_of[param]
+        self._incomplete[number] -= 1
+        if self._incomplete[number] == 0:
+            self._start(number)
+
+    def _start(self, number: int) -> None:
+        bucket = self.buckets[number]
+        whole = slice(bucket.start, bucket.stop)
+        array = self.params.grad
+        if self._wire is not None:
+            array = self._wire
+            self.params.numerics.kernels.cast(array[whole], self.params.grad[whole])
+        if self.sharded:
+            start, stop = bucket.piece(self.group.rank)
+            self._works[number] = self.group.reduce_scatter(
+                array[start:stop], array[whole], "sum", bucket.counts, async_=True
+            )
+        else:
+            self._works[number] = self.group.all_reduce(array[whole], "sum", async_=True)
+
+    def _summed(self, bucket: Bucket) -> Span:
+        return bucket.piece(self.group.rank) if self.sharded else (bucket.start, bucket.stop)
+
+    def _sum_in_order(self) -> None:
+        """Every micro-batch's gradient of every rank, added one after the other."""
+        grad = self.params.grad
+        if self.micro_batches == 1:
+            self.group.all_reduce(grad, "sum")  # a group adds in the order of ranks
+            return
+        for bucket in self.buckets:
+            part = slice(bucket.start, bucket.stop)
+            term = np.empty(bucket.stop - bucket.start, grad.dtype)
+            for root in range(self.group.size):
+                for kept in self._kept:
+                    if root == self.group.rank:
+                        term[...] = kept[part]
+                    self.group.broadcast(term, root)
+                    if root == 0 and kept is self._kept[0]:
+                        grad[part] = term
+                    else:
+                        np.add(grad[part], term, out=grad[part])

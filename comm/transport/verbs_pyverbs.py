@@ -161,7 +161,7 @@ class Context:
         """Close what was made from this context, queue pairs first, then the device."""
         if self._context is None:
             return
-        children = [*self._regions, *self._queues, *self._queue_pairs]
+        children: list[Any] = [*self._regions, *self._queues, *self._queue_pairs]
         for child in reversed(children):
             child.close()
         self._domain.close()

@@ -1,12 +1,10 @@
-/* Causal attention in tiles, O(T) memory (Dao et al. 2022; Dao 2023): forward with the online softmax,
- * backward from the saved log-sum-exp. attention_tile.h has the words.
+/* Causal attention in tiles, O(T) memory (Dao et al. 2022; Dao 2023): forward with the online softmax, backward from
+ * the saved log-sum-exp. attention_tile.h has the words.
  *
- * Each output element belongs to one item and each item to one thread, so nothing races; tiles of keys
- * begin at multiples of CK_TILE whoever computes them, so forward's bits do not depend on the number of
- * threads. */
+ * Each output element belongs to one item and each item to one thread, so nothing races; tiles of keys begin at
+ * multiples of CK_TILE whoever computes them, so forward's bits do not depend on the number of threads. */
 
-/* Row r of an array (B, S, H, D); key `key` of an array (B, T, K, D); row r's place in lse and delta (B,
- * H, S). */
+/* Row r of an array (B, S, H, D); key `key` of an array (B, T, K, D); row r's place in lse and delta (B, H, S). */
 #define QUERY_ROW(type, pointer, strides, r)                                                                \
     ((type *)(pointer) + t->batch * (strides).batch + ((r) / t->group) * (strides).row                      \
      + (t->head * t->group + (r) % t->group) * (strides).head)
@@ -14,66 +12,75 @@
     ((type *)(pointer) + t->batch * (strides).batch + (key) * (strides).row + t->head * (strides).head)
 #define ROW_INDEX(r) ((t->batch * t->a->h + t->head * t->group + (r) % t->group) * t->a->s + (r) / t->group)
 
-/* One row into plain layout. */
-INLINE void FN(widen)(float *dst, const real *src, const ck_heads *t) {
-    EACH_VECTOR(i, m, t->d, v_store(dst + i, r_load_n(src + i, m)););
-    for (int64_t i = ck_round_up(t->d, VL); i < t->padded; i += VL) v_store(dst + i, v_zero());
-}
-
-/* One row out of plain layout, times scale. */
-INLINE void FN(narrow)(real *dst, const float *src, const ck_heads *t, float scale) {
-    const vf factor = v_set1(scale);
-    EACH_VECTOR(i, m, t->d, r_store_n(dst + i, v_mul(v_load_n(src + i, m), factor), m););
-}
-
 /* Tiles of rows (forward) or of keys (backward) that share one packing of the other side. */
 #define CK_BLOCK_TILES 4
 
-/* Rows [row0, row1) of one key/value head: loop over the tiles of keys, each packed once for all the
- * block's tiles. */
+/* Where the rows [row0, row0 + rows) of an array (B, S, H, D) lie. */
+static void FN(find_rows)(real **found, const ck_heads *t, void *pointer, ck_strides strides, int64_t row0,
+                          int64_t rows) {
+    for (int64_t r = 0; r < rows; r++) found[r] = QUERY_ROW(real, pointer, strides, row0 + r);
+}
+
+static int64_t FN(tile_bytes)(int64_t d) { return CK_TILE * ck_round_up(d, VL) * (int64_t)sizeof(float) + 64; }
+
+/* Rows [row0, row1) of one key/value head: loop over the tiles of keys, each packed once for all the block's tiles. */
 static void FN(attention_forward_block)(const ck_heads *t, int64_t row0, int64_t row1, char *cursor) {
     const ck_attention_args *a = t->a;
-    const int64_t tiles = ck_ceil_div(row1 - row0, CK_TILE);
-    float *keys_left = ck_floats(&cursor, CK_TILE * t->d), *values = ck_floats(&cursor, CK_TILE * t->padded);
-    float *scores = ck_floats(&cursor, CK_TILE * CK_PITCH);
+    const int64_t tiles = ck_ceil_div(row1 - row0, CK_TILE), d_even = ck_round_up(t->d, 2);
+    const int64_t units = ck_ceil_div(t->d, CK_UNIT), size = CK_TILE * t->padded;
+    float *keys_by_d = ck_floats(&cursor, size), *values = ck_floats(&cursor, size);
+    float *scores = ck_floats(&cursor, CK_TILE * CK_TILE);
+    float *p = CK_UNIT == 1 ? scores : ck_floats(&cursor, CK_TILE * CK_TILE);
     float *begin = ck_floats(&cursor, CK_TILE), *end = ck_floats(&cursor, CK_TILE);
     float *shrink = ck_floats(&cursor, CK_TILE);
     float *query[CK_BLOCK_TILES], *out[CK_BLOCK_TILES], *largest[CK_BLOCK_TILES], *total[CK_BLOCK_TILES];
+    ck_sight sight[CK_BLOCK_TILES];
+    real *found[CK_TILE];
+    int64_t first_key = INT64_MAX, end_key = 0;
     for (int64_t i = 0; i < tiles; i++) {
         const int64_t first = row0 + i * CK_TILE, rows = ck_min(CK_TILE, row1 - first);
-        query[i] = ck_floats(&cursor, CK_TILE * t->d);
-        out[i] = ck_floats(&cursor, CK_TILE * t->padded);
+        query[i] = ck_floats(&cursor, size);
+        out[i] = ck_floats(&cursor, size);
         largest[i] = ck_floats(&cursor, CK_TILE);
         total[i] = ck_floats(&cursor, CK_TILE);
-        for (int64_t r = 0; r < rows; r++)
-            FN(widen)(values + r * t->padded, QUERY_ROW(const real, a->q, a->q_s, first + r), t);
-        right_panels(query[i], values, rows, t, a->scale);
-        memset(out[i], 0, (size_t)(CK_TILE * t->padded) * sizeof(float));
-        for (int64_t r = 0; r < CK_TILE; r++) largest[i][r] = -INFINITY, total[i][r] = 0.0f;
+        FN(find_rows)(found, t, (void *)a->q, a->q_s, first, rows);
+        FN(pack_by_d)(query[i], (const real *const *)found, rows, t->d);
+        memset(out[i], 0, (size_t)(CK_TILE * d_even) * sizeof(float));
+        fill(largest[i], -INFINITY, CK_TILE);
+        fill(total[i], 0.0f, CK_TILE);
+        see(&sight[i], t, first, rows);
+        first_key = ck_min(first_key, sight[i].least_begin);
+        end_key = ck_max(end_key, sight[i].most_end);
     }
-    const ck_range all = visible_to_any(t, row0, row1);
-    for (int64_t k0 = all.begin / CK_TILE * CK_TILE; k0 < all.end; k0 += CK_TILE) {
-        const int64_t keys = ck_min(CK_TILE, all.end - k0);
-        FN(pack_a)(keys_left, KEY_ROW(const real, a->k, a->k_s, k0), a->k_s.row, 1, keys, t->d);
-        for (int64_t key = 0; key < keys; key++)
-            FN(widen)(values + key * t->padded, KEY_ROW(const real, a->v, a->v_s, k0 + key), t);
+    for (int64_t k0 = first_key / CK_TILE * CK_TILE; k0 < end_key; k0 += CK_TILE) {
+        const int64_t keys = ck_min(CK_TILE, end_key - k0);
+        for (int64_t i = 0; i < keys; i++) found[i] = KEY_ROW(real, a->k, a->k_s, k0 + i);
+        FN(pack_by_d)(keys_by_d, (const real *const *)found, keys, t->d);
+        for (int64_t i = 0; i < keys; i++) found[i] = KEY_ROW(real, a->v, a->v_s, k0 + i);
+        FN(pack_by_items)(values, (const real *const *)found, keys, t->d);
         for (int64_t i = 0; i < tiles; i++) {
-            const int64_t first = row0 + i * CK_TILE, rows = ck_min(CK_TILE, row1 - first);
-            const int sees = mask_of_tile(t, first, rows, k0, keys, begin, end);
+            const int64_t rows = ck_round_up(ck_min(CK_TILE, row1 - row0 - i * CK_TILE), 2 * VL);
+            const int sees = mask_of_tile(&sight[i], k0, keys, begin, end);
             if (sees == CK_SEES_NONE) continue;
-            scores_of_tile(scores, keys_left, query[i], keys, rows, t->d);
-            const int masked = sees == CK_SEES_SOME;
-            if (softmax_of_tile(scores, largest[i], total[i], shrink, keys, rows, masked, begin, end))
-                scale_rows(out[i], shrink, rows, t->padded);
-            add_by_rows(out[i], scores, values, rows, keys, t->padded);
+            FN(product)(ck_round_up(keys, 2), rows, units, keys_by_d, CK_TILE, query[i], CK_TILE, scores, CK_TILE, 0);
+            if (FN(softmax)(p, scores, largest[i], total[i], shrink, a->scale * CK_LOG2_E, keys, rows,
+                            sees == CK_SEES_SOME, begin, end))
+                for (int64_t j = 0; j < rows; j += VL) {
+                    const vf factor = v_load(shrink + j);
+                    for (float *at = out[i] + j; at < out[i] + t->d * CK_TILE; at += CK_TILE)
+                        v_store(at, v_mul(v_load(at), factor));
+                }
+            FN(product)(d_even, rows, ck_ceil_div(keys, CK_UNIT), values, t->padded, p, CK_TILE, out[i], CK_TILE, 1);
         }
     }
-    for (int64_t i = 0; i < tiles; i++)
-        for (int64_t r = 0; r < ck_min(CK_TILE, row1 - row0 - i * CK_TILE); r++) {
-            const int64_t row = row0 + i * CK_TILE + r;
-            FN(narrow)(QUERY_ROW(real, a->o, a->o_s, row), out[i] + r * t->padded, t, 1.0f / total[i][r]);
-            a->lse[ROW_INDEX(row)] = largest[i][r] + logf(total[i][r]);
-        }
+    for (int64_t i = 0; i < tiles; i++) {
+        const int64_t first = row0 + i * CK_TILE, rows = ck_min(CK_TILE, row1 - first);
+        for (int64_t r = 0; r < rows; r++)
+            a->lse[ROW_INDEX(first + r)] = largest[i][r] * a->scale + logf(total[i][r]);
+        for (int64_t j = 0; j < CK_TILE; j += VL) v_store(shrink + j, v_div(v_set1(1.0f), v_load(total[i] + j)));
+        FN(find_rows)(found, t, a->o, a->o_s, first, rows);
+        FN(unpack)(found, out[i], rows, t->d, shrink, 0);
+    }
 }
 
 static void FN(attention_forward)(const void *args, const ck_team *team) {
@@ -93,133 +100,166 @@ static void FN(attention_forward)(const void *args, const ck_team *team) {
 /* What backward keeps of a tile of keys, and of a tile of rows. */
 typedef struct {
     int64_t k0, keys;
-    float *keys_left, *keys_plain, *values_left, *dk, *dv;
+    float *keys_by_d, *keys_by_items, *values_by_d, *dk, *dv;
 } FN(key_tile);
 
 typedef struct {
     int64_t row0, rows;
-    float *query_plain, *query_right, *dout_plain, *dout_right, *lse, *delta, *dq;
+    float *query_by_d, *query_by_items, *dout_by_d, *dout_by_items, *shift, *delta, *dq;
+    ck_sight sight;
 } FN(row_tile);
 
 static FN(key_tile) FN(new_key_tile)(const ck_heads *t, char **cursor) {
-    const int64_t n = CK_TILE * t->d, p = CK_TILE * t->padded;
-    FN(key_tile) tile = {0, 0, ck_floats(cursor, n), ck_floats(cursor, p), ck_floats(cursor, n), NULL, NULL};
-    tile.dk = ck_floats(cursor, p);
-    tile.dv = ck_floats(cursor, p);
+    const int64_t n = CK_TILE * t->padded;
+    FN(key_tile) tile = {0};
+    tile.keys_by_d = ck_floats(cursor, n);
+    tile.keys_by_items = ck_floats(cursor, n);
+    tile.values_by_d = ck_floats(cursor, n);
+    tile.dk = ck_floats(cursor, n);
+    tile.dv = ck_floats(cursor, n);
     return tile;
 }
 
-static FN(row_tile) FN(new_row_tile)(const ck_heads *t, char **cursor) {
-    const int64_t n = CK_TILE * t->d, p = CK_TILE * t->padded;
-    FN(row_tile) tile = {0};
-    tile.query_plain = ck_floats(cursor, p);
-    tile.query_right = ck_floats(cursor, n);
-    tile.dout_plain = ck_floats(cursor, p);
-    tile.dout_right = ck_floats(cursor, n);
-    tile.lse = ck_floats(cursor, CK_TILE);
-    tile.delta = ck_floats(cursor, CK_TILE);
-    tile.dq = ck_floats(cursor, p);
-    return tile;
+static void FN(new_row_tile)(FN(row_tile) *tile, const ck_heads *t, char **cursor) {
+    const int64_t n = CK_TILE * t->padded;
+    tile->query_by_d = ck_floats(cursor, n);
+    tile->query_by_items = ck_floats(cursor, n);
+    tile->dout_by_d = ck_floats(cursor, n);
+    tile->dout_by_items = ck_floats(cursor, n);
+    tile->dq = ck_floats(cursor, n);
+    tile->shift = ck_floats(cursor, CK_TILE);
+    tile->delta = ck_floats(cursor, CK_TILE);
 }
 
 static void FN(load_keys)(const ck_heads *t, FN(key_tile) *tile, int64_t k0) {
     const ck_attention_args *a = t->a;
+    real *found[CK_TILE];
     tile->k0 = k0;
     tile->keys = ck_min(CK_TILE, a->t - k0);
-    FN(pack_a)(tile->keys_left, KEY_ROW(const real, a->k, a->k_s, k0), a->k_s.row, 1, tile->keys, t->d);
-    FN(pack_a)(tile->values_left, KEY_ROW(const real, a->v, a->v_s, k0), a->v_s.row, 1, tile->keys, t->d);
-    for (int64_t key = 0; key < tile->keys; key++)
-        FN(widen)(tile->keys_plain + key * t->padded, KEY_ROW(const real, a->k, a->k_s, k0 + key), t);
+    for (int64_t i = 0; i < tile->keys; i++) found[i] = KEY_ROW(real, a->k, a->k_s, k0 + i);
+    FN(pack_by_d)(tile->keys_by_d, (const real *const *)found, tile->keys, t->d);
+    FN(pack_by_items)(tile->keys_by_items, (const real *const *)found, tile->keys, t->d);
+    for (int64_t i = 0; i < tile->keys; i++) found[i] = KEY_ROW(real, a->v, a->v_s, k0 + i);
+    FN(pack_by_d)(tile->values_by_d, (const real *const *)found, tile->keys, t->d);
     memset(tile->dk, 0, (size_t)(CK_TILE * t->padded) * sizeof(float));
     memset(tile->dv, 0, (size_t)(CK_TILE * t->padded) * sizeof(float));
 }
 
-static void FN(load_rows)(const ck_heads *t, FN(row_tile) *tile, int64_t row0) {
+static void FN(load_rows)(const ck_heads *t, FN(row_tile) *tile) {
     const ck_attention_args *a = t->a;
-    tile->row0 = row0;
-    tile->rows = ck_min(CK_TILE, t->rows - row0);
+    real *found[CK_TILE];
     for (int64_t r = 0; r < CK_TILE; r++) {
-        const int64_t row = row0 + r;
-        if (r >= tile->rows) {  /* a lane of no row: exp(score - Inf) = 0 */
-            tile->lse[r] = INFINITY;
-            tile->delta[r] = 0.0f;
-            continue;
-        }
-        tile->lse[r] = a->lse[ROW_INDEX(row)];
-        tile->delta[r] = a->delta[ROW_INDEX(row)];
-        FN(widen)(tile->query_plain + r * t->padded, QUERY_ROW(const real, a->q, a->q_s, row), t);
-        FN(widen)(tile->dout_plain + r * t->padded, QUERY_ROW(const real, a->dout, a->dout_s, row), t);
+        const int here = r < tile->rows;  /* a lane of no row: 2^(score - Inf) = 0 */
+        tile->shift[r] = here ? a->lse[ROW_INDEX(tile->row0 + r)] * -CK_LOG2_E : -INFINITY;
+        tile->delta[r] = here ? a->delta[ROW_INDEX(tile->row0 + r)] : 0.0f;
     }
-    right_panels(tile->query_right, tile->query_plain, tile->rows, t, a->scale);
-    right_panels(tile->dout_right, tile->dout_plain, tile->rows, t, 1.0f);
-    memset(tile->dq, 0, (size_t)(CK_TILE * t->padded) * sizeof(float));
+    FN(find_rows)(found, t, (void *)a->q, a->q_s, tile->row0, tile->rows);
+    FN(pack_by_d)(tile->query_by_d, (const real *const *)found, tile->rows, t->d);
+    FN(pack_by_items)(tile->query_by_items, (const real *const *)found, tile->rows, t->d);
+    FN(find_rows)(found, t, (void *)a->dout, a->dout_s, tile->row0, tile->rows);
+    FN(pack_by_d)(tile->dout_by_d, (const real *const *)found, tile->rows, t->d);
+    FN(pack_by_items)(tile->dout_by_items, (const real *const *)found, tile->rows, t->d);
 }
 
-/* One tile of keys against one of rows: dk, dv of the keys and dq of the rows, whichever are wanted. */
-static void FN(backward_tile)(const ck_heads *t, FN(key_tile) *k, FN(row_tile) *q, int want_keys,
-                              int want_rows, char *cursor) {
-    float *scores = ck_floats(&cursor, CK_TILE * CK_PITCH), *dscores = ck_floats(&cursor, CK_TILE * CK_PITCH);
+/* Keys whose scores are computed and turned into probabilities at a time: they stay in the first-level cache. */
+#define CK_STRIP 6
+
+/* One tile of keys against one of rows: dk, dv of the keys and dq of the rows, whichever are wanted. dq goes to `dq`,
+ * [D][CK_TILE]. All still lack the factor `scale`. */
+static void FN(backward_tile)(const ck_heads *t, FN(key_tile) *k, FN(row_tile) *q, int want_keys, float *dq,
+                              char *cursor) {
+    const int64_t units = ck_ceil_div(t->d, CK_UNIT), even = ck_round_up(k->keys, 2);
+    const int64_t rows = ck_round_up(q->rows, 2 * VL), row_units = ck_ceil_div(q->rows, CK_UNIT);
+    float *scores = ck_floats(&cursor, CK_STRIP * CK_TILE), *dscores = ck_floats(&cursor, CK_STRIP * CK_TILE);
+    float *p = ck_floats(&cursor, CK_TILE * CK_TILE), *dp = ck_floats(&cursor, CK_TILE * CK_TILE);
+    float *dp_by_items = CK_UNIT == 1 ? dp : ck_floats(&cursor, CK_TILE * CK_TILE);
     float *begin = ck_floats(&cursor, CK_TILE), *end = ck_floats(&cursor, CK_TILE);
-    const int sees = mask_of_tile(t, q->row0, q->rows, k->k0, k->keys, begin, end);
+    const int sees = mask_of_tile(&q->sight, k->k0, k->keys, begin, end);
+    const float factor = t->a->scale * CK_LOG2_E;
     if (sees == CK_SEES_NONE) return;
-    scores_of_tile(scores, k->keys_left, q->query_right, k->keys, q->rows, t->d);
-    scores_of_tile(dscores, k->values_left, q->dout_right, k->keys, q->rows, t->d);
-    softmax_backward_of_tile(scores, dscores, q->lse, q->delta, t->a->scale, k->keys, q->rows,
-                             sees == CK_SEES_SOME, begin, end);
-    if (want_keys) {
-        add_by_keys(k->dv, scores, q->dout_plain, k->keys, q->rows, t->padded);
-        add_by_keys(k->dk, dscores, q->query_plain, k->keys, q->rows, t->padded);
+    for (int64_t key = 0; key < even; key += CK_STRIP) {
+        const int64_t keys = ck_min(CK_STRIP, even - key);
+        FN(product)(keys, rows, units, k->keys_by_d + key, CK_TILE, q->query_by_d, CK_TILE, scores, CK_TILE, 0);
+        FN(product)(keys, rows, units, k->values_by_d + key, CK_TILE, q->dout_by_d, CK_TILE, dscores, CK_TILE, 0);
+        if (sees == CK_SEES_SOME)
+            FN(softmax_backward)(p, dp, dp_by_items, scores, dscores, q->shift, q->delta, factor, key, keys, rows, 1,
+                                 begin, end);
+        else
+            FN(softmax_backward)(p, dp, dp_by_items, scores, dscores, q->shift, q->delta, factor, key, keys, rows, 0,
+                                 begin, end);
     }
-    if (want_rows) add_by_rows(q->dq, dscores, k->keys_plain, q->rows, k->keys, t->padded);
+    if (want_keys) {
+        FN(product)(even, t->padded, row_units, p, 0, q->dout_by_items, t->padded, k->dv, t->padded, 1);
+        FN(product)(even, t->padded, row_units, dp, 0, q->query_by_items, t->padded, k->dk, t->padded, 1);
+    }
+    if (dq)
+        FN(product)(ck_round_up(t->d, 2), rows, ck_ceil_div(k->keys, CK_UNIT), k->keys_by_items, t->padded,
+                    dp_by_items, CK_TILE, dq, CK_TILE, 1);
 }
 
-/* dk and dv of `tiles` tiles of keys from key k0 on. With dq_sum, an fp32 array (rows, dq_row apart by row
- * and dq_head by head within a group), the rows' dq is added to it too. */
-static void FN(backward_keys)(const ck_heads *t, int64_t k0, int64_t tiles, float *dq_sum, int64_t dq_row,
-                              int64_t dq_head, char *cursor) {
+/* dq of a tile of rows = or += sums, [D][CK_TILE], times scale. */
+static void FN(store_dq)(const ck_heads *t, int64_t row0, int64_t rows, const float *sums, int add) {
+    float scale[CK_TILE];
+    real *found[CK_TILE];
+    fill(scale, t->a->scale, CK_TILE);
+    FN(find_rows)(found, t, t->a->dq, t->a->dq_s, row0, rows);
+    if (add) FN(unpack)(found, sums, rows, t->d, scale, 1);
+    else FN(unpack)(found, sums, rows, t->d, scale, 0);
+}
+
+/* dk and dv of `tiles` tiles of keys from key k0 on; the rows' dq is summed up too, when wanted: in fp32 in dq
+ * itself, which is zero at first, in bf16 in dq_sums, a [D][CK_TILE] for each tile of rows. */
+static void FN(backward_keys)(const ck_heads *t, int64_t k0, int64_t tiles, int want_rows, float *dq_sums,
+                              char *cursor) {
     const ck_attention_args *a = t->a;
+    const int64_t dq_size = ck_round_up(t->d, 2) * CK_TILE;
     FN(key_tile) k[CK_BLOCK_TILES];
+    FN(row_tile) q;
     for (int64_t i = 0; i < tiles; i++) {
         k[i] = FN(new_key_tile)(t, &cursor);
         FN(load_keys)(t, &k[i], k0 + i * CK_TILE);
     }
-    FN(row_tile) q = FN(new_row_tile)(t, &cursor);
+    FN(new_row_tile)(&q, t, &cursor);
     const int64_t k1 = ck_min(k0 + tiles * CK_TILE, a->t);
-    for (int64_t row0 = 0; row0 < t->rows; row0 += CK_TILE) {
-        const ck_range seen = visible_to_any(t, row0, ck_min(row0 + CK_TILE, t->rows));
-        if (seen.end <= k0 || seen.begin >= k1) continue;
-        FN(load_rows)(t, &q, row0);
-        for (int64_t i = 0; i < tiles; i++) FN(backward_tile)(t, &k[i], &q, 1, dq_sum != NULL, cursor);
-        if (!dq_sum) continue;
-        for (int64_t r = 0; r < q.rows; r++) {
-            float *into = dq_sum + (row0 + r) / t->group * dq_row + (row0 + r) % t->group * dq_head;
-            const float *from = q.dq + r * t->padded;
-            EACH_VECTOR(i, m, t->d,
-                v_store_n(into + i, v_add(v_load_n(into + i, m), v_load_n(from + i, m)), m););
-        }
+    for (q.row0 = 0; q.row0 < t->rows; q.row0 += CK_TILE) {
+        q.rows = ck_min(CK_TILE, t->rows - q.row0);
+        see(&q.sight, t, q.row0, q.rows);
+        if (q.sight.most_end <= k0 || q.sight.least_begin >= k1) continue;
+        FN(load_rows)(t, &q);
+        float *dq = !want_rows ? NULL : CK_STORAGE == CK_F32 ? q.dq : dq_sums + q.row0 / CK_TILE * dq_size;
+        if (want_rows && CK_STORAGE == CK_F32) memset(dq, 0, (size_t)dq_size * sizeof(float));
+        for (int64_t i = 0; i < tiles; i++) FN(backward_tile)(t, &k[i], &q, 1, dq, cursor);
+        if (want_rows && CK_STORAGE == CK_F32) FN(store_dq)(t, q.row0, q.rows, dq, 1);
     }
+    const vf scale = v_set1(a->scale);
     for (int64_t i = 0; i < tiles; i++)
         for (int64_t key = 0; key < k[i].keys; key++) {
-            FN(narrow)(KEY_ROW(real, a->dk, a->dk_s, k[i].k0 + key), k[i].dk + key * t->padded, t, 1.0f);
-            FN(narrow)(KEY_ROW(real, a->dv, a->dv_s, k[i].k0 + key), k[i].dv + key * t->padded, t, 1.0f);
+            real *dk = KEY_ROW(real, a->dk, a->dk_s, k[i].k0 + key), *dv = KEY_ROW(real, a->dv, a->dv_s, k[i].k0 + key);
+            const float *dk_sum = k[i].dk + key * t->padded, *dv_sum = k[i].dv + key * t->padded;
+            EACH_VECTOR(j, m, t->d,
+                r_store_n(dk + j, v_mul(v_load(dk_sum + j), scale), m);
+                r_store_n(dv + j, v_load(dv_sum + j), m););
         }
 }
 
 /* dq of one tile of rows. */
 static void FN(backward_rows)(const ck_heads *t, int64_t row0, char *cursor) {
     FN(key_tile) k = FN(new_key_tile)(t, &cursor);
-    FN(row_tile) q = FN(new_row_tile)(t, &cursor);
-    FN(load_rows)(t, &q, row0);
-    const ck_range seen = visible_to_any(t, row0, row0 + q.rows);
-    for (int64_t k0 = seen.begin / CK_TILE * CK_TILE; k0 < seen.end; k0 += CK_TILE) {
+    FN(row_tile) q;
+    FN(new_row_tile)(&q, t, &cursor);
+    q.row0 = row0;
+    q.rows = ck_min(CK_TILE, t->rows - row0);
+    see(&q.sight, t, row0, q.rows);
+    FN(load_rows)(t, &q);
+    memset(q.dq, 0, (size_t)(ck_round_up(t->d, 2) * CK_TILE) * sizeof(float));
+    for (int64_t k0 = q.sight.least_begin / CK_TILE * CK_TILE; k0 < q.sight.most_end; k0 += CK_TILE) {
         FN(load_keys)(t, &k, k0);
-        FN(backward_tile)(t, &k, &q, 0, 1, cursor);
+        FN(backward_tile)(t, &k, &q, 0, q.dq, cursor);
     }
-    for (int64_t r = 0; r < q.rows; r++)
-        FN(narrow)(QUERY_ROW(real, t->a->dq, t->a->dq_s, row0 + r), q.dq + r * t->padded, t, 1.0f);
+    FN(store_dq)(t, row0, q.rows, q.dq, 0);
 }
 
-/* delta = sum over D of dout * o, for the rows of one key/value head that are this thread's. */
+/* delta = sum over D of dout * o, for the rows that are this thread's. */
 static void FN(attention_delta)(const ck_attention_args *a, const ck_team *team) {
     const ck_range part = ck_split(a->b * a->h * a->s, 16, team->size, team->index);
     for (int64_t at = part.begin; at < part.end; at++) {
@@ -233,40 +273,34 @@ static void FN(attention_delta)(const ck_attention_args *a, const ck_team *team)
     }
 }
 
-/* Two ways. By heads: one thread takes all of a key/value head and sums dq as it goes: five products per
- * tile. By tiles, when the heads do not share out evenly or a bf16 head's dq sums do not fit the
- * workspace: items are blocks of keys, then tiles of rows, and the scores are computed twice: seven
- * products. */
+/* Two ways. By heads: one thread takes all of a key/value head and sums dq as it goes: five products per tile. By
+ * tiles, when the heads do not share out evenly or a bf16 head's dq sums do not fit the workspace: items are blocks
+ * of keys, then tiles of rows, and the scores are computed twice: seven products. */
 static void FN(attention_backward)(const void *args, const ck_team *team) {
     const ck_attention_args *a = args;
     const int64_t pairs = a->b * a->kv, rows = a->h / a->kv * a->s;
     const int64_t key_tiles = ck_ceil_div(a->t, CK_TILE), row_tiles = ck_ceil_div(rows, CK_TILE);
-    const int64_t padded = ck_round_up(a->d, CK_NR), tile_bytes = 5 * (CK_TILE * padded * 4 + 128);
-    const int64_t tiles = ck_max(1, ck_min(CK_BLOCK_TILES, (int64_t)CK_SCRATCH_BYTES / 3 / tile_bytes));
-    const int64_t sums_bytes = CK_STORAGE == CK_F32 ? 0 : (rows * a->d + 64) * 4;
-    const int64_t left = CK_SCRATCH_BYTES - (tiles + 1) * tile_bytes - 2 * CK_TILE * CK_PITCH * 4 - 8192;
+    const int64_t tile_bytes = 5 * FN(tile_bytes)(a->d), passing_bytes = 5 * CK_TILE * CK_TILE * 4;
+    const int64_t tiles = ck_max(1, ck_min(CK_BLOCK_TILES, (int64_t)CK_SCRATCH_BYTES * 5 / 8 / tile_bytes));
+    const int64_t dq_size = ck_round_up(a->d, 2) * CK_TILE;
+    const int64_t sums_bytes = CK_STORAGE == CK_F32 ? 0 : row_tiles * dq_size * 4;
+    const int64_t left = CK_SCRATCH_BYTES - (tiles + 1) * tile_bytes - passing_bytes;
     FN(attention_delta)(a, team);
     ck_barrier(team);
     if (ck_ceil_div(pairs, team->size) * team->size * 5 <= pairs * 7 && sums_bytes <= left) {
         for (int64_t pair = team->index; pair < pairs; pair += team->size) {
             const ck_heads heads = heads_of(a, pair), *t = &heads;
             char *cursor = team->scratch;
-#if CK_STORAGE == CK_F32
-            float *dq = QUERY_ROW(float, a->dq, a->dq_s, 0);
-            const int64_t dq_row = a->dq_s.row, dq_head = a->dq_s.head;
-#else
-            float *dq = ck_floats(&cursor, t->rows * t->d);
-            const int64_t dq_row = t->group * t->d, dq_head = t->d;
-#endif
-            for (int64_t r = 0; r < t->rows; r++)
-                memset(dq + r / t->group * dq_row + r % t->group * dq_head, 0, (size_t)t->d * sizeof(float));
+            float *sums = ck_floats(&cursor, sums_bytes / 4);
+            if (CK_STORAGE == CK_F32)
+                for (int64_t r = 0; r < t->rows; r++)
+                    memset(QUERY_ROW(real, a->dq, a->dq_s, r), 0, (size_t)t->d * sizeof(real));
+            else memset(sums, 0, (size_t)sums_bytes);
             for (int64_t i = 0; i < key_tiles; i += tiles)
-                FN(backward_keys)(t, i * CK_TILE, ck_min(tiles, key_tiles - i), dq, dq_row, dq_head, cursor);
-#if CK_STORAGE != CK_F32
-            for (int64_t r = 0; r < t->rows; r++)
-                FN(narrow)(QUERY_ROW(real, a->dq, a->dq_s, r),
-                           dq + r / t->group * dq_row + r % t->group * dq_head, t, 1.0f);
-#endif
+                FN(backward_keys)(t, i * CK_TILE, ck_min(tiles, key_tiles - i), 1, sums, cursor);
+            if (CK_STORAGE != CK_F32)
+                for (int64_t i = 0; i < row_tiles; i++)
+                    FN(store_dq)(t, i * CK_TILE, ck_min(CK_TILE, t->rows - i * CK_TILE), sums + i * dq_size, 0);
         }
         return;
     }
@@ -275,7 +309,7 @@ static void FN(attention_backward)(const void *args, const ck_team *team) {
         if (ck_deal(item, team->size) != team->index) continue;
         const ck_heads t = heads_of(a, item % pairs);
         const int64_t i = item / pairs * tiles;
-        FN(backward_keys)(&t, i * CK_TILE, ck_min(tiles, key_tiles - i), NULL, 0, 0, team->scratch);
+        FN(backward_keys)(&t, i * CK_TILE, ck_min(tiles, key_tiles - i), 0, NULL, team->scratch);
     }
     for (int64_t item = 0; item < pairs * row_tiles; item++) {  /* the last rows see most keys */
         if (ck_deal(item, team->size) != team->index) continue;

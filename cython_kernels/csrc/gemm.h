@@ -8,25 +8,6 @@
 #define CK_GEMM_TILES gemm_tiles_f32
 #endif
 
-/* c (rows, cols) = t + bias + residual (+ c), from fp32 t to real or fp32 c; residual is of c's type. */
-INLINE void FN(finish)(void *c, const int c_is_f32, int64_t c_row, const float *t, int64_t t_row,
-                       int64_t rows, int64_t cols, int add, const float *bias, const void *residual,
-                       int64_t residual_row) {
-    for (int64_t i = 0; i < rows; i++) {
-        for (int64_t j = 0; j < cols; j += VL) {
-            const int64_t m = ck_min(VL, cols - j), at = i * c_row + j, beside = i * residual_row + j;
-            vf x = v_load_n(t + i * t_row + j, m);
-            if (add) x = v_add(x, c_is_f32 ? v_load_n((float *)c + at, m) : r_load_n((real *)c + at, m));
-            if (bias) x = v_add(x, v_load_n(bias + j, m));
-            if (residual)
-                x = v_add(x, c_is_f32 ? v_load_n((const float *)residual + beside, m)
-                                      : r_load_n((const real *)residual + beside, m));
-            if (c_is_f32) v_store_n((float *)c + at, x, m);
-            else r_store_n((real *)c + at, x, m);
-        }
-    }
-}
-
 /* What all threads know of one step along k of one block of C. */
 typedef struct {
     int64_t row0, rows, col0, cols;     /* the block of C */
@@ -41,6 +22,7 @@ typedef struct {
 INLINE void FN(gemm_item)(const ck_gemm_args *g, const FN(gemm_step) *s, const int c_is_f32, const float *pa, int64_t i0,
                           int64_t m, int64_t j0, int64_t n) {
     _Alignas(64) float tile[CK_GEMM_MR * CK_GEMM_NR];
+    const int64_t c_bytes = c_is_f32 ? 4 : sizeof(real), near_row = g->c_row * c_bytes;
     const int extras = s->first && (g->bias || g->residual);
     for (int64_t j = 0; j < n; j += CK_GEMM_NR) {
         const int64_t wide = ck_min(CK_GEMM_NR, n - j), col = s->col0 + j0 + j;
@@ -50,13 +32,14 @@ INLINE void FN(gemm_item)(const ck_gemm_args *g, const FN(gemm_step) *s, const i
             const int64_t high = ck_min(CK_GEMM_MR, m - i), row = s->row0 + i0 + i;
             const gemm_tile_fn multiply = CK_GEMM_TILES[vectors - 1][high - 1];
             const float *a = pa + i * s->units;
+            const char *near = (const char *)g->c + (row * g->c_row + col) * c_bytes;
             if (c_is_f32) {
                 float *c = (float *)g->c + row * g->c_row + col;
                 const int add = !s->first || g->accumulate;
                 if (wide % VL == 0 && !extras) {
-                    multiply(s->units, a, pb, c, g->c_row, add);
+                    multiply(s->units, a, pb, c, g->c_row, add, near, near_row);
                 } else {
-                    multiply(s->units, a, pb, tile, CK_GEMM_NR, 0);
+                    multiply(s->units, a, pb, tile, CK_GEMM_NR, 0, near, near_row);
                     FN(finish)(c, 1, g->c_row, tile, CK_GEMM_NR, high, wide, add,
                                s->first && g->bias ? g->bias + col : NULL,
                                s->first && g->residual ? (const float *)g->residual + row * g->residual_row + col : NULL,
@@ -66,7 +49,8 @@ INLINE void FN(gemm_item)(const ck_gemm_args *g, const FN(gemm_step) *s, const i
             }
             float *t = s->sums ? s->sums + (i0 + i) * s->sums_row + j0 + j : tile;
             const int64_t t_row = s->sums ? s->sums_row : CK_GEMM_NR;
-            multiply(s->units, a, pb, t, t_row, !s->first);
+            if (!s->last) near = (const char *)t;
+            multiply(s->units, a, pb, t, t_row, !s->first, near, s->last ? near_row : t_row * 4);
             if (s->last)
                 FN(finish)((real *)g->c + row * g->c_row + col, 0, g->c_row, t, t_row, high, wide, g->accumulate,
                            g->bias ? g->bias + col : NULL,
@@ -127,6 +111,10 @@ INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int 
     const ck_gemm_plan plan = ck_plan_gemm(g->m, g->n, FN(units)(g->k), CK_GEMM_MR, CK_GEMM_NR, c_is_f32, team->size,
                                            team->caches);
     const int64_t depth = plan.depth * (CK_PAIRED ? 2 : 1);  /* in elements */
+    if (g->m <= CK_NARROW_ROWS && FN(units)(g->k) * CK_GEMM_MR * 4 <= CK_SCRATCH_BYTES / 2) {
+        FN(gemm_narrow)(g, team, c_is_f32, depth);
+        return;
+    }
     unsigned *next = (unsigned *)team->shared;
     float *packed_b = (float *)(team->shared + 64);
     float *sums = !c_is_f32 && depth < g->k

@@ -7,7 +7,8 @@
 
 #define CK_GEMM_NR (CK_GEMM_NV * VL)
 
-typedef void (*gemm_tile_fn)(int64_t k, const float *a, const float *b, float *c, int64_t c_row, int add);
+typedef void (*gemm_tile_fn)(int64_t k, const float *a, const float *b, float *c, int64_t c_row, int add,
+                             const char *near, int64_t near_row);
 
 #if defined(CK_ISA_BF16)
 INLINE vf v_add_products(vf sum, vf a, vf b, const int paired) {
@@ -20,28 +21,38 @@ INLINE vf v_add_products(vf sum, vf a, vf b, const int paired) {
 }
 #endif
 
+/* `near` is where the caller will need the tile of C next, near_row bytes from row to row: it is fetched while the
+ * last units are multiplied, a row at a time, since all at once would keep b waiting. */
 INLINE void gemm_tile(const int rows, const int nv, const int paired, int64_t k, const float *a, const float *b,
-                      float *c, int64_t c_row, int add) {
+                      float *c, int64_t c_row, int add, const char *near, int64_t near_row) {
     vf sum[CK_GEMM_MR][CK_GEMM_NV];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
-        for (int j = 0; j < nv; j++) {
-            sum[i][j] = v_zero();
-            __builtin_prefetch(c + i * c_row + j * VL, 1);
-        }
-    for (int64_t p = 0; p < k; p++) {
-        vf row[CK_GEMM_NV];
+        for (int j = 0; j < nv; j++) sum[i][j] = v_zero();
+    int64_t left = k, rows_left = rows;
+    while (left > 0) {
+        const int64_t some = left % 8 ? left % 8 : 8;
+        if (left <= 8 * (CK_GEMM_MR + 16) && rows_left > 0) {
+            rows_left--;
 #pragma GCC unroll 4
-        for (int j = 0; j < nv; j++) row[j] = v_load(b + j * VL);
+            for (int j = 0; j < nv * VL * 4; j += 64) __builtin_prefetch(near + j, 1);
+            near += near_row;
+        }
+        left -= some;
+        for (int64_t p = 0; p < some; p++) {
+            vf row[CK_GEMM_NV];
+#pragma GCC unroll 4
+            for (int j = 0; j < nv; j++) row[j] = v_load(b + j * VL);
 #pragma GCC unroll 16
-        for (int i = 0; i < rows; i++) {
-            const vf factor = v_set1(a[i]);
+            for (int i = 0; i < rows; i++) {
+                const vf factor = v_set1(a[i]);
 #pragma GCC unroll 4
-            for (int j = 0; j < nv; j++) sum[i][j] = v_add_products(sum[i][j], factor, row[j], paired);
+                for (int j = 0; j < nv; j++) sum[i][j] = v_add_products(sum[i][j], factor, row[j], paired);
+            }
+            a += CK_GEMM_MR;
+            b += CK_GEMM_NR;
         }
-        a += CK_GEMM_MR;
-        b += CK_GEMM_NR;
     }
     if (add) {
 #pragma GCC unroll 16
@@ -58,8 +69,9 @@ INLINE void gemm_tile(const int rows, const int nv, const int paired, int64_t k,
 #define CK_TILE_NAME(kind, rows, nv) gemm_tile_##kind##_##rows##x##nv
 #define CK_TILE_FUNCTION(kind, paired, rows, nv)                                                            \
     static __attribute__((noinline)) void CK_TILE_NAME(kind, rows, nv)(                                     \
-        int64_t k, const float *a, const float *b, float *c, int64_t c_row, int add) {                      \
-        gemm_tile(rows, nv, paired, k, a, b, c, c_row, add);                                                \
+        int64_t k, const float *a, const float *b, float *c, int64_t c_row, int add, const char *near,      \
+        int64_t near_row) {                                                                                 \
+        gemm_tile(rows, nv, paired, k, a, b, c, c_row, add, near, near_row);                                \
     }
 
 /* X(kind, paired, rows, nv) for every number of rows */

@@ -10,6 +10,10 @@
 #define CK_PAIRED 0
 #endif
 
+/* Where rows are read as they lie, all panels take so many units before the next ones, which are fetched
+ * meanwhile. */
+#define CK_PACK_UNITS 16
+
 /* Units of k elements. */
 INLINE int64_t FN(units)(int64_t k) { return CK_PAIRED ? ck_ceil_div(k, 2) : k; }
 
@@ -52,6 +56,8 @@ INLINE void FN(pack_units)(float *dst, const int width, const real *src, int64_t
             float *to = dst + u * width;
 #pragma GCC unroll 4
             for (int j = 0; j < width; j += VL) {
+                __builtin_prefetch(from + CK_PACK_UNITS * step * p_stride + j);
+                if (CK_PAIRED) __builtin_prefetch(from + (CK_PACK_UNITS * step + 1) * p_stride + j);
                 const int64_t lanes = ck_min(VL, width - j), have = ck_max(0, ck_min(lanes, count - j));
                 v_store_n(to + j, FN(load_across)(from + j, have, p_stride, second), lanes);
             }
@@ -66,8 +72,10 @@ INLINE void FN(pack_units)(float *dst, const int width, const real *src, int64_t
             float *to = dst + u * width + j;
             if (here == VL && left >= VL * step && j + ck_min(VL, width - j) <= count) {
 #pragma GCC unroll 16
-                for (int i = 0; i < VL; i++)
+                for (int i = 0; i < VL; i++) {
+                    if (j + i < width) __builtin_prefetch(from + i * j_stride + 4 * VL * step);
                     block[i] = j + i < width ? FN(load_along)(from + i * j_stride, VL, VL * step) : v_zero();
+                }
                 v_transpose(block);
 #pragma GCC unroll 16
                 for (int i = 0; i < VL; i++) v_store(to + i * width, block[i]);
@@ -85,7 +93,7 @@ INLINE void FN(pack_units)(float *dst, const int width, const real *src, int64_t
  * that what is contiguous across them is read as it lies. */
 INLINE void FN(pack_panels)(float *dst, const int width, const real *src, int64_t j_stride, int64_t p_stride,
                             int64_t n, int64_t k) {
-    const int64_t units = FN(units)(k), some = j_stride == 1 ? 16 : units;
+    const int64_t units = FN(units)(k), some = j_stride == 1 ? CK_PACK_UNITS : units;
     for (int64_t u = 0; u < units; u += some)
         for (int64_t j = 0; j < n; j += width)
             FN(pack_units)(dst + j * units, width, src + j * j_stride, j_stride, p_stride, ck_min(width, n - j), k, u,
@@ -102,4 +110,23 @@ static __attribute__((noinline)) void FN(pack_right)(float *dst, const real *b, 
 static __attribute__((noinline)) void FN(pack_left)(float *dst, const real *a, int64_t a_row, int64_t a_col, int64_t m,
                                                     int64_t k) {
     FN(pack_panels)(dst, CK_GEMM_MR, a, a_row, a_col, m, k);
+}
+
+/* c (rows, cols) = t + bias + residual (+ c), from fp32 t to real or fp32 c; residual is of c's type. */
+INLINE void FN(finish)(void *c, const int c_is_f32, int64_t c_row, const float *t, int64_t t_row,
+                       int64_t rows, int64_t cols, int add, const float *bias, const void *residual,
+                       int64_t residual_row) {
+    for (int64_t i = 0; i < rows; i++) {
+        for (int64_t j = 0; j < cols; j += VL) {
+            const int64_t m = ck_min(VL, cols - j), at = i * c_row + j, beside = i * residual_row + j;
+            vf x = v_load_n(t + i * t_row + j, m);
+            if (add) x = v_add(x, c_is_f32 ? v_load_n((float *)c + at, m) : r_load_n((real *)c + at, m));
+            if (bias) x = v_add(x, v_load_n(bias + j, m));
+            if (residual)
+                x = v_add(x, c_is_f32 ? v_load_n((const float *)residual + beside, m)
+                                      : r_load_n((const real *)residual + beside, m));
+            if (c_is_f32) v_store_n((float *)c + at, x, m);
+            else r_store_n((real *)c + at, x, m);
+        }
+    }
 }

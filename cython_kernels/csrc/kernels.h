@@ -134,11 +134,12 @@ typedef struct {
 } ck_cross_entropy_args;
 
 typedef struct {
-    float *param, *m, *v;
-    const float *grad;
+    float *param, *m, *v, *grad;
+    uint16_t *copy;         /* adamw: the new param in bf16, or NULL */
     int64_t n, step;
     double lr, beta1, beta2, eps, weight_decay, grad_scale;
     int nesterov;           /* sgd: beta1 is the momentum, m its buffer */
+    int zero_grad;          /* adamw: grad is zero afterwards */
 } ck_optimizer_args;
 
 typedef struct { const void *x; int64_t n; double *sum; } ck_sum_of_squares_args;
@@ -160,16 +161,27 @@ typedef struct {
     double result;
 } ck_stream_args;
 
+/* reduce.h: dtypes and operations are numbered as in comm/csrc/reduce.h. */
+enum { CK_REDUCE_F32, CK_REDUCE_BF16, CK_REDUCE_F64, CK_REDUCE_I32, CK_REDUCE_I64 };
+typedef struct {
+    void *const *dst;
+    const void *const *src;
+    int64_t count;
+    int n_dst, n_src, dtype, op, stream;
+} ck_reduce_args;
+
 /* One kernel per op and storage type; the same list declares the table and fills it. */
 #define CK_REAL_OPS(X)                                                                                      \
     X(gemm) X(gemm_f32) X(embedding_forward) X(embedding_backward) X(rms_norm_forward) X(rms_norm_backward) \
     X(layer_norm_forward) X(layer_norm_backward) X(rope) X(attention_forward) X(attention_backward)         \
     X(swiglu_forward) X(swiglu_backward) X(gelu_forward) X(gelu_backward) X(add) X(cross_entropy_forward)   \
-    X(cross_entropy_backward) X(sum_of_squares)                                                             \
-    X(cast_to_f32) X(cast_to_bf16)
+    X(cross_entropy_backward) X(cross_entropy_backward_from_f32) X(sum_of_squares) X(cast_to_f32)           \
+    X(cast_to_bf16)
 /* Kernels without a storage type. vector_*: vmath.h behind a door, so that its error bounds can be tested. */
 #define CK_F32_OPS(X)                                                                                       \
-    X(adamw_step) X(sgd_step) X(vector_exp) X(vector_normal_cdf) X(peak_f32) X(peak_bf16) X(stream)
+    X(adamw_step) X(sgd_step) X(reduce_n) X(peak_f32) X(peak_bf16) X(stream) X(vector_exp) X(vector_exp2)   \
+    X(vector_exp2_degree4) X(vector_exp2_degree3) X(vector_sigmoid) X(vector_sigmoid_degree3)               \
+    X(vector_normal_cdf) X(vector_normal_cdf_degree3)
 
 typedef struct {
     int abi;

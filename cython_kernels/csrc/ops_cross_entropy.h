@@ -19,9 +19,10 @@ static void FN(cross_entropy_forward)(const void *args, const ck_team *team) {
             for (int64_t i = whole; i < count; i++) block_max = fmaxf(block_max, r_get(block + i));
             const float before = largest;
             largest = fmaxf(largest, block_max);
-            const vf shift = v_set1(largest == -INFINITY ? 0.0f : largest);  /* -Inf - -Inf would be NaN */
+            /* -Inf - -Inf would be NaN */
+            const vf factor = v_set1(CK_LOG2_E), shift = v_set1(largest == -INFINITY ? 0.0f : largest * -CK_LOG2_E);
             EACH_VECTOR(i, m, count,
-                sum = v_add(sum, v_keep_n(v_exp(v_sub(r_load_n(block + i, m), shift)), m)););
+                sum = v_add(sum, v_keep_n(v_exp2(v_fma(r_load_n(block + i, m), factor, shift), 5), m)););
             total = total * (before == largest ? 1.0f : expf(before - largest)) + v_sum(sum);
         }
         const int64_t target = a->targets[r] - a->vocab_start;
@@ -31,12 +32,17 @@ static void FN(cross_entropy_forward)(const void *args, const ck_team *team) {
     }
 }
 
-/* dlogits = exp(l - lse) - onehot(target), unnormalised; an ignored row is zero. dlogits may be logits. */
-static void FN(cross_entropy_backward)(const void *args, const ck_team *team) {
-    const ck_cross_entropy_args *a = args;
+/* dlogits = exp(l - lse) - onehot(target), unnormalised; an ignored row is zero. dlogits may be logits, which are
+ * fp32 or real. */
+INLINE void FN(cross_entropy_backward_rows)(const ck_cross_entropy_args *a, const ck_team *team, const int from_f32) {
     const ck_range rows = ck_split(a->n, ck_row_grain(a->v * sizeof(real)), team->size, team->index);
+    const int streaming = a->dlogits != a->logits
+        && ck_streams(team, a->dlogits, a->n * a->v * sizeof(real), a->dlogits_row * sizeof(real));
+    const vf factor = v_set1(CK_LOG2_E);
     for (int64_t r = rows.begin; r < rows.end; r++) {
-        const real *logits = (const real *)a->logits + r * a->logits_row;
+        const int64_t at = r * a->logits_row;
+        const float *wide = (const float *)a->logits + at;
+        const real *narrow = (const real *)a->logits + at;
         real *dlogits = (real *)a->dlogits + r * a->dlogits_row;
         if (a->targets[r] == a->ignore_index) {
             memset(dlogits, 0, (size_t)a->v * sizeof(real));
@@ -44,9 +50,21 @@ static void FN(cross_entropy_backward)(const void *args, const ck_team *team) {
         }
         const int64_t target = a->targets[r] - a->vocab_start;
         const int here = target >= 0 && target < a->v;
-        const float at_target = here ? expf(r_get(logits + target) - a->lse[r]) - 1.0f : 0.0f;
-        const vf lse = v_set1(a->lse[r]);
-        EACH_VECTOR(i, m, a->v, r_store_n(dlogits + i, v_exp(v_sub(r_load_n(logits + i, m), lse)), m););
-        if (here) r_store_n(dlogits + target, v_set1(at_target), 1);
+        const float logit = !here ? 0.0f : from_f32 ? wide[target] : r_get(narrow + target);
+        const vf shift = v_set1(a->lse[r] * -CK_LOG2_E);
+        EACH_VECTOR(i, m, a->v,
+            const vf l = from_f32 ? v_load_n(wide + i, m) : r_load_n(narrow + i, m);
+            r_put(dlogits + i, v_exp2(v_fma(l, factor, shift), CK_DEGREE), m, streaming););
+        if (streaming) ck_store_fence();
+        if (here) r_store_n(dlogits + target, v_set1(expf(logit - a->lse[r]) - 1.0f), 1);
     }
+}
+
+static void FN(cross_entropy_backward)(const void *args, const ck_team *team) {
+    FN(cross_entropy_backward_rows)(args, team, CK_STORAGE == CK_F32);
+}
+
+/* From fp32 logits, whatever dlogits are. */
+static void FN(cross_entropy_backward_from_f32)(const void *args, const ck_team *team) {
+    FN(cross_entropy_backward_rows)(args, team, 1);
 }

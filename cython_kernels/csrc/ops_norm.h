@@ -4,44 +4,62 @@
 
 #define ROW(pointer, prefix, r) ((pointer) + ((r) / a->h) * a->prefix##_n + ((r) % a->h) * a->prefix##_h)
 
+/* Sum over a row of x - center, or of its square, in four parts so that no addition waits for the one before. `next`
+ * is the row after, asked for meanwhile. */
+INLINE float FN(row_sum)(const real *x, const real *next, int64_t c, vf center, const int squared) {
+    vf sum[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
+    const int64_t whole = c / (4 * VL) * (4 * VL);
+    for (int64_t i = 0; i < whole; i += 4 * VL)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) {
+            const vf v = v_sub(r_load_n(x + i + j * VL, VL), center);
+            ck_prefetch(next + i + j * VL);
+            sum[j] = squared ? v_fma(v, v, sum[j]) : v_add(sum[j], v);
+        }
+    EACH_VECTOR(i, m, c - whole,  /* lanes past the end hold zero, and so must the center there */
+        const vf v = v_sub(r_load_n(x + whole + i, m), v_keep_n(center, m));
+        sum[0] = squared ? v_fma(v, v, sum[0]) : v_add(sum[0], v););
+    return v_sum(v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
+}
+
 static void FN(rms_norm_forward)(const void *args, const ck_team *team) {
     const ck_norm_forward_args *a = args;
     const ck_range rows = ck_split(a->n * a->h, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
+    const int streaming = a->y != a->x
+        && ck_streams(team, a->y, a->n * a->h * a->c * sizeof(real), (a->y_n | a->y_h) * sizeof(real));
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *x = ROW((const real *)a->x, x, r);
         real *y = ROW((real *)a->y, y, r);
-        vf squares = v_zero();
-        EACH_VECTOR(i, m, a->c, const vf v = r_load_n(x + i, m); squares = v_fma(v, v, squares););
-        const float rstd = 1.0f / sqrtf(v_sum(squares) / (float)a->c + a->eps);
+        const float squares = FN(row_sum)(x, x + (a->h == 1 ? a->x_n : a->x_h), a->c, v_zero(), 1);
+        const float rstd = 1.0f / sqrtf(squares / (float)a->c + a->eps);
         const vf scale = v_set1(rstd);
         EACH_VECTOR(i, m, a->c,
-            r_store_n(y + i, v_mul(v_mul(r_load_n(x + i, m), scale), v_load_n(a->w + i, m)), m););
+            r_put(y + i, v_mul(v_mul(r_load_n(x + i, m), scale), v_load_n(a->w + i, m)), m, streaming););
         a->rstd[r] = rstd;
     }
+    if (streaming) ck_store_fence();
 }
 
 static void FN(layer_norm_forward)(const void *args, const ck_team *team) {
     const ck_norm_forward_args *a = args;
     const ck_range rows = ck_split(a->n * a->h, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
+    const int streaming = a->y != a->x
+        && ck_streams(team, a->y, a->n * a->h * a->c * sizeof(real), (a->y_n | a->y_h) * sizeof(real));
     for (int64_t r = rows.begin; r < rows.end; r++) {
-        const real *x = ROW((const real *)a->x, x, r);
+        const real *x = ROW((const real *)a->x, x, r), *next = x + (a->h == 1 ? a->x_n : a->x_h);
         real *y = ROW((real *)a->y, y, r);
-        vf sum = v_zero(), squares = v_zero();
-        EACH_VECTOR(i, m, a->c, sum = v_add(sum, r_load_n(x + i, m)););
-        const float mean = v_sum(sum) / (float)a->c;
+        const float mean = FN(row_sum)(x, next, a->c, v_zero(), 0) / (float)a->c;
         const vf center = v_set1(mean);
-        /* lanes past the end must not add mean^2: they hold zero, and so does the center there */
-        EACH_VECTOR(i, m, a->c,
-            const vf v = v_sub(r_load_n(x + i, m), v_keep_n(center, m));
-            squares = v_fma(v, v, squares););
-        const float rstd = 1.0f / sqrtf(v_sum(squares) / (float)a->c + a->eps);
+        const float squares = FN(row_sum)(x, next, a->c, center, 1);
+        const float rstd = 1.0f / sqrtf(squares / (float)a->c + a->eps);
         const vf scale = v_set1(rstd);
         EACH_VECTOR(i, m, a->c,
             const vf v = v_mul(v_sub(r_load_n(x + i, m), center), scale);
-            r_store_n(y + i, v_fma(v, v_load_n(a->w + i, m), v_load_n(a->b + i, m)), m););
+            r_put(y + i, v_fma(v, v_load_n(a->w + i, m), v_load_n(a->b + i, m)), m, streaming););
         a->mean[r] = mean;
         a->rstd[r] = rstd;
     }
+    if (streaming) ck_store_fence();
 }
 
 /* into[i] += the threads' partial sums, in the order of the threads; the columns are divided among them. */
@@ -64,10 +82,13 @@ INLINE void FN(norm_backward)(const ck_norm_backward_args *a, const ck_team *tea
     const ck_range rows = ck_split(a->n * a->h, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *x = ROW((const real *)a->x, x, r), *dy = ROW((const real *)a->dy, dy, r);
+        const real *next = x + (a->h == 1 ? a->x_n : a->x_h), *next_dy = dy + (a->h == 1 ? a->dy_n : a->dy_h);
         real *dx = ROW((real *)a->dx, dx, r);
         const vf center = v_set1(centered ? a->mean[r] : 0.0f), rstd = v_set1(a->rstd[r]);
         vf sum_g = v_zero(), sum_g_xh = v_zero();
         EACH_VECTOR(i, m, a->c,
+            ck_prefetch(next + i);
+            ck_prefetch(next_dy + i);
             const vf grad = r_load_n(dy + i, m);
             const vf xh = v_mul(v_sub(r_load_n(x + i, m), center), rstd);
             const vf g = v_mul(grad, v_load_n(a->w + i, m));

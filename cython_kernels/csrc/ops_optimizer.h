@@ -1,11 +1,14 @@
 /* Optimizer steps on flat fp32 buffers, one element independent of the next. */
 
-/* AdamW (Loshchilov & Hutter 2019): decoupled decay, bias-corrected moments. */
+/* AdamW (Loshchilov & Hutter 2019): decoupled decay, bias-corrected moments. The bf16 copy of the parameters and the
+ * zeroing of the gradient ride along, where each would be a pass over memory of its own. */
 static void adamw_step(const void *args, const ck_team *team) {
     const ck_optimizer_args *a = args;
     const ck_range part = ck_split(a->n, 64, team->size, team->index);
     float *param = a->param + part.begin, *first = a->m + part.begin, *second = a->v + part.begin;
-    const float *grad = a->grad + part.begin;
+    float *grad = a->grad + part.begin;
+    uint16_t *copy = a->copy ? a->copy + part.begin : NULL;
+    const int streaming = copy && ck_streams(team, a->copy, a->n * sizeof *copy, 0), zero_grad = a->zero_grad;
     const vf scale = v_set1((float)a->grad_scale), keep = v_set1((float)(1.0 - a->lr * a->weight_decay));
     const vf beta1 = v_set1((float)a->beta1), rest1 = v_set1((float)(1.0 - a->beta1));
     const vf beta2 = v_set1((float)a->beta2), rest2 = v_set1((float)(1.0 - a->beta2));
@@ -17,10 +20,16 @@ static void adamw_step(const void *args, const ck_team *team) {
         const vf m = v_fma(beta1, v_load_n(first + i, n), v_mul(rest1, g));
         const vf v = v_fma(beta2, v_load_n(second + i, n), v_mul(rest2, v_mul(g, g)));
         const vf denominator = v_fma(v_sqrt(v), correction2, eps);
-        const vf p = v_mul(v_load_n(param + i, n), keep);
+        const vf p = v_sub(v_mul(v_load_n(param + i, n), keep), v_div(v_mul(step_size, m), denominator));
         v_store_n(first + i, m, n);
         v_store_n(second + i, v, n);
-        v_store_n(param + i, v_sub(p, v_div(v_mul(step_size, m), denominator)), n););
+        v_store_n(param + i, p, n);
+        if (zero_grad) v_store_n(grad + i, v_zero(), n);
+        if (copy) {
+            if (streaming && n == VL) v_stream_bf16(copy + i, p);
+            else v_store_bf16_n(copy + i, p, n);
+        });
+    if (streaming) ck_store_fence();
 }
 
 /* SGD with momentum as in PyTorch: decay is added to the gradient; the buffer starts at zero. */
@@ -37,21 +46,4 @@ static void sgd_step(const void *args, const ck_team *team) {
         const vf b = v_fma(momentum, v_load_n(buffer + i, n), g);
         v_store_n(buffer + i, b, n);
         v_store_n(param + i, v_sub(p, v_mul(lr, a->nesterov ? v_fma(momentum, b, g) : b)), n););
-}
-
-static void vector_exp(const void *args, const ck_team *team) {
-    const ck_cast_args *a = args;
-    const ck_range part = ck_split(a->n, 64, team->size, team->index);
-    float *y = (float *)a->dst + part.begin;
-    const float *x = (const float *)a->src + part.begin;
-    EACH_VECTOR(i, n, part.end - part.begin, v_store_n(y + i, v_exp(v_load_n(x + i, n)), n););
-}
-
-static void vector_normal_cdf(const void *args, const ck_team *team) {
-    const ck_cast_args *a = args;
-    const ck_range part = ck_split(a->n, 64, team->size, team->index);
-    float *y = (float *)a->dst + part.begin;
-    const float *x = (const float *)a->src + part.begin;
-    vf unused;
-    EACH_VECTOR(i, n, part.end - part.begin, v_store_n(y + i, v_normal_cdf(v_load_n(x + i, n), &unused), n););
 }

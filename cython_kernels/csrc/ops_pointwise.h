@@ -3,9 +3,24 @@
 static void FN(embedding_forward)(const void *args, const ck_team *team) {
     const ck_embedding_args *a = args;
     const ck_range rows = ck_split(a->n, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
-    for (int64_t r = rows.begin; r < rows.end; r++)
-        memcpy((real *)a->y + r * a->y_row, (const real *)a->x + a->ids[r] * a->x_row,
-               (size_t)a->c * sizeof(real));
+    const int streaming = ck_streams(team, a->y, a->n * a->c * sizeof(real), a->y_row * sizeof(real));
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+        const real *x = (const real *)a->x + a->ids[r] * a->x_row;
+        real *y = (real *)a->y + r * a->y_row;
+        if (!streaming) {
+            memcpy(y, x, (size_t)a->c * sizeof(real));
+            continue;
+        }
+        enum { PER = 4 / sizeof(real) };  /* elements in a 32-bit lane, copied as they are */
+        const real *next = (const real *)a->x + a->ids[ck_min(r + 2, a->n - 1)] * a->x_row;
+        int64_t i = 0;
+        for (; i + PER * VL <= a->c; i += PER * VL) {
+            ck_prefetch(next + i);
+            v_stream((float *)(y + i), v_load((const float *)(x + i)));
+        }
+        memcpy(y + i, x + i, (size_t)(a->c - i) * sizeof(real));
+    }
+    if (streaming) ck_store_fence();
 }
 
 /* Each thread takes a range of columns and walks all rows in order: no races, one order for any number of
@@ -17,7 +32,11 @@ static void FN(embedding_backward)(const void *args, const ck_team *team) {
     for (int64_t r = 0; r < a->n; r++) {
         float *into = (float *)a->y + a->ids[r] * a->y_row + columns.begin;
         const real *dy = (const real *)a->x + r * a->x_row + columns.begin;
-        EACH_VECTOR(i, m, count, v_store_n(into + i, v_add(v_load_n(into + i, m), r_load_n(dy + i, m)), m););
+        const float *next = (const float *)a->y + a->ids[ck_min(r + 1, a->n - 1)] * a->y_row + columns.begin;
+        EACH_VECTOR(i, m, count,
+            ck_prefetch(next + i);
+            ck_prefetch(dy + a->x_row + i);
+            v_store_n(into + i, v_add(v_load_n(into + i, m), r_load_n(dy + i, m)), m););
     }
 }
 
@@ -30,17 +49,21 @@ static void FN(rope)(const void *args, const ck_team *team) {
     const vf sign = v_set1(a->inverse ? -1.0f : 1.0f);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const float *cosine = a->cos + a->positions[r] * half, *sine = a->sin + a->positions[r] * half;
-        for (int64_t h = 0; h < a->h; h++) {
-            const real *x = (const real *)a->x + r * a->x_n + h * a->x_h;
-            real *y = (real *)a->y + r * a->y_n + h * a->y_h;
-            EACH_VECTOR(i, m, half,
-                const vf c = v_load_n(cosine + i, m);
-                const vf s = v_mul(v_load_n(sine + i, m), sign);
-                const vf low = r_load_n(x + i, m);
-                const vf high = r_load_n(x + half + i, m);
-                r_store_n(y + i, v_sub(v_mul(low, c), v_mul(high, s)), m);
-                r_store_n(y + half + i, v_fma(low, s, v_mul(high, c)), m););
-        }
+        const real *x = (const real *)a->x + r * a->x_n;
+        real *y = (real *)a->y + r * a->y_n;
+        EACH_VECTOR(i, m, half,
+            const vf c = v_load_n(cosine + i, m);
+            const vf s = v_mul(v_load_n(sine + i, m), sign);
+            for (int64_t h = 0; h < a->h; h++) {
+                const real *from = x + h * a->x_h + i;
+                real *to = y + h * a->y_h + i;
+                ck_prefetch(from + a->x_n);
+                ck_prefetch(from + a->x_n + half);
+                const vf low = r_load_n(from, m);
+                const vf high = r_load_n(from + half, m);
+                r_store_n(to, v_sub(v_mul(low, c), v_mul(high, s)), m);
+                r_store_n(to + half, v_fma(low, s, v_mul(high, c)), m);
+            });
     }
 }
 
@@ -48,13 +71,17 @@ static void FN(rope)(const void *args, const ck_team *team) {
 static void FN(swiglu_forward)(const void *args, const ck_team *team) {
     const ck_swiglu_args *a = args;
     const ck_range rows = ck_split(a->n, ck_row_grain(a->i * sizeof(real)), team->size, team->index);
+    const int streaming = ck_streams(team, a->y, a->n * a->i * sizeof(real), a->y_row * sizeof(real));
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *gate = (const real *)a->gate_up + r * a->gate_up_row, *up = gate + a->i;
         real *y = (real *)a->y + r * a->y_row;
         EACH_VECTOR(i, m, a->i,
+            ck_prefetch(gate + i + a->gate_up_row);
+            ck_prefetch(up + i + a->gate_up_row);
             const vf g = r_load_n(gate + i, m);
-            r_store_n(y + i, v_mul(v_mul(g, v_sigmoid(g)), r_load_n(up + i, m)), m););
+            r_put(y + i, v_mul(v_mul(g, v_sigmoid(g, CK_DEGREE)), r_load_n(up + i, m)), m, streaming););
     }
+    if (streaming) ck_store_fence();
 }
 
 /* dup = dy silu(g); dgate = dy up s (1 + g (1 - s)), s = sigmoid(g). */
@@ -62,40 +89,49 @@ static void FN(swiglu_backward)(const void *args, const ck_team *team) {
     const ck_swiglu_args *a = args;
     const ck_range rows = ck_split(a->n, ck_row_grain(a->i * sizeof(real)), team->size, team->index);
     const vf one = v_set1(1.0f);
+    const int64_t bytes = a->n * a->i * sizeof(real);
+    const int fresh = a->dgate_up != a->gate_up;
+    const int streams_d = fresh && a->i * sizeof(real) % 64 == 0
+        && ck_streams(team, a->dgate_up, 2 * bytes, a->dgate_up_row * sizeof(real));
+    const int streams_y = a->y && ck_streams(team, a->y, bytes, a->y_row * sizeof(real));
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *gate = (const real *)a->gate_up + r * a->gate_up_row, *up = gate + a->i;
         const real *dy = (const real *)a->dy + r * a->dy_row;
         real *dgate = (real *)a->dgate_up + r * a->dgate_up_row, *dup = dgate + a->i;
         real *y = a->y ? (real *)a->y + r * a->y_row : NULL;
         EACH_VECTOR(i, m, a->i,
+            ck_prefetch(gate + i + a->gate_up_row);
+            ck_prefetch(up + i + a->gate_up_row);
+            ck_prefetch(dy + i + a->dy_row);
             const vf g = r_load_n(gate + i, m);
             const vf u = r_load_n(up + i, m);
             const vf d = r_load_n(dy + i, m);
-            const vf s = v_sigmoid(g);
+            const vf s = v_sigmoid(g, CK_DEGREE);
             const vf silu = v_mul(g, s);
-            if (y) r_store_n(y + i, v_mul(silu, u), m);
-            r_store_n(dup + i, v_mul(d, silu), m);
-            r_store_n(dgate + i, v_mul(v_mul(d, u), v_mul(s, v_fma(g, v_sub(one, s), one))), m););
+            if (y) r_put(y + i, v_mul(silu, u), m, streams_y);
+            r_put(dup + i, v_mul(d, silu), m, streams_d);
+            r_put(dgate + i, v_mul(v_mul(d, u), v_mul(s, v_fma(g, v_sub(one, s), one))), m, streams_d););
     }
+    if (streams_d || streams_y) ck_store_fence();
 }
 
 /* GELU (Hendrycks & Gimpel 2016): x Phi(x), or the tanh form, which is x sigmoid(2 u), u = sqrt(2/pi)(x +
  * 0.044715 x^3). */
 INLINE vf FN(gelu)(vf x, const int tanh) {
     vf unused;
-    if (!tanh) return v_mul(x, v_normal_cdf(x, &unused));
+    if (!tanh) return v_mul(x, v_normal_cdf(x, &unused, CK_DEGREE));
     const vf u2 = v_mul(v_set1(1.5957691216f), v_mul(x, v_fma(v_mul(x, x), v_set1(0.044715f), v_set1(1.0f))));
-    return v_mul(x, v_sigmoid(u2));
+    return v_mul(x, v_sigmoid(u2, CK_DEGREE));
 }
 
 INLINE vf FN(gelu_slope)(vf x, const int tanh) {
     if (!tanh) {  /* Phi(x) + x phi(x) */
         vf exponential;
-        const vf cdf = v_normal_cdf(x, &exponential);
+        const vf cdf = v_normal_cdf(x, &exponential, CK_DEGREE);
         return v_fma(v_mul(x, v_set1(0.3989422804f)), exponential, cdf);
     }
     const vf one = v_set1(1.0f), k = v_set1(1.5957691216f), square = v_mul(x, x);
-    const vf s = v_sigmoid(v_mul(k, v_mul(x, v_fma(square, v_set1(0.044715f), one))));
+    const vf s = v_sigmoid(v_mul(k, v_mul(x, v_fma(square, v_set1(0.044715f), one))), CK_DEGREE);
     const vf du2 = v_mul(k, v_fma(square, v_set1(3.0f * 0.044715f), one));
     return v_fma(v_mul(v_mul(x, s), v_sub(one, s)), du2, s);
 }
@@ -103,33 +139,37 @@ INLINE vf FN(gelu_slope)(vf x, const int tanh) {
 #define ROWS_OF_POINTWISE(body)                                                                             \
     const ck_pointwise_args *a = args;                                                                      \
     const ck_range rows = ck_split(a->n, ck_row_grain(a->c * sizeof(real)), team->size, team->index);       \
+    const int streaming = a->out != a->a && a->out != a->b                                                  \
+        && ck_streams(team, a->out, a->n * a->c * sizeof(real), a->out_row * sizeof(real));                       \
     for (int64_t r = rows.begin; r < rows.end; r++) {                                                       \
         const real *x = (const real *)a->a + r * a->a_row, *other = (const real *)a->b + r * a->b_row;      \
         real *out = (real *)a->out + r * a->out_row;                                                        \
         (void)other;                                                                                        \
         body                                                                                                \
-    }
+    }                                                                                                       \
+    if (streaming) ck_store_fence();
 
 static void FN(gelu_forward)(const void *args, const ck_team *team) {
     ROWS_OF_POINTWISE(
-        if (a->tanh) EACH_VECTOR(i, m, a->c, r_store_n(out + i, FN(gelu)(r_load_n(x + i, m), 1), m););
-        else EACH_VECTOR(i, m, a->c, r_store_n(out + i, FN(gelu)(r_load_n(x + i, m), 0), m););)
+        if (a->tanh) EACH_VECTOR(i, m, a->c, r_put(out + i, FN(gelu)(r_load_n(x + i, m), 1), m, streaming););
+        else EACH_VECTOR(i, m, a->c, r_put(out + i, FN(gelu)(r_load_n(x + i, m), 0), m, streaming););)
 }
 
 static void FN(gelu_backward)(const void *args, const ck_team *team) {
     ROWS_OF_POINTWISE(  /* a is x, b is dy */
         if (a->tanh)
             EACH_VECTOR(i, m, a->c,
-                r_store_n(out + i, v_mul(r_load_n(other + i, m), FN(gelu_slope)(r_load_n(x + i, m), 1)), m););
+                r_put(out + i, v_mul(r_load_n(other + i, m), FN(gelu_slope)(r_load_n(x + i, m), 1)), m,
+                      streaming););
         else
             EACH_VECTOR(i, m, a->c,
-                r_store_n(out + i, v_mul(r_load_n(other + i, m), FN(gelu_slope)(r_load_n(x + i, m), 0)),
-                          m););)
+                r_put(out + i, v_mul(r_load_n(other + i, m), FN(gelu_slope)(r_load_n(x + i, m), 0)), m,
+                      streaming););)
 }
 
 static void FN(add)(const void *args, const ck_team *team) {
     ROWS_OF_POINTWISE(
-        EACH_VECTOR(i, m, a->c, r_store_n(out + i, v_add(r_load_n(x + i, m), r_load_n(other + i, m)), m););)
+        EACH_VECTOR(i, m, a->c, r_put(out + i, v_add(r_load_n(x + i, m), r_load_n(other + i, m)), m, streaming););)
 }
 
 #undef ROWS_OF_POINTWISE
@@ -139,7 +179,12 @@ static void FN(cast_to_f32)(const void *args, const ck_team *team) {
     const ck_range part = ck_split(a->n, 64, team->size, team->index);
     float *dst = (float *)a->dst + part.begin;
     const real *src = (const real *)a->src + part.begin;
-    EACH_VECTOR(i, m, part.end - part.begin, v_store_n(dst + i, r_load_n(src + i, m), m););
+    const int streaming = ck_streams(team, a->dst, a->n * sizeof *dst, 0);
+    EACH_VECTOR(i, m, part.end - part.begin,
+        const vf x = r_load_n(src + i, m);
+        if (streaming && m == VL) v_stream(dst + i, x);
+        else v_store_n(dst + i, x, m););
+    if (streaming) ck_store_fence();
 }
 
 static void FN(cast_to_bf16)(const void *args, const ck_team *team) {
@@ -147,7 +192,12 @@ static void FN(cast_to_bf16)(const void *args, const ck_team *team) {
     const ck_range part = ck_split(a->n, 64, team->size, team->index);
     uint16_t *dst = (uint16_t *)a->dst + part.begin;
     const real *src = (const real *)a->src + part.begin;
-    EACH_VECTOR(i, m, part.end - part.begin, v_store_bf16_n(dst + i, r_load_n(src + i, m), m););
+    const int streaming = ck_streams(team, a->dst, a->n * sizeof *dst, 0);
+    EACH_VECTOR(i, m, part.end - part.begin,
+        const vf x = r_load_n(src + i, m);
+        if (streaming && m == VL) v_stream_bf16(dst + i, x);
+        else v_store_bf16_n(dst + i, x, m););
+    if (streaming) ck_store_fence();
 }
 
 /* fp64 sums: each thread one, added by the first in the order of the threads. */
@@ -155,9 +205,13 @@ static void FN(sum_of_squares)(const void *args, const ck_team *team) {
     const ck_sum_of_squares_args *a = args;
     const ck_range part = ck_split(a->n, 64, team->size, team->index);
     const real *x = (const real *)a->x + part.begin;
-    vd sum = vd_zero();
-    EACH_VECTOR(i, m, part.end - part.begin, sum = vd_add_squares(sum, r_load_n(x + i, m)););
-    *(double *)team->scratch = vd_sum(sum);
+    const int64_t n = part.end - part.begin, whole = n / (4 * VL) * (4 * VL);
+    vd sum[4] = {vd_zero(), vd_zero(), vd_zero(), vd_zero()};
+    for (int64_t i = 0; i < whole; i += 4 * VL)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) sum[j] = vd_add_squares(sum[j], r_load_n(x + i + j * VL, VL));
+    EACH_VECTOR(i, m, n - whole, sum[0] = vd_add_squares(sum[0], r_load_n(x + whole + i, m)););
+    *(double *)team->scratch = (vd_sum(sum[0]) + vd_sum(sum[1])) + (vd_sum(sum[2]) + vd_sum(sum[3]));
     ck_barrier(team);
     if (team->index == 0) {
         double total = 0.0;

@@ -21,6 +21,7 @@
 #include <sched.h>
 #include <signal.h>
 #include <stdatomic.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
@@ -138,13 +139,32 @@ static int reserve_scratch(int threads) {
     return 0;
 }
 
-/* As the C library tells; usual sizes where it does not know. */
+/* The size of the data cache of a level, as the first CPU's files tell; `usual` where they are hidden. (The C
+ * library's sysconf gives the sum over a socket for the third level of some processors.) */
+static int64_t cache_bytes(int level, int64_t usual) {
+    for (int index = 0; index < 8; index++) {
+        char path[96], type[16] = "";
+        int found = 0;
+        long long size = 0;
+        static const char *const names[] = {"level", "type", "size"};
+        for (int name = 0; name < 3; name++) {
+            snprintf(path, sizeof path, "/sys/devices/system/cpu/cpu0/cache/index%d/%s", index, names[name]);
+            FILE *file = fopen(path, "re");
+            if (file == NULL) return usual;
+            const int read = name == 0 ? fscanf(file, "%d", &found)
+                           : name == 1 ? fscanf(file, "%15s", type) : fscanf(file, "%lldK", &size);
+            fclose(file);
+            if (read != 1) return usual;
+        }
+        if (found == level && type[0] != 'I' && size > 0) return size << 10;
+    }
+    return usual;
+}
+
 static void read_caches(void) {
-    const long l1 = sysconf(_SC_LEVEL1_DCACHE_SIZE), l2 = sysconf(_SC_LEVEL2_CACHE_SIZE);
-    const long l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
-    pool.caches.l1 = l1 > 0 ? l1 : 32 << 10;
-    pool.caches.l2 = l2 > 0 ? l2 : 512 << 10;
-    pool.caches.l3 = l3 > 0 && l3 <= (32 << 20) ? l3 : 32 << 20;
+    pool.caches.l1 = cache_bytes(1, 32 << 10);
+    pool.caches.l2 = cache_bytes(2, 512 << 10);
+    pool.caches.l3 = cache_bytes(3, 16 << 20);
 }
 
 static void stop_workers(void) {
@@ -189,6 +209,8 @@ static int start_workers(int n) {
 }
 
 int ck_pool_threads(void) { return pool.threads; }
+
+const ck_caches *ck_pool_caches(void) { return &pool.caches; }
 
 int ck_pool_set_threads(int n) {
     static int registered;

@@ -11,6 +11,9 @@ int ck_pool_threads(void);
  * thread. */
 int ck_pool_set_threads(int n);
 
+/* The caches' sizes, read at the first ck_pool_set_threads. */
+const ck_caches *ck_pool_caches(void);
+
 /* Run kernel(args, team) on a team as large as `work` is worth; returns when all its threads are done. */
 void ck_pool_run(ck_kernel kernel, const void *args, int64_t work);
 

@@ -4,24 +4,52 @@
 #undef FN
 #undef r_load_n
 #undef r_store_n
+#undef r_stream
+#undef CK_DEGREE
+#undef CK_ROUGH
 #undef r_get
 
 #if CK_STORAGE == CK_BF16
 #define real uint16_t
 #define FN(name) name##_bf16
 #define r_load_n v_load_bf16_n
+#ifdef CK_ISA_BF16
+#define r_store_n v_store_bf16_flushed_n
+#define r_stream v_stream_bf16_flushed
+#else
 #define r_store_n v_store_bf16_n
+#define r_stream v_stream_bf16
+#endif
+/* Of vmath.h's functions: an error of 1e-4 is lost in the rounding of the result, 2e-3. */
+#define CK_DEGREE 3
+#define CK_ROUGH 1
 #define r_get(p) ck_from_bf16(*(p))
 #else
 #define real float
 #define FN(name) name##_f32
 #define r_load_n v_load_n
 #define r_store_n v_store_n
+#define r_stream v_stream
+#define CK_DEGREE 5
+#define CK_ROUGH 0
 #define r_get(p) (*(p))
 #endif
 
 /* The body runs for i = 0, VL, 2 VL ... < n, with m lanes each time: the constant VL, and the rest at the
  * end. */
+#ifndef r_put
+/* Whether to write past the caches: an output of that many bytes in all, more than the last of them holds, of which
+ * every row begins on a cache line. What is smaller may be read again from the cache by the next op. */
+INLINE int ck_streams(const ck_team *team, const void *out, int64_t bytes, int64_t row_bytes) {
+    return bytes >= team->caches->l3 && (((int64_t)(intptr_t)out | row_bytes) & 63) == 0;
+}
+/* A store of m lanes, past the caches when `streaming`. */
+#define r_put(p, x, m, streaming)                                                                           \
+    do {                                                                                                    \
+        if ((streaming) && (m) == VL) r_stream(p, x);                                                       \
+        else r_store_n(p, x, m);                                                                            \
+    } while (0)
+#endif
 #ifndef EACH_VECTOR
 #define EACH_VECTOR(i, m, n, ...)                                                                           \
     do {                                                                                                    \

@@ -2,8 +2,6 @@
 #include <immintrin.h>
 
 #define VL 8
-#define CK_MR 6
-#define CK_NR 16
 #define CK_GEMM_MR 6
 #define CK_GEMM_NV 2
 
@@ -113,4 +111,15 @@ SIMD vd vd_add_squares(vd sum, vf x) {
 SIMD double vd_sum(vd x) {
     const __m128d t = _mm_add_pd(_mm256_castpd256_pd128(x), _mm256_extractf128_pd(x, 1));
     return _mm_cvtsd_f64(_mm_add_sd(t, _mm_unpackhi_pd(t, t)));
+}
+
+SIMD void v_stream_u16(uint16_t *p, vi x) {
+    _mm_stream_si128((__m128i *)p,
+                     _mm_packus_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1)));
+}
+
+/* 1 / x; `rough` allows an error of 2^-14. */
+SIMD vf v_reciprocal(vf x, const int rough) {
+    (void)rough;
+    return v_div(v_set1(1.0f), x);
 }

@@ -2,8 +2,6 @@
 #include <immintrin.h>
 
 #define VL 16
-#define CK_MR 12
-#define CK_NR 32
 #ifndef CK_GEMM_MR
 #define CK_GEMM_MR 14
 #define CK_GEMM_NV 2
@@ -106,3 +104,38 @@ SIMD vd vd_add_squares(vd sum, vf x) {
     return _mm512_fmadd_pd(b, b, _mm512_fmadd_pd(a, a, sum));
 }
 SIMD double vd_sum(vd x) { return _mm512_reduce_add_pd(x); }
+
+SIMD void v_stream_u16(uint16_t *p, vi x) { _mm256_stream_si256((__m256i *)p, _mm512_cvtepi32_epi16(x)); }
+
+/* 1 / x for x in [1, 2^126], to 1.5 units of the last place; rough: to 2^-14, also for an infinity. */
+SIMD vf v_reciprocal(vf x, const int rough) {
+    const vf y = _mm512_rcp14_ps(x);
+    return rough ? y : _mm512_fmadd_ps(y, _mm512_fnmadd_ps(x, y, _mm512_set1_ps(1.0f)), y);
+}
+
+/* The nearest whole number. */
+SIMD vf v_whole(vf x) { return _mm512_roundscale_ps(x, 0x08); }
+
+#ifdef CK_ISA_BF16
+/* Rounded to nearest even; subnormals become zero. */
+SIMD void v_store_bf16_flushed_n(uint16_t *p, vf x, int64_t n) {
+    const __m256i half = (__m256i)_mm512_cvtneps_pbh(x);
+    if (n == VL) _mm256_storeu_si256((__m256i *)p, half);
+    else _mm256_mask_storeu_epi16(p, v_tail(n), half);
+}
+SIMD void v_stream_bf16_flushed(uint16_t *p, vf x) {
+    _mm256_stream_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x));
+}
+/* Pairs of bf16 in 32-bit lanes: sum + a.low b.low + a.high b.high. Subnormals count as zero. */
+SIMD vf v_dot_pairs(vf a, vf b, vf sum) {
+    return _mm512_dpbf16_ps(sum, (__m512bh)v_bits(a), (__m512bh)v_bits(b));
+}
+/* 2 VL bf16, rounded to nearest even: the lanes of low, then those of high. Subnormals become zero. */
+SIMD vf v_pairs_along(vf low, vf high) { return v_from_bits((__m512i)_mm512_cvtne2ps_pbh(high, low)); }
+/* The same with lane i holding the pair (low[i], high[i]). */
+SIMD vf v_pairs_across(vf low, vf high) {
+    const __m512i order = _mm512_set_epi16(31, 15, 30, 14, 29, 13, 28, 12, 27, 11, 26, 10, 25, 9, 24, 8, 23, 7, 22,
+                                           6, 21, 5, 20, 4, 19, 3, 18, 2, 17, 1, 16, 0);
+    return v_from_bits(_mm512_permutexvar_epi16(order, (__m512i)_mm512_cvtne2ps_pbh(high, low)));
+}
+#endif

@@ -3,8 +3,6 @@
 #include <string.h>
 
 #define VL 4
-#define CK_MR 4
-#define CK_NR 8
 #define CK_GEMM_MR 4
 #define CK_GEMM_NV 2
 
@@ -105,3 +103,11 @@ SIMD vd vd_add_squares(vd sum, vf x) {
     return (vd){sum.low + a * a, sum.high + b * b};
 }
 SIMD double vd_sum(vd x) { return (x.low[0] + x.low[1]) + (x.high[0] + x.high[1]); }
+
+SIMD void v_stream_u16(uint16_t *p, vi x) { v_store_u16_n(p, x, VL); }
+
+/* 1 / x; `rough` allows an error of 2^-14. */
+SIMD vf v_reciprocal(vf x, const int rough) {
+    (void)rough;
+    return v_div(v_set1(1.0f), x);
+}

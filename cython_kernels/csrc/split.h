@@ -26,24 +26,6 @@ static inline int64_t ck_row_grain(int64_t row_bytes) {
     return row_bytes >= 64 ? 1 : row_bytes > 0 ? ck_ceil_div(64, row_bytes) : 64;
 }
 
-/* A grid of row_parts x col_parts <= parts for a matrix of `rows` x `cols` tiles: the largest share is
- * smallest; among equals, the one whose shares are closest to square, since each thread packs its own rows
- * and columns. */
-static inline void ck_split_grid(int64_t rows, int64_t cols, int parts, int *row_parts, int *col_parts) {
-    int64_t best_area = -1, best_edge = 0;
-    for (int r = 1; r <= parts; r++) {
-        const int c = parts / r;
-        const int64_t high = ck_ceil_div(rows, r), wide = ck_ceil_div(cols, c);
-        if (best_area < 0 || high * wide < best_area
-            || (high * wide == best_area && high + wide < best_edge)) {
-            best_area = high * wide;
-            best_edge = high + wide;
-            *row_parts = r;
-            *col_parts = c;
-        }
-    }
-}
-
 /* Items sorted by falling cost are dealt like cards, to and fro: 0 1 2 2 1 0 0 1 2 ... The owner of
  * `item`. */
 static inline int ck_deal(int64_t item, int parts) {

@@ -7,34 +7,36 @@
 #include "split.h"
 #include "simd.h"
 #include "vmath.h"
-#include "gemm_tile.h"
 #include "gemm_kernel.h"
 #include "gemm_plan.h"
 
 #define CK_STORAGE 0
 #include "real.h"
-#include "tile_pack.h"
 #include "gemm_pack.h"
+#include "gemm_narrow.h"
 #include "gemm.h"
-#include "attention_tile.h"
 #include "ops_norm.h"
 #include "ops_pointwise.h"
 #include "ops_cross_entropy.h"
+#include "attention_tile.h"
 #include "attention.h"
 
 #undef CK_STORAGE
 #define CK_STORAGE 1
 #include "real.h"
-#include "tile_pack.h"
 #include "gemm_pack.h"
+#include "gemm_narrow.h"
 #include "gemm.h"
 #include "ops_norm.h"
 #include "ops_pointwise.h"
 #include "ops_cross_entropy.h"
+#include "attention_tile.h"
 #include "attention.h"
 
 #include "ops_optimizer.h"
+#include "ops_vmath.h"
 #include "peak.h"
+#include "reduce.h"
 
 #define CK_TABLE(isa_name)                                                                                  \
     static const ck_table table = {                                                                         \

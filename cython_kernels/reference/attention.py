@@ -39,10 +39,10 @@ def attention_forward(
     """Write o (B,S,H,D) = softmax(scale · q·kᵀ) · v and lse f32 (B,H,S), log-sum-exp of the scaled scores.
 
     q (B,S,H,D); k, v (B,T,K,D). Query s stands at key position T-S+s and sees the keys up to its own, of
-    those the last `window` when it is positive, and none before first int32 (B,S).
+    those the last `window` when it is positive, and none before first int32 (B,S). `scale` is positive.
     """
     door = Door("attention_forward", q)
-    b, s, h, _ = _check(door, q, k, v, window, first)
+    b, s, h, _ = _check(door, q, k, v, scale, window, first)
     door.real(o=(o, q.shape))
     door.f32(lse=(lse, (b, h, s)))
     for head in _heads(q, k, v, scale, window, first):
@@ -74,7 +74,7 @@ def attention_backward(
     The probabilities are computed again from lse, as in Dao et al. 2022; other arguments as in the forward.
     """
     door = Door("attention_backward", q)
-    b, s, h, _ = _check(door, q, k, v, window, first)
+    b, s, h, _ = _check(door, q, k, v, scale, window, first)
     door.real(dq=(dq, q.shape), dk=(dk, k.shape), dv=(dv, k.shape), do=(do, q.shape), o=(o, q.shape))
     door.f32(delta=(delta, (b, h, s)), lse=(lse, (b, h, s)))
     delta[...] = (widen(do) * widen(o)).sum(axis=-1).transpose(0, 2, 1)
@@ -91,7 +91,9 @@ def attention_backward(
         dv[at, :, head.key] = np.tensordot(probability, dout, axes=((0, 1), (0, 1)))
 
 
-def _check(door: Door, q: Array, k: Array, v: Array, window: int, first: Array | None) -> tuple[int, ...]:
+def _check(
+    door: Door, q: Array, k: Array, v: Array, scale: float, window: int, first: Array | None
+) -> tuple[int, ...]:
     """Check the inputs and return the shape of q."""
     b, s, h, d = door.dims("q", q, 4)
     t, heads = door.dims("k", k, 4)[1:3]
@@ -101,6 +103,8 @@ def _check(door: Door, q: Array, k: Array, v: Array, window: int, first: Array |
         door.refuse("q", f"holds {s} queries for {t} keys, each query needs a key of its own")
     if heads == 0 or h % heads:
         door.refuse("q", f"has {h} heads, a multiple of the {heads} heads of k is needed")
+    if not scale > 0:
+        door.refuse("scale", f"is {scale}, a positive number is needed")
     if window < 0:
         door.refuse("window", f"is {window}, 0 (everything) or more is needed")
     if first is not None and ((first < 0) | (first > np.arange(t - s, t))).any():

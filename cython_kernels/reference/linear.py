@@ -8,12 +8,17 @@ from ._arrays import Array, Door, store, sum_rows, widen
 def linear_forward(
     y: Array, x: Array, w: Array, bias: Array | None = None, residual: Array | None = None
 ) -> None:
-    """Write y (N,O) = x (N,I) · w (O,I)ᵀ + bias f32 (O) + residual (N,O). residual may be y itself."""
+    """Write y (N,O) = x (N,I) · w (O,I)ᵀ + bias f32 (O) + residual (N,O). residual may be y itself.
+
+    y and residual are real, or both f32.
+    """
     door = Door("linear_forward", x)
     n, i = door.dims("x", x, 2)
     o = door.dims("w", w, 2)[0]
-    door.real(y=(y, (n, o)), w=(w, (o, i)), residual=(residual, (n, o)))
+    door.real(w=(w, (o, i)))
     door.f32(bias=(bias, (o,)))
+    check = door.f32 if y.dtype == door.f32_dtype else door.real
+    check(y=(y, (n, o)), residual=(residual, (n, o)))
     value = widen(x) @ widen(w).T
     if bias is not None:
         value += bias

@@ -41,11 +41,16 @@ def cross_entropy_backward(
 ) -> None:
     """Write dlogits (N,V) = exp(logits - lse) - onehot(target), unnormalised; it may be logits.
 
-    lse f32 (N) is the log-sum-exp over the whole vocabulary; rows whose target is `ignore_index` are zero.
+    lse f32 (N) is the log-sum-exp over the whole vocabulary; rows whose target is `ignore_index` are zero. logits
+    are of the type of dlogits, or f32.
     """
-    door = Door("cross_entropy_backward", logits)
+    door = Door("cross_entropy_backward", dlogits)
     n, v = door.dims("logits", logits, 2)
     door.real(dlogits=(dlogits, (n, v)))
+    if logits.dtype == door.f32_dtype:
+        door.f32(logits=(logits, (n, v)))
+    else:
+        door.real(logits=(logits, (n, v)))
     door.f32(lse=(lse, (n,)))
     door.ids(targets=(targets, (n,)))
     value = np.exp(widen(logits) - lse[:, None])

@@ -23,10 +23,13 @@ def adamw_step(
     weight_decay: float,
     step: int,
     grad_scale: float,
+    copy: Array | None = None,
+    zero_grad: bool = False,
 ) -> None:
     """Update param, m and v f32 (n) with grad f32 (n) · grad_scale: AdamW, Loshchilov & Hutter 2019.
 
-    The decay is decoupled (param shrinks by lr · weight_decay) and `step` counts from 1.
+    The decay is decoupled (param shrinks by lr · weight_decay) and `step` counts from 1. `copy`, bf16 (n), receives
+    the new parameters; with `zero_grad`, grad is zero afterwards.
     """
     door = Door("adamw_step", param)
     (n,) = door.dims("param", param, 1)
@@ -41,6 +44,14 @@ def adamw_step(
     param *= 1.0 - lr * weight_decay
     denominator = np.sqrt(v) / math.sqrt(1.0 - beta2**step) + eps
     param -= (lr / (1.0 - beta1**step)) * m / denominator
+    if copy is not None:
+        if copy.shape != (n,) or copy.dtype.name != "bfloat16":
+            door.refuse(
+                "copy", f"has shape {copy.shape} and type {copy.dtype}, ({n},) and bfloat16 are needed"
+            )
+        copy[...] = param
+    if zero_grad:
+        grad[...] = 0
 
 
 def sgd_step(

@@ -1,9 +1,12 @@
-"""`cktrain bench {peak,step}`: measurements, as a table or as JSON."""
+"""`cktrain bench {peak,gemm,ops,step,collectives}`: measurements, as a table or as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
+import traceback
+from typing import Any
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -13,6 +16,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     peak.add_argument("--json", action="store_true", help="print one JSON object")
     peak.add_argument("--threads", type=int, help="threads; default: all cores")
     peak.set_defaults(run=_peak)
+    gemm = actions.add_parser("gemm", help="linear layers against the peak, numpy's BLAS and PyTorch")
+    gemm.add_argument("--json", action="store_true", help="print one JSON object")
+    gemm.add_argument("--threads", type=int, help="threads; default: all cores")
+    gemm.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the operands")
+    gemm.add_argument("--shapes", help="names of shapes, separated by commas; default: all")
+    gemm.add_argument("--repetitions", type=int, default=7, help="measurements of each product")
+    gemm.set_defaults(run=_gemm)
+    ops = actions.add_parser(
+        "ops", help="every op but the matmuls: its rate, its limit, and PyTorch where installed"
+    )
+    ops.add_argument("names", nargs="*", help="parts of the names of the ops to run; default: all")
+    ops.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both")
+    ops.add_argument("--threads", type=int, help="threads; default: all cores")
+    ops.add_argument("--rounds", type=int, default=5, help="rounds, of which the best counts")
+    ops.add_argument("--json", action="store_true", help="print a JSON list")
+    ops.set_defaults(run=_ops)
     step = actions.add_parser("step", help="a whole training step on random tokens, time per op")
     step.add_argument("config", help="YAML file of a run")
     step.add_argument(
@@ -21,6 +40,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--steps", type=int, default=5, help="steps to measure")
     step.add_argument("--json", action="store_true", help="print one JSON object")
     step.set_defaults(run=_step)
+    collectives = actions.add_parser(
+        "collectives", help="operations between ranks, beside MPI, gloo and the bound"
+    )
+    collectives.add_argument("--transport", default="auto", help="auto, shm, tcp or mpi")
+    collectives.add_argument("--op", dest="ops", action="append", metavar="OP", help="default: all of them")
+    collectives.add_argument("--sizes", default="4k,64k,1m,16m,64m", help="bytes of the whole array")
+    collectives.add_argument("--algorithm", help="prefer one algorithm")
+    collectives.add_argument("--no-rivals", action="store_true", help="measure cktrain alone")
+    collectives.add_argument("--json", action="store_true", help="print a list of objects")
+    collectives.set_defaults(run=_collectives)
 
 
 def _peak(options: argparse.Namespace) -> int:
@@ -33,6 +62,40 @@ def _peak(options: argparse.Namespace) -> int:
 
     report = measure_peak(cython_kernels.load(), binding.threads)
     print(json.dumps(report.as_dict()) if options.json else report.table())
+    return 0
+
+
+def _gemm(options: argparse.Namespace) -> int:
+    threads = options.threads or len(os.sched_getaffinity(0))
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))  # numpy competes with as many
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.launch.bind import bind
+
+    binding = bind(read_process_environment({}), mode="auto", threads=options.threads)
+    from cktrain import cython_kernels
+    from cktrain.bench.gemm import bench_gemm
+
+    kernels = cython_kernels.load()
+    kernels.set_num_threads(binding.threads)
+    shapes = options.shapes.split(",") if options.shapes else None
+    report = bench_gemm(kernels, options.precision, shapes, options.repetitions)
+    print(json.dumps(report.as_dict()) if options.json else report.table())
+    return 0
+
+
+def _ops(options: argparse.Namespace) -> int:
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.launch.bind import bind
+
+    binding = bind(read_process_environment({}), mode="auto", threads=options.threads)
+    from cktrain import cython_kernels
+    from cktrain.bench.ops import bench_ops, ops_json, ops_table
+
+    kernels = cython_kernels.load()
+    kernels.set_num_threads(binding.threads)
+    precisions = ("fp32", "bf16") if options.precision == "both" else (options.precision,)
+    results = [r for p in precisions for r in bench_ops(kernels, p, tuple(options.names), options.rounds)]
+    print(json.dumps(ops_json(results)) if options.json else ops_table(results))
     return 0
 
 
@@ -59,4 +122,43 @@ def _step(options: argparse.Namespace) -> int:
     config = config.model_copy(update={"model": model})
     report = bench_step(config, kernels, precision, options.steps, before)
     print(json.dumps(report.as_dict()) if options.json else step_table(report))
+    return 0
+
+
+def _collectives(options: argparse.Namespace) -> int:
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.launch.bind import bind
+
+    process = read_process_environment(os.environ)
+    bind(process)
+    from cktrain import cython_kernels
+    from cktrain.bench import collectives, rivals
+    from cktrain.comm import bootstrap
+
+    sizes, ops = collectives.parse_sizes(options.sizes), options.ops or list(collectives.OPS)
+    if unknown := set(ops) - set(collectives.OPS):
+        raise ValueError(
+            f"[bench] --op {unknown.pop()!r} is unknown. Give one of {', '.join(collectives.OPS)}."
+        )
+    group = bootstrap.init(transport=options.transport, environ=os.environ, algorithm=options.algorithm)
+    if group.size == 1:
+        raise ValueError(
+            "[bench] collectives need ranks. Start them: mpirun -n 2 cktrain bench collectives ..."
+        )
+    try:
+        group.use_reduction(getattr(cython_kernels.load(), "reduction", None))
+        found: list[Any] = []
+        if not options.no_rivals:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+            found = [rivals.traffic_bound, rivals.RawSockets(group).make, rivals.Gloo(group).make]
+            if process.source in ("openmpi", "pmi", "pmix"):
+                found.append(rivals.mpi)
+        rows = collectives.bench_collectives(group, bootstrap.transport_of(group), ops, sizes, found)
+        if group.rank == 0:
+            print(collectives.as_json(rows) if options.json else collectives.as_table(rows), flush=True)
+        group.close()
+        bootstrap.finalize_rivals()
+    except BaseException:
+        traceback.print_exc()
+        bootstrap.abort(group, 1)
     return 0

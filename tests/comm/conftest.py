@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 FOLDER = Path(__file__).resolve().parent
+sys.path.insert(0, str(FOLDER))  # for `import job`
 
 
 @dataclass(frozen=True)

@@ -159,7 +159,7 @@ PROGRAMS = {
 def main() -> int:
     name = sys.argv[1]
     timeout_s = 1.0 if name == "wait_for_absent_rank" else 60.0
-    group = bootstrap.init(timeout_s=timeout_s, check=name == "call_different_things")
+    group = bootstrap.init(transport="mpi", timeout_s=timeout_s, check=name == "call_different_things")
     try:
         status = PROGRAMS[name](group) or 0
         group.close()

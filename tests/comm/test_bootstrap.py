@@ -21,7 +21,7 @@ def test_one_process_is_solo(transport, environ):
 
 
 def test_unknown_transport():
-    with pytest.raises(ValueError, match=r"'pigeon'.* auto, mpi"):
+    with pytest.raises(ValueError, match=r"'pigeon'.* auto, mpi, shm, tcp"):
         init(transport="pigeon", environ={})
 
 

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from cktrain.comm.environment import ProcessEnvironment, expand_tasks_per_node, read_process_environment
+from cktrain.comm.environment import (
+    ProcessEnvironment,
+    expand_tasks_per_node,
+    job_name,
+    meeting_address,
+    read_process_environment,
+)
 from cktrain.comm.errors import RendezvousError
 
 OPENMPI = {
@@ -78,3 +84,36 @@ def test_contradictions_are_named(environ, words):
 )
 def test_tasks_per_node(text, tasks):
     assert expand_tasks_per_node(text) == tasks
+
+
+@pytest.mark.parametrize(
+    "environ, expected",
+    [
+        ({"CKTRAIN_JOB": "a", "PMIX_NAMESPACE": "b"}, "a"),
+        ({"PMIX_NAMESPACE": "prterun-x-1@1"}, "prterun-x-1@1"),
+        ({"SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0"}, "slurm-7-0"),
+        ({"MASTER_ADDR": "h", "MASTER_PORT": "29500", "TORCHELASTIC_RUN_ID": "r"}, "h-29500-r"),
+        ({}, "parent-42"),
+    ],
+)
+def test_job_name(environ, expected):
+    assert job_name(environ, 42) == expected
+
+
+@pytest.mark.parametrize(
+    "environ, expected",
+    [
+        ({}, None),
+        ({"CKTRAIN_RENDEZVOUS": "node7:1234", "MASTER_ADDR": "x", "MASTER_PORT": "1"}, ("node7", 1234)),
+        ({"MASTER_ADDR": "x", "MASTER_PORT": "29500"}, ("x", 29500)),
+        ({"MASTER_ADDR": "x", "MASTER_PORT": "29500", "TORCHELASTIC_USE_AGENT_STORE": "True"}, ("x", 29501)),
+    ],
+)
+def test_meeting_address(environ, expected):
+    assert meeting_address(environ) == expected
+
+
+@pytest.mark.parametrize("text", ["host", ":1", "host:", "host:0", "host:99999", "host:http"])
+def test_meeting_address_that_is_none(text):
+    with pytest.raises(RendezvousError, match="host:port"):
+        meeting_address({"CKTRAIN_RENDEZVOUS": text})

@@ -91,7 +91,7 @@ def test_mpirun_of_another_mpi_is_explained(mpirun):
     environment |= {"OMPI_COMM_WORLD_SIZE": "2", "OMPI_COMM_WORLD_RANK": "0"}
     # Singletons of Open MPI find their library only where mpirun's folder is the environment's.
     environment["LD_LIBRARY_PATH"] = str(Path(mpirun(1)[0]).resolve().parent.parent / "lib")
-    code = "from cktrain.comm.bootstrap import init; init(timeout_s=5)"
+    code = "from cktrain.comm.bootstrap import init; init(transport='mpi', timeout_s=5)"
     result = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=60
     )

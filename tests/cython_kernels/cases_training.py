@@ -7,13 +7,15 @@ from typing import Any
 import numpy as np
 from case import FLAG, ROWS, SIZES, Case, Inputs, Outputs, Shape, blank, blank_f32, f32_of, normal
 from hypothesis import strategies as st
+from ml_dtypes import bfloat16
 
 
 class CrossEntropy(Case):
-    """Over a slice of a vocabulary: `rest` f32 (N) is the log-sum-exp of the logits of the other slices.
+    """Over a slice of a vocabulary; `wide` logits are f32 whatever the type of dlogits.
 
-    "loss" is composed here: lse - target_logit, 0 where the target is ignored. The loss of a target of
-    another slice lacks that target's logit, which its owner adds.
+    `rest` f32 (N) is the log-sum-exp of the logits of the other slices. "loss" is composed here: lse -
+    target_logit, 0 where the target is ignored. The loss of a target of another slice lacks that target's logit,
+    which its owner adds.
     """
 
     name = "cross_entropy"
@@ -27,6 +29,7 @@ class CrossEntropy(Case):
             "ignored": st.sampled_from(["nowhere", "somewhere", "everywhere"]),
             "ignore_index": st.sampled_from([-100, 0]),
             "in_place": FLAG,
+            "wide": FLAG,
         }
     )
     examples = (
@@ -38,6 +41,7 @@ class CrossEntropy(Case):
             "ignored": "somewhere",
             "ignore_index": -100,
             "in_place": True,
+            "wide": False,
         },
         {
             "n": 9,
@@ -47,6 +51,7 @@ class CrossEntropy(Case):
             "ignored": "somewhere",
             "ignore_index": 0,
             "in_place": False,
+            "wide": True,
         },
         {
             "n": 3,
@@ -56,6 +61,7 @@ class CrossEntropy(Case):
             "ignored": "everywhere",
             "ignore_index": -100,
             "in_place": False,
+            "wide": True,
         },
         {
             "n": 5,
@@ -65,6 +71,7 @@ class CrossEntropy(Case):
             "ignored": "nowhere",
             "ignore_index": -100,
             "in_place": False,
+            "wide": True,
         },
     )
     outputs = ("loss",)
@@ -73,6 +80,8 @@ class CrossEntropy(Case):
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
         n, v, before, after = (shape[name] for name in ("n", "v", "before", "after"))
         full = (3.0 * rng.standard_normal((n, before + v + after))).astype(dtype)
+        if shape["wide"]:
+            full = full.astype(f32_of(dtype))
         others = np.delete(full, np.s_[before : before + v], axis=1).astype(np.float64)
         rest = np.logaddexp.reduce(others, axis=1) if before + after else np.full(n, -np.inf)
         targets = rng.integers(0, before + v + after, n, dtype=np.int32)
@@ -85,7 +94,8 @@ class CrossEntropy(Case):
             "ignore_index": shape["ignore_index"],
             "rest": rest.astype(f32_of(dtype)),
             "dloss": np.ones(n, f32_of(dtype)),
-            "in_place": shape["in_place"],
+            "in_place": shape["in_place"] and full.dtype == dtype,
+            "real": np.zeros(0, dtype),
         }
 
     def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
@@ -107,7 +117,7 @@ class CrossEntropy(Case):
         n, v = inputs["logits"].shape
         wide = np.full((n, v + 3), np.nan, inputs["logits"].dtype)
         wide[:, :v] = inputs["logits"]
-        dlogits = wide[:, :v] if inputs["in_place"] else blank(inputs["logits"])
+        dlogits = wide[:, :v] if inputs["in_place"] else blank(inputs["real"], (n, v))
         kernels.cross_entropy_backward(
             dlogits,
             wide[:, :v],
@@ -123,14 +133,17 @@ class CrossEntropy(Case):
 
 
 class AdamW(Case):
-    """Several steps from zero moments; the learning rate is large so that an error in an update shows."""
+    """Several steps from zero moments; the learning rate is large so that an error in an update shows.
+
+    `fused`: with the bf16 copy of the parameters, and the gradients zeroed.
+    """
 
     name = "adamw"
     ops = ("adamw_step",)
     shapes = st.fixed_dictionaries(
-        {"n": st.sampled_from([0, 1, 7, 16, 33, 1000, 4097]), "steps": st.sampled_from([1, 4])}
+        {"n": st.sampled_from([0, 1, 7, 16, 33, 1000, 4097]), "steps": st.sampled_from([1, 4]), "fused": FLAG}
     )
-    examples = ({"n": 33, "steps": 5},)
+    examples = ({"n": 33, "steps": 5, "fused": False}, {"n": 33, "steps": 5, "fused": True})
     outputs = ()
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
@@ -144,18 +157,32 @@ class AdamW(Case):
             "eps": 1e-3,  # large, so that it shows
             "weight_decay": 0.3,
             "grad_scale": 0.25,
+            "fused": shape["fused"],
         }
 
     def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
         param = inputs["param"].copy()
         m, v = np.zeros_like(param), np.zeros_like(param)
         numbers = [inputs[name] for name in ("lr", "beta1", "beta2", "eps", "weight_decay")]
+        results = {"param": param, "m": m, "v": v}
         for step, grad in enumerate(inputs["grads"], start=1):
-            kernels.adamw_step(param, m, v, grad, *numbers, step, inputs["grad_scale"])
-        return {"param": param, "m": m, "v": v}
+            options: dict[str, Any] = {}
+            if inputs["fused"]:
+                results["copy"] = np.full(param.shape, np.nan, bfloat16)
+                results["grad"] = grad = grad.copy()
+                options = {"copy": results["copy"], "zero_grad": True}
+            kernels.adamw_step(param, m, v, grad, *numbers, step, inputs["grad_scale"], **options)
+        if inputs["fused"]:  # bit for bit what a cast of the new parameters gives
+            assert np.array_equal(results["copy"], param.astype(bfloat16))
+            assert not results["grad"].any()
+        return results
 
     def sizes(self, inputs: Inputs) -> dict[str, float]:
         return {"param": 1.0, "m": 0.25}
+
+    def tolerance(self, name: str, dtype: Any) -> float:
+        """The copy is the parameter rounded to bf16: half a unit of its last place on either side."""
+        return 2.0**-8 if name == "copy" else super().tolerance(name, dtype)
 
 
 class Sgd(Case):

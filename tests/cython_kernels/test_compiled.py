@@ -67,6 +67,9 @@ LARGE: dict[str, tuple[dict[str, Any], ...]] = {
     "linear": (
         {"n": 131, "i": 301, "o": 133, "bias": True, "residual": "in_place", "accumulate": True},
         {"n": 500, "i": 17, "o": 1100, "bias": False, "residual": "other", "accumulate": False},
+        # few rows, which gemm_narrow.h takes, and k of several steps
+        {"n": 9, "i": 2301, "o": 203, "bias": True, "residual": "other", "accumulate": True},
+        {"n": 37, "i": 4501, "o": 67, "bias": True, "residual": "in_place", "accumulate": True},
     ),
     "matmul": (
         {"m": 300, "n": 77, "k": 600, "transpose_a": True, "transpose_b": False, "accumulate": True},
@@ -299,3 +302,15 @@ def test_nothing_is_read_beyond_the_inputs(case: Case, kernels: Any) -> None:
         finally:
             os._exit(status)
     assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+
+
+@pytest.mark.parametrize("dtype", [np.float32, bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("window", [0, 700])
+def test_attention_over_long_sequences(kernels: Any, dtype: Any, window: int) -> None:
+    """Sixty-four tiles of rows and of keys, by heads and by tiles, within the tolerance of short sequences."""
+    shape = {"b": 1, "s": 4096, "cached": 0, "k": 1, "group": 1, "d": 24, "window": window}
+    inputs = CASES["attention"].draw(
+        np.random.default_rng(0), {**shape, "documents": window > 0, "fused": False}, dtype
+    )
+    kernels.set_num_threads(1 if window else 2)  # one head: one thread takes it whole, two go by tiles
+    check(CASES["attention"], kernels, inputs, dtype)

@@ -48,10 +48,10 @@ def test_avx512_holds_zmm_and_no_bf16() -> None:
 
 @pytest.mark.parametrize("isa", _runtime.built())
 def test_the_register_tile_spills_nothing(isa: str) -> None:
-    """The matmul kernel keeps its sums in registers: its inner loop touches the stack nowhere."""
+    """The tiles of matmul and attention keep their sums in registers: no inner loop touches the stack."""
     text = instructions(f"_isa_{isa}")
-    multiply = r"mulps" if isa == "generic" else r"vfmadd\d+ps"
-    bodies = re.findall(r"<(tile_packed[^>]*)>:\n(.*?)\n\n", text, re.DOTALL)
+    multiply = r"mulps" if isa == "generic" else r"vfmadd\d+ps|vdpbf16ps"
+    bodies = re.findall(r"<((?:tile_packed|tile_scores|gemm_tile)_[^>]*)>:\n(.*?)\n\n", text, re.DOTALL)
     if not bodies:
         pytest.skip("the module is stripped of its symbols")
     for _, body in bodies:

@@ -32,25 +32,6 @@ def test_every_team_covers_all_once(n: int) -> None:
             assert owned == Counter(range(n))
 
 
-@given(st.integers(1, 5000), st.integers(1, 5000), st.integers(1, 192))
-def test_a_grid_fits_the_team_and_none_is_better(rows: int, cols: int, threads: int) -> None:
-    row_parts, col_parts = _runtime.split_grid(rows, cols, threads)
-    assert 1 <= row_parts * col_parts <= threads
-
-    def largest_share(r: int, c: int) -> int:
-        return -(-rows // r) * -(-cols // c)
-
-    every = [largest_share(r, threads // r) for r in range(1, threads + 1)]
-    assert largest_share(row_parts, col_parts) == min(every)
-
-
-def test_an_empty_matrix_has_a_grid() -> None:
-    for threads in THREADS:
-        for rows, cols in ((0, 0), (0, 5), (5, 0)):
-            row_parts, col_parts = _runtime.split_grid(rows, cols, threads)
-            assert 1 <= row_parts * col_parts <= threads
-
-
 @pytest.mark.parametrize("items", [1, 7, 48, 384, 1000])
 def test_dealing_falling_costs_is_balanced(items: int) -> None:
     """Costs n, n-1, ... 1: no hand exceeds the mean by more than the dearest item."""

@@ -17,16 +17,18 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     cython_kernels.load()
 
 
-def exp(x: np.ndarray) -> np.ndarray:
+def apply(name: str, x: np.ndarray) -> np.ndarray:
     y = np.empty_like(x)
-    _runtime.vector_exp(y, x)
+    _runtime.vector(name, y, x)
     return y
+
+
+def exp(x: np.ndarray) -> np.ndarray:
+    return apply("exp", x)
 
 
 def normal_cdf(x: np.ndarray) -> np.ndarray:
-    y = np.empty_like(x)
-    _runtime.vector_normal_cdf(y, x)
-    return y
+    return apply("normal_cdf", x)
 
 
 def test_exp_relative_error() -> None:
@@ -63,10 +65,60 @@ def test_normal_cdf_at_the_ends() -> None:
     assert np.isnan(got[5])
 
 
+def every_exponent() -> np.ndarray:
+    """Both signs, every exponent of fp32 with 200 mantissas each: subnormals, infinities and NaN included."""
+    mantissas = np.linspace(0, 2**23 - 1, 200, dtype=np.uint32)
+    bits = (np.arange(512, dtype=np.uint32)[:, None] << 23) | mantissas
+    return bits.reshape(-1).view(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "bound"), [("exp2", 2e-7), ("exp2_degree4", 4e-6), ("exp2_degree3", 1.1e-4)]
+)
+def test_exp2_relative_error(name: str, bound: float) -> None:
+    rng = np.random.default_rng(0)
+    x = np.concatenate(
+        [rng.uniform(-126.0, 127.0, 2_000_000), rng.normal(0, 1e-3, 100_000), np.arange(-126, 128)]
+    )
+    everywhere = every_exponent()
+    x = np.concatenate([x.astype(np.float32), everywhere[np.abs(everywhere) <= 126.0]])
+    exact = np.exp2(x.astype(np.float64))
+    assert (np.abs(apply(name, x) - exact) / exact).max() <= bound
+
+
+@pytest.mark.parametrize("name", ["exp2", "exp2_degree4", "exp2_degree3"])
+def test_exp2_at_the_ends(name: str) -> None:
+    x = every_exponent()
+    below = x[x < -126.0]  # -Inf included
+    got = apply(name, below)
+    assert got.min() >= 0.0 and got.max() <= 1.0002 * 2.0**-126
+    assert np.isnan(apply(name, x[np.isnan(x)])).all()
+
+
+@pytest.mark.parametrize(("name", "bound"), [("sigmoid", 3e-7), ("sigmoid_degree3", 1e-4)])
+def test_sigmoid_absolute_error(name: str, bound: float) -> None:
+    x = np.concatenate([np.linspace(-130.0, 130.0, 1_000_001, dtype=np.float32), every_exponent()])
+    got = apply(name, x)
+    nan = np.isnan(x)
+    with np.errstate(over="ignore"):
+        exact = 1.0 / (1.0 + np.exp(-x[~nan].astype(np.float64)))
+    assert np.abs(got[~nan] - exact).max() <= bound
+    assert np.isnan(got[nan]).all()
+
+
+def test_normal_cdf_of_degree_3() -> None:
+    x = np.linspace(-12.0, 12.0, 100_001, dtype=np.float32)
+    exact = np.array([0.5 * math.erfc(-value / math.sqrt(2.0)) for value in x.astype(np.float64)])
+    assert np.abs(apply("normal_cdf_degree3", x) - exact).max() <= 1e-4
+    everywhere = every_exponent()
+    got, nan = apply("normal_cdf_degree3", everywhere), np.isnan(everywhere)
+    assert np.isnan(got[nan]).all() and got[~nan].min() >= 0.0 and got[~nan].max() <= 1.0
+
+
 @pytest.mark.parametrize("n", range(0, 40))
 def test_tails_are_computed_as_the_rest_and_nothing_beyond(n: int) -> None:
     whole = np.linspace(-3.0, 3.0, 64, dtype=np.float32)
     y = np.full(64, np.nan, np.float32)
-    _runtime.vector_exp(y[:n], whole[:n])
+    _runtime.vector("exp", y[:n], whole[:n])
     assert np.array_equal(y[:n], exp(whole)[:n])
     assert np.isnan(y[n:]).all()

@@ -132,7 +132,13 @@ def _adamw(t: Tensors) -> Tensors:
     optimizer = torch.optim.AdamW([param], t["lr"], betas, t["eps"], t["weight_decay"])
     _steps(optimizer, param, t)
     state = optimizer.state[param]
-    return {"param": param, "m": state["exp_avg"], "v": state["exp_avg_sq"]}
+    results = {"param": param, "m": state["exp_avg"], "v": state["exp_avg_sq"]}
+    if t["fused"]:
+        results |= {
+            "copy": param.detach().to(torch.bfloat16).to(param.dtype),
+            "grad": torch.zeros_like(t["grads"][0]),
+        }
+    return results
 
 
 def _sgd(t: Tensors) -> Tensors:

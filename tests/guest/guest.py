@@ -104,6 +104,14 @@ def missing() -> str | None:
     return None
 
 
+def not_ready() -> str | None:
+    """Why no guest can boot here now, and what to run, or None."""
+    reason = missing()
+    if reason is None and (_absent_packages() or not _cached_kernels()):
+        reason = "the guest is not set up (as root: python3 tests/guest/guest.py setup)"
+    return reason
+
+
 def setup() -> Kernel:
     """Install the missing packages (as root), fetch and unpack the kernel, make the initramfs; each once.
 

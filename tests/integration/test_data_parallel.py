@@ -111,13 +111,14 @@ def test_only_rank_0_prints_and_each_rank_has_its_log(train, tmp_path):
         assert "step: 20  loss:" in (tmp_path / "run" / f"rank{rank}.log").read_text()
 
 
-def test_bad_data_on_one_rank_ends_all_with_status_2(train, tmp_path):
-    """Windows are read in order: the id at 500 comes in step 4 and belongs to rank 1's half of the batch."""
+@pytest.mark.parametrize("parallel", ["data=2", "pipeline=2", "tensor=2"])
+def test_bad_data_ends_all_ranks_with_status_2(train, tmp_path, parallel):
+    """Windows are read in order: the id at 500 comes in step 4 and belongs to the second half of the batch."""
     path = tmp_path / "tokens.bin"
     ids = np.fromfile(path, np.uint16)
     ids[3 * 8 * 16 + 5 * 16 + 3] = 999
     ids.tofile(path)
-    status, losses, output = train(2, "bad", None, "data.shuffle=false")
+    status, losses, output = train(2, "bad", None, "data.shuffle=false", f"parallel.{parallel}")
     assert status == 2, output
     assert len(losses) == 3
     assert "token id 999 at position 467" in output and "3 steps are saved in" in output
@@ -128,3 +129,12 @@ def test_input_that_all_ranks_refuse_is_said_once(train, tmp_path):
     status, _, output = train(2, "bad", None, "data.path=nothing.bin")
     assert status == 2
     assert output.count("nothing.bin: no such file or folder") == 1 and "(rank 0, 1)" in output
+
+
+def test_the_bubble_stands_beside_the_schedules_own(train):
+    """2 stages, 4 micro-batches: 1/5 of the time if they were balanced; a stage never waits less than the schedule."""
+    status, losses, output = train(2, "stages", None, "parallel.pipeline=2", "parallel.data=1")
+    assert status == 0 and len(losses) == 20, output
+    line = next(line for line in output.splitlines() if "pipeline bubble" in line)
+    measured, own = (float(text.rstrip("%")) for text in line.split() if text.endswith("%"))
+    assert 0 < own < 100 and own - 1 <= measured < 100

@@ -10,9 +10,10 @@ import tracemalloc
 import numpy as np
 import pytest
 
+from cktrain import safetensors_file
 from cktrain.config import ModelConfig
 from cktrain.data.tokenizer import Tokenizer
-from cktrain.models import hf_weights, safetensors_file
+from cktrain.models import hf_weights
 from cktrain.models.hugging_face import load_weights, read_model_config, save_folder
 
 SMALL = {

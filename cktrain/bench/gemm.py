@@ -1,0 +1,183 @@
+"""`cktrain bench gemm`: the linear layers of the reference model against the peak, numpy's BLAS and PyTorch.
+
+Shapes: x (N, I), w (O, I), dy (N, O); three products per shape: forward x·wᵀ, input gradient dy·w, weight
+gradient += dyᵀ·x. Each repetition runs the register loop of `bench peak` and every contestant one after the
+other, so that all see the same clock and the same neighbours; a figure is the median over repetitions of
+(its rate / the peak's rate beside it).
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from cktrain.bench.peak import cpu_name, multiply_adds
+from cktrain.nn.memory import Arena
+from cktrain.nn.numerics import PRECISIONS
+
+SHAPES = {
+    "qkv": (2048, 768, 2304),
+    "out": (2048, 768, 768),
+    "gate_up": (2048, 768, 4096),
+    "down": (2048, 2048, 768),
+    "head": (512, 768, 32000),
+    "1024": (1024, 1024, 1024),
+    "4096": (4096, 4096, 4096),
+    "short-qkv": (8, 256, 768),
+    "short-up": (8, 256, 2048),
+    "narrow-qkv": (768, 192, 576),
+    "narrow-up": (768, 192, 768),
+}
+"""Name -> (N, I, O). The first five are those of the model with hidden size 768 at 2048 tokens."""
+
+PASSES = ("forward", "input gradient", "weight gradient")
+
+
+@dataclass(frozen=True)
+class GemmRow:
+    """One product by one contestant. `ratio` is its rate over the peak measured beside it."""
+
+    shape: str
+    n: int
+    i: int
+    o: int
+    product: str
+    library: str
+    gflops: float
+    ratio: float
+
+
+@dataclass(frozen=True)
+class GemmReport:
+    """What `bench gemm --json` prints."""
+
+    cpu: str
+    isa: str
+    precision: str
+    threads: int
+    peak_gflops: float
+    rows: list[GemmRow]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return asdict(self)
+
+    def table(self) -> str:
+        """A line per product, a column of GFLOP/s and percent of peak per library."""
+        libraries = list(dict.fromkeys(row.library for row in self.rows))
+        lines = [
+            f"{self.cpu}, {self.isa}, {self.precision}, {self.threads} threads, "
+            f"peak {self.peak_gflops:.1f} GFLOP/s",
+            "",
+            f"{'shape':<26}{'N x I x O':<19}{'product':<17}" + "".join(f"{name:>18}" for name in libraries),
+        ]
+        found = {(row.shape, row.product, row.library): row for row in self.rows}
+        for name, (n, i, o) in SHAPES.items():
+            for product in PASSES:
+                cells = [found.get((name, product, library)) for library in libraries]
+                if any(cells):
+                    figures = "".join(
+                        f"{cell.gflops:>10.1f} {100 * cell.ratio:5.1f} %" if cell else " " * 18
+                        for cell in cells
+                    )
+                    lines.append(f"{name:<26}{f'{n} x {i} x {o}':<19}{product:<17}{figures}")
+        return "\n".join(lines)
+
+
+def bench_gemm(
+    kernels: Any, precision: str, shapes: list[str] | None = None, repetitions: int = 7
+) -> GemmReport:
+    """Products of `shapes` (default: all of SHAPES) on the set's threads, beside what else is installed."""
+    threads = kernels.num_threads()
+    others = _others(precision, threads)
+    rows: list[GemmRow] = []
+    best_peak = 0.0
+    for name in shapes or list(SHAPES):
+        if name not in SHAPES:
+            raise ValueError(f"[bench gemm] there is no shape {name!r}. Use some of: {', '.join(SHAPES)}.")
+        n, i, o = SHAPES[name]
+        arrays = _arrays(n, i, o, precision)
+        contestants: dict[str, list[Callable[[], Any]]] = {"cktrain": _products(kernels, *arrays)}
+        contestants |= {library: make(*arrays) for library, make in others.items()}
+        flops = 2 * n * i * o
+        calls = max(1, round(2e7 / flops))  # a few tens of microseconds at least
+        ratios: dict[tuple[str, str], list[float]] = {}
+        for repetition in range(repetitions + 1):
+            for p, product in enumerate(PASSES):
+                for library, products in contestants.items():
+                    before = _peak(kernels, precision, threads)
+                    began = time.perf_counter()
+                    for _ in range(calls):
+                        products[p]()
+                    rate = calls * flops / (time.perf_counter() - began)
+                    peak = max(before, _peak(kernels, precision, threads))
+                    best_peak = max(best_peak, peak)
+                    if repetition:  # the first warms up
+                        ratios.setdefault((product, library), []).append(rate / peak)
+        for (product, library), found in ratios.items():
+            ratio = statistics.median(found)
+            rows.append(GemmRow(name, n, i, o, product, library, ratio * best_peak / 1e9, ratio))
+    return GemmReport(cpu_name(), kernels.isa, precision, threads, best_peak / 1e9, rows)
+
+
+def _peak(kernels: Any, precision: str, threads: int) -> float:
+    began = time.perf_counter()
+    operations = multiply_adds(kernels, precision, 20_000)
+    return operations / (time.perf_counter() - began)
+
+
+def _arrays(n: int, i: int, o: int, precision: str) -> list[np.ndarray]:
+    """x, w, dy of random values, y, dx, dw; in an arena as in training."""
+    real, f32 = (np.dtype(t) for t in PRECISIONS[precision])
+    specs = [((n, i), real), ((o, i), real), ((n, o), real), ((n, o), real), ((n, i), real), ((o, i), f32)]
+    arena = Arena("gemm", sum(a * b * t.itemsize + 64 for (a, b), t in specs))
+    arrays = [arena.array(shape, dtype) for shape, dtype in specs]
+    rng = np.random.default_rng(0)
+    for array in arrays[:3]:
+        array[...] = rng.standard_normal(array.shape, np.float32)
+    return arrays
+
+
+def _products(kernels: Any, x: Any, w: Any, dy: Any, y: Any, dx: Any, dw: Any) -> list[Callable[[], Any]]:
+    return [
+        lambda: kernels.linear_forward(y, x, w),
+        lambda: kernels.linear_backward_input(dx, dy, w),
+        lambda: kernels.linear_backward_weight(dw, None, dy, x),
+    ]
+
+
+def _numpy(x: Any, w: Any, dy: Any, y: Any, dx: Any, dw: Any) -> list[Callable[[], Any]]:
+    return [
+        lambda: np.matmul(x, w.T, out=y),
+        lambda: np.matmul(dy, w, out=dx),
+        lambda: np.matmul(dy.T, x, out=dw),
+    ]
+
+
+def _others(precision: str, threads: int) -> dict[str, Callable[..., list[Callable[[], Any]]]]:
+    """numpy, whose BLAS takes its threads from the environment, and PyTorch where it is installed."""
+    found: dict[str, Callable[..., list[Callable[[], Any]]]] = {}
+    if precision == "fp32":
+        found["numpy"] = _numpy
+    try:
+        import torch  # type: ignore[import-not-found,unused-ignore]
+    except ImportError:
+        return found
+    torch.set_num_threads(threads)
+
+    def products(x: Any, w: Any, dy: Any, y: Any, dx: Any, dw: Any) -> list[Callable[[], Any]]:
+        dtype = torch.float32 if precision == "fp32" else torch.bfloat16
+        tx, tw, tdy = (torch.from_numpy(a.astype(np.float32)).to(dtype) for a in (x, w, dy))
+        return [
+            lambda: torch.nn.functional.linear(tx, tw),
+            lambda: tdy @ tw,
+            lambda: tdy.t() @ tx,
+        ]
+
+    found["PyTorch"] = products
+    return found

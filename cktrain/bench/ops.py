@@ -1,0 +1,469 @@
+"""`cktrain bench ops`: every op but the matmuls beside its limit, and beside PyTorch where that is installed.
+
+Ops that move memory run on arrays of four times the last-level cache; their limit is the bandwidth of a loop that
+reads and writes as many arrays (csrc/peak.h), with plain or streaming stores, whichever is faster. Attention's limit
+is the measured multiply-add rate of its precision. Op, limit and rival take turns in one process and the best round of
+each counts, so that a disturbance from outside hits all three.
+
+Shapes: N rows of C elements; attention B, T, H, D.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from cktrain.bench.peak import last_level_cache_bytes, measure_flops
+from cktrain.bench.profile import attention_flops
+from cktrain.nn.memory import Arena
+from cktrain.nn.numerics import PRECISIONS
+
+C = 768
+VOCABULARY = 32000
+ATTENTION = ((1, 2048, 12, 64), (4, 512, 12, 64), (1, 768, 8, 24))
+"""(B, T, H, D): the issue's long sequence, the reference model, a small odd one."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """An op on its arrays. `streams`: arrays of equal bytes only read, only written, and updated in place."""
+
+    op: str
+    run: Callable[[], Any]
+    nbytes: int = 0
+    streams: tuple[int, int, int] = (0, 0, 0)
+    flops: int = 0
+    rival: Callable[[], Any] | None = None
+
+
+@dataclass(frozen=True)
+class OpResult:
+    """A line of the report. `limit` is in GB/s or GFLOP/s; `roofline` the part of it that was reached."""
+
+    op: str
+    shape: str
+    precision: str
+    threads: int
+    s: float
+    gflops: float | None
+    gbs: float | None
+    limit: float
+    roofline: float
+    torch_s: float | None
+    vs_torch: float | None
+
+
+class Workbench:
+    """Arrays for the trials of one precision, all from one arena that each trial starts anew."""
+
+    def __init__(self, kernels: Any, precision: str, cache_bytes: int | None = None) -> None:
+        self.kernels = kernels
+        self.precision = precision
+        self.real = np.dtype(PRECISIONS[precision][0])
+        self.operand_bytes = 4 * (cache_bytes or last_level_cache_bytes())
+        self.rng = np.random.default_rng(0)
+        self.torch: Any = importlib.import_module("torch") if importlib.util.find_spec("torch") else None
+        self._arenas: list[Arena] = []
+
+    def array(self, shape: tuple[int, ...], dtype: Any = None) -> np.ndarray:
+        """Values in [-1, 1), a repeated block of random ones."""
+        dtype = np.dtype(self.real if dtype is None else dtype)
+        size = int(np.prod(shape))
+        arena = Arena("bench", size * dtype.itemsize + 64)
+        self._arenas.append(arena)
+        flat = arena.array((size,), dtype)
+        block = self.rng.uniform(-1, 1, min(size, 100_003)).astype(dtype)
+        for start in range(0, size, block.size):
+            flat[start : start + block.size] = block[: size - start]
+        return flat.reshape(shape)
+
+    def rows(self, width: int = C, itemsize: int | None = None) -> int:
+        """How many rows of `width` elements make one operand."""
+        return max(1, self.operand_bytes // (width * (itemsize or self.real.itemsize)))
+
+    def tensor(self, array: np.ndarray, grad: bool = False) -> Any:
+        """The same memory as a torch tensor."""
+        torch = self.torch
+        if array.dtype == np.dtype(PRECISIONS["bf16"][0]):
+            tensor = torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+        else:
+            tensor = torch.from_numpy(array)
+        return tensor.requires_grad_() if grad else tensor
+
+    def gradient(
+        self, f: Callable[..., Any], dy: np.ndarray, *inputs: np.ndarray
+    ) -> Callable[[], Any] | None:
+        """torch's backward of y = f(inputs), whose forward is computed once."""
+        if self.torch is None:
+            return None
+        tensors = [self.tensor(x, grad=x.dtype != np.int32) for x in inputs]
+        y, cotangent = f(*tensors), self.tensor(dy)
+        return lambda: self.torch.autograd.grad(y, tensors, cotangent, retain_graph=True)
+
+    def value(self, f: Callable[..., Any], *inputs: np.ndarray) -> Callable[[], Any] | None:
+        """torch's f(inputs), without a graph."""
+        if self.torch is None:
+            return None
+        tensors = [self.tensor(x) for x in inputs]
+
+        def run() -> Any:
+            with self.torch.no_grad():
+                return f(*tensors)
+
+        return run
+
+    def release(self) -> None:
+        """Give the arrays back; no trial may be used after."""
+        self._arenas.clear()
+
+
+def memory_trials(w: Workbench) -> Iterator[Trial]:
+    """The memory-bound ops, one after the other; each trial's arrays are released by the next."""
+    for build in (_norms, _pointwise, _rope, _cross_entropy, _embedding, _optimizer):
+        yield from build(w)
+        w.release()
+
+
+def _norms(w: Workbench) -> Iterator[Trial]:
+    k, n = w.kernels, w.rows()
+    f = w.torch and w.torch.nn.functional
+    x, y, dx = (w.array((n, C)) for _ in range(3))
+    scale, bias, rstd, mean = (
+        w.array((C,), np.float32),
+        w.array((C,), np.float32),
+        *(w.array((n,), np.float32) for _ in "rm"),
+    )
+    dscale, dbias = np.zeros(C, np.float32), np.zeros(C, np.float32)
+    in_real = scale.astype(w.real), bias.astype(w.real)
+    one = x.nbytes
+    yield Trial(
+        "rms_norm_forward",
+        lambda: k.rms_norm_forward(y, rstd, x, scale, 1e-5),
+        2 * one,
+        (1, 1, 0),
+        0,
+        w.value(lambda a, b: f.rms_norm(a, (C,), b, 1e-5), x, in_real[0]),
+    )
+    yield Trial(
+        "rms_norm_backward",
+        lambda: k.rms_norm_backward(dx, dscale, y, x, scale, rstd, True),
+        4 * one,
+        (2, 0, 1),
+        0,
+        w.gradient(lambda a, b: f.rms_norm(a, (C,), b, 1e-5), y, x, in_real[0]),
+    )
+    yield Trial(
+        "layer_norm_forward",
+        lambda: k.layer_norm_forward(y, mean, rstd, x, scale, bias, 1e-5),
+        2 * one,
+        (1, 1, 0),
+        0,
+        w.value(lambda a, b, c: f.layer_norm(a, (C,), b, c), x, *in_real),
+    )
+    yield Trial(
+        "layer_norm_backward",
+        lambda: k.layer_norm_backward(dx, dscale, dbias, y, x, scale, mean, rstd, True),
+        4 * one,
+        (2, 0, 1),
+        0,
+        w.gradient(lambda a, b, c: f.layer_norm(a, (C,), b, c), y, x, *in_real),
+    )
+
+
+def _pointwise(w: Workbench) -> Iterator[Trial]:
+    k, n = w.kernels, w.rows()
+    f = w.torch and w.torch.nn.functional
+    x, y, gate_up = w.array((n, C)), w.array((n, C)), w.array((n, 2 * C))
+    dgate_up = w.array((n, 2 * C))
+    one = x.nbytes
+
+    def swiglu(a: Any) -> Any:
+        return f.silu(a[:, :C]) * a[:, C:]
+
+    yield Trial(
+        "swiglu_forward",
+        lambda: k.swiglu_forward(y, gate_up),
+        3 * one,
+        (2, 1, 0),
+        0,
+        w.value(swiglu, gate_up),
+    )
+    yield Trial(
+        "swiglu_backward",
+        lambda: k.swiglu_backward(dgate_up, x, gate_up, y),
+        6 * one,
+        (3, 3, 0),
+        0,
+        w.gradient(swiglu, x, gate_up),
+    )
+    yield from _gelu(w, x, y, False)
+    yield from _gelu(w, x, y, True)
+    out = dgate_up.reshape(-1)[: n * C].reshape(n, C)
+    total = w.value(lambda b, c, a: w.torch.add(b, c, out=a), x, y, out)
+    yield Trial("add", lambda: k.add(out, x, y), 3 * one, (2, 1, 0), 0, total)
+
+
+def _gelu(w: Workbench, x: np.ndarray, y: np.ndarray, tanh: bool) -> Iterator[Trial]:
+    def rival(a: Any) -> Any:
+        return w.torch.nn.functional.gelu(a, approximate="tanh" if tanh else "none")
+
+    k, form, one = w.kernels, "_tanh" * tanh, x.nbytes
+    yield Trial(
+        f"gelu_forward{form}", lambda: k.gelu_forward(y, x, tanh), 2 * one, (1, 1, 0), 0, w.value(rival, x)
+    )
+    backward = w.gradient(rival, y, x)
+    yield Trial(
+        f"gelu_backward{form}", lambda: k.gelu_backward(y, y, x, tanh), 3 * one, (1, 0, 1), 0, backward
+    )
+
+
+def _rope(w: Workbench) -> Iterator[Trial]:
+    n = w.rows()
+    q = w.array((n, C // 64, 64))
+    cos, sin = w.array((2048, 32), np.float32), w.array((2048, 32), np.float32)
+    positions = np.arange(n, dtype=np.int32) % 2048
+    yield Trial(
+        "rope_forward", lambda: w.kernels.rope_forward(q, q, cos, sin, positions), 2 * q.nbytes, (0, 0, 1)
+    )
+
+
+def _cross_entropy(w: Workbench) -> Iterator[Trial]:
+    k, n = w.kernels, w.rows(VOCABULARY, 4)
+    logits = w.array((n, VOCABULARY), np.float32)
+    dlogits = logits if w.precision == "fp32" else w.array((n, VOCABULARY))
+    targets = w.rng.integers(0, VOCABULARY, n).astype(np.int32)
+    row_max, row_sum, target = (np.zeros(n, np.float32) for _ in range(3))
+    yield Trial(
+        "cross_entropy_forward",
+        lambda: k.cross_entropy_forward(row_max, row_sum, target, logits, targets),
+        logits.nbytes,
+        (1, 0, 0),
+        0,
+        w.value(lambda a: w.torch.logsumexp(a, 1), logits),
+    )
+    lse = np.full(n, 11.0, np.float32)
+    in_place = dlogits is logits
+    yield Trial(
+        "cross_entropy_backward",
+        lambda: k.cross_entropy_backward(dlogits, logits, lse, targets),
+        logits.nbytes + dlogits.nbytes,
+        (0, 0, 1) if in_place else (2, 1, 0),
+    )
+
+
+def _embedding(w: Workbench) -> Iterator[Trial]:
+    k, n = w.kernels, w.rows()
+    table, y = w.array((VOCABULARY, C)), w.array((n, C))
+    dtable = w.array((VOCABULARY, C), np.float32)
+    ids = w.rng.permutation(np.arange(n, dtype=np.int32) % VOCABULARY)
+    yield Trial(
+        "embedding_forward",
+        lambda: k.embedding_forward(y, ids, table),
+        2 * y.nbytes,
+        (1, 1, 0),
+        0,
+        w.value(lambda a, i: w.torch.nn.functional.embedding(i, a), table, ids),
+    )
+    f32 = 4 * y.size
+    mix = (1, 0, 1) if w.precision == "fp32" else (1, 0, 2)
+    yield Trial("embedding_backward", lambda: k.embedding_backward(dtable, y, ids), y.nbytes + 2 * f32, mix)
+
+
+def _optimizer(w: Workbench) -> Iterator[Trial]:
+    k, n = w.kernels, w.operand_bytes // 4
+    param, m, v, grad = (w.array((n,), np.float32) for _ in range(4))
+    np.abs(v, out=v)
+    copy = None if w.precision == "fp32" else w.array((n,))
+    extra = 0 if copy is None else copy.nbytes
+    settings = (1e-6, 0.9, 0.95, 1e-8, 0.1, 3, 1.0)
+    rival = None
+    if w.torch:
+        tensor = w.tensor(param).clone().requires_grad_()
+        tensor.grad = w.tensor(grad)
+        rival = w.torch.optim.AdamW([tensor], lr=1e-6, weight_decay=0.1, fused=True).step
+    yield Trial(
+        "adamw_step",
+        lambda: k.adamw_step(param, m, v, grad, *settings, copy=copy),
+        28 * n + extra,
+        (1, 0, 3),
+        0,
+        rival,
+    )
+    yield Trial("sum_of_squares", lambda: k.sum_of_squares(grad), 4 * n, (1, 0, 0))
+    if copy is not None:
+        rounded = w.value(lambda a, b: a.copy_(b), copy, grad)
+        yield Trial("cast_to_bf16", lambda: k.cast(copy, grad), 6 * n, (2, 1, 0), 0, rounded)
+        yield Trial("cast_to_f32", lambda: k.cast(grad, copy), 6 * n, (1, 2, 0))
+
+
+def attention_trials(w: Workbench) -> Iterator[tuple[str, Trial]]:
+    """Forward, backward and both, for each shape; q, k, v are views of one fused array as in the model."""
+    for b, t, h, d in ATTENTION:
+        yield from ((f"B={b} T={t} H={h} D={d}", trial) for trial in _attention(w, b, t, h, d))
+        w.release()
+
+
+def _attention(w: Workbench, b: int, t: int, h: int, d: int) -> Iterator[Trial]:
+    k = w.kernels
+    qkv, dqkv = w.array((b, t, 3 * h, d)), w.array((b, t, 3 * h, d))
+    q, key, v = qkv[:, :, :h], qkv[:, :, h : 2 * h], qkv[:, :, 2 * h :]
+    dq, dk, dv = dqkv[:, :, :h], dqkv[:, :, h : 2 * h], dqkv[:, :, 2 * h :]
+    o, do = w.array((b, t, h, d)), w.array((b, t, h, d))
+    lse, delta = w.array((b, h, t), np.float32), w.array((b, h, t), np.float32)
+    scale = d**-0.5
+
+    def forward() -> None:
+        k.attention_forward(o, lse, q, key, v, scale)
+
+    def backward() -> None:
+        k.attention_backward(dq, dk, dv, delta, do, q, key, v, o, lse, scale)
+
+    def both() -> None:
+        forward()
+        backward()
+
+    rivals: list[Any] = [None, None, None]
+    if w.torch:
+        sdpa = w.torch.nn.functional.scaled_dot_product_attention
+        tensors = [w.tensor(np.ascontiguousarray(x.transpose(0, 2, 1, 3)), grad=True) for x in (q, key, v)]
+        cotangent = w.tensor(np.ascontiguousarray(do.transpose(0, 2, 1, 3)))
+        graph: list[Any] = []
+
+        def torch_forward() -> None:
+            graph[:] = [sdpa(*tensors, is_causal=True)]
+
+        def torch_backward() -> None:
+            w.torch.autograd.grad(graph[0], tensors, cotangent, retain_graph=True)
+
+        def torch_both() -> None:
+            torch_forward()
+            torch_backward()
+
+        rivals = [torch_forward, torch_backward, torch_both]
+    flops = attention_flops(q, key)
+    for name, run, factor, rival in zip(
+        ("attention_forward", "attention_backward", "attention_both"),
+        (forward, backward, both),
+        (1.0, 2.5, 3.5),
+        rivals,
+        strict=True,
+    ):
+        yield Trial(name, run, flops=int(flops * factor), rival=rival)
+
+
+def bench_ops(
+    kernels: Any, precision: str, names: tuple[str, ...] = (), rounds: int = 5
+) -> Iterator[OpResult]:
+    """A result per op whose name contains one of `names` (all when empty), on the kernel set's threads."""
+    w, threads = Workbench(kernels, precision), kernels.num_threads()
+    if w.torch:
+        w.torch.set_num_threads(threads)
+    peak = measure_flops(kernels, precision)
+    for shape, trial in attention_trials(w):
+        if _wanted(trial, names):
+            seconds, rival = _best([trial.run, trial.rival], 3 * rounds, threads)
+            peak = max(peak, measure_flops(kernels, precision, 0.1))
+            rate = trial.flops / seconds
+            yield _result(
+                trial, shape, w, seconds, rival, gflops=rate / 1e9, limit=peak / 1e9, roofline=rate / peak
+            )
+    streams = _Streams(w.operand_bytes)
+    for trial in memory_trials(w):
+        if _wanted(trial, names):
+            plain, streaming = streams.runs(*trial.streams)
+            seconds, rival, *limits = _best([trial.run, trial.rival, plain, streaming], rounds, threads)
+            nbytes = streams.nbytes(*trial.streams)
+            limit = nbytes / min(limits)
+            rate = trial.nbytes / seconds
+            yield _result(
+                trial, "", w, seconds, rival, gbs=rate / 1e9, limit=limit / 1e9, roofline=rate / limit
+            )
+
+
+class _Streams:
+    """The loops that only move memory, of up to four arrays read and four written."""
+
+    def __init__(self, operand_bytes: int) -> None:
+        from cktrain.cython_kernels import peak
+
+        self._stream = peak.stream
+        n = operand_bytes // 4 // 1024 * 1024
+        self._arrays = []
+        for _ in range(6):
+            self._arrays.append(Arena("bandwidth", 4 * n).array((n,), np.dtype(np.float32)))
+        for array in self._arrays:
+            self._stream([array], [array])  # its pages are there, by the threads that use them
+
+    def runs(self, reads: int, writes: int, updates: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
+        """With plain stores and with streaming ones."""
+        inputs = self._arrays[: reads + updates]
+        out = self._arrays[reads : reads + updates + writes]
+        return (lambda: self._stream(out, inputs, False)), (lambda: self._stream(out, inputs, True))
+
+    def nbytes(self, reads: int, writes: int, updates: int) -> int:
+        """Bytes that one run reads and writes."""
+        return int(self._arrays[0].nbytes) * (reads + writes + 2 * updates)
+
+
+def _wanted(trial: Trial, names: tuple[str, ...]) -> bool:
+    return not names or any(name in trial.op for name in names)
+
+
+def _best(runs: list[Callable[[], Any] | None], rounds: int, threads: int) -> list[Any]:
+    """The least seconds of each, taking turns; None for what is None.
+
+    One thread is timed by its own clock, which stands still while others have the core.
+    """
+    clock = time.thread_time if threads == 1 else time.perf_counter
+    best = [float("inf")] * len(runs)
+    for _ in range(rounds + 1):  # the first touches what is new
+        for i, run in enumerate(runs):
+            if run is not None:
+                began = clock()
+                run()
+                best[i] = min(best[i], clock() - began)
+    return [None if run is None else seconds for run, seconds in zip(runs, best, strict=True)]
+
+
+def _result(
+    trial: Trial, shape: str, w: Workbench, seconds: float, rival: float | None, **rates: float
+) -> OpResult:
+    return OpResult(
+        trial.op,
+        shape,
+        w.precision,
+        w.kernels.num_threads(),
+        seconds,
+        rates.get("gflops"),
+        rates.get("gbs"),
+        rates["limit"],
+        rates["roofline"],
+        rival,
+        None if rival is None else rival / seconds,
+    )
+
+
+def ops_table(results: list[OpResult]) -> str:
+    """Lines for people."""
+    lines = [
+        f"{'op':<24}{'shape':<24}{'type':<6}{'ms':>9}{'GFLOP/s':>9}{'GB/s':>8}{'limit':>8}{'%':>7}{'x PyTorch':>11}"
+    ]
+    for r in results:
+        flops, bandwidth = (f"{x:.1f}" if x is not None else "" for x in (r.gflops, r.gbs))
+        rival = "" if r.vs_torch is None else f"{r.vs_torch:.2f}"
+        lines.append(
+            f"{r.op:<24}{r.shape:<24}{r.precision:<6}{r.s * 1e3:>9.3f}{flops:>9}{bandwidth:>8}{r.limit:>8.1f}"
+            f"{100 * r.roofline:>7.1f}{rival:>11}"
+        )
+    return "\n".join(lines)
+
+
+def ops_json(results: list[OpResult]) -> list[dict[str, Any]]:
+    """Plain values for JSON."""
+    return [asdict(r) for r in results]

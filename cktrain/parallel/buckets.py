@@ -1,0 +1,91 @@
+"""Buckets: slices of the flat gradient buffer that travel together, and each data rank's piece of them.
+
+The backward pass fills the buffer from its start, so bucket 0 is complete first. A bucket ends where a parameter ends,
+and its pieces at whole cache lines. Pure arithmetic.
+
+    flat buffer   | bucket 0              | bucket 1              | …
+    data rank     | 0  | 1  | 2  | 3      | 0  | 1  | 2  | 3      | …       a piece each
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+from dataclasses import dataclass
+
+from cktrain.comm.group import even_counts, offsets_of
+from cktrain.nn.memory import CACHE_LINE
+from cktrain.nn.params import FlatParams, Param
+
+BUCKET_BYTES = 25 << 20
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Bucket:
+    """Elements [start, stop) of the flat buffers: the gradients of `params`."""
+
+    start: int
+    stop: int
+    params: tuple[Param, ...]
+    counts: tuple[int, ...]
+    """Elements that belong to each data rank, in the order of ranks."""
+
+    def piece(self, rank: int) -> Span:
+        """The elements that belong to a data rank."""
+        start = self.start + offsets_of(self.counts)[rank]
+        return start, start + self.counts[rank]
+
+
+def plan_buckets(
+    params: FlatParams, ranks: int, alone: Collection[Param] = (), nbytes: int = BUCKET_BYTES
+) -> list[Bucket]:
+    """Cut the flat buffers in buckets of at least `nbytes`, the last one excepted.
+
+    Parameters in `alone` are buckets of their own: their pieces then are the same wherever the parameter stands.
+    """
+    line = CACHE_LINE // 4
+    groups: list[list[Param]] = [[]]
+    held = 0
+    for param in params.params:
+        if groups[-1] and (
+            held * params.grad.itemsize >= nbytes or param in alone or groups[-1][-1] in alone
+        ):
+            groups.append([])
+            held = 0
+        groups[-1].append(param)
+        held += param.size
+    starts = [group[0].start for group in groups] + [params.size]
+    buckets = []
+    for group, start, stop in zip(groups, starts[:-1], starts[1:], strict=True):
+        counts = tuple(lines * line for lines in even_counts((stop - start) // line, ranks))
+        buckets.append(Bucket(start, stop, tuple(group), counts))
+    return buckets
+
+
+def join(spans: Iterable[Span]) -> list[Span]:
+    """The same elements in as few spans as possible; empty ones are dropped."""
+    joined: list[Span] = []
+    for start, stop in sorted(spans):
+        if start >= stop:
+            continue
+        if joined and joined[-1][1] == start:
+            joined[-1] = (joined[-1][0], stop)
+        else:
+            joined.append((start, stop))
+    return joined
+
+
+def overlap(spans: Iterable[Span], others: Iterable[Span]) -> list[Span]:
+    """What stands in both; each list has disjoint spans in order."""
+    others = list(others)
+    found = [(max(a, c), min(b, d)) for a, b in spans for c, d in others]
+    return join(span for span in found if span[0] < span[1])
+
+
+def without(spans: Iterable[Span], holes: Iterable[Span]) -> list[Span]:
+    """The spans less the holes."""
+    left = join(spans)
+    for low, high in holes:
+        left = join(part for a, b in left for part in ((a, min(b, low)), (max(a, high), b)))
+    return left

@@ -1,0 +1,136 @@
+"""What one rank holds of the model, and how its parameters are tied to those of other ranks."""
+
+from __future__ import annotations
+
+from cktrain.comm.group import Group
+from cktrain.config import Config
+from cktrain.models.build import STYLES
+from cktrain.models.transformer import Transformer
+from cktrain.nn.params import FlatParams, Param
+from cktrain.parallel.buckets import Span, without
+from cktrain.parallel.data import DataParallel
+from cktrain.parallel.pipeline import Stage
+from cktrain.parallel.ranks import Ranks
+from cktrain.parallel.replicas import Replica, Replicas
+from cktrain.parallel.schedules import Schedule, make_schedule, slots_needed
+from cktrain.parallel.stages import cut_by_flops, keep_stage
+from cktrain.parallel.tensor import ColumnLinear, divide_layers
+
+
+class Part:
+    """A rank's part of the model: its stage and tensor share, its parameters, and their sums over other ranks."""
+
+    def __init__(self, config: Config, model: Transformer, ranks: Ranks) -> None:
+        """Divide the whole `model`, whose parameters have no storage yet, and give this rank's parameters theirs.
+
+        Collective. Raises ValueError, with the numbers, for what does not divide.
+        """
+        batch, length = config.batch, config.data.sequence_length
+        self.model = model
+        self.ranks = ranks
+        self.flops_per_token = model.flops_per_token(length)
+        """Of the whole model."""
+        self.shapes = {param.name: param.shape for param in model.params()}
+        """Of all parameters of the whole model, by name."""
+        self.micro_batches = micro_batches_per_rank(config, ranks)
+        self.schedule: Schedule = make_schedule(
+            config.parallel.schedule, ranks.mesh.pipeline, self.micro_batches
+        )
+        if config.run.deterministic and config.parallel.schedule == "gpipe" and ranks.mesh.pipeline > 1:
+            raise ValueError(
+                "[parallel] run.deterministic needs each micro-batch's backward right after its loss, and "
+                "parallel.schedule gpipe puts others between. Set parallel.schedule: 1f1b."
+            )
+        self._slot_shape = batch.micro_batch_size, length
+        cuts = cut_by_flops(model, ranks.pipeline.size, length)
+        tied = _tied_weight(model) if ranks.pipeline.size > 1 else None
+        rows = batch.micro_batch_size * length
+        divide_layers(model, STYLES[config.model.family], ranks.tensor, ranks.waiting, rows)
+        keep_stage(model, cuts[ranks.pipeline.rank], ranks.pipeline.rank, ranks.pipeline.size)
+        self.params = FlatParams(model.params(), model.num, ranks.world.allocate)
+        self.data = DataParallel(
+            ranks.data,
+            self.params,
+            ranks.waiting,
+            zero=config.parallel.zero,
+            wire_bf16=config.comm.wire_dtype == "bf16",
+            deterministic=config.run.deterministic,
+            micro_batches=self.micro_batches,
+            alone={tied} if tied is not None else (),
+        )
+        self.replicas = Replicas(
+            self.params,
+            [*self._on_tensor_ranks(), *self._on_two_stages(tied)],
+            self.data.summed_spans,
+            ranks.waiting,
+        )
+        self.owned: list[Span] = without(self.data.pieces, self.replicas.uncounted)
+        """What of the flat buffers is this rank's to save: over all ranks, every element of the model once."""
+        self._normed = without(self.data.norm_spans, self.replicas.uncounted)
+
+    def training_stage(self) -> Stage:
+        """The stage with as many slots as the schedule needs; their dry run also counts gradients' contributions."""
+        with self.data.counting():
+            plan = self.model.plan(*self._slot_shape)
+        slots = plan.allocate(slots_needed(self.schedule[self.ranks.pipeline.rank]))
+        return Stage(self.model, self.ranks.pipeline, slots, self.ranks.waiting)
+
+    def validation_stage(self) -> Stage:
+        """The stage with one slot for forwards alone."""
+        slots = self.model.plan(*self._slot_shape, train=False).allocate()
+        return Stage(self.model, self.ranks.pipeline, slots, self.ranks.waiting)
+
+    def squared_norm(self) -> float:
+        """This rank's share of the squared norm of the unnormalised gradient."""
+        kernels, grad = self.model.num.kernels, self.params.grad
+        return sum(kernels.sum_of_squares(grad[start:stop]) for start, stop in self._normed)
+
+    def _on_tensor_ranks(self) -> list[Replica]:
+        """Parameters that are whole on every tensor rank, and key/value heads that several of them have."""
+        tensor = self.ranks.tensor
+        if tensor.size == 1:
+            return []
+        replicas = [
+            Replica(tensor, param.start, param.start + param.size)
+            for param in self.params.params
+            if param.shape == param.whole_shape
+        ]
+        columns = [module for module in self.model.modules() if isinstance(module, ColumnLinear)]
+        for copies in sorted({column.copies for column in columns} - {1}):
+            group = tensor.split(tensor.rank // copies, tensor.rank)
+            for column in columns:
+                if column.copies == copies:
+                    for param in (column.weight, column.bias):
+                        if param is not None:
+                            replicas += [_rows_of(param, rows, group) for rows in column.copied_rows]
+        return replicas
+
+    def _on_two_stages(self, tied: Param | None) -> list[Replica]:
+        """A tied weight, of which the first and the last stage have a copy."""
+        if tied is None:
+            return []
+        pipeline = self.ranks.pipeline
+        at_an_end = pipeline.rank in (0, pipeline.size - 1)
+        group = pipeline.split(0 if at_an_end else 1 + pipeline.rank, pipeline.rank)
+        return [Replica(group, tied.start, tied.start + tied.size)] if at_an_end else []
+
+
+def micro_batches_per_rank(config: Config, ranks: Ranks) -> int:
+    """Micro-batches that each data rank computes per step. Raises ValueError when they do not divide."""
+    batch, data = config.batch, ranks.data.size
+    if batch.global_batch_size % (batch.micro_batch_size * data):
+        raise ValueError(
+            f"[parallel] global_batch_size {batch.global_batch_size} is not a multiple of micro_batch_size "
+            f"{batch.micro_batch_size} x {data} data ranks = {batch.micro_batch_size * data}. Change one of them."
+        )
+    return batch.global_batch_size // (batch.micro_batch_size * data)
+
+
+def _tied_weight(model: Transformer) -> Param | None:
+    assert model.embedding is not None and model.head is not None
+    return model.head.weight if model.head.weight is model.embedding.tokens.weight else None
+
+
+def _rows_of(param: Param, rows: Span, group: Group) -> Replica:
+    width = param.size // param.shape[0]
+    return Replica(group, param.start + rows[0] * width, param.start + rows[1] * width)

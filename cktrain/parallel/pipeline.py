@@ -1,0 +1,153 @@
+"""Executes a schedule on one stage: receive, compute, send, straight from and to the arrays of the slots.
+
+    stage s-1  --- stream (N, C), forward --->  stage s  --- stream --->  stage s+1
+               <-- its gradient, backward ----           <-- gradient ---
+
+A slot holds one micro-batch from its forward to its backward. Messages are only started where they are sent; before a
+slot's array is written again its message is waited for. The receive of the next action is posted before the present
+one computes, where its array is free, so that a message can arrive meanwhile. One stage alone never sends: its schedule
+is plain accumulation.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cktrain.comm.group import Group
+from cktrain.comm.work import Work
+from cktrain.data.loader import Batch
+from cktrain.models.transformer import Transformer
+from cktrain.nn.memory import Slot
+from cktrain.parallel.schedules import Action
+from cktrain.parallel.waiting import Waiting
+
+
+@dataclass
+class Clock:
+    """Seconds that a stage computed forwards and backwards, without waiting, and from start to end of its schedules."""
+
+    forward: float = 0.0
+    backward: float = 0.0
+    total: float = 0.0
+    micro_batches: int = 0
+
+
+class Stage:
+    """One rank's stage of the model, its slots and its neighbours in the pipeline group."""
+
+    def __init__(self, model: Transformer, group: Group, slots: Sequence[Slot], waiting: Waiting) -> None:
+        self.model = model
+        self.group = group
+        self.slots = slots
+        self.waiting = waiting
+        self.clock = Clock()
+        self._first = group.rank == 0
+        self._last = group.rank == group.size - 1
+        self._sent: dict[tuple[str, int], Work] = {}
+        self._posted: dict[Action, Work] = {}
+        self._held: set[int] = set()
+
+    def train(
+        self,
+        batches: Sequence[Batch],
+        actions: Sequence[Action],
+        after_backward: Callable[[], None] = lambda: None,
+    ) -> tuple[list[float], int]:
+        """Every forward and backward of these micro-batches, in the schedule's order.
+
+        Returns the loss sum of each micro-batch and the number of valid targets of all; zeros where the head is not.
+        """
+        losses, count = [0.0] * len(batches), 0
+        started = time.perf_counter()
+        for action, following in zip(actions, [*actions[1:], None], strict=True):
+            batch, number = batches[action.micro_batch], action.micro_batch % len(self.slots)
+            slot = self.slots[number]
+            self._receive(action)
+            if action.kind == "forward":
+                self._held.add(number)
+            if following is not None and self._is_free(following):
+                self._post(following)
+            waited, began = self.waiting.seconds, time.perf_counter()
+            if action.kind == "forward":
+                losses[action.micro_batch], valid = self._forward(batch, slot, number, train=True)
+                count += valid
+            else:
+                self.model.backward_loss(batch.tokens, slot)
+                if not self._first:
+                    gradient = self.model.stream_gradient(slot)
+                    self._sent["backward", number] = self.group.send(
+                        gradient, self.group.rank - 1, async_=True
+                    )
+                self._held.discard(number)
+                after_backward()
+            seconds = time.perf_counter() - began - (self.waiting.seconds - waited)
+            if action.kind == "forward":
+                self.clock.forward += seconds
+            else:
+                self.clock.backward += seconds
+        self._wait_for_sends()
+        self.clock.total += time.perf_counter() - started
+        self.clock.micro_batches += len(batches)
+        return losses, count
+
+    def evaluate(self, batch: Batch) -> tuple[float, int]:
+        """(loss sum, valid targets) of one micro-batch without gradients; zeros where the head is not."""
+        self._receive(Action("forward", 0))
+        result = self._forward(batch, self.slots[0], 0, train=False)
+        self._wait_for_sends()
+        return result
+
+    def _forward(self, batch: Batch, slot: Slot, number: int, train: bool) -> tuple[float, int]:
+        slot.describe(batch.positions, batch.first)
+        x = self.model.hidden(batch.tokens, slot, train)
+        if self._last:
+            return self.model.loss(x, batch.targets, slot, train)
+        self._sent["forward", number] = self.group.send(x, self.group.rank + 1, async_=True)
+        return 0.0, 0
+
+    def _source(self, action: Action) -> int | None:
+        """The stage that this action's input comes from, or None."""
+        if action.kind == "forward":
+            return None if self._first else self.group.rank - 1
+        return None if self._last else self.group.rank + 1
+
+    def _is_free(self, action: Action) -> bool:
+        """Whether an action's input may be received already, while another action computes."""
+        return action.kind == "backward" or action.micro_batch % len(self.slots) not in self._held
+
+    def _post(self, action: Action) -> None:
+        source = self._source(action)
+        if source is None or action in self._posted:
+            return
+        number = action.micro_batch % len(self.slots)
+        slot = self.slots[number]
+        array: np.ndarray
+        if action.kind == "forward":
+            array = self.model.stream_input(slot)
+        else:
+            array = self.model.stream_gradient(slot)
+            self._wait_for_send("backward", number)
+        self._posted[action] = self.group.recv(array, source, async_=True)
+
+    def _receive(self, action: Action) -> None:
+        if action.kind == "forward":  # the slot's stream is about to be written
+            self._wait_for_send("forward", action.micro_batch % len(self.slots))
+        self._post(action)
+        work = self._posted.pop(action, None)
+        if work is not None:
+            with self.waiting:
+                work.wait()
+
+    def _wait_for_send(self, kind: str, number: int) -> None:
+        work = self._sent.pop((kind, number), None)
+        if work is not None:
+            with self.waiting:
+                work.wait()
+
+    def _wait_for_sends(self) -> None:
+        for kind, number in list(self._sent):
+            self._wait_for_send(kind, number)

@@ -1,0 +1,64 @@
+"""Parameters that stand on several ranks of one data replica: their gradients are summed, and they count once.
+
+Norm weights, position tables and biases after a divided product stand on every tensor rank; key/value heads on several,
+where there are fewer heads than ranks; a tied embedding on the first and the last stage. Each of these ranks adds to
+its copy what it computed of the gradient, so the gradient is the sum over the copies, and the copies stay equal bit by
+bit, since each is updated with the same sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cktrain.comm.group import Group
+from cktrain.nn.memory import Arena
+from cktrain.nn.params import FlatParams
+from cktrain.parallel.buckets import Span, overlap
+from cktrain.parallel.waiting import Waiting
+
+
+@dataclass(frozen=True, eq=False)
+class Replica:
+    """Elements [start, stop) of the flat buffers, which stand on each rank of `group`; its rank 0 counts them."""
+
+    group: Group
+    start: int
+    stop: int
+
+
+class Replicas:
+    """All replicated spans of one rank."""
+
+    def __init__(
+        self, params: FlatParams, replicas: Sequence[Replica], summed: Sequence[Span], waiting: Waiting
+    ) -> None:
+        """`summed` is where the data group's sums stand; it must be the same for all copies."""
+        self.params = params
+        self.replicas = replicas
+        self.waiting = waiting
+        self.uncounted = sorted((r.start, r.stop) for r in replicas if r.group.rank != 0)
+        """What another rank counts and saves."""
+        self._by_group: list[tuple[Group, list[Span], np.ndarray]] = []
+        for group in dict.fromkeys(r.group for r in replicas):
+            spans = overlap(sorted((r.start, r.stop) for r in replicas if r.group is group), summed)
+            size, f32 = sum(stop - start for start, stop in spans), params.numerics.f32
+            packed = Arena("replicated gradients", size * f32.itemsize).array((size,), f32)
+            self._by_group.append((group, spans, packed))
+
+    def sum_gradients(self) -> None:
+        """Sum the gradients of the copies, in place: one message per group (collective over each)."""
+        grad = self.params.grad
+        for group, spans, packed in self._by_group:
+            at = 0
+            for start, stop in spans:
+                packed[at : at + stop - start] = grad[start:stop]
+                at += stop - start
+            with self.waiting:
+                group.all_reduce(packed, "sum")
+            at = 0
+            for start, stop in spans:
+                grad[start:stop] = packed[at : at + stop - start]
+                at += stop - start

@@ -1,0 +1,123 @@
+# Operations over links (csrc/wire.h); a part of _engine.pyx.
+
+cdef class WireOp(Op):
+    """An operation of a wire: a schedule under way."""
+
+    cdef ckc_run_state run_state
+    cdef object moved
+    cdef object plan
+
+    @property
+    def sends(self):
+        """Of a message: whether it is a send (both ends call it so, for the headers to agree)."""
+        return self.run_state.steps[0].kind == 0
+
+    @property
+    def came(self):
+        """After a mismatch in recv: (dtype, count) of the message that came."""
+        cdef int peer = self.run_state.steps[0].peer
+        return self.run_state.theirs[peer].dtype, self.run_state.theirs[peer].count
+
+
+cdef class Wire:
+    """A lane of operations over sockets (csrc/wire.h)."""
+
+    cdef ckc_wire *wire
+    cdef ckc_link *own
+    cdef World world
+    cdef object given
+    cdef object scratch
+
+    def __cinit__(self):
+        self.wire = <ckc_wire *> calloc(1, sizeof(ckc_wire))
+        if self.wire == NULL:
+            raise MemoryError()
+
+    def __init__(self, World world, int rank, links, list names):
+        """`links` by member: a connected socket, a capsule with a ckc_link (csrc/link.h), None for this one.
+        They live as long as the wire. `names` are world ranks."""
+        cdef int r
+        assert len(links) <= CKC_MAX_RANKS
+        self.world, self.given = world, links
+        self.wire.world, self.wire.rank, self.wire.size = world.w, rank, len(links)
+        self.own = <ckc_link *> calloc(len(links), sizeof(ckc_link))
+        if self.own == NULL:
+            raise MemoryError()
+        for r, link in enumerate(links):
+            self.wire.names[r] = names[r]
+            if link is None:
+                continue
+            if PyCapsule_IsValid(link, CKC_LINK_CAPSULE):
+                self.wire.links[r] = <ckc_link *> PyCapsule_GetPointer(link, CKC_LINK_CAPSULE)
+            else:
+                ckc_make_socket_link(&self.own[r], link.fileno())
+                self.wire.links[r] = &self.own[r]
+        self.scratch = None
+
+    def make(self, int kind, int dtype, int reduction, int root, int64_t count, uint64_t extra, uintptr_t inp,
+             uintptr_t out, cnp.ndarray steps, cnp.ndarray sources, int64_t scratch_bytes, partners, kept):
+        """An operation that carries out a schedule.
+
+        Args: steps (n, 8), sources (m, 2) int64, rows of csrc/wire.h; partners: by member, which headers.
+        """
+        cdef WireOp op = WireOp.__new__(WireOp)
+        cdef ckc_run_state *run = &op.run_state
+        cdef int r
+        op.w = self.world.w
+        op.o.on, op.o.queue, op.o.extra = self.wire, &self.wire.queue, run
+        op.o.advance, op.o.wanted = ckc_wire_advance, ckc_wire_wanted
+        op.o.call.kind, op.o.call.dtype, op.o.call.op = kind, dtype, reduction
+        op.o.call.root, op.o.call.count, op.o.call.extra = root, count, extra
+        op.o.inp, op.o.out = <const char *> inp, <char *> out
+        if scratch_bytes and (self.scratch is None or self.scratch.size < scratch_bytes):
+            self.scratch = np.empty(scratch_bytes, np.uint8)    # operations before this one keep theirs
+        op.moved = np.zeros(len(steps), np.int64)
+        op.kept, op.plan = kept, (steps, sources, self.scratch, self)
+        run.steps = <const ckc_step *> cnp.PyArray_DATA(steps)
+        run.sources = <const ckc_source *> cnp.PyArray_DATA(sources)
+        run.step_count = len(steps)
+        run.moved = <int64_t *> cnp.PyArray_DATA(<cnp.ndarray> op.moved)
+        run.scratch = NULL if self.scratch is None else <char *> cnp.PyArray_DATA(<cnp.ndarray> self.scratch)
+        for r in range(self.wire.size):
+            run.partners[r] = partners[r]
+        return op
+
+    def calls(self, WireOp op):
+        """What each rank whose header has come calls, and this rank."""
+        found = {self.wire.rank: op.call}
+        for r in range(self.wire.size):
+            if op.run_state.received[r] == sizeof(ckc_call):
+                call = op.run_state.theirs[r]
+                found[r] = (call.kind, call.dtype, call.op, call.root, call.count, call.extra)
+        return found
+
+    def missing(self, WireOp op):
+        """The ranks that the operation waits for."""
+        cdef ckc_run_state *run = &op.run_state
+        cdef int64_t i
+        found = set()
+        for r in range(self.wire.size):
+            if run.partners[r] & CKC_HEADER_RECEIVED and run.received[r] < sizeof(ckc_call):
+                found.add(r)
+        for i in range(run.next, run.round_end):
+            if run.steps[i].kind <= 1 and run.moved[i] < run.steps[i].count * ckc_item_bytes(op.o.call.dtype):
+                found.add(run.steps[i].peer)
+        return sorted(found)
+
+    @property
+    def pending(self):
+        """Operations that the engine has not completed."""
+        return CKC_LOAD(self.wire.queue.pending)
+
+    def break_off(self):
+        """End the operations that the engine has, and refuse new ones."""
+        CKC_STORE(self.wire.queue.broken, 1)
+
+    @property
+    def idle(self):
+        """Whether the engine is through with all that it was given."""
+        return not CKC_LOAD(self.wire.queue.active) and not CKC_LOAD(self.wire.queue.pending)
+
+    def __dealloc__(self):
+        free(self.own)
+        free(self.wire)

@@ -1,0 +1,222 @@
+#include "wire.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/socket.h>
+
+#define GRACE_NS 1000000000         /* the watch thread finds the cause of a closed connection; then we do not wait on */
+#define HEADER ((int64_t)sizeof(ckc_call))
+
+static char *place(const ckc_op *o, int64_t which, int64_t at) {
+    const ckc_run_state *run = o->extra;
+    char *base = which == CKC_PLACE_IN ? (char *)o->in : which == CKC_PLACE_OUT ? o->out : run->scratch;
+    return base + at * ckc_item_bytes(o->call.dtype);
+}
+
+/* A closed or broken socket is no verdict: the watch thread knows whether the peer ended, and of what. */
+static int64_t closed(ckc_op *o, int peer) {
+    ckc_wire *wire = o->on;
+    if (!wire->gone_ns[peer]) wire->gone_ns[peer] = ckc_now_ns();
+    if (ckc_now_ns() - wire->gone_ns[peer] > GRACE_NS)
+        ckc_fail(wire->world, CKC_LOST, wire->names[peer], "its connection broke");
+    return 0;
+}
+
+static int64_t outcome(ckc_op *o, int peer, int64_t n) {
+    if (n < 0) return closed(o, peer);
+    o->moved += n;
+    return n;
+}
+
+/* Send what is left of the header and of a payload in one call; bytes of the payload that went. */
+static int64_t push(ckc_op *o, int peer, const char *payload, int64_t bytes) {
+    ckc_wire *wire = o->on;
+    ckc_run_state *run = o->extra;
+    const int64_t head = run->partners[peer] & CKC_HEADER_SENT ? HEADER - run->sent[peer] : 0;
+    if (head + bytes == 0) return 0;
+    struct iovec parts[2] = {{(char *)&o->call + (HEADER - head), (size_t)head}, {(char *)payload, (size_t)bytes}};
+    ckc_link *link = wire->links[peer];
+    const int64_t n = outcome(o, peer, link->push(link, head ? parts : parts + 1, head && bytes ? 2 : 1));
+    const int64_t of_head = n < head ? n : head;
+    run->sent[peer] = (uint8_t)(run->sent[peer] + of_head);
+    return n - of_head;
+}
+
+/* Take the header; CKC_DONE once it is there and agrees. */
+static int take_header(ckc_op *o, int peer) {
+    ckc_wire *wire = o->on;
+    ckc_run_state *run = o->extra;
+    if (!(run->partners[peer] & CKC_HEADER_RECEIVED)) return CKC_DONE;
+    if (run->received[peer] < HEADER) {
+        ckc_link *link = wire->links[peer];
+        const int64_t n = outcome(o, peer, link->pull(link, (char *)&run->theirs[peer] + run->received[peer],
+                                                      HEADER - run->received[peer]));
+        run->received[peer] = (uint8_t)(run->received[peer] + n);
+        if (run->received[peer] < HEADER) return CKC_PENDING;
+        if (memcmp((char *)&run->theirs[peer] + offsetof(ckc_call, kind), (char *)&o->call + offsetof(ckc_call, kind),
+                   CKC_CALL_COMPARED))
+            return CKC_MISMATCH;
+    }
+    return CKC_DONE;
+}
+
+/* Whether what was sent in this round has left its buffers, which local steps and later rounds may overwrite. */
+static int all_flushed(const ckc_op *o) {
+    const ckc_wire *wire = o->on;
+    for (int peer = 0; peer < wire->size; peer++) {
+        ckc_link *link = wire->links[peer];
+        if (link != NULL && link->flushed != NULL && !link->flushed(link)) return 0;
+    }
+    return 1;
+}
+
+/* Move every transfer of the round; CKC_DONE when all are complete. Nothing is taken before all headers agree. */
+static int transfer(ckc_op *o) {
+    ckc_wire *wire = o->on;
+    ckc_run_state *run = o->extra;
+    uint8_t busy_out[CKC_MAX_RANKS] = {0}, busy_in[CKC_MAX_RANKS] = {0};
+    int complete = 1;
+    for (int64_t i = run->next; i < run->round_end; i++) {
+        const ckc_step *step = &run->steps[i];
+        if (step->kind > CKC_STEP_RECV) continue;
+        const int peer = (int)step->peer;
+        const int64_t bytes = step->count * ckc_item_bytes(o->call.dtype);
+        uint8_t *busy = step->kind == CKC_STEP_SEND ? busy_out : busy_in;   /* one after another on a socket */
+        if (run->moved[i] == bytes) continue;
+        if (!busy[peer]) {
+            char *at = place(o, step->place, step->at) + run->moved[i];
+            if (step->kind == CKC_STEP_SEND) {
+                run->moved[i] += push(o, peer, at, bytes - run->moved[i]);
+            } else if (run->agreed) {
+                ckc_link *link = wire->links[peer];
+                run->moved[i] += outcome(o, peer, link->pull(link, at, bytes - run->moved[i]));
+            }
+        }
+        if (run->moved[i] < bytes) {
+            busy[peer] = 1;
+            complete = 0;
+        }
+    }
+    return complete;
+}
+
+static void compute(ckc_op *o) {
+    const ckc_run_state *run = o->extra;
+    for (int64_t i = run->next; i < run->round_end; i++) {
+        const ckc_step *step = &run->steps[i];
+        const int64_t bytes = step->count * ckc_item_bytes(o->call.dtype);
+        const ckc_source *from = run->sources + step->first;
+        if (step->kind == CKC_STEP_COPY) {
+            memmove(place(o, step->place, step->at), place(o, from->place, from->at), (size_t)bytes);
+        } else if (step->kind == CKC_STEP_REDUCE && step->count) {
+            const ckc_wire *wire = o->on;
+            const void *src[CKC_MAX_RANKS];
+            void *dst = place(o, step->place, step->at);
+            for (int64_t s = 0; s < step->sources; s++) src[s] = place(o, from[s].place, from[s].at);
+            wire->world->reduce(&dst, 1, src, (int)step->sources, step->count, o->call.dtype, o->call.op);
+        }
+    }
+}
+
+static void find_round(ckc_run_state *run) {
+    run->round_end = run->next;
+    while (run->round_end < run->step_count && run->steps[run->round_end].round == run->steps[run->next].round)
+        run->round_end++;
+}
+
+/* Headers that no payload has taken along; CKC_DONE when all have gone and come and agree. */
+static int exchange_headers(ckc_op *o) {
+    const ckc_wire *wire = o->on;
+    ckc_run_state *run = o->extra;
+    int complete = 1;
+    for (int peer = 0; peer < wire->size; peer++) {
+        if (run->partners[peer] & CKC_HEADER_SENT && run->sent[peer] < HEADER) push(o, peer, NULL, 0);
+        const int got = run->received[peer] < HEADER ? take_header(o, peer) : CKC_DONE;
+        if (got < 0) return got;
+        if (got == CKC_PENDING || (run->partners[peer] & CKC_HEADER_SENT && run->sent[peer] < HEADER)) complete = 0;
+    }
+    return complete;
+}
+
+static int move_on(ckc_op *o) {
+    ckc_wire *wire = o->on;
+    ckc_run_state *run = o->extra;
+    if (!run->begun) {
+        run->begun = 1;
+        o->seq = ++wire->seq;
+        atomic_store_explicit(&wire->world->seats[wire->world->local_rank].operation,
+                              (uint64_t)o->call.kind << 56 | o->seq, memory_order_relaxed);
+        find_round(run);
+    }
+    while (run->next < run->step_count) {
+        const int got = transfer(o);
+        if (!run->agreed) {             /* after the sends, which take headers along */
+            const int headers = exchange_headers(o);
+            if (headers <= 0) return headers;
+            run->agreed = 1;
+            continue;
+        }
+        if (got <= 0) return got;
+        if (!all_flushed(o)) return CKC_PENDING;
+        compute(o);
+        run->next = run->round_end;
+        find_round(run);
+    }
+    return run->agreed ? CKC_DONE : exchange_headers(o);
+}
+
+int ckc_wire_advance(ckc_op *o) {
+    const ckc_wire *wire = o->on;
+    const ckc_run_state *run = o->extra;
+    const int got = move_on(o);
+    /* The others must see what this rank calls before it fails and goes. */
+    if (got == CKC_MISMATCH)
+        for (int peer = 0; peer < wire->size; peer++)
+            if (run->partners[peer] & CKC_HEADER_SENT && run->sent[peer] < HEADER) push(o, peer, NULL, 0);
+    return got;
+}
+
+int ckc_wire_wanted(ckc_op *o, struct pollfd *fds, int limit) {
+    const ckc_wire *wire = o->on;
+    const ckc_run_state *run = o->extra;
+    uint8_t pushes[CKC_MAX_RANKS] = {0}, pulls[CKC_MAX_RANKS] = {0};
+    for (int64_t i = run->next; i < run->round_end; i++) {
+        const ckc_step *step = &run->steps[i];
+        if (step->kind > CKC_STEP_RECV || run->moved[i] == step->count * ckc_item_bytes(o->call.dtype)) continue;
+        if (step->kind == CKC_STEP_SEND) pushes[step->peer] = 1;
+        else if (run->agreed) pulls[step->peer] = 1;
+    }
+    int count = 0;
+    for (int peer = 0; peer < wire->size; peer++) {
+        ckc_link *link = wire->links[peer];
+        if (run->partners[peer] & CKC_HEADER_SENT && run->sent[peer] < HEADER) pushes[peer] = 1;
+        if (run->partners[peer] & CKC_HEADER_RECEIVED && run->received[peer] < HEADER) pulls[peer] = 1;
+        /* A closed link is always ready: polling it would spin until the watch thread knows the cause. */
+        if (link == NULL || !(pushes[peer] | pulls[peer]) || wire->gone_ns[peer] || count == limit) continue;
+        if (link->arm != NULL && link->arm(link)) return -1;
+        if (link->fd < 0) return -1;
+        const short events = (short)((pushes[peer] ? link->can_push : 0) | (pulls[peer] ? POLLIN : 0));
+        fds[count++] = (struct pollfd){.fd = link->fd, .events = events};
+    }
+    return count;
+}
+
+/* ------------------------------------------------------------------------------------------------ TCP's links */
+
+static int64_t socket_result(ssize_t n) {
+    if (n > 0) return n;
+    return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) ? 0 : -1;
+}
+
+static int64_t socket_push(ckc_link *link, const struct iovec *parts, int count) {
+    const struct msghdr message = {.msg_iov = (struct iovec *)parts, .msg_iovlen = (size_t)count};
+    return socket_result(sendmsg(link->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT));
+}
+
+static int64_t socket_pull(ckc_link *link, void *into, int64_t bytes) {
+    return socket_result(recv(link->fd, into, (size_t)bytes, MSG_DONTWAIT));
+}
+
+void ckc_make_socket_link(ckc_link *link, int fd) {
+    *link = (ckc_link){.push = socket_push, .pull = socket_pull, .fd = fd, .can_push = POLLOUT};
+}

@@ -1,0 +1,319 @@
+/* Waiting, waking, failing, and the engine's thread. */
+#define _GNU_SOURCE
+#include "watch.h"
+
+#include <errno.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <sched.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#define SPIN_NS 3000                /* with a core of its own a thread spins so long ... */
+#define YIELD_NS 200000             /* ... yields between looks so long, since its peer may share the core after all, */
+#define SOCKET_SPIN_NS 30000
+#define CROWDED_YIELD_NS 20000      /* (where ranks outnumber cores it never spins) and then sleeps, ever longer */
+#define ENGINE_SPIN_NS 20000        /* the engine shares its core with the rank's computing threads */
+#define LAST_WORDS_NS 50000000      /* after a loss, what others sent before it may still tell why (a mismatch) */
+#define FIRST_SLEEP_NS 500000       /* a bell ends any sleep; these only bound what a lost peer costs */
+#define LAST_SLEEP_NS 20000000
+
+#if defined(__x86_64__) || defined(__i386__)
+#define PAUSE() __builtin_ia32_pause()
+#elif defined(__aarch64__)
+#define PAUSE() __asm__ volatile("yield")
+#else
+#define PAUSE() ((void)0)
+#endif
+
+static int64_t clock_ns(clockid_t clock) {
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return t.tv_sec * INT64_C(1000000000) + t.tv_nsec;
+}
+
+int64_t ckc_now_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
+
+void ckc_ring_seat(ckc_seat *seat) {
+    atomic_fetch_add_explicit(&seat->bell, 1, memory_order_release);
+    syscall(SYS_futex, &seat->bell, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
+}
+
+void ckc_ring(ckc_world *w, const int *seats, int count) {
+    atomic_thread_fence(memory_order_seq_cst);
+    for (int i = 0; i < count; i++) {
+        ckc_seat *seat = &w->seats[seats[i]];
+        if (seats[i] != w->local_rank && atomic_load_explicit(&seat->sleepers, memory_order_relaxed))
+            ckc_ring_seat(seat);
+    }
+}
+
+static void ring_self(ckc_world *w) {
+    ckc_seat *seat = &w->seats[w->local_rank];
+    atomic_thread_fence(memory_order_seq_cst);
+    if (atomic_load_explicit(&seat->sleepers, memory_order_relaxed)) ckc_ring_seat(seat);
+    if (w->wake_fd >= 0) {
+        const uint64_t one = 1;
+        if (write(w->wake_fd, &one, sizeof one) < 0) return;    /* a full counter wakes as well */
+    }
+}
+
+int ckc_fail(ckc_world *w, int cause, int rank, const char *how) {
+    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
+    pthread_mutex_lock(&lock);
+    const int first = !atomic_load_explicit(&w->failure, memory_order_relaxed);
+    if (first) {
+        w->failed_rank = rank;
+        w->failed_ns = ckc_now_ns();
+        snprintf(w->failed_how, sizeof w->failed_how, "%s", how);
+        if (cause == CKC_LOST)
+            atomic_store_explicit(&w->seats[w->local_rank].cause, (uint32_t)rank + 1, memory_order_release);
+        atomic_store_explicit(&w->failure, cause, memory_order_release);
+    }
+    pthread_mutex_unlock(&lock);
+    if (first) ckc_tell(w);
+    ring_self(w);
+    return first;
+}
+
+/* One nap of a thread whose wait `ready(arg)` ends with anything but CKC_PENDING. The look between joining the sleepers
+ * and sleeping is what makes a lost wake-up impossible (world.h). */
+static int nap(ckc_world *w, int (*ready)(void *), void *arg, int64_t ns) {
+    ckc_seat *seat = &w->seats[w->local_rank];
+    const uint32_t bell = atomic_load_explicit(&seat->bell, memory_order_acquire);
+    atomic_fetch_add_explicit(&seat->sleepers, 1, memory_order_seq_cst);
+    atomic_thread_fence(memory_order_seq_cst);
+    const int got = ready(arg);
+    if (got == CKC_PENDING && !atomic_load_explicit(&w->failure, memory_order_acquire)) {
+        const struct timespec limit = {.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+        syscall(SYS_futex, &seat->bell, FUTEX_WAIT, bell, &limit, NULL, 0);
+    }
+    atomic_fetch_sub_explicit(&seat->sleepers, 1, memory_order_relaxed);
+    return got;
+}
+
+/* Sleep until one of the sockets that the operation waits for is ready. A failure is seen after 20 ms at most. */
+static int nap_on_sockets(ckc_op *op) {
+    struct pollfd fds[CKC_MAX_RANKS];
+    const int count = op->wanted(op, fds, CKC_MAX_RANKS);
+    if (count < 0) sched_yield();
+    else poll(fds, (nfds_t)count, LAST_SLEEP_NS / 1000000);
+    return CKC_PENDING;
+}
+
+/* Whether waiting is over because a rank is lost. */
+static int given_up(ckc_world *w) {
+    return atomic_load_explicit(&w->failure, memory_order_acquire) && ckc_now_ns() - w->failed_ns > LAST_WORDS_NS;
+}
+
+/* `op` is the operation that `ready` moves, or NULL: while it gets on, the wait is a young one, which does not sleep. */
+static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t slice_ns, const ckc_op *op,
+                      ckc_op *on_sockets) {
+    int got = ready(arg);
+    if (got != CKC_PENDING) return got;
+    const int64_t began = ckc_now_ns(), cpu = clock_ns(CLOCK_THREAD_CPUTIME_ID);
+    int64_t sleep = FIRST_SLEEP_NS, young = began, moved = op ? op->moved : 0;
+    /* A socket's wake-up needs no yielding: the kernel knows who waits, and runs that thread at once. */
+    const int64_t spin = !w->spin ? 0 : on_sockets ? SOCKET_SPIN_NS : SPIN_NS;
+    const int64_t yield = on_sockets ? 0 : w->spin ? YIELD_NS : CROWDED_YIELD_NS;
+    for (;;) {
+        /* Looked at before the last try: what was complete before the failure counts as complete. */
+        const int failed = given_up(w);
+        for (int i = w->spin ? 64 : 1; i > 0 && got == CKC_PENDING; i--) {
+            got = ready(arg);
+            if (w->spin) PAUSE();
+        }
+        if (got == CKC_PENDING && failed) got = CKC_LOST;
+        const int64_t now = ckc_now_ns();
+        if (got != CKC_PENDING || now - began > slice_ns) break;
+        if (op && op->moved != moved) {
+            moved = op->moved;
+            young = now;
+            sleep = FIRST_SLEEP_NS;
+        }
+        if (now - young < spin) continue;
+        if (now - young < spin + yield) {
+            sched_yield();
+            continue;
+        }
+        got = on_sockets ? nap_on_sockets(on_sockets) : nap(w, ready, arg, sleep);
+        if (got != CKC_PENDING) break;
+        sleep = 2 * sleep < LAST_SLEEP_NS ? 2 * sleep : LAST_SLEEP_NS;
+    }
+    atomic_fetch_add_explicit(&w->waited_ns, (uint64_t)(clock_ns(CLOCK_THREAD_CPUTIME_ID) - cpu), memory_order_relaxed);
+    return got;
+}
+
+static int advance(void *op) { return ((ckc_op *)op)->advance(op); }
+static int state_of(void *op) { return atomic_load_explicit(&((ckc_op *)op)->state, memory_order_acquire); }
+
+int ckc_run(ckc_world *w, ckc_op *op, int64_t slice_ns) {
+    return wait_until(w, advance, op, slice_ns, op, op->wanted ? op : NULL);
+}
+
+int ckc_wait(ckc_world *w, ckc_op *op, int64_t slice_ns) {
+    const int got = wait_until(w, state_of, op, slice_ns, NULL, NULL);
+    if (got != CKC_LOST) return got;
+    /* The engine sees the same failure at once, finds out how this operation ends and lets go of its memory. */
+    for (int i = 0; i < 2000 && state_of(op) == CKC_PENDING; i++) usleep(1000);
+    return state_of(op) != CKC_PENDING ? state_of(op) : got;
+}
+
+/* -------------------------------------------------------------------------------------------------- the engine
+ *
+ * Operations come through the inbox, a stack that callers push to (compare and swap, release) and the engine empties
+ * whole (exchange, acquire), so there is no ABA problem. The engine appends each to its queue and moves the head of
+ * every queue: queues do not hold each other up, operations of one queue run in their order. */
+
+void ckc_submit(ckc_world *w, ckc_op *op) {
+    atomic_store_explicit(&op->state, CKC_PENDING, memory_order_relaxed);
+    atomic_fetch_add_explicit(&op->queue->pending, 1, memory_order_relaxed);
+    op->next = atomic_load_explicit(&w->inbox, memory_order_relaxed);
+    while (!atomic_compare_exchange_weak_explicit(&w->inbox, &op->next, op, memory_order_release, memory_order_relaxed)) {}
+    ring_self(w);
+}
+
+static int accept_new(ckc_world *w) {
+    ckc_op *latest = atomic_exchange_explicit(&w->inbox, NULL, memory_order_acquire), *first = NULL;
+    if (latest == NULL) return 0;
+    while (latest != NULL) {        /* the stack has the latest on top */
+        ckc_op *next = latest->next;
+        latest->next = first;
+        first = latest;
+        latest = next;
+    }
+    while (first != NULL) {
+        ckc_op *op = first;
+        ckc_queue *queue = op->queue;
+        first = op->next;
+        op->next = NULL;
+        if (queue->head == NULL) queue->head = op;
+        else queue->tail->next = op;
+        queue->tail = op;
+        if (!atomic_load_explicit(&queue->active, memory_order_relaxed)) {
+            atomic_store_explicit(&queue->active, 1, memory_order_relaxed);
+            queue->next = w->active;
+            w->active = queue;
+        }
+    }
+    return 1;
+}
+
+/* Move the head of every queue as far as it goes. CKC_DONE when anything ended, began or got on. */
+static int move_all(void *world) {
+    ckc_world *w = world;
+    const int failed = given_up(w);
+    int moved = accept_new(w), got_on = 0;
+    for (ckc_queue **at = &w->active; *at != NULL;) {
+        ckc_queue *queue = *at;
+        while (queue->head != NULL) {
+            ckc_op *op = queue->head;
+            const int64_t before = op->moved;
+            int got = atomic_load_explicit(&queue->broken, memory_order_acquire) ? CKC_BROKEN : op->advance(op);
+            if (got == CKC_PENDING && failed) got = CKC_LOST;
+            if (got == CKC_PENDING) {
+                got_on |= op->moved != before;
+                break;
+            }
+            if (got < 0) atomic_store_explicit(&queue->broken, 1, memory_order_release);
+            queue->head = op->next;
+            moved = 1;
+            /* The order matters: once state is set the caller may free op, once pending is 0 it may run the next
+             * operation of the queue itself, and must then see all that this one wrote. */
+            atomic_fetch_sub_explicit(&queue->pending, 1, memory_order_release);
+            atomic_store_explicit(&op->state, got, memory_order_release);
+        }
+        if (queue->head == NULL) {
+            *at = queue->next;
+            atomic_store_explicit(&queue->active, 0, memory_order_release);
+        } else {
+            at = &queue->next;
+        }
+    }
+    if (moved) ring_self(w);
+    if (atomic_load_explicit(&w->stop, memory_order_acquire)) return CKC_BROKEN;
+    return moved || got_on ? CKC_DONE : CKC_PENDING;
+}
+
+/* Where a queue's head waits for sockets, the engine sleeps on all of them and on the eventfd. */
+static int nap_on_all_sockets(ckc_world *w) {
+    struct pollfd fds[4 * CKC_MAX_RANKS];
+    int count = 1;
+    fds[0] = (struct pollfd){.fd = w->wake_fd, .events = POLLIN};
+    for (const ckc_queue *queue = w->active; queue != NULL; queue = queue->next) {
+        if (!queue->head->wanted) continue;
+        const int more = queue->head->wanted(queue->head, fds + count, 4 * CKC_MAX_RANKS - count);
+        if (more < 0) {
+            sched_yield();
+            return CKC_PENDING;
+        }
+        count += more;
+    }
+    poll(fds, (nfds_t)count, LAST_SLEEP_NS / 1000000);
+    if (fds[0].revents) {
+        uint64_t rung;
+        if (read(w->wake_fd, &rung, sizeof rung) < 0) return CKC_PENDING;
+    }
+    return CKC_PENDING;
+}
+
+static int any_on_sockets(const ckc_world *w) {
+    for (const ckc_queue *queue = w->active; queue != NULL; queue = queue->next)
+        if (queue->head->wanted) return 1;
+    return 0;
+}
+
+static void *run_engine(void *world) {
+    ckc_world *w = world;
+    int64_t idle_since = ckc_now_ns(), sleep = FIRST_SLEEP_NS;
+    for (;;) {
+        int got = move_all(w);
+        if (got == CKC_BROKEN) return NULL;
+        if (got == CKC_PENDING) {
+            const int64_t idle = ckc_now_ns() - idle_since;
+            if (w->spin && idle < ENGINE_SPIN_NS) {
+                PAUSE();
+                continue;
+            }
+            if (w->active != NULL && idle < 3 * ENGINE_SPIN_NS) {
+                sched_yield();
+                continue;
+            }
+            got = any_on_sockets(w) ? nap_on_all_sockets(w)
+                                    : nap(w, move_all, w, w->active == NULL ? INT64_C(1000000000) : sleep);
+            if (got == CKC_BROKEN) return NULL;
+            if (got == CKC_PENDING) {
+                sleep = 2 * sleep < LAST_SLEEP_NS ? 2 * sleep : LAST_SLEEP_NS;
+                continue;
+            }
+        }
+        idle_since = ckc_now_ns();
+        sleep = FIRST_SLEEP_NS;
+    }
+}
+
+int ckc_start_engine(ckc_world *w) {
+    if (w->engine_runs) return 0;
+    const int error = pthread_create(&w->engine, NULL, run_engine, w);
+    if (error) return error;
+    w->engine_runs = 1;
+    pthread_setname_np(w->engine, "cktrain-comm");
+    if (w->engine_core >= 0) {
+        cpu_set_t core;
+        CPU_ZERO(&core);
+        CPU_SET(w->engine_core, &core);
+        pthread_setaffinity_np(w->engine, sizeof core, &core);      /* a core outside of the cgroup is not granted */
+    }
+    return 0;
+}
+
+void ckc_stop_threads(ckc_world *w) {
+    atomic_store_explicit(&w->stop, 1, memory_order_release);
+    ring_self(w);
+    if (w->engine_runs) pthread_join(w->engine, NULL);
+    if (w->watch_runs) pthread_join(w->watch, NULL);
+    w->engine_runs = w->watch_runs = 0;
+}

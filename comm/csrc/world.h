@@ -1,0 +1,135 @@
+/* What one process knows of its world: the seats of its node's ranks, the failure that ends all waiting, the operations
+ * in flight and the two ways to run one (in the caller, or on the engine's thread).
+ *
+ * Sleeping and waking. Each rank has a seat in memory that all ranks of the node map. A thread that waits spins, then
+ * yields, then sleeps in a futex on its own rank's `bell`. Who changes something that others may wait for calls
+ * ckc_ring_*: it stores, then a sequentially consistent fence, then reads `sleepers`. Who goes to sleep reads `bell`,
+ * adds itself to `sleepers` (sequentially consistent), looks once more at what it waits for, and only then sleeps if
+ * `bell` is still what it read. Either the last look sees the store, or the fence makes the storer see the sleeper and
+ * change the bell: no wake-up is lost (Dekker's argument). */
+#ifndef CKC_WORLD_H
+#define CKC_WORLD_H
+
+#include <poll.h>
+#include <pthread.h>
+#include <stdatomic.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "reduce.h"
+
+#define CKC_MAX_RANKS 256           /* of one group */
+#define CKC_MAX_ARENAS 64           /* of one rank */
+
+enum { CKC_BARRIER, CKC_ALL_REDUCE, CKC_REDUCE_SCATTER, CKC_ALL_GATHER, CKC_BROADCAST, CKC_ALL_TO_ALL, CKC_SEND,
+       CKC_RECV };
+/* What advance and run return: below zero is the end of the operation. */
+enum { CKC_PENDING = 0, CKC_DONE = 1, CKC_MISMATCH = -1, CKC_LOST = -2, CKC_BROKEN = -3 };
+
+typedef struct {
+    _Alignas(64) _Atomic uint32_t bell;     /* futex word: any change wakes the rank's sleepers */
+    _Atomic uint32_t sleepers;              /* threads of the rank that sleep or are about to */
+    _Alignas(64) _Atomic uint64_t beat;     /* grows while the process runs: by its watch thread, every 100 ms */
+    _Atomic uint64_t activity;              /* grows while the process computes, or writes files, outside of comm's waits */
+    _Atomic uint64_t operation;             /* kind << 56 | number of the last operation that was begun */
+    _Atomic uint32_t left;                  /* closed in order: the end of the process is no failure */
+    _Atomic uint32_t cause;                 /* 1 + the world rank whose loss this rank has seen */
+} ckc_seat;
+
+typedef struct {
+    char *base;
+    int64_t bytes;
+} ckc_span;
+
+typedef struct ckc_op ckc_op;
+
+/* Operations that must run one after another; they wait in the engine. */
+typedef struct ckc_queue {
+    ckc_op *head, *tail;            /* the engine's */
+    _Atomic int pending;            /* handed over and not yet complete */
+    _Atomic int broken;             /* operations end with CKC_BROKEN: no thread will touch their memory again */
+    _Atomic int active;             /* stands in the engine's list; until it is 0 the queue may not be freed */
+    struct ckc_queue *next;
+} ckc_queue;
+
+/* What a rank calls, as its peers see it; compared from `kind` to `extra`. */
+typedef struct {
+    _Atomic uint64_t seq;
+    uint8_t kind, dtype, op, zero;
+    int32_t root;
+    int64_t count;
+    uint64_t extra;                 /* checksum of the counts per rank */
+    int64_t offset;                 /* where the array that peers read lies in the arena */
+    int32_t arena;                  /* -1: in no arena that the group shares */
+    int32_t pad;
+} ckc_call;
+#define CKC_CALL_COMPARED (offsetof(ckc_call, offset) - offsetof(ckc_call, kind))
+
+struct ckc_op {
+    int (*advance)(ckc_op *);       /* never blocks; CKC_PENDING, CKC_DONE or the failure */
+    ckc_queue *queue;
+    void *on;                       /* the channel or stream that it runs on */
+    int pc, cursor;                 /* where advance goes on; which peer it looks at */
+    ckc_call call;
+    const char *in;
+    char *out;
+    const int64_t *begins;          /* (size + 1) first element of each rank's part */
+    int64_t chunk, chunks, c;
+    int64_t moved;                  /* grows while the operation gets on */
+    uint64_t seq, base;
+    int (*wanted)(ckc_op *, struct pollfd *fds, int limit);     /* sockets it waits for (-1: it must not
+                                     * sleep); NULL where a bell wakes it */
+    void *extra;                    /* csrc/wire.h: what it has moved */
+    _Atomic int state;              /* CKC_PENDING until the engine is through with it */
+    ckc_op *next;
+};
+
+typedef struct {
+    int rank, local_rank, local_size;
+    int spin;                               /* cores are at least as many as ranks: waiting may burn one */
+    ckc_seat *seats;                        /* (local_size) */
+    ckc_span arenas[CKC_MAX_RANKS][CKC_MAX_ARENAS];     /* of each rank of the node, where this process maps them */
+    int64_t stream_bytes;                   /* reductions that touch more than this write past the caches */
+    ckc_reduce_n reduce;
+
+    _Atomic int failure;                    /* 0; the first failure's cause, set once */
+    int failed_rank;                        /* world rank; this and the next two are valid once failure is set */
+    int64_t failed_ns;
+    char failed_how[120];
+
+    _Atomic(ckc_op *) inbox;                /* handed to the engine, latest first */
+    _Atomic int stop;
+    int engine_runs, watch_runs, engine_core;
+    pthread_t engine, watch;
+    ckc_queue *active;
+    int wake_fd;                            /* eventfd that wakes the engine where it sleeps on sockets; or -1 */
+    struct ckc_watched *watched;
+    int watched_count;
+    _Atomic uint64_t waited_ns;             /* CPU time that waiting burnt, not to be counted as activity */
+} ckc_world;
+
+int64_t ckc_now_ns(void);
+void ckc_ring_seat(ckc_seat *seat);
+void ckc_ring(ckc_world *world, const int *seats, int count);
+
+/* Record the first failure and wake everything that waits in this process. 1 when it was the first. */
+int ckc_fail(ckc_world *world, int cause, int rank, const char *how);
+
+/* In the caller: move the operation on until its end, or until slice_ns have passed (CKC_PENDING). */
+int ckc_run(ckc_world *world, ckc_op *op, int64_t slice_ns);
+
+/* On the engine: hand over, and wait for the end for at most slice_ns. */
+int ckc_start_engine(ckc_world *world);
+void ckc_submit(ckc_world *world, ckc_op *op);
+int ckc_wait(ckc_world *world, ckc_op *op, int64_t slice_ns);
+void ckc_stop_threads(ckc_world *world);
+
+/* Protothreads (Dunkels et al. 2006): advance is written as straight code; AWAIT leaves it and comes back to the same
+ * place. Variables that must live across it stand in the operation. */
+#define CKC_BEGIN(o) switch ((o)->pc) { case 0:
+#define CKC_AWAIT(o, condition) do { (o)->pc = __LINE__; case __LINE__: if (!(condition)) return CKC_PENDING; } while (0)
+#define CKC_AWAIT_CHECKED(o, expression)                                                                             \
+    do { (o)->pc = __LINE__; case __LINE__: { const int got = (expression); if (got <= 0) return got; } } while (0)
+#define CKC_END(o) } return CKC_DONE
+
+#endif

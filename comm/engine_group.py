@@ -1,0 +1,376 @@
+"""What groups on the compiled engine have in common: shared memory and sockets differ only in how an operation is made.
+
+A group has two lanes: synchronous collectives run in the caller on one, asynchronous ones on the engine's thread on
+the other, each lane in the order of the calls; so a small synchronous reduction passes by large buckets under way.
+Messages between two ranks have streams of their own; the caller moves one itself while the engine has none of it.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+import time
+import zlib
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from itertools import accumulate
+from typing import Any, NoReturn
+
+import numpy as np
+
+from cktrain.comm import _engine
+from cktrain.comm.errors import CollectiveMismatchError, CollectiveTimeoutError, CommError, PeerLostError
+from cktrain.comm.group import Group
+from cktrain.comm.patience import Patience
+from cktrain.comm.peers import Peers
+from cktrain.comm.reduction import DTYPES, OPS
+from cktrain.comm.work import Work
+
+_SLICE_S = 0.05
+
+KIND = {kind: number for number, kind in enumerate(_engine.KINDS)}
+OP = {op: number for number, op in enumerate(OPS)}
+DTYPE = {dtype: number for number, dtype in enumerate(DTYPES)}
+_DTYPE_NAMES = [str(dtype) for dtype in DTYPES] + ["bytes"]
+DTYPE[np.dtype(np.uint8)] = _engine.BYTES_DTYPE
+
+_engine.register_dtypes(
+    [
+        [d.num] if d.kind != "i" else [np.dtype(c).num for c in "ilq" if np.dtype(c).itemsize == d.itemsize]
+        for d in DTYPES
+    ]
+)
+
+MakeOp = Callable[[Any, bool], _engine.Op]
+"""(lane, whether it is for the engine) -> operation."""
+
+
+class EngineGroup(Group):
+    """A group whose operations the compiled engine moves."""
+
+    def __init__(
+        self, peers: Peers, seats: Sequence[int], name: str, timeout_s: float, ancestors: Sequence[int]
+    ):
+        """The group of the ranks in `seats`, in this order; without `ancestors` it is the world and closes `peers`."""
+        super().__init__(list(seats).index(peers.seat), len(seats), name, timeout_s)
+        self._peers, self._seats, self._where = peers, list(seats), peers.where
+        peers.groups += 1
+        self._number = peers.groups
+        self._lineage = [self._number, *ancestors]
+        self._is_world = not ancestors
+        self._failure: CommError | None = None
+        self._closed = False
+        self._lane: Any = None
+        self._engine_lane: Any = None
+        self._streams: dict[tuple[int, bool], Any] = {}
+
+    # What a kind of group adds.
+
+    @abstractmethod
+    def _make(
+        self,
+        kind: str,
+        count: int,
+        output: np.ndarray,
+        input: np.ndarray,
+        begins: Sequence[int] | None,
+        op: str,
+        root: int,
+        read: int,
+        extra: int,
+    ) -> MakeOp: ...
+
+    @abstractmethod
+    def _stream(self, peer: int, sends: bool) -> Any: ...
+
+    @abstractmethod
+    def _make_message(self, stream: Any, array: np.ndarray, peer: int, sends: bool) -> _engine.Op: ...
+
+    def _gather_members(self, color: int, key: int) -> tuple[list[int], str]:
+        """The ranks that gave the same color, ordered by (key, rank), and the name of their group."""
+        self._check_color(color)
+        answers = [struct.unpack("<qq", x) for x in self.all_gather_bytes(struct.pack("<qq", color, key))]
+        members = sorted((k, rank) for rank, (c, k) in enumerate(answers) if c == color)
+        return [rank for _, rank in members], f"{self.name}.{color}"
+
+    def use_reduction(self, capsule: object) -> None:
+        """Reduce with this function from now on."""
+        if capsule is not None:
+            self._peers.world.set_reduction(capsule)
+
+    # Control data.
+
+    def all_gather_bytes(self, data: bytes) -> list[bytes]:
+        """Return every rank's `data`, in the order of ranks."""
+        lengths = np.empty(self.size, np.int64)
+        self._start(
+            "all_gather", self.size, lengths, np.array([len(data)], np.int64), range(self.size + 1)
+        ).wait()
+        begins = [0, *accumulate(int(n) for n in lengths)]
+        every = np.empty(begins[-1], np.uint8)
+        self._start("all_gather", begins[-1], every, np.frombuffer(data, np.uint8), begins).wait()
+        return [every[begins[r] : begins[r + 1]].tobytes() for r in range(self.size)]
+
+    def broadcast_bytes(self, data: bytes, root: int = 0) -> bytes:
+        """Return rank `root`'s `data` on every rank."""
+        self._check_rank("broadcast_bytes", "root", root)
+        length = np.array([len(data)], np.int64)
+        self._start("broadcast", 1, length, length, root=root).wait()
+        buffer = np.frombuffer(data, np.uint8) if self.rank == root else np.empty(int(length[0]), np.uint8)
+        self._start("broadcast", buffer.size, buffer, buffer, root=root).wait()
+        return buffer.tobytes()
+
+    # Lifetime.
+
+    def close(self) -> None:
+        """End the use of this group; the world's close also ends the threads and the watch over the other ranks."""
+        if self._closed:
+            return
+        for work in [work for work in self._peers.live if work.group is self]:
+            work.wait()
+        self.barrier()
+        self._closed = True
+        while not all(on.idle for on in (self._engine_lane, *self._streams.values())):
+            time.sleep(0)  # the engine has ended the last operation and is about to let go of its queue
+        if self._is_world:
+            self._peers.close()
+
+    def abort(self, code: int) -> NoReturn:
+        """End this process; the others see it end, and raise PeerLostError."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+    # Start the operations.
+
+    def _all_reduce(self, array: np.ndarray, op: str) -> Work:
+        return self._start("all_reduce", array.size, array, array, op=op, read=array.nbytes)
+
+    def _reduce_scatter(self, output: np.ndarray, input: np.ndarray, op: str, counts: list[int]) -> Work:
+        begins = [0, *accumulate(counts)]
+        extra = _checksum(counts)
+        return self._start(
+            "reduce_scatter", input.size, output, input, begins, op=op, read=input.nbytes, extra=extra
+        )
+
+    def _all_gather(self, output: np.ndarray, input: np.ndarray, counts: list[int]) -> Work:
+        begins = [0, *accumulate(counts)]
+        extra = _checksum(counts)
+        return self._start("all_gather", output.size, output, input, begins, read=input.nbytes, extra=extra)
+
+    def _broadcast(self, array: np.ndarray, root: int) -> Work:
+        return self._start("broadcast", array.size, array, array, root=root, read=array.nbytes)
+
+    def _all_to_all(self, output: np.ndarray, input: np.ndarray) -> Work:
+        part = input.size // self.size
+        begins = [r * part for r in range(self.size + 1)]
+        return self._start("all_to_all", input.size, output, input, begins, read=input.nbytes)
+
+    def _barrier(self) -> Work:
+        nothing = np.empty(0, np.uint8)
+        return self._start("barrier", 0, nothing, nothing)
+
+    def _send(self, array: np.ndarray, to: int) -> Work:
+        return self._message(array, to, sends=True)
+
+    def _recv(self, array: np.ndarray, source: int) -> Work:
+        return self._message(array, source, sends=False)
+
+    def _start(
+        self,
+        kind: str,
+        count: int,
+        output: np.ndarray,
+        input: np.ndarray,
+        begins: Sequence[int] | None = None,
+        *,
+        op: str = "sum",
+        root: int = -1,
+        read: int = 0,
+        extra: int = 0,
+    ) -> EngineWork:
+        self._raise_if_unusable(kind)
+        return EngineWork(self, self._make(kind, count, output, input, begins, op, root, read, extra))
+
+    def _message(self, array: np.ndarray, peer: int, sends: bool) -> EngineWork:
+        self._raise_if_unusable("send" if sends else "recv")
+        if (peer, sends) not in self._streams:
+            self._streams[peer, sends] = self._stream(peer, sends)
+        stream = self._streams[peer, sends]
+        return EngineWork(self, None, self._make_message(stream, array, peer, sends), stream, peer)
+
+    def _raise_if_unusable(self, call: str) -> None:
+        if self._closed:
+            raise ValueError(f"[comm.{self.name}] {call}: the group is closed. Call it before close().")
+        if self._failure is not None:
+            raise self._failure
+
+    # Waiting and failing.
+
+    def _run(self, op: _engine.Op, on: Any, peer: int | None = None) -> None:
+        """Run an operation in the caller to its end."""
+        self._patiently(op.run, op, on, peer, None)
+
+    def _patiently(
+        self, turn: Callable[[float], int], op: _engine.Op, on: Any, peer: int | None, timeout: float | None
+    ) -> None:
+        """Take turns of a wait until it ends well, or raise how it ended."""
+        patience = Patience(self.timeout_s if timeout is None else timeout, stretch=timeout is None)
+        try:
+            while (state := turn(min(_SLICE_S, patience.timeout_s))) == _engine.PENDING:
+                missing = [peer] if peer is not None else on.missing(op)
+                if gone := [r for r in missing if self._peers.world.seat(self._seats[r])[4]]:
+                    raise self._fail(self._gone(gone[0], self._spell(op, on, peer)))
+                shown = {r: self._peers.world.seat(self._seats[r])[:2] for r in missing}
+                if not patience.look(shown, lambda ranks: self._stall(self._spell(op, on, peer), ranks)):
+                    error = CollectiveTimeoutError(
+                        self._where,
+                        self.rank,
+                        f"{self._spell(op, on, peer)} on group {self.name}",
+                        patience.timeout_s,
+                        missing,
+                    )
+                    raise error if timeout is not None else self._fail(error)
+        except KeyboardInterrupt:
+            self._break_off()
+            raise
+        if state != _engine.DONE:
+            raise self._failed(state, op, on, peer)
+
+    def _failed(self, state: int, op: _engine.Op, on: Any, peer: int | None) -> CommError:
+        """The error of an operation that ended with `state`."""
+        if self._failure is not None:
+            return self._failure
+        if state == _engine.MISMATCH:
+            if peer is None:
+                calls = {r: _spell(*call) for r, call in on.calls(op).items()}
+                mine = calls.pop(self.rank)
+                differing = {r: call for r, call in calls.items() if call != mine}
+            else:
+                mine, differing = self._spell(op, on, peer), {peer: self._refused(op, on)}
+            return self._fail(CollectiveMismatchError(self._where, self.rank, mine, differing))
+        lost = self._peers.lost(f"{self._spell(op, on, peer)} on group {self.name}")
+        assert lost is not None, state
+        return self._fail(lost)
+
+    def _spell(self, op: _engine.Op, on: Any, peer: int | None) -> str:
+        kind, dtype, reduction, root, count, extra = op.call
+        if peer is not None:
+            kind = KIND["send" if op.sends else "recv"]
+            return f"{_engine.KINDS[kind]}({_DTYPE_NAMES[dtype]}[{count:,}], {'to' if op.sends else 'source'}={peer})"
+        return _spell(kind, dtype, reduction, root, count, extra)
+
+    @staticmethod
+    def _refused(op: _engine.Op, stream: Any) -> str:
+        if op.sends:
+            dtype, count = stream.refused
+            return f"recv({_DTYPE_NAMES[dtype]}[{count:,}])"
+        dtype, count = op.came
+        return f"send({_DTYPE_NAMES[dtype]}[{count:,}])"
+
+    def _stall(self, call: str, ranks: list[int]) -> str:
+        parts = []
+        for r in ranks:
+            _, _, kind, number, _ = self._peers.world.seat(self._seats[r])
+            member = self._peers.members[self._seats[r]]
+            parts.append(f"rank {member['rank']} on {member['host']} (last operation: {kind} {number})")
+        who = f"[{self._where}] rank {self._peers.world.rank}"
+        return f"{who} waits in {call} on group {self.name} for {', '.join(parts)}"
+
+    def _gone(self, rank: int, call: str) -> PeerLostError:
+        member = self._peers.members[self._seats[rank]]
+        return PeerLostError(
+            self._where, member["rank"], member["host"], f"{call} on group {self.name}", "it closed its groups",
+            self._peers.world.rank,
+        )  # fmt: skip
+
+    def _fail(self, error: CommError) -> CommError:
+        self._failure = error
+        self._break_off()
+        return error
+
+    def _break_off(self) -> None:
+        """Let the engine drop the group's operations: no thread of this process touches their arrays again."""
+        for on in (self._lane, self._engine_lane, *self._streams.values()):
+            on.break_off()
+
+
+class EngineWork(Work):
+    """An operation of an EngineGroup. It begins when the group says whether it is waited for at once."""
+
+    def __init__(
+        self,
+        group: EngineGroup,
+        make: MakeOp | None,
+        op: Any = None,
+        on: Any = None,
+        peer: int | None = None,
+    ):
+        self.group, self._make, self._op, self._on, self._peer = group, make, op, on, peer
+        self._complete = False
+        self._submitted = False
+
+    def begin(self) -> None:
+        """Hand it to the engine."""
+        if self._make is not None:
+            self._on = self.group._engine_lane
+            self._op, self._make = self._make(self._on, True), None
+        # What the engine works on must live on, whatever the caller drops.
+        node = self.group._peers
+        node.live = [work for work in node.live if not work.ended()]
+        node.live.append(self)
+        self._submitted = True
+        self._op.submit()
+
+    def ended(self) -> bool:
+        """Whether nothing touches its arrays any more."""
+        return self._complete or (self._submitted and self._op.state != _engine.PENDING)
+
+    def done(self) -> bool:
+        """Say whether it is complete; the engine moves it."""
+        if not self._complete and self._submitted:
+            state = self._op.state
+            if state not in (_engine.PENDING, _engine.DONE):
+                raise self.group._failed(state, self._op, self._on, self._peer)
+            self._complete = state == _engine.DONE
+        return self._complete
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Block until complete, at most `timeout` seconds, or the group's deadline."""
+        if self._complete:
+            return
+        if not self._submitted:
+            self._run_in_caller()
+        else:
+            self.group._patiently(self._op.wait, self._op, self._on, self._peer, timeout)
+        self._complete = True
+
+    def _run_in_caller(self) -> None:
+        if self._make is not None:
+            self._on = self.group._lane
+            self._op, self._make = self._make(self._on, False), None
+        elif self._on.pending:  # messages before this one are the engine's; it keeps their order
+            self.begin()
+            self.group._patiently(self._op.wait, self._op, self._on, self._peer, None)
+            return
+        self.group._run(self._op, self._on, self._peer)
+
+
+def _spell(kind: int, dtype: int, op: int, root: int, count: int, extra: int) -> str:
+    """A call as a person would write it."""
+    name = _engine.KINDS[kind]
+    if name == "barrier":
+        return name
+    words = [f"{_DTYPE_NAMES[dtype]}[{count:,}]"]
+    if name in ("all_reduce", "reduce_scatter"):
+        words.append(OPS[op])
+    if root >= 0:
+        words.append(f"root={root}")
+    if extra:
+        words.append(f"counts #{extra:08x}")
+    return f"{name}({', '.join(words)})"
+
+
+def _checksum(counts: Sequence[int]) -> int:
+    return zlib.crc32(np.asarray(counts, np.int64).tobytes())

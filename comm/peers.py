@@ -1,0 +1,53 @@
+"""What a process knows of the other ranks of its world, whatever joins them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from cktrain.comm import _engine
+from cktrain.comm.errors import PeerLostError
+
+
+@dataclass
+class Peers:
+    """The ranks that this process is joined with; each has a seat, where its heartbeat and last operation show."""
+
+    seat: int
+    """This process's."""
+    members: list[dict[str, Any]]
+    """Per seat: rank, host, and what the way of joining adds."""
+    world: _engine.World
+    where: str
+    """Who speaks in messages, e.g. "comm.shm"."""
+    live: list[Any] = field(default_factory=list, kw_only=True)
+    """Work that the engine may still have."""
+    groups: int = field(default=0, kw_only=True)
+    """Numbers given to groups in this process."""
+
+    @property
+    def size(self) -> int:
+        """Number of ranks."""
+        return len(self.members)
+
+    def host(self, rank: int) -> str:
+        """Host of a world rank."""
+        return next((m["host"] for m in self.members if m["rank"] == rank), "another host")
+
+    def lost(self, operation: str) -> PeerLostError | None:
+        """The error of a lost rank, if there is one."""
+        failure = self.world.failure()
+        if failure is None:
+            return None
+        rank, how = failure
+        for seat, member in enumerate(self.members):
+            if member["rank"] == rank:
+                _, _, kind, number, _ = self.world.seat(seat)
+                how += (
+                    f"; its last operation was {kind} {number}" if number else "; it had begun no operation"
+                )
+        return PeerLostError(self.where, rank, self.host(rank), operation, how, self.world.rank)
+
+    def close(self) -> None:
+        """Leave in order: the others do not take the end of this process for a failure."""
+        raise NotImplementedError

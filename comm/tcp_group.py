@@ -1,0 +1,198 @@
+"""Group over TCP: one connection per pair of ranks and lane, schedules as data (comm/schedules), no pickle.
+
+Bytes on a connection come in the order of the schedule, so they carry no tags; each operation begins with a header of
+one cache line, which the other side compares with its own call before it takes any payload. A further connection per
+pair carries heartbeats, written and read by the watch thread: a rank that ends is seen at once, a
+dead link after 5 s without an acknowledgement (TCP_USER_TIMEOUT), and a rank that is merely stopped is neither.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from cktrain.comm import _engine
+from cktrain.comm.algorithms import DEFAULT, Table, choose, plan
+from cktrain.comm.engine_group import DTYPE, KIND, OP, EngineGroup, MakeOp
+from cktrain.comm.group import Group
+from cktrain.comm.peers import Peers
+from cktrain.comm.reduction import BFLOAT16
+from cktrain.comm.rendezvous import Rendezvous
+from cktrain.comm.solo_group import SoloGroup
+
+WHERE = "comm.tcp"
+_LANES = 3  # synchronous, asynchronous, messages
+_WORLD, _FIRST_GROUP = 1, 2  # purposes of connections (rendezvous.py)
+
+
+@dataclass
+class Mesh(Peers):
+    """The ranks of the world, each with a control connection to every other. Seats are ranks."""
+
+    meeting: Rendezvous = field(kw_only=True)
+    control: dict[int, socket.socket] = field(kw_only=True)
+    wake_fd: int = field(kw_only=True)
+    at_close: Callable[[], None] = field(default=lambda: None, kw_only=True)
+    """What else ends with the world."""
+
+    def close(self) -> None:
+        """Say goodbye on the control connections, and end the threads."""
+        self.world.leave()
+        self.world.stop()
+        for connection in self.control.values():
+            connection.close()
+        self.meeting.close()
+        os.close(self.wake_fd)
+        self.at_close()
+
+
+def join_mesh(meeting: Rendezvous, *, spin: bool, engine_core: int | None = None) -> Mesh:
+    """Connect with all ranks of the meeting, and begin to watch them."""
+    others = [r for r in range(meeting.size) if r != meeting.rank]
+    control = {r: sockets[0] for r, sockets in meeting.connect_all(others, _WORLD, 1).items()}
+    fd = os.memfd_create("cktrain seats", os.MFD_CLOEXEC)
+    os.ftruncate(fd, meeting.size * _engine.SEAT_BYTES)
+    seats = _engine.Mapping(fd, meeting.size * _engine.SEAT_BYTES)
+    os.close(fd)
+    world = _engine.World(
+        meeting.rank,
+        meeting.rank,
+        meeting.size,
+        seats,
+        spin=spin,
+        engine_core=-1 if engine_core is None else engine_core,
+    )
+    wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else -1
+    world.wake_by(wake_fd)
+    members = [member | {"rank": r} for r, member in enumerate(meeting.members)]
+    mesh = Mesh(meeting.rank, members, world, WHERE, meeting=meeting, control=control, wake_fd=wake_fd)
+    world.watch([(s.fileno(), r, r, _engine.CONTROL) for r, s in control.items()])
+    return mesh
+
+
+class TcpGroup(EngineGroup):
+    """A group whose bytes travel by TCP."""
+
+    def __init__(
+        self,
+        mesh: Mesh,
+        seats: Sequence[int],
+        name: str,
+        timeout_s: float,
+        *,
+        ancestors: Sequence[int] = (),
+        purpose: int = _FIRST_GROUP,
+        table: Table = DEFAULT,
+        algorithm: str | None = None,
+    ):
+        """Make the group of the ranks in `seats`, in this order; all of them call it.
+
+        Args:
+            mesh: the world, which outlives the group; the first group, without ancestors, closes it.
+            seats: the members' world ranks.
+            name: for messages.
+            timeout_s: deadline of every wait, seconds.
+            ancestors: numbers of the groups that it was split from.
+            purpose: what its connections are told apart by; the same on all members, and no other group's of theirs.
+            table: which algorithm for which length.
+            algorithm: one that is preferred whatever the length.
+        """
+        super().__init__(mesh, seats, name, timeout_s, ancestors)
+        self._mesh, self._purpose, self._table, self._algorithm = mesh, purpose, table, algorithm
+        self._splits = 0
+        found = mesh.meeting.connect_all([s for s in seats if s != mesh.seat], purpose, _LANES)
+        self._connections = [
+            [found[s][lane] if s in found else None for s in seats] for lane in range(_LANES)
+        ]
+        self._lane, self._engine_lane = (
+            _engine.Wire(mesh.world, self.rank, sockets, list(seats)) for sockets in self._connections[:2]
+        )
+
+    def split(self, color: int, key: int = 0) -> Group:
+        """Return the group of the ranks that gave the same `color`, ordered by (key, rank)."""
+        members, name = self._gather_members(color, key)
+        self._splits += 1
+        if len(members) == 1:
+            return SoloGroup(name, self.timeout_s)
+        # Of all groups that two ranks share, this one alone has this number of splits below this purpose.
+        purpose = (self._purpose * 1009 + self._splits) % (1 << 32)
+        return TcpGroup(
+            self._mesh,
+            [self._seats[rank] for rank in members],
+            name,
+            self.timeout_s,
+            ancestors=self._lineage,
+            purpose=purpose,
+            table=self._table,
+            algorithm=self._algorithm,
+        )
+
+    def close(self) -> None:
+        """End the use of this group; the world's close also ends the threads and the watch over the other ranks."""
+        if self._closed:
+            return
+        super().close()
+        for sockets in self._connections:
+            for connection in sockets:
+                if connection is not None:
+                    connection.close()
+
+    def _make(
+        self,
+        kind: str,
+        count: int,
+        output: np.ndarray,
+        input: np.ndarray,
+        begins: Sequence[int] | None,
+        op: str,
+        root: int,
+        read: int,
+        extra: int,
+    ) -> MakeOp:
+        itemsize = input.itemsize
+        algorithm = ""
+        if kind in self._table:
+            canonical = op == "mean" or input.dtype == BFLOAT16
+            algorithm = choose(kind, count * itemsize, self._table, self._algorithm, canonical=canonical)
+        parts = None if begins is None else tuple(begins)
+        steps, sources, scratch, partners = plan(
+            kind, algorithm, self.rank, self.size, count, parts, root, itemsize
+        )
+        call = (KIND[kind], DTYPE[input.dtype], OP[op], root, count, extra)
+        addresses = (input.ctypes.data, output.ctypes.data)
+        kept = (input, output)
+        return lambda lane, own: lane.make(
+            *call, *addresses, steps, sources, scratch * itemsize, partners, kept
+        )
+
+    def _stream(self, peer: int, sends: bool) -> _engine.Wire:
+        sockets = [s if r == peer else None for r, s in enumerate(self._connections[2])]
+        return _engine.Wire(self._mesh.world, self.rank, sockets, self._seats)
+
+    def _make_message(self, stream: _engine.Wire, array: np.ndarray, peer: int, sends: bool) -> _engine.Op:
+        # Both ends call it a send, so that the headers agree; only one goes.
+        steps = np.array([(0, 0 if sends else 1, peer, 0, 0, array.size, 0, 0)], np.int64)
+        partners = bytes((1 if sends else 2) if r == peer else 0 for r in range(self.size))
+        address = array.ctypes.data
+        return stream.make(
+            KIND["send"],
+            DTYPE[array.dtype],
+            0,
+            -1,
+            array.size,
+            0,
+            address,
+            address,
+            steps,
+            _NO_SOURCES,
+            0,
+            partners,
+            array,
+        )
+
+
+_NO_SOURCES = np.empty((0, 2), np.int64)

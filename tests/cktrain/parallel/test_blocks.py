@@ -1,0 +1,56 @@
+"""Blocks: any run of a divided parameter's elements is rectangles of the whole one, and comes back from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cktrain.nn.params import Param, Place
+from cktrain.parallel.blocks import Block, blocks_of, read_label
+
+
+def matrix(kind: str) -> Param:
+    """Of a whole (12, 6): all of it; rows of two parts and a row of padding; some columns; of a vector (12): some."""
+    param = Param("w", (12,) if kind == "vector" else (12, 6))
+    if kind == "rows":
+        param.divide((6, 6), (Place(0, 2, 2), Place(2, 9, 3)))
+    elif kind == "columns":
+        param.divide((12, 3), (Place(0, 0, 12, 3),))
+    elif kind == "vector":
+        param.divide((5,), (Place(0, 1, 2), Place(2, 7, 3)))
+    return param
+
+
+@pytest.mark.parametrize("kind", ["whole", "rows", "columns", "vector"])
+@given(data=st.data())
+def test_blocks_hold_the_elements_of_the_whole(kind, data):
+    param = matrix(kind)
+    whole = np.arange(1.0, 1 + np.prod(param.whole_shape)).reshape(param.whole_shape)
+    here = np.zeros(param.shape)
+    param.put(here, whole)
+    start = data.draw(st.integers(0, param.size))
+    stop = data.draw(st.integers(start, param.size))
+    back = np.zeros(param.shape)
+    count = 0
+    for block, run in blocks_of(param, start, stop):
+        name, row, column = read_label(block.label("param.w"))
+        values = here.reshape(-1)[start:stop][run].reshape(block.shape)
+        at = tuple(slice(a, a + n) for a, n in zip((row, column), block.shape, strict=False))
+        np.testing.assert_array_equal(values, whole[at])
+        assert name == "param.w"
+        param.put(back, values, row, column)
+        count += values.size
+    wanted = np.zeros(param.size)
+    wanted[start:stop] = here.reshape(-1)[start:stop]
+    np.testing.assert_array_equal(back.reshape(-1), wanted)
+    assert count == np.count_nonzero(wanted)  # padding is in no block
+
+
+def test_labels():
+    assert Block(2, 3).label("param.b") == "param.b[2:5]"
+    assert Block(2, 3, 4, 8).label("w") == "w[2:5,4:12]"
+    assert read_label("exp_avg.a.0.w[2:5,4:12]") == ("exp_avg.a.0.w", 2, 4)
+    with pytest.raises(ValueError, match="does not name a block"):
+        read_label("param.w")

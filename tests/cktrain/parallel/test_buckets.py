@@ -1,0 +1,68 @@
+"""Buckets and spans: every element once, pieces at cache lines, the same pieces for a parameter that stands alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cktrain import cython_kernels
+from cktrain.models.build import build_model
+from cktrain.nn.numerics import Numerics
+from cktrain.nn.params import FlatParams
+from cktrain.parallel.buckets import join, overlap, plan_buckets, without
+
+
+@pytest.fixture
+def params(tiny) -> FlatParams:
+    numerics = Numerics(cython_kernels.load(), "fp32")
+    return FlatParams(build_model(tiny().model, numerics, 16).params(), numerics)
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("nbytes", [1, 3000, 1 << 30])
+def test_pieces_cover_every_element_once(params, ranks, nbytes):
+    buckets = plan_buckets(params, ranks, nbytes=nbytes)
+    times = np.zeros(params.size, int)
+    for bucket in buckets:
+        assert sum(bucket.counts) == bucket.stop - bucket.start
+        for rank in range(ranks):
+            start, stop = bucket.piece(rank)
+            assert start % 16 == 0
+            times[start:stop] += 1
+    assert (times == 1).all()
+    assert [p for bucket in buckets for p in bucket.params] == params.params
+    for bucket in buckets[:-1]:
+        assert sum(p.size for p in bucket.params) * 4 >= min(nbytes, params.count * 4)
+    assert (len(buckets) == 1) == (nbytes == 1 << 30)
+
+
+def test_shares_are_even(params):
+    """The optimizer's state is what ZeRO divides: no rank has 2 % more than its share of 2 MB."""
+    for bucket in plan_buckets(params, 4):
+        assert max(bucket.counts) - min(bucket.counts) <= 16
+
+
+def test_a_parameter_alone_is_a_bucket(params):
+    alone = params.params[3]
+    buckets = plan_buckets(params, 2, alone={alone})
+    assert [bucket.params for bucket in buckets if alone in bucket.params] == [(alone,)]
+    assert len(buckets) == 3
+
+
+spans = st.lists(st.integers(0, 40), min_size=0, max_size=10, unique=True).map(
+    lambda ends: list(zip(sorted(ends)[::2], sorted(ends)[1::2], strict=False))
+)
+
+
+def elements(found) -> set[int]:
+    return {i for start, stop in found for i in range(start, stop)}
+
+
+@given(a=spans, b=spans)
+def test_spans_are_sets(a, b):
+    assert elements(join(a)) == elements(a)
+    assert elements(overlap(a, b)) == elements(a) & elements(b)
+    assert elements(without(a, b)) == elements(a) - elements(b)
+    assert all(left[1] < right[0] for left, right in zip(join(a), join(a)[1:], strict=False))

@@ -1,0 +1,124 @@
+"""Ranks as plain processes of this machine, without a launcher that would stop them all when one dies."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+FOLDER = Path(__file__).resolve().parent
+
+
+@dataclass
+class Ended:
+    """How a rank ended."""
+
+    status: int
+    output: str
+    at: float
+    """time.monotonic() when it was seen to have ended."""
+
+
+@dataclass
+class Ranks:
+    """Started ranks of tests/comm/<program>; to be used as a context."""
+
+    processes: list[subprocess.Popen[str]]
+    began: float = field(default_factory=time.monotonic)
+
+    def __enter__(self) -> Ranks:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                process.send_signal(signal.SIGKILL)
+            process.wait()
+            if process.stdout:
+                process.stdout.close()
+
+    def wait_for(self, text: str, rank: int, limit_s: float = 30) -> None:
+        """Read the rank's output up to a line that holds `text`."""
+        deadline = time.monotonic() + limit_s
+        stream = self.processes[rank].stdout
+        assert stream is not None
+        seen = []
+        while time.monotonic() < deadline:
+            line = stream.readline()
+            seen.append(line)
+            if text in line:
+                return
+            if not line:
+                break
+        raise AssertionError(f"rank {rank} never said {text!r}:\n{''.join(seen)}")
+
+    def signal(self, rank: int, number: int) -> float:
+        """Send a signal to a rank; when that was."""
+        self.processes[rank].send_signal(number)
+        return time.monotonic()
+
+    def ends(self, limit_s: float = 60) -> list[Ended]:
+        """Wait for all ranks; a rank that does not end fails the test."""
+        deadline = time.monotonic() + limit_s
+        at: dict[int, float] = {}
+        while len(at) < len(self.processes) and time.monotonic() < deadline:
+            for rank, process in enumerate(self.processes):
+                if rank not in at and process.poll() is not None:
+                    at[rank] = time.monotonic()
+            time.sleep(0.005)
+        for process in self.processes:
+            if process.poll() is None:
+                process.kill()
+        outputs = [process.communicate()[0] for process in self.processes]
+        assert len(at) == len(self.processes), (
+            f"hung for {limit_s:g} s; output of the ranks:\n" + "\n---\n".join(outputs)
+        )
+        return [
+            Ended(p.returncode, out, at[r])
+            for r, (p, out) in enumerate(zip(self.processes, outputs, strict=True))
+        ]
+
+
+_jobs = 0
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(
+    ranks: int, program: str, *arguments: str, only: Sequence[int] | None = None, **environment: str
+) -> Ranks:
+    """Start `ranks` processes of a program (or `only` some of them), as a launcher of torchrun's kind would."""
+    global _jobs
+    _jobs += 1
+    port = _free_port()
+    processes = []
+    for rank in range(ranks) if only is None else only:
+        place = {
+            "RANK": str(rank),
+            "LOCAL_RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "LOCAL_WORLD_SIZE": str(ranks),
+        }
+        place |= {"CKTRAIN_JOB": f"test-{os.getpid()}-{_jobs}", "PYTHONUNBUFFERED": "1"}
+        place["CKTRAIN_RENDEZVOUS"] = f"127.0.0.1:{port}"
+        processes.append(
+            subprocess.Popen(
+                [sys.executable, str(FOLDER / program), *arguments],
+                env={**os.environ, **place, **environment},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    return Ranks(processes)

@@ -1,0 +1,310 @@
+"""A program of several ranks, on the transport of CKTRAIN_TEST_TRANSPORT; its first argument says what it does."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import sys
+import time
+import traceback
+
+import conformance
+import numpy as np
+
+from cktrain.comm import bootstrap
+from cktrain.comm.errors import CollectiveMismatchError, CommError
+from cktrain.comm.group import Group
+
+
+def run_conformance(group: Group) -> None:
+    names = conformance.run(group)
+    if group.rank == 0:
+        print(f"checks run: {len(names)}", flush=True)
+
+
+def say(text: str) -> None:
+    """A line that the test waits for; a rank writes it whole."""
+    os.write(1, f"{text}\n".encode())
+
+
+def stress(group: Group) -> None:
+    """Many mixed operations back to back, synchronous and not, with naps; every result is checked."""
+    steps, seed = int(sys.argv[2]), int(sys.argv[3])
+    common = np.random.default_rng(seed)
+    own = np.random.default_rng([seed, group.rank])
+    arena = group.allocate(1 << 20).view(np.float32)
+    ranks = np.arange(group.size, dtype=np.float64)
+    flying: list[tuple[object, np.ndarray, float]] = []
+    for step in range(steps):
+        kind = common.choice(["sum", "arena", "async", "barrier", "broadcast", "gather", "message"])
+        length = int(common.choice([1, 7, 1000, 20_000, 70_000]))
+        expected = float(np.sum(ranks + step))
+        if kind in ("sum", "async"):
+            array = np.full(length, group.rank + step, np.float32)
+            if kind == "sum":
+                group.all_reduce(array)
+                assert np.all(array == expected), (step, kind, length)
+            else:
+                flying.append((group.all_reduce(array, async_=True), array, expected))
+        elif kind == "arena":
+            offset = int(common.integers(0, 1000))
+            array = arena[offset : offset + length]
+            array[:] = group.rank + step
+            group.all_reduce(array)
+            assert np.all(array == expected), (step, kind, length)
+        elif kind == "broadcast":
+            root = int(common.integers(group.size))
+            array = np.full(length, group.rank + step, np.int64)
+            group.broadcast(array, root)
+            assert np.all(array == root + step), (step, kind, length)
+        elif kind == "gather":
+            everyone = np.zeros(length * group.size, np.int32)
+            group.all_gather(everyone, np.full(length, group.rank + step, np.int32))
+            assert np.array_equal(everyone, np.repeat(np.arange(group.size) + step, length)), (
+                step,
+                kind,
+                length,
+            )
+        elif kind == "message":
+            received = np.zeros(length, np.float32)
+            work = group.recv(received, (group.rank - 1) % group.size, async_=True)
+            group.send(np.full(length, group.rank + step, np.float32), (group.rank + 1) % group.size)
+            work.wait()
+            assert np.all(received == (group.rank - 1) % group.size + step), (step, kind, length)
+        else:
+            group.barrier()
+        while len(flying) > int(common.integers(0, 6)):
+            work, array, wanted = flying.pop(int(common.integers(len(flying))))
+            work.wait()
+            assert np.all(array == wanted), step
+        if own.random() < 0.01:
+            time.sleep(own.random() * 0.002)
+    for work, array, wanted in flying:
+        work.wait()
+        assert np.all(array == wanted)
+    if group.rank == 0:
+        say(f"steps: {steps}")
+
+
+def repeat(group: Group) -> None:
+    """One operation again and again, until a rank is lost; says "running" once all go round."""
+    kind = sys.argv[2]
+    small, large = np.ones(100, np.float32), np.ones(1_000_003, np.float32)
+    arena = group.allocate(4_000_000).view(np.float32) if kind == "arena" else None
+    following, previous = (group.rank + 1) % group.size, (group.rank - 1) % group.size
+    calls = {
+        "small": lambda: group.all_reduce(small, "max"),
+        "large": lambda: group.all_reduce(large, "max"),
+        "arena": lambda: group.all_reduce(arena, "max"),
+        "async": lambda: group.all_reduce(large, "max", async_=True).wait(),
+        "barrier": group.barrier,
+        "broadcast": lambda: group.broadcast(large),
+        "reduce_scatter": lambda: group.reduce_scatter(
+            large[: large.size // group.size], large[: large.size // group.size * group.size].copy(), "max"
+        ),
+        "message": lambda: (group.send(small, following), group.recv(small, previous)),
+        "idle": lambda: time.sleep(0.2),
+    }
+    for _ in range(20):
+        if kind != "idle":
+            calls[kind]()
+    say("running")
+    while True:
+        calls[kind]()
+        if kind == "idle" and group.rank == 0 and os.path.exists(sys.argv[3]):
+            group.barrier()
+
+
+def wait_for_one(group: Group) -> None:
+    """All but the last rank wait in an all-reduce, for which the last one is late as argv says."""
+    group.barrier()
+    how, seconds = sys.argv[2], float(sys.argv[3])
+    if group.rank == group.size - 1:
+        say("late")
+        if how == "compute":
+            end = time.monotonic() + seconds
+            while time.monotonic() < end:
+                sum(range(1000))
+        else:
+            time.sleep(seconds)
+    array = np.full(10, group.rank, np.float32)
+    group.all_reduce(array)
+    assert np.all(array == sum(range(group.size)))
+    group.barrier()
+    say("all came")
+
+
+def differ(group: Group) -> None:
+    """The last rank calls something else; every rank learns of it, and its payload is untouched."""
+    n = 200_000 if sys.argv[3:] == ["large"] else 100
+    payload = np.full(n, group.rank + 1, np.float32)
+    before = payload.copy()
+    odd = group.rank == group.size - 1
+    async_ = sys.argv[3:] == ["async"]
+    calls = {
+        "length": lambda: group.all_reduce(payload[: n // 2 + odd], async_=async_),
+        "dtype": lambda: group.all_reduce(payload.view(np.int32) if odd else payload, async_=async_),
+        "op": lambda: group.all_reduce(payload, "max" if odd else "sum", async_=async_),
+        "operation": lambda: (
+            group.broadcast(payload, async_=async_) if odd else group.all_reduce(payload, async_=async_)
+        ),
+        "root": lambda: group.broadcast(payload, root=int(odd), async_=async_),
+        "counts": lambda: group.reduce_scatter(
+            np.zeros(2, np.float32), payload[: 2 * group.size + 1], counts=_counts(group, odd), async_=async_
+        ),
+    }
+    try:
+        calls[sys.argv[2]]().wait()
+    except CollectiveMismatchError:
+        assert payload.tobytes() == before.tobytes()
+        raise
+    raise AssertionError("the difference was not seen")
+
+
+def _counts(group: Group, odd: bool) -> list[int]:
+    """Two for this rank in either case; the one more goes to another rank."""
+    counts = [2] * group.size
+    counts[1 if odd else (group.rank + 1) % group.size if group.size == 2 else 1 - group.rank % 2] += 1
+    return counts
+
+
+def compare_algorithms(group: Group) -> None:
+    """Against the canonical order: to the bit where the algorithm promises it, else within rounding."""
+    name = sys.argv[2]
+    for length in (1, 1000, 200_003):
+        for dtype in (np.dtype(np.float32), np.dtype(np.float64), conformance.BFLOAT16, np.dtype(np.int64)):
+            for op in ("sum", "max"):
+                given = [conformance.contribution(r, length, dtype, 20) for r in range(group.size)]
+                wanted = conformance.in_canonical_order(given, op)
+                results = []
+                for _ in range(2):
+                    array = given[group.rank].copy()
+                    group.all_reduce(array, op)
+                    results.append(array.tobytes())
+                assert results[0] == results[1]
+                assert len(set(group.all_gather_bytes(hashlib.sha256(results[0]).digest()))) == 1
+                own_order = name in ("ring", "halving_doubling") and dtype.kind == "f" and op == "sum"
+                if own_order:
+                    conformance.assert_near_fp64(array, given, op)
+                else:
+                    assert conformance.same_bits(array, wanted), (length, dtype, op)
+        for root in range(group.size):
+            array = conformance.contribution(group.rank, length, np.dtype(np.float32), 21)
+            group.broadcast(array, root)
+            assert conformance.same_bits(
+                array, conformance.contribution(root, length, np.dtype(np.float32), 21)
+            )
+        everyone = np.zeros(length * group.size, np.int32)
+        group.all_gather(everyone, np.full(length, group.rank, np.int32))
+        assert np.array_equal(everyone, np.repeat(np.arange(group.size), length))
+    say("compared")
+
+
+def receive_another_length(group: Group) -> None:
+    sent, expected = int(sys.argv[2]), int(sys.argv[3])
+    if group.rank == 0:
+        group.send(np.zeros(sent, np.float32), 1)
+        group.barrier()
+    group.recv(np.zeros(expected, np.float32), 0)
+    raise AssertionError("the difference was not seen")
+
+
+def fail_on_one_rank(group: Group) -> None:
+    """The frame in `main` aborts: the others, which wait with a long deadline, must not hang."""
+    if group.rank == 1:
+        raise KeyError("a mistake on one rank")
+    group.barrier()
+
+
+def leave_early(group: Group) -> None:
+    """The last rank exits without a word while the others wait."""
+    group.barrier()
+    if group.rank == group.size - 1:
+        os._exit(0)
+    group.barrier()
+
+
+def exit_with(group: Group) -> int:
+    """All ranks end with one status, some later than others."""
+    group.barrier()
+    time.sleep(0.2 * group.rank)
+    return int(sys.argv[2])
+
+
+def cpu_time_of_waiting(group: Group) -> None:
+    group.barrier()
+    if group.rank == 1:
+        time.sleep(2)
+    began = os.times()
+    group.barrier()
+    ended = os.times()
+    if group.rank == 0:
+        say(f"cpu: {ended.user - began.user + ended.system - began.system}")
+
+
+def memory_of_a_group(group: Group) -> None:
+    """What a rank's groups cost beyond the arrays, once every path was taken."""
+    large = np.ones(3_000_000, np.float32)
+    before = _proportional_set_size()
+    for work in [group.all_reduce(large, async_=True), group.all_reduce(large)]:
+        work.wait()
+    group.all_to_all(
+        large[: large.size // 2 // group.size * group.size].copy(),
+        large[large.size // 2 :][: large.size // 2 // group.size * group.size],
+    )
+    for distance in range(1, group.size):
+        work = group.recv(np.empty_like(large), (group.rank - distance) % group.size, async_=True)
+        group.send(large, (group.rank + distance) % group.size)
+        work.wait()
+    del work
+    group.barrier()
+    say(f"bytes: {_proportional_set_size() - before}")
+    group.barrier()
+
+
+def _proportional_set_size() -> int:
+    with open("/proc/self/smaps_rollup") as file:
+        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
+
+
+PROGRAMS = {
+    program.__name__: program
+    for program in (
+        run_conformance,
+        stress,
+        repeat,
+        wait_for_one,
+        differ,
+        compare_algorithms,
+        receive_another_length,
+        fail_on_one_rank,
+        leave_early,
+        exit_with,
+        cpu_time_of_waiting,
+        memory_of_a_group,
+    )
+}
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    group = bootstrap.init(
+        transport=os.environ.get("CKTRAIN_TEST_TRANSPORT", "shm"),
+        timeout_s=float(os.environ.get("CKTRAIN_TEST_TIMEOUT", "30")),
+        algorithm=sys.argv[2] if sys.argv[1] == "compare_algorithms" else None,
+    )
+    try:
+        status = PROGRAMS[sys.argv[1]](group) or 0
+        group.close()
+    except BaseException as error:
+        if isinstance(error, CommError):
+            print(error, flush=True)
+        else:
+            traceback.print_exc()
+        bootstrap.abort(group, 1)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,255 @@
+"""What happens when a rank dies, stops, is late, or calls something else; each case with its bound in time.
+
+The ranks are plain processes: mpirun would stop them all when one dies, before they could see it themselves. All
+survivors must end with status 1 and a message that names the lost rank.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import time
+from pathlib import Path
+
+import job
+import pytest
+
+TRANSPORTS = ["shm", "tcp"]
+KILLED_S = 2.0
+# What a loaded machine adds: the interpreter's end, and processes that wait for a core.
+SLACK_S = 1.5
+
+pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
+
+
+def assert_lost(ends: list[job.Ended], lost: int, since: float) -> None:
+    for rank, end in enumerate(ends):
+        if rank != lost:
+            assert end.status == 1, end.output
+            assert f": lost rank {lost} on {socket.gethostname()} (" in end.output, end.output
+            assert end.at - since < KILLED_S + SLACK_S, f"rank {rank} took {end.at - since:.1f} s"
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+@pytest.mark.parametrize("kind", ["small", "large", "arena", "async", "barrier", "broadcast", "message"])
+def test_killed_rank_is_named_by_all(transport, kind, lost):
+    if kind == "arena" and transport != "shm":
+        kind = "reduce_scatter"
+    with job.start(3, "rank_program.py", "repeat", kind, CKTRAIN_TEST_TRANSPORT=transport) as ranks:
+        for rank in range(3):
+            ranks.wait_for("running", rank)
+        since = ranks.signal(lost, signal.SIGKILL)
+        ends = ranks.ends(20)
+    assert_lost(ends, lost, since)
+    survivor = ends[1 if lost == 0 else 0].output
+    assert "during" in survivor
+    assert "last operation was" in survivor or transport != "shm"
+
+
+def test_killed_while_all_are_idle(transport, tmp_path):
+    """Nobody waits when it happens; the next operation raises at once."""
+    with job.start(
+        3, "rank_program.py", "repeat", "idle", str(tmp_path / "go"), CKTRAIN_TEST_TRANSPORT=transport
+    ) as ranks:
+        for rank in range(3):
+            ranks.wait_for("running", rank)
+        ranks.signal(2, signal.SIGKILL)
+        time.sleep(1)
+        since = time.monotonic()
+        (tmp_path / "go").touch()
+        while ranks.processes[0].poll() is None and time.monotonic() < since + 10:
+            time.sleep(0.01)
+        ranks.signal(1, signal.SIGKILL)
+        ends = ranks.ends(5)
+    assert_lost([ends[0]], 2, since)
+
+
+def test_killed_while_meeting(transport):
+    with job.start(
+        3,
+        "rank_program.py",
+        "exit_with",
+        "0",
+        only=[0, 1],
+        CKTRAIN_TEST_TRANSPORT=transport,
+        CKTRAIN_TEST_TIMEOUT="3",
+    ) as ranks:
+        time.sleep(0.8)
+        ranks.signal(1, signal.SIGKILL)
+        ends = ranks.ends(12)
+    assert ends[0].status == 1
+    assert "RendezvousError" in ends[0].output and "2" in ends[0].output, ends[0].output
+
+
+def test_stopped_for_a_while_is_a_warning(transport):
+    with job.start(
+        3, "rank_program.py", "wait_for_one", "sleep", "1", CKTRAIN_TEST_TRANSPORT=transport
+    ) as ranks:
+        ranks.wait_for("late", 2)
+        ranks.signal(2, signal.SIGSTOP)
+        time.sleep(4)
+        ranks.signal(2, signal.SIGCONT)
+        ends = ranks.ends(20)
+    assert [end.status for end in ends] == [0, 0, 0], ends
+    warning = rf"\[comm\.{transport}\] rank 0 waits in all_reduce\(float32\[10\], sum\) on group world for rank 2 on "
+    assert re.search(warning, ends[0].output), ends[0].output
+    assert "no heartbeat" in ends[0].output
+
+
+def test_stopped_for_ever_is_a_timeout_that_names_it(transport):
+    with job.start(
+        3,
+        "rank_program.py",
+        "wait_for_one",
+        "sleep",
+        "1",
+        CKTRAIN_TEST_TRANSPORT=transport,
+        CKTRAIN_TEST_TIMEOUT="4",
+    ) as ranks:
+        ranks.wait_for("late", 2)
+        ranks.signal(2, signal.SIGSTOP)
+        began = time.monotonic()
+        while any(p.poll() is None for p in ranks.processes[:2]) and time.monotonic() < began + 15:
+            time.sleep(0.01)
+        took = time.monotonic() - began
+        ranks.signal(2, signal.SIGKILL)
+        ends = ranks.ends(5)
+    assert [end.status for end in ends] == [1, 1, -signal.SIGKILL], ends
+    assert 3.5 < took < 4 + SLACK_S
+    assert any("not complete after 4 s; ranks not heard from: 2" in end.output for end in ends[:2]), ends
+    for end in ends[:2]:  # the second to give up may see the first one go instead
+        assert "not complete after 4 s" in end.output or ": lost rank " in end.output
+
+
+def test_sleeping_rank_is_a_timeout(transport):
+    """It is alive and does nothing: the deadline does not stretch."""
+    with job.start(
+        2,
+        "rank_program.py",
+        "wait_for_one",
+        "sleep",
+        "60",
+        CKTRAIN_TEST_TRANSPORT=transport,
+        CKTRAIN_TEST_TIMEOUT="1",
+    ) as ranks:
+        ranks.wait_for("late", 1)
+        began = time.monotonic()
+        while ranks.processes[0].poll() is None and time.monotonic() < began + 10:
+            time.sleep(0.01)
+        took = time.monotonic() - began
+        ranks.signal(1, signal.SIGKILL)
+        ends = ranks.ends(5)
+    assert ends[0].status == 1
+    assert "not complete after 1 s; ranks not heard from: 1" in ends[0].output
+    assert took < 1 + SLACK_S
+
+
+def test_deadline_stretches_for_a_rank_at_work(transport):
+    """Computing (or writing a checkpoint) for longer than the deadline is no failure."""
+    with job.start(
+        2,
+        "rank_program.py",
+        "wait_for_one",
+        "compute",
+        "3",
+        CKTRAIN_TEST_TRANSPORT=transport,
+        CKTRAIN_TEST_TIMEOUT="1",
+    ) as ranks:
+        ends = ranks.ends(20)
+    assert [end.status for end in ends] == [0, 0], ends
+    assert "at work: waiting for another 1 s" in ends[0].output
+
+
+@pytest.mark.parametrize(
+    "difference, mine, theirs",
+    [
+        ("length", "all_reduce(float32[50], sum)", "all_reduce(float32[51], sum)"),
+        ("dtype", "all_reduce(float32[100], sum)", "all_reduce(int32[100], sum)"),
+        ("op", "all_reduce(float32[100], sum)", "all_reduce(float32[100], max)"),
+        ("operation", "all_reduce(float32[100], sum)", "broadcast(float32[100], root=0)"),
+        ("root", "broadcast(float32[100], root=0)", "broadcast(float32[100], root=1)"),
+    ],
+)
+@pytest.mark.parametrize("how", ["", "async", "large"])
+def test_mismatch_is_named_on_all_sides(transport, difference, mine, theirs, how):
+    arguments = [difference, *([how] if how else [])]
+    with job.start(3, "rank_program.py", "differ", *arguments, CKTRAIN_TEST_TRANSPORT=transport) as ranks:
+        ends = ranks.ends(20)
+    if how == "large":
+        mine, theirs = (
+            x.replace("[100]", "[200,000]").replace("[50]", "[100,000]").replace("[51]", "[100,001]")
+            for x in (mine, theirs)
+        )
+    for rank, end in enumerate(ends):
+        assert end.status == 1, end.output
+        assert "AssertionError" not in end.output, end.output
+        odd = rank == 2
+        called = f"[comm.{transport}] rank {rank} called {theirs if odd else mine}, but "
+        assert called in end.output, end.output
+        assert f"called {mine if odd else theirs}" in end.output
+
+
+def test_exception_on_one_rank_ends_all(transport):
+    with job.start(3, "rank_program.py", "fail_on_one_rank", CKTRAIN_TEST_TRANSPORT=transport) as ranks:
+        ends = ranks.ends(10)
+    assert [end.status for end in ends] == [1, 1, 1]
+    assert "a mistake on one rank" in ends[1].output
+    assert ": lost rank 1 on " in ends[0].output
+
+
+def test_exit_without_close_is_a_lost_rank(transport):
+    with job.start(3, "rank_program.py", "leave_early", CKTRAIN_TEST_TRANSPORT=transport) as ranks:
+        ends = ranks.ends(10)
+    assert [end.status for end in ends] == [1, 1, 0], ends
+    assert ": lost rank 2 on " in ends[0].output and ": lost rank 2 on " in ends[1].output
+
+
+@pytest.mark.parametrize("status", [0, 2, 75])
+def test_planned_exits_are_no_failures(transport, status):
+    with job.start(3, "rank_program.py", "exit_with", str(status), CKTRAIN_TEST_TRANSPORT=transport) as ranks:
+        ends = ranks.ends(20)
+    assert [end.status for end in ends] == [status] * 3, ends
+    assert all(end.output == "" for end in ends)
+
+
+@pytest.mark.parametrize("number, status", [(signal.SIGINT, 1), (signal.SIGTERM, -signal.SIGTERM)])
+def test_signals_end_a_waiting_rank(transport, number, status):
+    with job.start(
+        2, "rank_program.py", "wait_for_one", "sleep", "60", CKTRAIN_TEST_TRANSPORT=transport
+    ) as ranks:
+        ranks.wait_for("late", 1)
+        time.sleep(0.5)
+        since = ranks.signal(0, number)
+        while ranks.processes[0].poll() is None and time.monotonic() < since + 10:
+            time.sleep(0.01)
+        took = time.monotonic() - since
+        ranks.signal(1, signal.SIGKILL)
+        ends = ranks.ends(5)
+    assert ends[0].status == status
+    assert took < KILLED_S
+
+
+def test_nothing_is_left_behind(transport):
+    """After a kill: no shared memory, no socket names, no processes; the same job starts again at once."""
+    before = set(os.listdir("/dev/shm"))
+    for _ in range(2):
+        with job.start(
+            3, "rank_program.py", "repeat", "large", CKTRAIN_TEST_TRANSPORT=transport, CKTRAIN_JOB="again"
+        ) as ranks:
+            for rank in range(3):
+                ranks.wait_for("running", rank)
+            ranks.signal(1, signal.SIGKILL)
+            ranks.ends(20)
+    new = set(os.listdir("/dev/shm")) - before
+    assert not [name for name in new if "cktrain" in name or "memfd" in name]
+    assert "cktrain/" not in Path("/proc/net/unix").read_text()
+
+
+def test_waiting_rank_leaves_its_core_to_others(transport):
+    with job.start(2, "rank_program.py", "cpu_time_of_waiting", CKTRAIN_TEST_TRANSPORT=transport) as ranks:
+        ends = ranks.ends(20)
+    match = re.search(r"cpu: (\S+)", ends[0].output)
+    assert match is not None, ends[0].output
+    assert float(match[1]) < 0.2, f"{match[1]} s of CPU in a wait of 2 s"

@@ -1,0 +1,210 @@
+"""Matmul beyond the table of cases: every layout over many shapes, depths and threads, and what it promises.
+
+Tolerances are relative to the largest element of the exact product, or to sqrt(k), the size of a sum of k products of
+standard normal numbers, where that is larger. fp32: 1e-5, some hundred roundings of 6e-8. bf16: the products of
+bf16 numbers are exact in fp32, their sum is rounded once to bf16, 2^-9; 2^-8 leaves room for the fp32 sum.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from ml_dtypes import bfloat16
+
+from cktrain import cython_kernels
+from cktrain.cython_kernels import _runtime
+
+COMPILED = [isa for isa in cython_kernels.available() if isa != "reference"]
+SETTINGS = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+TOLERANCE = {np.float32: 1e-5, bfloat16: 2.0**-8}
+DTYPES = pytest.mark.parametrize("dtype", TOLERANCE, ids=["fp32", "bf16"])
+
+# Around the tiles, around few rows (16), beyond one step along k (1024 units, 2048 elements of bf16 pairs).
+ROWS = st.sampled_from([0, 1, 2, 5, 8, 13, 14, 15, 16, 17, 28, 29, 61, 130])
+COLUMNS = st.sampled_from([0, 1, 3, 8, 15, 16, 17, 31, 32, 33, 48, 65, 100, 257])
+DEPTHS = st.sampled_from([0, 1, 2, 3, 7, 16, 17, 33, 129, 255, 1024, 1025, 2047, 2049, 4099])
+
+
+@pytest.fixture(params=COMPILED)
+def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
+    """Each compiled set in turn, put back to one thread at the end."""
+    kernels = cython_kernels.load(request.param)
+    yield kernels
+    kernels.set_num_threads(1)
+
+
+def view(rng: np.random.Generator, shape: tuple[int, int], dtype: Any, wide: bool) -> Any:
+    """A random matrix; with `wide`, the middle columns of a wider one."""
+    if not wide:
+        return rng.standard_normal(shape, np.float32).astype(dtype)
+    return rng.standard_normal((shape[0], shape[1] + 9), np.float32).astype(dtype)[:, 3 : 3 + shape[1]]
+
+
+def nan_view(shape: tuple[int, int], dtype: Any, wide: bool) -> Any:
+    whole = np.full((shape[0], shape[1] + 9), np.nan, dtype)
+    return whole[:, 3 : 3 + shape[1]] if wide else np.full(shape, np.nan, dtype)
+
+
+def assert_close(got: Any, want: Any, k: int, tolerance: float) -> None:
+    assert got.shape == want.shape
+    if got.size:
+        scale = max(np.abs(want).max(), k**0.5, 1e-30)  # a sum of nothing must be 0
+        error = np.abs(got.astype(np.float64) - want).max() / scale
+        assert error <= tolerance, f"{error:.3g}"  # a NaN fails too
+
+
+@DTYPES
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_every_layout(kernels: Any, dtype: Any, threads: int) -> None:
+    kernels.set_num_threads(threads)
+
+    @SETTINGS
+    @given(
+        ROWS, COLUMNS, DEPTHS, st.booleans(), st.booleans(), st.booleans(), st.booleans(), st.integers(0, 99)
+    )
+    @example(130, 257, 4099, False, True, True, True, 0)
+    @example(130, 257, 4099, True, False, False, True, 0)
+    @example(13, 257, 4099, False, True, False, True, 0)
+    def run(m: int, n: int, k: int, ta: bool, tb: bool, wide: bool, add: bool, seed: int) -> None:
+        rng = np.random.default_rng(seed)
+        a = view(rng, (k, m) if ta else (m, k), dtype, wide)
+        b = view(rng, (n, k) if tb else (k, n), dtype, wide)
+        out = nan_view((m, n), dtype, wide)
+        want = (a.T if ta else a).astype(np.float64) @ (b.T if tb else b).astype(np.float64)
+        if add:
+            out[...] = rng.standard_normal((m, n)).astype(dtype)
+            want = want + out.astype(np.float64)
+        kernels.matmul(out, a, b, transpose_a=ta, transpose_b=tb, accumulate=add)
+        assert_close(out, want, k, TOLERANCE[dtype])
+        if wide and out.size:
+            beside = np.delete(out.base, np.s_[3 : 3 + n], axis=1).astype(np.float32)
+            assert np.isnan(beside).all()
+
+    run()
+
+
+@DTYPES
+@pytest.mark.parametrize("y_dtype", [np.float32, bfloat16], ids=["y_fp32", "y_bf16"])
+@pytest.mark.parametrize("in_place", [False, True])
+def test_bias_and_residual(kernels: Any, dtype: Any, y_dtype: Any, in_place: bool) -> None:
+    """y is of x's type or float32; the residual may be y."""
+    if dtype == np.float32 and y_dtype == bfloat16:
+        with pytest.raises(ValueError, match="x is float32, but y is bfloat16"):
+            kernels.linear_forward(np.empty((1, 1), bfloat16), *np.empty((2, 1, 1), np.float32))
+        return
+    rng = np.random.default_rng(0)
+    for n, i, o in (
+        (0, 3, 5),
+        (3, 0, 5),
+        (3, 5, 0),
+        (5, 40, 33),
+        (14, 2100, 48),
+        (75, 2100, 50),
+        (40, 4100, 70),
+    ):
+        x, w = view(rng, (n, i), dtype, True), view(rng, (o, i), dtype, True)
+        bias = rng.standard_normal(o, np.float32)
+        residual = rng.standard_normal((n, o)).astype(y_dtype)
+        y = residual.copy() if in_place else np.full((n, o), np.nan, y_dtype)
+        want = x.astype(np.float64) @ w.astype(np.float64).T + bias + residual.astype(np.float64)
+        kernels.linear_forward(y, x, w, bias, y if in_place else residual)
+        assert_close(y, want, i, TOLERANCE[y_dtype])
+
+
+@DTYPES
+def test_a_row_is_the_same_in_any_company(kernels: Any, dtype: Any) -> None:
+    """Bit for bit, whatever the number of rows and of threads."""
+    rng = np.random.default_rng(0)
+    for i, o in ((70, 45), (2300, 100), (4500, 33)):
+        x, w = view(rng, (150, i), dtype, False), view(rng, (o, i), dtype, False)
+        dy, bias = view(rng, (150, o), dtype, False), rng.standard_normal(o, np.float32)
+        want_y, want_dx = np.empty((150, o), dtype), np.empty((150, i), dtype)
+        kernels.set_num_threads(1)
+        kernels.linear_forward(want_y, x, w, bias)
+        kernels.linear_backward_input(want_dx, dy, w)
+        for threads in (1, 2, 3):
+            kernels.set_num_threads(threads)
+            for begin, end in ((0, 150), (0, 1), (7, 23), (3, 20), (100, 141)):
+                y, dx = np.empty((end - begin, o), dtype), np.empty((end - begin, i), dtype)
+                kernels.linear_forward(y, x[begin:end], w, bias)
+                kernels.linear_backward_input(dx, dy[begin:end], w)
+                assert np.array_equal(y, want_y[begin:end])
+                assert np.array_equal(dx, want_dx[begin:end])
+
+
+@DTYPES
+def test_weight_gradients_are_added_and_the_same_on_any_number_of_threads(kernels: Any, dtype: Any) -> None:
+    rng = np.random.default_rng(0)
+    for n, i, o in ((8, 70, 300), (2100, 33, 130), (0, 5, 7)):
+        x, dy = view(rng, (n, i), dtype, True), view(rng, (n, o), dtype, True)
+        before, bias_before = rng.standard_normal((o, i), np.float32), rng.standard_normal(o, np.float32)
+        found = []
+        for threads in (1, 2, 3):
+            kernels.set_num_threads(threads)
+            dw, dbias = before.copy(), bias_before.copy()
+            kernels.linear_backward_weight(dw, dbias, dy, x)
+            found.append((dw, dbias))
+        wide = dy.astype(np.float64)
+        assert_close(found[0][0], before + wide.T @ x.astype(np.float64), n, 1e-5)
+        assert_close(found[0][1], bias_before + wide.sum(axis=0), n, 1e-5)
+        assert all(np.array_equal(a, b) for other in found[1:] for a, b in zip(found[0], other, strict=True))
+
+
+SIZES = st.integers(0, 50_000)
+MACHINES = st.tuples(st.sampled_from([1 << 18, 1 << 20, 2 << 20]), st.sampled_from([4 << 20, 32 << 20]))
+TILES = st.sampled_from([(14, 32), (6, 16), (4, 8)])
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(SIZES, SIZES, SIZES, TILES, st.booleans(), st.integers(1, 192), MACHINES)
+def test_blocks_fit_the_workspace(
+    m: int, n: int, k: int, tile: tuple[int, int], f32: bool, threads: int, caches: tuple[int, int]
+) -> None:
+    mr, nr = tile
+    plan = _runtime.plan_gemm(m, n, k, mr, nr, f32, threads, *caches)
+    own, shared = _runtime.workspace()
+    assert all(size > 0 for size in plan.values())
+    assert plan["cols"] % nr == 0 and plan["item_cols"] % nr == 0 and plan["item_rows"] % mr == 0
+    assert plan["depth"] <= max(k, 1)
+    slack = 64  # bytes that packing may write beyond a panel
+    assert plan["item_rows"] * plan["depth"] * 4 + slack <= own
+    used = 64 + plan["cols"] * plan["depth"] * 4 + 2 * slack
+    if not f32 and plan["depth"] < k:
+        used += plan["rows"] * plan["cols"] * 4
+    assert used <= shared
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(SIZES, SIZES, SIZES, TILES, MACHINES)
+def test_the_order_of_a_sum_depends_on_k_alone(
+    m: int, n: int, k: int, tile: tuple[int, int], caches: tuple[int, int]
+) -> None:
+    depths = {
+        _runtime.plan_gemm(rows, cols, k, *tile, f32, threads, *caches)["depth"]
+        for rows, cols in ((m, n), (1, n), (m, 1))
+        for f32 in (False, True)
+        for threads in (1, 2, 64, 192)
+    }
+    assert len(depths) == 1
+
+
+def test_the_caches_are_those_of_this_machine() -> None:
+    sizes = {}
+    for index in Path("/sys/devices/system/cpu/cpu0/cache").glob("index*"):
+        if (index / "type").read_text().strip() != "Instruction":
+            sizes[int((index / "level").read_text())] = int((index / "size").read_text().strip("K\n")) << 10
+    found = dict(enumerate(_runtime.caches(), 1))
+    assert all(found[level] == size for level, size in sizes.items() if level in found)
+    assert all(size >= 1 << 12 for size in found.values())
+
+
+@pytest.mark.parametrize("threads", range(1, 193))
+def test_there_is_work_for_every_thread(threads: int) -> None:
+    """Of a large product at least two items for each, so that none waits for long."""
+    plan = _runtime.plan_gemm(2048, 4096, 768, 14, 32, True, threads, 1 << 20, 32 << 20)
+    items = -(-2048 // plan["item_rows"]) * -(-min(plan["cols"], 4096) // plan["item_cols"])
+    assert items >= (2 * threads if threads > 1 else 1)

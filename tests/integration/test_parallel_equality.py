@@ -1,0 +1,371 @@
+"""Every layout gives the losses of one process: data, tensor, pipeline and their compositions.
+
+All runs of a precision share one job of 8 ranks (`tests/cktrain/parallel/layouts.py`).
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from cktrain import cython_kernels
+from cktrain.config import ModelConfig
+from cktrain.models.build import build_model
+from cktrain.models.hugging_face import save_folder
+from cktrain.nn.numerics import Numerics
+from cktrain.nn.params import FlatParams
+
+pytestmark = pytest.mark.mpi
+
+PROGRAM = Path(__file__).resolve().parents[1] / "cktrain" / "parallel" / "layouts.py"
+RANKS = 8
+STEPS = 20
+
+# Heads divide by 4 and key/value heads do not, so tensor 4 replicates them; 61 words leave padding on the last rank.
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {
+        "family": "llama",
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "intermediate_size": 24,
+        "vocab_size": 61,
+        "qk_norm": True,
+        "attention_bias": True,
+        "initializer_range": 0.2,
+    },
+    "gpt2": {
+        "family": "gpt2",
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "vocab_size": 61,
+        "initializer_range": 0.2,
+    },
+    "gpt2 words": {
+        "family": "gpt2",
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "vocab_size": 50257,
+        "initializer_range": 0.2,
+    },
+}
+MODELS["llama tied"] = {**MODELS["llama"], "tie_word_embeddings": True}
+MODELS["gpt2 untied"] = {**MODELS["gpt2"], "tie_word_embeddings": False}
+
+# name -> (ranks, parallel block and other overrides)
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "data 2": (2, {}),
+    "data 4": (4, {}),
+    "data 2, zero 0": (2, {"zero": 0}),
+    "data 4, zero 0": (4, {"zero": 0}),
+    "tensor 2": (2, {"tensor": 2}),
+    "tensor 4": (4, {"tensor": 4}),
+    "pipeline 2": (2, {"pipeline": 2}),
+    "pipeline 3": (3, {"pipeline": 3}),
+    "pipeline 3, gpipe": (3, {"pipeline": 3, "schedule": "gpipe"}),
+    "data 2 x tensor 2": (4, {"data": 2, "tensor": 2}),
+    "data 2 x pipeline 2": (4, {"data": 2, "pipeline": 2}),
+    "data 2 x pipeline 2, zero 0": (4, {"data": 2, "pipeline": 2, "zero": 0}),
+    "pipeline 2 x tensor 2": (4, {"pipeline": 2, "tensor": 2}),
+    "data 2 x pipeline 2 x tensor 2": (8, {"data": 2, "pipeline": 2, "tensor": 2}),
+}
+
+# What runs in fp64: every layout on the tied llama with grouped heads, the others where they differ.
+FP64 = [("llama tied", layout) for layout in LAYOUTS]
+FP64 += [
+    (model, layout)
+    for model in ("llama", "gpt2", "gpt2 untied")
+    for layout in ("data 2", "tensor 2", "pipeline 2")
+]
+FP64 += [("gpt2", "tensor 4"), ("gpt2", "data 2 x pipeline 2 x tensor 2"), ("llama", "tensor 4")]
+FP64 += [("gpt2 words", "tensor 2")]
+FP32 = [("llama tied", layout) for layout in LAYOUTS]
+FP32 += [
+    ("gpt2", layout) for layout in ("data 4", "tensor 2", "pipeline 3", "data 2 x pipeline 2 x tensor 2")
+]
+
+
+def make_config(
+    folder: Path, model: str, layout: str, precision: str, **blocks: dict[str, Any]
+) -> dict[str, Any]:
+    parallel = LAYOUTS[layout][1] if layout else {}
+    return {
+        "run": {"dir": str(folder / "runs" / f"{model} {layout} {precision}"), "steps": STEPS, "seed": 3},
+        "model": MODELS[model],
+        "data": {
+            "path": str(folder / f"{MODELS[model]['vocab_size']}.bin"),
+            "sequence_length": 8,
+            "validation": {
+                "every": 20,
+                "batches": 2,
+                "path": str(folder / f"{MODELS[model]['vocab_size']}.bin"),
+            },
+        },
+        "batch": {"micro_batch_size": 1, "global_batch_size": 4},
+        "optimizer": {"lr": 1e-2},
+        "schedule": {"warmup_steps": 3},
+        "checkpoint": {"every": 0, "resume": "none"},
+        "precision": precision,
+        "parallel": parallel,
+        **blocks,
+    }
+
+
+def write_tokens(folder: Path) -> None:
+    """A raw uint16 file per vocabulary in which each id mostly follows from the one before."""
+    for vocab in sorted({model["vocab_size"] for model in MODELS.values()}):
+        rng = np.random.default_rng(7)
+        ids = np.zeros(3000, np.uint16)
+        for i in range(1, ids.size):
+            ids[i] = (int(ids[i - 1]) * 3 + 1) % vocab if rng.random() < 0.8 else rng.integers(vocab)
+        ids.tofile(folder / f"{vocab}.bin")
+
+
+Runner = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def run_cases(mpirun: Callable[[int], list[str]], tmp_path: Path) -> Runner:
+    """`run_cases(cases, transport="mpi")` -> results by name, of one job."""
+
+    def run(cases: list[dict[str, Any]], transport: str = "mpi") -> dict[str, Any]:
+        (tmp_path / "cases.json").write_text(json.dumps(cases))
+        ranks = max(case["ranks"] for case in cases)
+        job = subprocess.run(
+            [*mpirun(ranks), sys.executable, str(PROGRAM), "cases.json", "results.json", transport],
+            cwd=tmp_path,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        print(job.stdout)
+        assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
+        results: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())
+        return results
+
+    write_tokens(tmp_path)
+    return run
+
+
+def equality_cases(
+    folder: Path, runs: list[tuple[str, str]], precision: str, isa: str
+) -> list[dict[str, Any]]:
+    models = dict.fromkeys(model for model, _ in runs)
+    wanted = [(model, "") for model in models] + runs
+    return [
+        {
+            "name": f"{model}: {layout}",
+            "ranks": LAYOUTS[layout][0] if layout else 1,
+            "isa": isa,
+            "steps": STEPS,
+            "config": make_config(folder, model, layout, precision),
+        }
+        for model, layout in wanted
+    ]
+
+
+def differences(results: dict[str, Any], runs: list[tuple[str, str]]) -> dict[str, float]:
+    """Largest difference of a run's losses, gradient norms (relative) and validation loss from one process's."""
+    found = {}
+    for model, layout in runs:
+        one, many = results[f"{model}: "], results[f"{model}: {layout}"]
+        assert "error" not in many, many
+        assert len(many["losses"]) == STEPS and many["tokens"] == one["tokens"]
+        loss = np.abs(np.subtract(many["losses"], one["losses"])).max()
+        norm = np.abs(np.divide(many["norms"], one["norms"]) - 1).max()
+        validation = abs(many["validation"] - one["validation"])
+        found[f"{model}: {layout}"] = float(max(loss, norm, validation))
+    return found
+
+
+@pytest.mark.parametrize(
+    "model, layout", [("gpt2", "tensor 2"), ("llama", "tensor 4"), ("llama tied", "pipeline 2")]
+)
+def test_one_layout_in_fp64(run_cases, tmp_path, model, layout):
+    """The same for one layout, for who works on one (and for the mutants)."""
+    results = run_cases(equality_cases(tmp_path, [(model, layout)], "fp64", "reference"))
+    assert max(differences(results, [(model, layout)]).values()) <= 1e-10
+    assert results[f"{model}: {layout}"]["replicas"]
+
+
+def test_fp64_on_the_reference_kernels(run_cases, tmp_path):
+    """Only the order of additions differs: 1e-10 over 20 steps, in losses, gradient norms and validation loss."""
+    results = run_cases(equality_cases(tmp_path, FP64, "fp64", "reference"))
+    found = differences(results, FP64)
+    print(*(f"{name:50} {difference:.1e}" for name, difference in found.items()), sep="\n")
+    assert {name: d for name, d in found.items() if not d <= 1e-10} == {}
+    assert {name for name, result in results.items() if not result["replicas"]} == set()
+    assert all(results[f"{model}: "]["losses"][-1] < results[f"{model}: "]["losses"][0] for model in MODELS)
+
+
+def test_fp32_on_the_compiled_kernels(run_cases, tmp_path):
+    """Sums of a few thousand fp32 terms in another order: losses within 1e-5 over 20 steps, copies bitwise equal.
+
+    Over shared memory, where the table in fp64 goes over MPI.
+    """
+    results = run_cases(equality_cases(tmp_path, FP32, "fp32", ""), "shm")
+    for model, layout in FP32:
+        one, many = results[f"{model}: "], results[f"{model}: {layout}"]
+        assert "error" not in many, many
+        np.testing.assert_allclose(many["losses"], one["losses"], rtol=0, atol=1e-5, err_msg=layout)
+        if layout in ("data 2", "data 4"):  # ZeRO-1: two moments of a share of the parameters
+            formula = 2 * one["parameter_bytes"] / LAYOUTS[layout][0]
+            assert abs(many["state_bytes"] / formula - 1) < 0.02
+    assert {name for name, result in results.items() if not result["replicas"]} == set()
+
+
+@pytest.mark.parametrize("zero", [0, 1])
+def test_deterministic_is_bitwise_the_same_whatever_the_data_ranks(run_cases, tmp_path, zero):
+    """4 micro-batches on 1, 2 and 4 data ranks, also of a divided model; without the switch the bits differ."""
+    cases = []
+    for deterministic in (True, False):
+        for model, parallel in (
+            ("llama tied", {}),
+            ("gpt2", {}),
+            ("llama tied", {"tensor": 2}),
+            ("llama tied", {"pipeline": 2}),
+        ):
+            for data in (1, 2, 4):
+                name = f"{model} {parallel} {deterministic}"
+                run = {"dir": str(tmp_path / f"{name} {data}"), "steps": 5, "deterministic": deterministic}
+                blocks = {"run": run, "parallel": {**parallel, "data": data, "zero": zero}}
+                config = make_config(tmp_path, model, "", "fp32", **blocks)
+                ranks = data * parallel.get("tensor", 1) * parallel.get("pipeline", 1)
+                cases.append(
+                    {"name": f"{name}: {data}", "ranks": ranks, "isa": "", "steps": 5, "config": config}
+                )
+    results = run_cases(cases)
+    by_run: dict[str, set[tuple[Any, ...]]] = {}
+    for name, result in results.items():
+        assert "error" not in result, result
+        state = (result["weights"], *result["losses"], *result["norms"])
+        by_run.setdefault(name.rpartition(":")[0], set()).add(state)
+    assert {name for name, states in by_run.items() if len(states) > 1 and "True" in name} == set()
+    assert any(len(states) > 1 for name, states in by_run.items() if "False" in name)
+
+
+def test_gradients_may_travel_in_bf16(run_cases, tmp_path):
+    """Rounded to 8 bits on the wire, losses stay within 1 % of one process, and copies are bitwise equal."""
+    cases = equality_cases(tmp_path, [("llama tied", "data 2"), ("llama tied", "data 4, zero 0")], "fp32", "")
+    for case in cases[1:]:
+        case["config"]["comm"] = {"wire_dtype": "bf16"}
+    one, *many = run_cases(cases).values()
+    for result in many:
+        assert result["replicas"] and result["losses"] != one["losses"]
+        np.testing.assert_allclose(result["losses"], one["losses"], rtol=0.01)
+
+
+@pytest.mark.parametrize("saved_under", ["", "data 2 x pipeline 2 x tensor 2"])
+def test_a_run_resumes_under_any_other_layout(run_cases, tmp_path, saved_under):
+    """10 steps under one layout and 10 under another are the 20 of one process, to 1e-10."""
+    model, others = (
+        "llama tied",
+        ("", "data 4", "data 2, zero 0", "tensor 4", "pipeline 3, gpipe", "data 2 x tensor 2"),
+    )
+    whole, first, *rest = equality_cases(
+        tmp_path, [(model, saved_under), *((model, o) for o in others)], "fp64", "reference"
+    )
+    first |= {"name": "first", "steps": 10, "save": True}
+    first["config"]["run"]["dir"] = str(tmp_path / "saved")
+    checkpoint = tmp_path / "saved" / "checkpoints" / "step-00000010"
+    for case in rest:
+        case |= {"steps": 10, "name": f"second {case['name']}"}
+        case["config"]["checkpoint"] = {"every": 0, "resume": str(checkpoint)}
+    one, half, *results = run_cases([whole, first, *rest]).values()
+    assert "error" not in half, half
+    for result in results:
+        assert "error" not in result, result
+        np.testing.assert_allclose(result["losses"], one["losses"][10:], rtol=0, atol=1e-10)
+    files = {path.name for path in checkpoint.glob("rank*")}
+    assert files == {f"rank{rank}.safetensors" for rank in range(first["ranks"])}
+    sizes = sum((checkpoint / name).stat().st_size for name in files)
+    assert sizes < 1.5 * 3 * one["parameter_bytes"]  # each element and its two moments once, and headers
+
+
+@pytest.mark.parametrize("model", ["llama", "gpt2"])
+def test_a_hugging_face_folder_is_read_by_parts(run_cases, tmp_path, model):
+    """Each rank reads what it holds of the weights: the losses of one process, to 1e-10."""
+    numerics = Numerics(cython_kernels.load("reference"), "fp32")
+    config = ModelConfig.model_validate({**MODELS[model], "max_position_embeddings": 16})
+    params = FlatParams(build_model(config, numerics, 16).params(), numerics)
+    params.initialize(seed=11)
+    save_folder(tmp_path / "pretrained", config, params)
+    layouts = ("", "tensor 2", "tensor 4", "pipeline 2", "pipeline 2 x tensor 2")
+    cases = equality_cases(tmp_path, [(model, layout) for layout in layouts], "fp64", "reference")[1:]
+    for case in cases:
+        case["steps"] = 3
+        case["config"]["model"] = {"from_pretrained": str(tmp_path / "pretrained")}
+    one, *others = run_cases(cases).values()
+    for result in others:
+        assert "error" not in result, result
+        np.testing.assert_allclose(result["losses"], one["losses"], rtol=0, atol=1e-10)
+
+
+ERRORS = {
+    "tensor 3 does not divide the 4 query heads": (3, {"parallel": {"tensor": 3}}),
+    "tensor 4 does not divide the 6 query heads and 3 key/value": (
+        4,
+        {
+            "parallel": {"tensor": 4},
+            "model": {**MODELS["llama"], "hidden_size": 24, "num_attention_heads": 6}
+            | {"num_key_value_heads": 3},
+        },
+    ),
+    "tensor 2 does not divide the 25 features of model.layers.0.mlp": (
+        2,
+        {"parallel": {"tensor": 2}, "model": {**MODELS["llama"], "intermediate_size": 25}},
+    ),
+    "a vocabulary of 5 in shares of 2 leaves a rank without words": (
+        4,
+        {"parallel": {"tensor": 4}, "model": {**MODELS["llama"], "vocab_size": 5}},
+    ),
+    "tensor 2 does not divide the 9 rows": (
+        2,
+        {"parallel": {"tensor": 2}, "data": {"path": "61.bin", "sequence_length": 9}},
+    ),
+    "pipeline 4: the model has 3 layers": (4, {"parallel": {"pipeline": 4}}),
+    "data 2 x pipeline 2 x tensor 2 = 8 ranks, and 4 were started": (
+        4,
+        {"parallel": {"data": 2, "pipeline": 2, "tensor": 2}},
+    ),
+    "global_batch_size 4 is not a multiple of micro_batch_size 1 x 3 data ranks": (
+        3,
+        {"parallel": {"data": 3}},
+    ),
+    "Set parallel.schedule: 1f1b": (
+        2,
+        {
+            "parallel": {"pipeline": 2, "schedule": "gpipe"},
+            "run": {"dir": "r", "steps": 5, "deterministic": True},
+        },
+    ),
+    "Set comm.wire_dtype: fp32": (
+        2,
+        {"comm": {"wire_dtype": "bf16"}, "run": {"dir": "r", "steps": 5, "deterministic": True}},
+    ),
+}
+
+
+def test_what_does_not_divide_is_refused_with_its_numbers(run_cases, tmp_path):
+    cases = []
+    for message, (ranks, blocks) in ERRORS.items():
+        config = {**make_config(tmp_path, "llama", "", "fp32"), **blocks}
+        if blocks.get("model", {}).get("vocab_size") == 5:
+            np.zeros(500, np.uint16).tofile(tmp_path / "5.bin")
+            config["data"] = {"path": "5.bin", "sequence_length": 8}
+        cases.append({"name": message, "ranks": ranks, "isa": "", "steps": 1, "config": config})
+    for message, result in run_cases(cases).items():
+        assert message in result.get("error", "no error"), result
