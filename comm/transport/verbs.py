@@ -46,7 +46,7 @@ from cktrain.comm.transport.verbs_problems import Problem
 PROVIDERS = ("native", "pyverbs")
 """In the order in which `load_provider("auto")` tries them."""
 
-SPIN_S = 100e-6
+SPIN_S = 1e-3
 """How long `CompletionQueue.poll` looks again and again before it sleeps, in seconds."""
 
 # The values below are those of <infiniband/verbs.h>, part of libibverbs' stable interface.
