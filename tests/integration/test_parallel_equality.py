@@ -220,7 +220,9 @@ def test_fp32_on_the_compiled_kernels(run_cases, tmp_path):
     for model, layout in FP32:
         one, many = results[f"{model}: "], results[f"{model}: {layout}"]
         assert "error" not in many, many
-        np.testing.assert_allclose(many["losses"], one["losses"], rtol=0, atol=1e-5, err_msg=layout)
+        difference = np.abs(np.subtract(many["losses"], one["losses"])).max()
+        print(f"{model}: {layout:40} {difference:.1e}")
+        assert difference <= 1e-5, (model, layout)
         if layout in ("data 2", "data 4"):  # ZeRO-1: two moments of a share of the parameters
             formula = 2 * one["parameter_bytes"] / LAYOUTS[layout][0]
             assert abs(many["state_bytes"] / formula - 1) < 0.02
