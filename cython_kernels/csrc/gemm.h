@@ -78,21 +78,26 @@ INLINE void FN(gemm_item)(const ck_gemm_args *g, const FN(gemm_step) *s, const i
     }
 }
 
-/* The items of one step, taken in turn by whichever thread is free. */
+/* The items of one step, taken in turn by whichever thread is free: a run of tiles that go down, at most the plan's
+ * item, and a share of what is left towards the end, so that the threads end together. */
 INLINE void FN(gemm_items)(const ck_gemm_args *g, const ck_team *team, const ck_gemm_plan *plan,
-                           const FN(gemm_step) *s, const int c_is_f32, int64_t k0, int64_t k, unsigned *next) {
+                           const FN(gemm_step) *s, const int c_is_f32, int64_t k0, int64_t k, int64_t *next) {
     float *pa = (float *)team->scratch;
-    const int64_t across = ck_ceil_div(s->cols, plan->item_cols);
-    const int64_t items = across * ck_ceil_div(s->rows, plan->item_rows);
-    int64_t packed = -1;
-    for (int64_t mine = 0;; mine++) {
-        const int64_t item = team->size > 1 ? (int64_t)__atomic_fetch_add(next, 1, __ATOMIC_RELAXED) : mine;
-        if (item >= items) return;
-        const int64_t i0 = item / across * plan->item_rows, j0 = item % across * plan->item_cols;
-        const int64_t m = ck_min(plan->item_rows, s->rows - i0), n = ck_min(plan->item_cols, s->cols - j0);
-        if (packed != i0)
-            FN(pack_left)(pa, (const real *)g->a + (s->row0 + i0) * g->a_row + k0 * g->a_col, g->a_row, g->a_col, m, k);
-        packed = i0;
+    const int64_t down = ck_ceil_div(s->rows, CK_GEMM_MR), all = down * ck_ceil_div(s->cols, plan->item_cols);
+    int64_t begin = 0, count = 0;
+    for (;;) {
+        if (team->size > 1) {
+            begin = __atomic_load_n(next, __ATOMIC_RELAXED);
+            do count = ck_item_tiles(plan, CK_GEMM_MR, begin, down, all, team->size);
+            while (!__atomic_compare_exchange_n(next, &begin, begin + count, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+        } else {
+            begin += count;
+            count = ck_item_tiles(plan, CK_GEMM_MR, begin, down, all, 1);
+        }
+        if (count == 0) return;
+        const int64_t i0 = begin % down * CK_GEMM_MR, j0 = begin / down * plan->item_cols;
+        const int64_t m = ck_min(count * CK_GEMM_MR, s->rows - i0), n = ck_min(plan->item_cols, s->cols - j0);
+        FN(pack_left)(pa, (const real *)g->a + (s->row0 + i0) * g->a_row + k0 * g->a_col, g->a_row, g->a_col, m, k);
         FN(gemm_item)(g, s, c_is_f32, pa, i0, m, j0, n);
     }
 }
@@ -133,7 +138,7 @@ INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int 
         FN(gemm_narrow)(g, team, c_is_f32, depth);
         return;
     }
-    unsigned *next = (unsigned *)team->shared;
+    int64_t *next = (int64_t *)team->shared;
     float *packed_b = (float *)(team->shared + 64);
     float *sums = !c_is_f32 && depth < g->k
         ? (float *)(team->shared + 64 + ck_round_up(plan.cols * plan.depth * 4 + VL * 4, 64)) : NULL;
