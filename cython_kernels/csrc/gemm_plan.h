@@ -25,7 +25,8 @@ static inline ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t
     const int64_t share = ck_min(caches->l2 / 2, CK_SCRATCH_BYTES / 2);
     const int sums = !c_is_f32 && depth < k;
 
-    const int64_t b_bytes = ck_min(caches->l3 / 2, sums ? CK_SHARED_BYTES / 2 : CK_SHARED_BYTES - 4096);
+    /* Two blocks of b stand in the workspace. Larger ones do not stay in the third level's share of a few cores. */
+    const int64_t b_bytes = ck_min(caches->l3 / 4, CK_SHARED_BYTES / 4 - 4096);
     int64_t cols = ck_max(nr, b_bytes / (depth * 4) / nr * nr);
     cols = ck_max(nr, ck_round_up(ck_ceil_div(n, ck_max(1, ck_ceil_div(n, cols))), nr));
     int64_t rows = ck_max(1, m);

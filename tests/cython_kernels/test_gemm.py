@@ -172,7 +172,7 @@ def test_blocks_fit_the_workspace(
     assert plan["depth"] <= max(k, 1)
     slack = 64  # bytes that packing may write beyond a panel
     assert plan["item_rows"] * plan["depth"] * 4 + slack <= own
-    used = 64 + plan["cols"] * plan["depth"] * 4 + 2 * slack
+    used = 64 + 2 * (plan["cols"] * plan["depth"] * 4 + 2 * slack)
     if not f32 and plan["depth"] < k:
         used += plan["rows"] * plan["cols"] * 4
     assert used <= shared
