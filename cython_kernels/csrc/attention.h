@@ -62,15 +62,24 @@ static void FN(attention_forward_block)(const ck_heads *t, int64_t row0, int64_t
             const int64_t rows = ck_round_up(ck_min(CK_TILE, row1 - row0 - i * CK_TILE), 2 * VL);
             const int sees = mask_of_tile(&sight[i], k0, keys, begin, end);
             if (sees == CK_SEES_NONE) continue;
-            FN(product)(ck_round_up(keys, 2), rows, units, keys_by_d, CK_TILE, query[i], CK_TILE, scores, CK_TILE, 0);
-            if (FN(softmax)(p, scores, largest[i], total[i], shrink, a->scale * CK_LOG2_E, keys, rows,
-                            sees == CK_SEES_SOME, begin, end))
-                for (int64_t j = 0; j < rows; j += VL) {
-                    const vf factor = v_load(shrink + j);
-                    for (float *at = out[i] + j; at < out[i] + t->d * CK_TILE; at += CK_TILE)
-                        v_store(at, v_mul(v_load(at), factor));
-                }
-            FN(product)(d_even, rows, ck_ceil_div(keys, CK_UNIT), values, t->padded, p, CK_TILE, out[i], CK_TILE, 1);
+            /* On the diagonal each half of the rows has its own last key. */
+            const int64_t step = sees == CK_SEES_SOME ? CK_TILE / 2 : CK_TILE;
+            for (int64_t r = 0; r < rows; r += step) {
+                const int64_t wide = ck_min(step, rows - r);
+                const int64_t seen = sees == CK_SEES_SOME ? (int64_t)greatest(end + r, wide) : keys;
+                if (seen == 0) continue;
+                FN(product)(ck_round_up(seen, 2), wide, units, keys_by_d, CK_TILE, query[i] + r, CK_TILE, scores + r,
+                            CK_TILE, 0);
+                if (FN(softmax)(p + r, scores + r, largest[i] + r, total[i] + r, shrink + r, a->scale * CK_LOG2_E, seen,
+                                wide, sees == CK_SEES_SOME, begin + r, end + r))
+                    for (int64_t j = r; j < r + wide; j += VL) {
+                        const vf factor = v_load(shrink + j);
+                        for (float *at = out[i] + j; at < out[i] + t->d * CK_TILE; at += CK_TILE)
+                            v_store(at, v_mul(v_load(at), factor));
+                    }
+                FN(product)(d_even, wide, ck_ceil_div(seen, CK_UNIT), values, t->padded, p + r, CK_TILE, out[i] + r,
+                            CK_TILE, 1);
+            }
         }
     }
     for (int64_t i = 0; i < tiles; i++) {
@@ -177,24 +186,39 @@ static void FN(backward_tile)(const ck_heads *t, FN(key_tile) *k, FN(row_tile) *
     const int sees = mask_of_tile(&q->sight, k->k0, k->keys, begin, end);
     const float factor = t->a->scale * CK_LOG2_E;
     if (sees == CK_SEES_NONE) return;
+    /* On the diagonal the first half of the rows sees none of the second half of the keys. */
+    const int64_t half = CK_TILE / 2;
+    const int halves = sees == CK_SEES_SOME && rows > half && k->keys > half && greatest(end, half) <= (float)half;
     for (int64_t key = 0; key < even; key += CK_STRIP) {
-        const int64_t keys = ck_min(CK_STRIP, even - key);
-        FN(product)(keys, rows, units, k->keys_by_d + key, CK_TILE, q->query_by_d, CK_TILE, scores, CK_TILE, 0);
-        FN(product)(keys, rows, units, k->values_by_d + key, CK_TILE, q->dout_by_d, CK_TILE, dscores, CK_TILE, 0);
+        const int64_t keys = ck_min(CK_STRIP, even - key), r = halves && key >= half ? half : 0;
+        FN(product)(keys, rows - r, units, k->keys_by_d + key, CK_TILE, q->query_by_d + r, CK_TILE, scores + r, CK_TILE,
+                    0);
+        FN(product)(keys, rows - r, units, k->values_by_d + key, CK_TILE, q->dout_by_d + r, CK_TILE, dscores + r,
+                    CK_TILE, 0);
         if (sees == CK_SEES_SOME)
-            FN(softmax_backward)(p, dp, dp_by_items, scores, dscores, q->shift, q->delta, factor, key, keys, rows, 1,
+            FN(softmax_backward)(p, dp, dp_by_items, scores, dscores, q->shift, q->delta, factor, key, keys, r, rows, 1,
                                  begin, end);
         else
-            FN(softmax_backward)(p, dp, dp_by_items, scores, dscores, q->shift, q->delta, factor, key, keys, rows, 0,
+            FN(softmax_backward)(p, dp, dp_by_items, scores, dscores, q->shift, q->delta, factor, key, keys, r, rows, 0,
                                  begin, end);
     }
-    if (want_keys) {
-        FN(product)(even, t->padded, row_units, p, 0, q->dout_by_items, t->padded, k->dv, t->padded, 1);
-        FN(product)(even, t->padded, row_units, dp, 0, q->query_by_items, t->padded, k->dk, t->padded, 1);
+    for (int64_t key = 0; want_keys && key < even; key += half) {
+        if (!halves && key > 0) break;
+        const int64_t keys = halves ? ck_min(half, even - key) : even, r = key > 0 ? half / CK_UNIT : 0;
+        const int64_t from = key * (CK_TILE / CK_UNIT) + r, to = key * t->padded;
+        FN(product)(keys, t->padded, row_units - r, p + from, 0, q->dout_by_items + r * t->padded, t->padded,
+                    k->dv + to, t->padded, 1);
+        FN(product)(keys, t->padded, row_units - r, dp + from, 0, q->query_by_items + r * t->padded, t->padded,
+                    k->dk + to, t->padded, 1);
     }
-    if (dq)
-        FN(product)(ck_round_up(t->d, 2), rows, ck_ceil_div(k->keys, CK_UNIT), k->keys_by_items, t->padded,
-                    dp_by_items, CK_TILE, dq, CK_TILE, 1);
+    const int64_t d_even = ck_round_up(t->d, 2), key_units = ck_ceil_div(k->keys, CK_UNIT);
+    if (dq && halves) {
+        FN(product)(d_even, half, half / CK_UNIT, k->keys_by_items, t->padded, dp_by_items, CK_TILE, dq, CK_TILE, 1);
+        FN(product)(d_even, rows - half, key_units, k->keys_by_items, t->padded, dp_by_items + half, CK_TILE, dq + half,
+                    CK_TILE, 1);
+    } else if (dq) {
+        FN(product)(d_even, rows, key_units, k->keys_by_items, t->padded, dp_by_items, CK_TILE, dq, CK_TILE, 1);
+    }
 }
 
 /* dq of a tile of rows = or += sums, [D][CK_TILE], times scale. */

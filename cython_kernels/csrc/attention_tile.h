@@ -90,6 +90,12 @@ INLINE float *ck_floats(char **cursor, int64_t count) {
     return p;
 }
 
+static float greatest(const float *p, int64_t n) {
+    float found = p[0];
+    for (int64_t i = 1; i < n; i++) found = p[i] > found ? p[i] : found;
+    return found;
+}
+
 static void fill(float *p, float x, int64_t n) {
     for (int64_t i = 0; i < n; i++) p[i] = x;
 }
@@ -299,13 +305,13 @@ static int FN(softmax)(float *p, float *scores, float *largest, float *total, fl
     return shrinks;
 }
 
-/* Scores and the gradients of the probabilities, `keys` (even) by `rows`, become p = 2^(factor score + shift) and dp (d -
+/* Scores and the gradients of the probabilities, `keys` (even) by rows [first, rows), become p = 2^(factor score + shift) and dp (d -
  * delta) p: p and dp along the rows for dv and dk, dp by items for dq. `key` is the first one's place in the tile. */
 INLINE void FN(softmax_backward)(float *p, float *dp, float *dp_by_items, const float *scores, const float *dscores,
                                  const float *shift, const float *delta, float factor, int64_t key, int64_t keys,
-                                 int64_t rows, const int masked, const float *begin, const float *end) {
+                                 int64_t first, int64_t rows, const int masked, const float *begin, const float *end) {
     const vf scale = v_set1(factor);
-    for (int64_t j = 0; j < rows; j += 2 * VL) {
+    for (int64_t j = first; j < rows; j += 2 * VL) {
         const vf shift0 = v_load(shift + j), center0 = v_load(delta + j);
         const vf shift1 = v_load(shift + j + VL), center1 = v_load(delta + j + VL);
         for (int64_t i = 0; i < keys; i += 2) {
