@@ -101,7 +101,7 @@ static void FN(attention_forward)(const void *args, const ck_team *team) {
     for (int64_t item = 0; item < pairs * blocks; item++) {
         if (ck_deal(item, team->size) != team->index) continue;
         const int64_t row0 = (blocks - 1 - item / pairs) * each * CK_TILE;  /* the last rows see most keys */
-        const ck_heads t = heads_of(a, item % pairs);
+        const ck_heads t = heads_of(a, item % pairs, item % pairs);
         FN(attention_forward_block)(&t, row0, ck_min(row0 + each * CK_TILE, rows), team->scratch);
     }
 }
@@ -148,8 +148,10 @@ static void FN(load_keys)(const ck_heads *t, FN(key_tile) *tile, int64_t k0) {
     for (int64_t i = 0; i < tile->keys; i++) found[i] = KEY_ROW(real, a->k, a->k_s, k0 + i);
     FN(pack_by_d)(tile->keys_by_d, (const real *const *)found, tile->keys, t->d);
     FN(pack_by_items)(tile->keys_by_items, (const real *const *)found, tile->keys, t->d);
+    FN(fetch)((const real *const *)found, tile->keys, t->d, next_pair(t, a->k_s, 1));
     for (int64_t i = 0; i < tile->keys; i++) found[i] = KEY_ROW(real, a->v, a->v_s, k0 + i);
     FN(pack_by_d)(tile->values_by_d, (const real *const *)found, tile->keys, t->d);
+    FN(fetch)((const real *const *)found, tile->keys, t->d, next_pair(t, a->v_s, 1));
     memset(tile->dk, 0, (size_t)(CK_TILE * t->padded) * sizeof(float));
     memset(tile->dv, 0, (size_t)(CK_TILE * t->padded) * sizeof(float));
 }
@@ -165,9 +167,11 @@ static void FN(load_rows)(const ck_heads *t, FN(row_tile) *tile) {
     FN(find_rows)(found, t, (void *)a->q, a->q_s, tile->row0, tile->rows);
     FN(pack_by_d)(tile->query_by_d, (const real *const *)found, tile->rows, t->d);
     FN(pack_by_items)(tile->query_by_items, (const real *const *)found, tile->rows, t->d);
+    FN(fetch)((const real *const *)found, tile->rows, t->d, next_pair(t, a->q_s, t->group));
     FN(find_rows)(found, t, (void *)a->dout, a->dout_s, tile->row0, tile->rows);
     FN(pack_by_d)(tile->dout_by_d, (const real *const *)found, tile->rows, t->d);
     FN(pack_by_items)(tile->dout_by_items, (const real *const *)found, tile->rows, t->d);
+    FN(fetch)((const real *const *)found, tile->rows, t->d, next_pair(t, a->dout_s, t->group));
 }
 
 /* Keys whose scores are computed and turned into probabilities at a time: they stay in the first-level cache. */
@@ -287,13 +291,13 @@ static void FN(backward_rows)(const ck_heads *t, int64_t row0, char *cursor) {
 static void FN(attention_delta)(const ck_attention_args *a, const ck_team *team) {
     const ck_range part = ck_split(a->b * a->h * a->s, 16, team->size, team->index);
     for (int64_t at = part.begin; at < part.end; at++) {
-        const int64_t s = at % a->s, h = at / a->s % a->h, b = at / a->s / a->h;
+        const int64_t h = at % a->h, s = at / a->h % a->s, b = at / a->h / a->s;  /* as o and dout lie */
         const real *o = (const real *)a->o + b * a->o_s.batch + s * a->o_s.row + h * a->o_s.head;
         const real *dout = (const real *)a->dout + b * a->dout_s.batch + s * a->dout_s.row
             + h * a->dout_s.head;
         vf sum = v_zero();
         EACH_VECTOR(i, m, a->d, sum = v_fma(r_load_n(o + i, m), r_load_n(dout + i, m), sum););
-        a->delta[at] = v_sum(sum);
+        a->delta[(b * a->h + h) * a->s + s] = v_sum(sum);
     }
 }
 
@@ -313,7 +317,7 @@ static void FN(attention_backward)(const void *args, const ck_team *team) {
     ck_barrier(team);
     if (ck_ceil_div(pairs, team->size) * team->size * 5 <= pairs * 7 && sums_bytes <= left) {
         for (int64_t pair = team->index; pair < pairs; pair += team->size) {
-            const ck_heads heads = heads_of(a, pair), *t = &heads;
+            const ck_heads heads = heads_of(a, pair, (pair + team->size) % pairs), *t = &heads;
             char *cursor = team->scratch;
             float *sums = ck_floats(&cursor, sums_bytes / 4);
             if (CK_STORAGE == CK_F32)
@@ -331,13 +335,13 @@ static void FN(attention_backward)(const void *args, const ck_team *team) {
     const int64_t blocks = ck_ceil_div(key_tiles, tiles);
     for (int64_t item = 0; item < pairs * blocks; item++) {  /* the first keys are seen by most rows */
         if (ck_deal(item, team->size) != team->index) continue;
-        const ck_heads t = heads_of(a, item % pairs);
+        const ck_heads t = heads_of(a, item % pairs, (item + team->size) % pairs);
         const int64_t i = item / pairs * tiles;
         FN(backward_keys)(&t, i * CK_TILE, ck_min(tiles, key_tiles - i), 0, NULL, team->scratch);
     }
     for (int64_t item = 0; item < pairs * row_tiles; item++) {  /* the last rows see most keys */
         if (ck_deal(item, team->size) != team->index) continue;
-        const ck_heads t = heads_of(a, item % pairs);
+        const ck_heads t = heads_of(a, item % pairs, (item + team->size) % pairs);
         FN(backward_rows)(&t, (row_tiles - 1 - item / pairs) * CK_TILE, team->scratch);
     }
 }
