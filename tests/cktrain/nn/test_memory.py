@@ -149,7 +149,7 @@ def test_nothing_is_read_outside_its_phase(tiny, family, checkpointing):
     assert np.isfinite(found[0][1]).all() and found[0][1].any()
     assert found[1][0] == found[0][0]
     np.testing.assert_array_equal(found[1][1], found[0][1])
-    assert {"logits", "dqkv", "dhidden"} <= {name for _, name in poisoned.poisoned}
+    assert {"logits", "dqkv", "hidden"} <= {name for _, name in poisoned.poisoned}
 
 
 def test_block_checkpointing_saves_one_array_per_block(composed_model):
