@@ -7,6 +7,7 @@ and gradients are those of the two alone.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 
 import numpy as np
 import pytest
@@ -33,7 +34,7 @@ def train(tiny, composed, tmp_path):
     """`train(documents, precision)` -> Result of one sequence that holds these documents, through `data.path`."""
 
     def run(documents, precision, *, mask=True, ignored=None, family="llama"):
-        ids = [*sum(documents, []), 1]  # the last target, which belongs to a next document
+        ids = [*chain(*documents), 1]  # the last target, which belongs to a next document
         path = tmp_path / f"{abs(hash(tuple(ids)))}.cktok"
         if not path.exists():
             with ShardWriter(path, VOCAB, EOS) as shard:
