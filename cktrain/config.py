@@ -170,7 +170,8 @@ class DataConfig(Section):
     dtype: Literal["uint16", "uint32"] | None = None
     """Type of the ids in a raw .bin. Default: uint16 when the vocabulary fits."""
     document_mask: bool = False
-    """No attention across a document's border (needs an end-of-text id in the data)."""
+    """Nothing crosses a document's border: no attention, and no loss for the token after a document's end (needs an
+    end-of-text id in the data)."""
     validation: ValidationConfig = ValidationConfig()
     """Validation during the run."""
 
