@@ -75,7 +75,9 @@ def predict_update(bytes_rate: float, bf16_copy: bool) -> UpdateRates:
     """The same from a memory bandwidth: AdamW reads 16 bytes and writes 12, and 2 more with a bf16 copy."""
     copy = 2 if bf16_copy else 0
     per_byte = 1 / bytes_rate
-    return UpdateRates(4 * per_byte, 4 * per_byte, (28 + copy) * per_byte, (4 + copy) * per_byte if copy else 0.0)
+    return UpdateRates(
+        4 * per_byte, 4 * per_byte, (28 + copy) * per_byte, (4 + copy) * per_byte if copy else 0.0
+    )
 
 
 def measure_links(ranks: Ranks, beside: bool = False) -> dict[str, Link]:
@@ -108,7 +110,10 @@ def _measure_link(group: Group, arena: np.ndarray, beside: bool) -> Link:
 
 
 def _slowest(world: Group, link: Link) -> Link:
-    told = [text.decode().split() for text in world.all_gather_bytes(f"{link.bytes_per_second} {link.latency}".encode())]
+    told = [
+        text.decode().split()
+        for text in world.all_gather_bytes(f"{link.bytes_per_second} {link.latency}".encode())
+    ]
     return Link(min(float(rate) for rate, _ in told), max(float(wait) for _, wait in told), link.beside)
 
 

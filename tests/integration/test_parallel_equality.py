@@ -5,11 +5,6 @@ All runs of a precision share one job of 8 ranks (`tests/cktrain/parallel/layout
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +20,6 @@ from cktrain.nn.params import FlatParams
 
 pytestmark = pytest.mark.mpi
 
-PROGRAM = Path(__file__).resolve().parents[1] / "cktrain" / "parallel" / "layouts.py"
 RANKS = 8
 STEPS = 20
 
@@ -120,44 +114,6 @@ def make_config(
         "parallel": parallel,
         **blocks,
     }
-
-
-def write_tokens(folder: Path) -> None:
-    """A raw uint16 file per vocabulary in which each id mostly follows from the one before."""
-    for vocab in sorted({model["vocab_size"] for model in MODELS.values()}):
-        rng = np.random.default_rng(7)
-        ids = np.zeros(3000, np.uint16)
-        for i in range(1, ids.size):
-            ids[i] = (int(ids[i - 1]) * 3 + 1) % vocab if rng.random() < 0.8 else rng.integers(vocab)
-        ids.tofile(folder / f"{vocab}.bin")
-
-
-Runner = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def run_cases(mpirun: Callable[[int], list[str]], tmp_path: Path) -> Runner:
-    """`run_cases(cases, transport="mpi")` -> results by name, of one job."""
-
-    def run(cases: list[dict[str, Any]], transport: str = "mpi") -> dict[str, Any]:
-        (tmp_path / "cases.json").write_text(json.dumps(cases))
-        ranks = max(case["ranks"] for case in cases)
-        job = subprocess.run(
-            [*mpirun(ranks), sys.executable, str(PROGRAM), "cases.json", "results.json", transport],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        print(job.stdout)
-        assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
-        results: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())
-        return results
-
-    write_tokens(tmp_path)
-    return run
 
 
 def equality_cases(
