@@ -129,7 +129,7 @@ def _tail(
     gradients += between.seconds(work.wire.replicas)
     updated = sum(stop - start for start, stop in data.update_spans)
     normed = sum(stop - start for start, stop in data.norm_spans)
-    update = size * rates.clear + normed * rates.norm + updated * rates.update
+    update = (size - updated) * rates.clear + normed * rates.norm + updated * rates.update
     weights = link.seconds(work.wire.weights, len(buckets))
     if link.beside:
         weights = max(weights * largest, weights - updated * rates.update)

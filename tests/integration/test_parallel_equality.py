@@ -5,18 +5,22 @@ All runs of a precision share one job of 8 ranks (`tests/cktrain/parallel/layout
 
 from __future__ import annotations
 
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
-from cktrain import cython_kernels
+from cktrain import cython_kernels, safetensors_file
 from cktrain.config import ModelConfig
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import save_folder
+from cktrain.nn.memory import arena_accounts
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import FlatParams
+from cktrain.saved_model import find_saved_model
 
 pytestmark = pytest.mark.mpi
 
@@ -327,3 +331,67 @@ def test_what_does_not_divide_is_refused_with_its_numbers(run_cases, tmp_path):
         cases.append({"name": message, "ranks": ranks, "isa": "", "steps": 1, "config": config})
     for message, result in run_cases(cases).items():
         assert message in result.get("error", "no error"), result
+
+
+def test_weights_may_travel_in_bf16(run_cases, tmp_path):
+    """Kernels read bf16 weights anyway, so bitwise the same losses; a checkpoint of it has the fp32 masters."""
+    layouts = ("data 2", "data 4", "data 2 x pipeline 2 x tensor 2")
+    cases = []
+    for layout in layouts:
+        for dtype in ("fp32", "auto"):
+            config = make_config(tmp_path, "llama tied", layout, "bf16")
+            config["comm"] = {"weight_dtype": dtype}
+            config["parallel"] = {**config["parallel"], "cut": "flops"}
+            config["run"]["dir"] = str(tmp_path / f"{layout} {dtype}")
+            name, ranks = f"{layout}: {dtype}", LAYOUTS[layout][0]
+            case = {"name": name, "ranks": ranks, "isa": "", "steps": 10, "config": config, "save": True}
+            resumed = {**case, "name": f"{name} resumed", "ranks": 1, "save": False}
+            checkpoint = {"every": 0, "resume": f"{config['run']['dir']}/checkpoints/step-00000010"}
+            resumed["config"] = {**config, "parallel": {}, "checkpoint": checkpoint}
+            cases += [case, resumed]
+    results = run_cases(cases, "shm")
+    for layout in layouts:
+        for suffix in ("", " resumed"):
+            masters, rounded = (results[f"{layout}: {dtype}{suffix}"] for dtype in ("fp32", "auto"))
+            assert "error" not in masters and "error" not in rounded, (masters, rounded)
+            assert rounded["replicas"] and rounded["losses"] == masters["losses"]
+            assert rounded["norms"] == masters["norms"]
+
+
+def test_export_from_any_layout_holds_the_model_once(run_cases, tmp_path, monkeypatch):
+    """Saved by 8 ranks (data, pipeline, tensor, ZeRO-1): the same folder as of one rank, in the memory of one model."""
+    monkeypatch.setattr(safetensors_file, "PIECE_BYTES", 64 << 10)
+    model = {**MODELS["llama tied"], "hidden_size": 128, "intermediate_size": 512, "vocab_size": 3001}
+    cases = []
+    for layout in ("", "data 2 x pipeline 2 x tensor 2"):
+        config = make_config(tmp_path, "llama tied", layout, "fp64", model=model)
+        config["data"] = {"path": str(tmp_path / "3001.bin"), "sequence_length": 8}
+        config["run"]["dir"] = str(tmp_path / f"run {layout}")
+        ranks = LAYOUTS[layout][0] if layout else 1
+        cases.append(
+            {"name": layout, "ranks": ranks, "isa": "reference", "steps": 1, "config": config, "save": True}
+        )
+    assert not any("error" in result for result in run_cases(cases).values())
+    exported = {}
+    for layout in ("", "data 2 x pipeline 2 x tensor 2"):
+        saved = find_saved_model(tmp_path / f"run {layout}")
+        held = arena_accounts()
+        tracemalloc.start()
+        numerics = Numerics(cython_kernels.load("generic"), "fp32")
+        _, params = saved.load(numerics, positions=1)
+        save_folder(tmp_path / f"exported {layout}", saved.config, params)
+        arenas, (_, peak) = arena_accounts() - held, tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        once = 4 * params.size
+        assert sum(arenas.values()) == arenas["parameters"] == once
+        assert peak < 0.25 * once, (
+            peak,
+            once,
+        )  # headers and pieces: the rest of the memory is that one arena
+        del params
+        with safe_open(tmp_path / f"exported {layout}" / "model.safetensors", "np") as file:
+            exported[layout] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    one, many = exported.values()
+    assert one.keys() == many.keys() and len(one) > 10
+    for name, tensor in one.items():
+        np.testing.assert_allclose(many[name], tensor, rtol=0, atol=1e-6)

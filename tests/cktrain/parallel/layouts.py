@@ -2,8 +2,9 @@
 
     mpirun -n 8 python layouts.py CASES.json RESULTS.json TRANSPORT
 
-CASES is a list of {name, ranks, isa, config, steps}. RESULTS maps a name to {losses, norms, replicas, weights, arenas, …}: what
-rank 0 saw, whether all copies of a weight are bitwise the same, a checksum of rank 0's weights; or to {error}.
+CASES is a list of {name, ranks, isa, config, steps}. RESULTS maps a name to {losses, norms, replicas, weights, arenas,
+…}: what rank 0 saw, whether all copies of a weight are bitwise the same, a checksum of rank 0's weights, each rank's
+memory; or to {error}.
 """
 
 from __future__ import annotations

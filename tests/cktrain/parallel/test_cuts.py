@@ -39,7 +39,9 @@ def test_the_slowest_stage_is_as_fast_as_can_be():
 def test_measured_costs_tell_a_large_head_from_a_small_one(tiny, numerics):
     """4000 words against 61: the head's cost grows with them, a layer's does not; nothing stays allocated."""
     held = arena_accounts()
-    found = [measure_costs(tiny(**{"model.vocab_size": words}), numerics, Mesh(1, 2, 1)) for words in (61, 8000)]
+    found = [
+        measure_costs(tiny(**{"model.vocab_size": words}), numerics, Mesh(1, 2, 1)) for words in (61, 8000)
+    ]
     assert all(len(c.blocks) == 2 and c.blocks[0].forward > 0 and c.blocks[0].backward > 0 for c in found)
     assert found[1].head.both > 3 * found[0].head.both
     assert 0 < found[0].outside < 1
@@ -74,7 +76,10 @@ def test_the_mean_of_all_ranks_decides():
 
     class TwoRanks(type(ranks(2).world)):
         def all_gather_bytes(self, data):
-            return [data, json.dumps({**json.loads(data), "head": {"forward": 4.0, "backward": 0.0}}).encode()]
+            return [
+                data,
+                json.dumps({**json.loads(data), "head": {"forward": 4.0, "backward": 0.0}}).encode(),
+            ]
 
     both = ranks(2)
     object.__setattr__(both, "world", TwoRanks(0, 2, "world"))
@@ -86,7 +91,9 @@ def test_a_list_says_each_stages_layers(tiny, numerics):
     config = tiny(**{"model.num_hidden_layers": 4, "parallel.cut": [3, 1]})
     assert choose_cuts(config, numerics, ranks(2)) == [(0, 3), (3, 4)]
     for wrong in ([2, 1], [4], [2, 1, 1]):
-        with pytest.raises(ValueError, match=rf"parallel.cut \[{', '.join(map(str, wrong))}\] has .* the model has 4"):
+        with pytest.raises(
+            ValueError, match=rf"parallel.cut \[{', '.join(map(str, wrong))}\] has .* the model has 4"
+        ):
             choose_cuts(tiny(**{"model.num_hidden_layers": 4, "parallel.cut": wrong}), numerics, ranks(2))
 
 

@@ -168,7 +168,10 @@ def test_one_change_is_named_that_makes_it_fit(blocks, change):
     key, value = change.split(": ")
     block, name = key.split(".")
     altered = Config.model_validate(
-        {**config.model_dump(), block: {**getattr(config, block).model_dump(), name: int(value) if value.isdigit() else value}}
+        {
+            **config.model_dump(),
+            block: {**getattr(config, block).model_dump(), name: int(value) if value.isdigit() else value},
+        }
     )
     enough = make_plan(altered, mesh, "fp32", Machine(1, 2, 0)).node_bytes
     machine = Machine(1, 2, enough)
