@@ -30,6 +30,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,7 +98,7 @@ class Arena:
         self.used = 0
         size = _round_up(max(nbytes, 1), HUGE_PAGE)
         planned = _PLANNED.get()
-        self._is_planned = planned is not None
+        self.is_planned = planned is not None
         if planned is not None:
             planned[name] += nbytes
             return
@@ -122,7 +123,7 @@ class Arena:
         """The next array of this arena, cache-line aligned; zero until written."""
         nbytes = _nbytes(shape, dtype)
         start, self.used = self.used, self.used + _round_up(nbytes, CACHE_LINE)
-        if self._is_planned:
+        if self.is_planned:
             return shape_alone(shape, dtype)
         assert self.used <= self._bytes.size, f"{self.name} arena: {self.used} of {self._bytes.size} bytes"
         return self._bytes[start : start + nbytes].view(dtype).reshape(shape)
@@ -161,15 +162,15 @@ class Slot:
 
     def saved(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
         """The array `name` of `module`, kept until this micro-batch's backward is done."""
-        return self._arrays[module.role if self._by_role else module.name, name]
+        return self._get((module.role if self._by_role else module.name, name), shape, dtype)
 
     def kept(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
         """The array `name` of `module`, kept until the backward is done even where blocks are recomputed."""
-        return self._arrays[module.name, name]
+        return self._get((module.name, name), shape, dtype)
 
     def shared(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
         """A temporary of `module`, overwritten by the next module of the same role."""
-        return self._arrays[module.role, name]
+        return self._get((module.role, name), shape, dtype)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """The block's shared arrays are free when it ends; no two phases of one name may be alive at once."""
@@ -192,6 +193,9 @@ class Slot:
         finally:
             self._by_role = before
 
+    def _get(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
+        return self._arrays[key]
+
 
 class _Recorder(Slot):
     """The slot of a dry run: hands out arrays that have a shape and no memory, and notes what was asked."""
@@ -206,16 +210,12 @@ class _Recorder(Slot):
 
     def shared(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
         self._had_once((module.role, name), self._path)
-        return self._dry((module.role, name), shape, dtype)
+        return super().shared(module, name, shape, dtype)
 
     def saved(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
-        if not self._by_role:
-            return self.kept(module, name, shape, dtype)
-        self._had_once((module.role, name), self._block)  # also read in later phases of the block
-        return self._dry((module.role, name), shape, dtype)
-
-    def kept(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
-        return self._dry((module.name, name), shape, dtype)
+        if self._by_role:
+            self._had_once((module.role, name), self._block)  # also read in later phases of the block
+        return super().saved(module, name, shape, dtype)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -236,9 +236,9 @@ class _Recorder(Slot):
 
     def _had_once(self, key: tuple[str, str], path: Path) -> None:
         before = self.paths.setdefault(key, path)
-        self.paths[key] = tuple(a for a, _ in itertools.takewhile(_equal, zip(before, path, strict=False)))
+        self.paths[key] = tuple(a for a, _ in takewhile(_equal, zip(before, path, strict=False)))
 
-    def _dry(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
+    def _get(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
         before = self.asked.setdefault(key, (shape, dtype))
         assert before == (shape, dtype), f"{key} asked as {before} and as {(shape, dtype)}"
         return shape_alone(shape, dtype)
@@ -265,7 +265,8 @@ class SlotPlan:
         shared = {}
         for key, (shape, dtype) in self._shared.items():
             start = self._starts[key]
-            shared[key] = once[start : start + _nbytes(shape, dtype)].view(dtype).reshape(shape)
+            place = once[start : start + _nbytes(shape, dtype)]
+            shared[key] = shape_alone(shape, dtype) if arena.is_planned else place.view(dtype).reshape(shape)
         slots = []
         for _ in range(count):
             slot = Slot(self.batch_size, self.sequence_length)
