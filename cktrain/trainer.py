@@ -127,7 +127,7 @@ class Trainer:
             return [empty_batch(*shape)] * self.part.micro_batches, str(error)
 
     def run(self) -> bool:
-        """Train to the last step. Returns True when done, False when a signal or the clock stopped it; a checkpoint is there."""
+        """Train to the last step. Returns True when done, False when a signal or the clock stopped it, after saving."""
         first = self.progress.step + 1
         last = self.config.run.steps
         if first > last:
