@@ -151,8 +151,9 @@ STAGES = (
         (
             (
                 "pytest",
-                "-m",
-                "not judge and not mpi and not guest and not namespaces",
+                # Half of the time goes by in tests that wait for a deadline: two workers share the rest.
+                *("-n", "2", "--dist", "worksteal"),
+                *("-m", "not judge and not mpi and not guest and not namespaces"),
                 "--ignore=tests/integration",
                 "--ignore=tests/test_packaging.py",
             ),
