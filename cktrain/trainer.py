@@ -75,13 +75,9 @@ class Trainer:
         self.validator = validator
         self.peak_flops = peak_flops
         self.bar = bar
-<<<<<<< HEAD
         self.stop_at: float | None = None
         """Save and stop after the step in which this time comes, seconds since the epoch."""
-        self.stage = part.training_stage()
-=======
         self.stage = part.stage
->>>>>>> main
         self._actions = part.schedule[part.ranks.pipeline.rank]
         self._skipped_in_a_row = 0
 

@@ -65,7 +65,11 @@ class Runs:
 
     def losses(self, name: str) -> list[float]:
         metrics = self.folder / name / "metrics.jsonl"
-        return [json.loads(line)["loss"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
+        return (
+            [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
+            if metrics.exists()
+            else []
+        )
 
     def wait_for_step(self, name: str, step: int, process: subprocess.Popen[str]) -> None:
         deadline = time.monotonic() + 60
@@ -194,7 +198,9 @@ def test_an_empty_environment_on_the_other_side(runs):
     """The remote shell hands nothing on; the secret is on no command line."""
     seen = runs.folder / "commands"
     remote = shell(runs.folder, f'echo "$@" >>{seen}\nexec env -i sh -c "$2"')
-    process = runs.start("run", "--rsh", remote, "--hosts", "elsewhere:2", settings=ENDLESS, CKTRAIN_ISA="generic")
+    process = runs.start(
+        "run", "--rsh", remote, "--hosts", "elsewhere:2", settings=ENDLESS, CKTRAIN_ISA="generic"
+    )
     runs.wait_for_step("run", 2, process)
     ranks = processes_of(f"{runs.folder}/run")
     environment = dict(
@@ -203,7 +209,9 @@ def test_an_empty_environment_on_the_other_side(runs):
         if "=" in word
     )
     assert environment["CKTRAIN_ISA"] == "generic" and "HOME" not in environment
-    secret = (Path("/proc") / str(ranks[0]) / "fd" / environment["CKTRAIN_SECRET_FILE"].rpartition("/")[2]).read_bytes()
+    secret = (
+        Path("/proc") / str(ranks[0]) / "fd" / environment["CKTRAIN_SECRET_FILE"].rpartition("/")[2]
+    ).read_bytes()
     assert len(secret) == 32
     said = [seen.read_text(), *environment.values()]
     said += [(Path("/proc") / str(pid) / "cmdline").read_text() for pid in (*ranks, process.pid)]
@@ -213,22 +221,25 @@ def test_an_empty_environment_on_the_other_side(runs):
     assert_nothing_is_left(runs.folder, "run")
 
 
+HERE = '[ "$1" = here ] && exec sh -c "$2"; '
+OLDER = '{"hello": {"protocol": 1, "version": "0.0.1", "python": "p", "addresses": [], "port": 1}}'
+
+
 @pytest.mark.parametrize(
     "script, complaint",
     [
-        ('[ "$1" = here ] && exec sh -c "$2"; echo "no route to $1" >&2; exit 255', "away cannot be reached (exit status 255)"),
-        ('[ "$1" = here ] && exec sh -c "$2"; exec sleep 60', "away did not answer within 3 s"),
-        ('[ "$1" = here ] && exec sh -c "$2"; exec sh -c "${2%%import sys*}import nothing_such\'"', "away cannot start cktrain's agent"),
+        ('echo "no route to $1" >&2; exit 255', "away cannot be reached (exit status 255)"),
+        ("exec sleep 60", "away did not answer within 3 s"),
         (
-            '[ "$1" = here ] && exec sh -c "$2"; echo \'@cktrain {"hello": {"protocol": 1, "version": "0.0.1", '
-            '"python": "p", "addresses": [], "port": 1}}\'; exec cat',
-            "away has cktrain 0.0.1 (p), this is ",
+            'exec sh -c "${2%%import sys*}import nothing_such\'"',
+            "away cannot start cktrain's agent (exit status 1)",
         ),
+        (f"echo '@cktrain {OLDER}'; exec cat", "away has cktrain 0.0.1 (p), this is "),
     ],
     ids=["unreachable", "silent", "no cktrain", "another version"],
 )
 def test_a_host_that_cannot_be_used_is_named_before_anything_starts(runs, script, complaint):
-    remote = shell(runs.folder, script)
+    remote = shell(runs.folder, HERE + script)
     began = time.monotonic()
     status, output = ended(
         runs.start("run", "--rsh", remote, "--hosts", "here:1,away:1", "--start-timeout", "3")
@@ -270,9 +281,7 @@ def test_a_rank_with_another_configuration_or_instruction_set(runs):
     assert [status for status, _ in results] == [2, 2]
     assert "optimizer.lr is 0.01 on rank 0, 0.5 on rank 1" in results[0][1]
     isas = ["generic", "avx2"]
-    pair = [
-        runs.start("run", CKTRAIN_ISA=isas[rank], **as_torchrun(rank, 2, port + 1)) for rank in range(2)
-    ]
+    pair = [runs.start("run", CKTRAIN_ISA=isas[rank], **as_torchrun(rank, 2, port + 1)) for rank in range(2)]
     results = [ended(process) for process in pair]
     if "avx2 is" in results[1][1]:
         pytest.skip("this CPU has no AVX2")

@@ -77,7 +77,11 @@ class Cluster:
         for pid in self.processes(host):
             with contextlib.suppress(OSError):
                 words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
-                if b"train" in words and b"launch" not in words and not words[0].endswith((b"mpirun", b"prterun")):
+                if (
+                    b"train" in words
+                    and b"launch" not in words
+                    and not words[0].endswith((b"mpirun", b"prterun"))
+                ):
                     found.append(pid)
         return sorted(found)
 

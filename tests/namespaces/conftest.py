@@ -68,7 +68,11 @@ class Runs:
     def losses(self, name: str) -> list[float]:
         """Of the steps done so far."""
         metrics = self.folder / name / "metrics.jsonl"
-        return [json.loads(line)["loss"] for line in metrics.read_text().splitlines()] if metrics.exists() else []
+        return (
+            [json.loads(line)["loss"] for line in metrics.read_text().splitlines()]
+            if metrics.exists()
+            else []
+        )
 
     def wait_for_step(self, name: str, step: int, process: subprocess.Popen[str]) -> None:
         """Until the run has done so many steps."""

@@ -51,12 +51,20 @@ def mpirun(cluster) -> list[str]:
 
     Open MPI's daemon crashes without HOME, which the shell does not give, so the launch agent does.
     """
-    program = shutil.which("mpirun", path=f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}")
+    program = shutil.which(
+        "mpirun", path=f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
+    )
     assert program is not None
     daemon = f"env HOME=/ PATH=/usr/bin:/bin {os.path.join(os.path.dirname(program), 'prted')}"
     options = [
         *("--allow-run-as-root", "--oversubscribe", "--prtemca", "plm_ssh_agent", str(cluster.shell)),
-        *("--prtemca", "prte_launch_agent", daemon, "--host", ",".join(f"{host}:2" for host in cluster.hosts)),
+        *(
+            "--prtemca",
+            "prte_launch_agent",
+            daemon,
+            "--host",
+            ",".join(f"{host}:2" for host in cluster.hosts),
+        ),
         *("-x", "CKTRAIN_ISA", "--mca", "pml", "ob1", "--mca", "btl", "self,sm,tcp"),
     ]
     return cluster.inside(cluster.hosts[0], program, *options, "-n", "4")
