@@ -55,7 +55,7 @@ class Binding:
     progress_core: int | None = None
     """Logical CPU of the communication thread; None: where the process runs."""
     rdma_device: str | None = None
-    """The nearest RDMA device that is up."""
+    """The nearest of several RDMA devices that are up; None where there is nothing to choose."""
 
     @property
     def node(self) -> int | None:
@@ -190,13 +190,16 @@ def plan_binding(
     nodes = place.nodes
     where = "several NUMA nodes" if len(nodes) > 1 else f"NUMA node {nodes[0]}"
     memory = f", memory {policy_of(nodes)}" if mode == "auto" and len(topology.memory) > 1 else ""
+    device = None
+    if place.nic is not None and sum(nic.rdma and nic.up for nic in topology.nics) > 1:
+        device = place.nic.name
     progress = "" if place.progress_core is None else f", communication on cpu {place.progress_core}"
+    network = "" if device is None else f", RDMA by {device}"
     summary = (
         f"rank {process.rank}: {_count(place.threads, 'thread')} on cpu {format_cpulist(place.cpus)} "
-        f"({where}){memory}{progress}, bind {mode}."
+        f"({where}){memory}{progress}{network}, bind {mode}."
     )
     message = "\n".join(f"[launch] {line}" for line in [summary, *lines])
-    device = place.nic.name if place.nic is not None and place.nic.rdma and place.nic.up else None
     return Binding(place.cpus, place.threads, nodes, message, place.progress_core, device)
 
 

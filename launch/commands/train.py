@@ -160,10 +160,13 @@ def _report(error: BaseException, group: Group) -> int:
 
 
 def _command_line(options: argparse.Namespace, group: Group) -> str:
+    from cktrain.comm.environment import read_process_environment
+
     words = ["train", options.config]
     for override in options.overrides:
         words += ["--set", override]
     if launcher := os.environ.get("CKTRAIN_LAUNCHER"):
         return f"{launcher} {shlex.join(words)}"
-    launcher = f"mpirun -n {group.size} " if group.size > 1 else ""
+    program = "srun" if read_process_environment(os.environ).source == "slurm" else "mpirun"
+    launcher = f"{program} -n {group.size} " if group.size > 1 else ""
     return f"{launcher}cktrain {shlex.join(words)}"

@@ -136,6 +136,17 @@ def test_a_killed_rank_stops_all_and_is_named(runs):
     assert_nothing_is_left(runs.folder, "run")
 
 
+def test_a_rank_that_dies_before_it_has_joined_the_others(runs):
+    """The others would wait for it for two minutes."""
+    process = runs.start("run", "-n", "2", settings=ENDLESS)
+    while not (ranks := processes_of(f"{runs.folder}/run")):
+        assert process.poll() is None
+    os.kill(ranks[0], signal.SIGKILL)
+    status, output = ended(process, limit_s=30)
+    assert status == 128 + signal.SIGKILL and "rank 0 on localhost was killed by SIGKILL" in output
+    assert_nothing_is_left(runs.folder, "run")
+
+
 @pytest.mark.parametrize("whom", ["launcher", "agent"])
 def test_no_rank_outlives_the_launcher_or_the_agent(runs, whom):
     process = runs.start("run", "-n", "2", settings=ENDLESS)

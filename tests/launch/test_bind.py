@@ -295,6 +295,17 @@ class TestProgressCore:
         assert (binding.threads, binding.progress_core) == (4, None)
 
 
+def test_each_rank_is_told_the_nearest_of_several_rdma_devices(make_sysfs):
+    nics = [("mlx5_0", 0, True, True), ("mlx5_1", 1, True, True), ("eno1", 1, False, True)]
+    topology = read_topology(make_sysfs(packages=2, cores=4, nics=nics))
+    bindings = [plan_binding(topology, allowance(topology), under_mpirun(r, 4), "auto") for r in range(4)]
+    assert [binding.rdma_device for binding in bindings] == ["mlx5_0", "mlx5_0", "mlx5_1", "mlx5_1"]
+    assert "RDMA by mlx5_1" in bindings[3].message
+    only = read_topology(make_sysfs(packages=2, cores=4, nics=[nics[0], ("mlx5_1", 1, True, False), nics[2]]))
+    binding = plan_binding(only, allowance(only), under_mpirun(3, 4), "auto")
+    assert binding.rdma_device is None
+
+
 class TestOtherModes:
     def test_inherit_keeps_the_mask(self):
         topology = machine([4], smt=2)
