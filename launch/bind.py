@@ -35,9 +35,11 @@ from cktrain.comm.environment import ProcessEnvironment
 from cktrain.launch.allowance import Allowance, read_allowance
 from cktrain.launch.memory_policy import policy_of, set_memory_policy
 from cktrain.launch.placement import Place, nearest_nic, place_ranks
-from cktrain.launch.topology import Topology, format_cpulist, read_topology
+from cktrain.launch.topology import Core, Topology, format_cpulist, read_topology
 
 MODES = ("auto", "inherit", "none")
+# A mask under these is its user's own.
+_BINDS_NOTHING = ("none", "cktrain")
 
 
 @dataclass(frozen=True)
@@ -117,90 +119,123 @@ def plan_binding(
     progress_core: int | None = None,
 ) -> Binding:
     """Decide where a rank runs: a pure function of the machine, what is allowed, and the rank's place."""
-    lines = []
-    ranks = process.local_size or 1
-    alone = process.size == 1
-    if process.local_rank is None or process.local_size is None:
-        if mode == "auto":
-            lines.append(
-                f"warning: the {process.source} launcher does not say how many ranks share this node; "
-                "each keeps the mask it was given. Set launch.bind: inherit to accept that."
-            )
-            mode = "inherit"
-        local_rank = 0
-    else:
-        local_rank = process.local_rank
-
+    lines: list[str] = []
+    if mode == "auto" and (process.local_rank is None or process.local_size is None):
+        lines.append(
+            f"warning: the {process.source} launcher does not say how many ranks share this node; "
+            "each keeps the mask it was given. Set launch.bind: inherit to accept that."
+        )
+        mode = "inherit"
     if mode == "auto":
-        if _chosen_by_slurm(topology, allowance, process):
-            job, sharing, local_rank = allowance.mask & allowance.cpuset, 1, 0
-            lines.append(f"srun gave this rank cpu {format_cpulist(allowance.mask)}: it keeps to these.")
-        else:
-            job, sharing = _job_cpus(allowance, process), ranks
-        cores = topology.cores(job)
-        place_with = partial(place_ranks, topology, job, sharing, tensor=tensor, alone=alone)
-        available = len(place_with(progress_core=-1)[local_rank].cpus)
-        _check_threads(threads, available, process)
-        limit, line = _quota_limit(allowance, ranks, threads, available)
-        lines += line
-        if line and progress_core is None:
-            progress_core = -1  # a quota leaves cores over, but no time for them
-        place = place_with(threads=limit, progress_core=progress_core)[local_rank]
-        if not allowance.mask.issuperset(place.cpus):
-            how = "widened" if allowance.mask.issubset(place.cpus) else "moved"
-            lines.append(
-                f"mask {how} from cpu {format_cpulist(allowance.mask)}, given by the launcher, to "
-                f"{format_cpulist(place.cpus)}."
-            )
+        cores, place = _own_share(topology, allowance, process, threads, tensor, progress_core, lines)
     else:
-        cores = topology.cores(allowance.mask)
-        count = len(cores) if mode == "inherit" else max(1, len(cores) // ranks)
-        _check_threads(threads, len(cores), process)
-        limit, line = _quota_limit(allowance, ranks, threads, count)
-        lines += line
-        nodes = tuple(sorted({core.node for core in cores}))
-        place = Place(
-            tuple(sorted(allowance.mask)),
-            count if limit is None else limit,
-            tuple(sorted({core.package for core in cores})),
-            nodes,
-            None if alone else nearest_nic(topology, nodes, {}),
-            None if progress_core == -1 else progress_core,
-            mode == "none" and ranks > len(cores),
-        )
+        cores, place = _as_given(topology, allowance, process, mode, threads, progress_core, lines)
+    lines += _warnings(topology, allowance, process, mode, cores, place)
 
-    if place.shared:
-        lines.append(
-            f"warning: {ranks} ranks share {_count(len(cores), 'core')}; each runs one thread and waits for "
-            "the others. Start fewer ranks, or give the job more cores (srun --cpus-per-task, "
-            "mpirun --map-by)."
-        )
-    elif mode == "inherit" and ranks > 1 and allowance.mask == allowance.cpuset:
-        lines.append(
-            f"warning: launch.bind is inherit, and each of the {ranks} ranks was given all "
-            f"{_count(len(cores), 'core')}, so their threads collide. Let the launcher bind, or set "
-            "launch.bind: auto."
-        )
-    elif process.source != "none" and len(cores) == 1 < len(topology.cores()):
-        held = "cgroup" if len(topology.cores(allowance.cpuset)) == 1 else "job's mask"
-        lines.append(
-            f"warning: the {held} holds 1 of this node's {len(topology.cores())} cores, so the rank runs one thread "
-            "and communicates on the same core. Ask for more: srun or sbatch --cpus-per-task=N."
-        )
-    nodes = place.nodes
-    where = "several NUMA nodes" if len(nodes) > 1 else f"NUMA node {nodes[0]}"
-    memory = f", memory {policy_of(nodes)}" if mode == "auto" and len(topology.memory) > 1 else ""
     device = None
     if place.nic is not None and sum(nic.rdma and nic.up for nic in topology.nics) > 1:
         device = place.nic.name
-    progress = "" if place.progress_core is None else f", communication on cpu {place.progress_core}"
-    network = "" if device is None else f", RDMA by {device}"
-    summary = (
-        f"rank {process.rank}: {_count(place.threads, 'thread')} on cpu {format_cpulist(place.cpus)} "
-        f"({where}){memory}{progress}{network}, bind {mode}."
+    where = f"NUMA node {place.nodes[0]}" if len(place.nodes) == 1 else "several NUMA nodes"
+    summary = f"rank {process.rank}: {_count(place.threads, 'thread')} on cpu {format_cpulist(place.cpus)} ({where})"
+    if mode == "auto" and len(topology.memory) > 1:
+        summary += f", memory {policy_of(place.nodes)}"
+    if place.progress_core is not None:
+        summary += f", communication on cpu {place.progress_core}"
+    if device is not None:
+        summary += f", RDMA by {device}"
+    message = "\n".join(f"[launch] {line}" for line in [f"{summary}, bind {mode}.", *lines])
+    return Binding(place.cpus, place.threads, place.nodes, message, place.progress_core, device)
+
+
+def _own_share(
+    topology: Topology,
+    allowance: Allowance,
+    process: ProcessEnvironment,
+    threads: int | None,
+    tensor: int,
+    progress_core: int | None,
+    lines: list[str],
+) -> tuple[list[Core], Place]:
+    """`auto`: the cores that the ranks share, and this rank's place among them. What is to be said goes to `lines`."""
+    assert process.local_rank is not None and process.local_size is not None
+    if _chosen_by_slurm(topology, allowance, process):
+        job, sharing, index = allowance.mask & allowance.cpuset, 1, 0
+        lines.append(f"srun gave this rank cpu {format_cpulist(allowance.mask)}: it keeps to these.")
+    else:
+        job, sharing, index = _job_cpus(allowance, process), process.local_size, process.local_rank
+    place_with = partial(place_ranks, topology, job, sharing, tensor=tensor, alone=process.size == 1)
+    available = len(place_with(progress_core=-1)[index].cpus)
+    _check_threads(threads, available, process)
+    limit = _quota_limit(allowance, process, threads, available, lines)
+    if limit != threads and progress_core is None:
+        progress_core = -1  # a quota leaves cores over, but no time for them
+    place = place_with(threads=limit, progress_core=progress_core)[index]
+    if not allowance.mask.issuperset(place.cpus):
+        how = "widened" if allowance.mask.issubset(place.cpus) else "moved"
+        lines.append(
+            f"mask {how} from cpu {format_cpulist(allowance.mask)}, given by the launcher, to "
+            f"{format_cpulist(place.cpus)}."
+        )
+    return topology.cores(job), place
+
+
+def _as_given(
+    topology: Topology,
+    allowance: Allowance,
+    process: ProcessEnvironment,
+    mode: str,
+    threads: int | None,
+    progress_core: int | None,
+    lines: list[str],
+) -> tuple[list[Core], Place]:
+    """`inherit` and `none`: the mask as it is, all of its cores' threads or the rank's part of them."""
+    ranks = process.local_size or 1
+    cores = topology.cores(allowance.mask)
+    count = len(cores) if mode == "inherit" else max(1, len(cores) // ranks)
+    _check_threads(threads, len(cores), process)
+    limit = _quota_limit(allowance, process, threads, count, lines)
+    nodes = tuple(sorted({core.node for core in cores}))
+    place = Place(
+        cpus=tuple(sorted(allowance.mask)),
+        threads=count if limit is None else limit,
+        packages=tuple(sorted({core.package for core in cores})),
+        nodes=nodes,
+        nic=None if process.size == 1 else nearest_nic(topology, nodes, {}),
+        progress_core=None if progress_core == -1 else progress_core,
+        shared=mode == "none" and ranks > len(cores),
     )
-    message = "\n".join(f"[launch] {line}" for line in [summary, *lines])
-    return Binding(place.cpus, place.threads, nodes, message, place.progress_core, device)
+    return cores, place
+
+
+def _warnings(
+    topology: Topology,
+    allowance: Allowance,
+    process: ProcessEnvironment,
+    mode: str,
+    cores: list[Core],
+    place: Place,
+) -> list[str]:
+    """Ranks that are in each other's way, and a rank that was given less than it could use."""
+    ranks, every = process.local_size or 1, len(topology.cores())
+    if place.shared:
+        return [
+            f"warning: {ranks} ranks share {_count(len(cores), 'core')}; each runs one thread and waits for "
+            "the others. Start fewer ranks, or give the job more cores (srun --cpus-per-task, "
+            "mpirun --map-by)."
+        ]
+    if mode == "inherit" and ranks > 1 and allowance.mask == allowance.cpuset:
+        return [
+            f"warning: launch.bind is inherit, and each of the {ranks} ranks was given all "
+            f"{_count(len(cores), 'core')}, so their threads collide. Let the launcher bind, or set "
+            "launch.bind: auto."
+        ]
+    if process.source not in _BINDS_NOTHING and len(cores) == 1 < every:
+        held = "cgroup" if len(topology.cores(allowance.cpuset)) == 1 else "job's mask"
+        return [
+            f"warning: the {held} holds 1 of this node's {every} cores, so the rank runs one thread and communicates "
+            "on the same core. Ask for more: srun or sbatch --cpus-per-task=N."
+        ]
+    return []
 
 
 def _check_threads(threads: int | None, available: int, process: ProcessEnvironment) -> None:
@@ -212,18 +247,20 @@ def _check_threads(threads: int | None, available: int, process: ProcessEnvironm
 
 
 def _quota_limit(
-    allowance: Allowance, ranks: int, threads: int | None, available: int
-) -> tuple[int | None, list[str]]:
-    """Threads as asked for, else as the quota allows (None: as many as cores); and a line when it is the quota."""
+    allowance: Allowance, process: ProcessEnvironment, threads: int | None, available: int, lines: list[str]
+) -> int | None:
+    """Threads as asked for, else as the cgroup's quota allows; None: as many as cores."""
     if threads is not None or allowance.quota is None:
-        return threads, []
+        return threads
+    ranks = process.local_size or 1
     granted = max(1, int(allowance.quota / ranks))
     if granted >= available:
-        return None, []
-    return granted, [
+        return None
+    lines.append(
         f"the cgroup's quota of {allowance.quota:g} CPUs for {_count(ranks, 'rank')} allows "
         f"{granted} of {available} threads."
-    ]
+    )
+    return granted
 
 
 def _count(number: int, noun: str) -> str:
@@ -251,7 +288,7 @@ def _job_cpus(allowance: Allowance, process: ProcessEnvironment) -> frozenset[in
     """Return the CPUs that are the job's on this node, all its ranks together."""
     mask = allowance.mask & allowance.cpuset or allowance.cpuset
     alone = process.local_size == 1
-    if process.source in ("none", "cktrain") or (alone and len(mask) > 1):
+    if process.source in _BINDS_NOTHING or (alone and len(mask) > 1):
         return mask
     parent = allowance.parent_mask & allowance.cpuset
     if parent and not parent <= mask:

@@ -94,6 +94,9 @@ def run(options: argparse.Namespace) -> int:
     except LaunchError as error:
         print(f"cktrain: {error}", file=sys.stderr, flush=True)
         return 1
+    except KeyboardInterrupt:  # before the ranks were started
+        print("cktrain: interrupted", file=sys.stderr, flush=True)
+        return 1
 
 
 def _launch(options: argparse.Namespace, hosts: Sequence[Host], config: Config | None) -> int:
