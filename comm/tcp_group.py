@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import socket
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -21,7 +22,7 @@ from cktrain.comm.engine_group import DTYPE, KIND, Call, EngineGroup, MakeOp
 from cktrain.comm.group import Group
 from cktrain.comm.peers import Peers
 from cktrain.comm.reduction import BFLOAT16
-from cktrain.comm.rendezvous import Rendezvous
+from cktrain.comm.rendezvous import Rendezvous, find_out_dead_link
 from cktrain.comm.solo_group import SoloGroup
 
 WHERE = "comm.tcp"
@@ -54,6 +55,8 @@ def join_mesh(meeting: Rendezvous, *, spin: bool, engine_core: int | None = None
     """Connect with all ranks of the meeting, and begin to watch them."""
     others = [r for r in range(meeting.size) if r != meeting.rank]
     control = {r: sockets[0] for r, sockets in meeting.connect_all(others, _WORLD, 1).items()}
+    for connection in control.values():
+        find_out_dead_link(connection)
     fd = os.memfd_create("cktrain seats", os.MFD_CLOEXEC)
     os.ftruncate(fd, meeting.size * _engine.SEAT_BYTES)
     seats = _engine.Mapping(fd, meeting.size * _engine.SEAT_BYTES)
@@ -71,7 +74,20 @@ def join_mesh(meeting: Rendezvous, *, spin: bool, engine_core: int | None = None
     members = [member | {"rank": r} for r, member in enumerate(meeting.members)]
     mesh = Mesh(meeting.rank, members, world, WHERE, meeting=meeting, control=control, wake_fd=wake_fd)
     world.watch([(s.fileno(), r, r, _engine.CONTROL) for r, s in control.items()])
+    _let_children_go(mesh)
     return mesh
+
+
+def _let_children_go(mesh: Mesh) -> None:
+    """A forked child closes its copies of the control connections: it must not keep them open when this process ends."""
+    known = weakref.ref(mesh)
+
+    def close() -> None:
+        if (ours := known()) is not None:
+            for connection in ours.control.values():
+                connection.close()
+
+    os.register_at_fork(after_in_child=close)
 
 
 class TcpGroup(EngineGroup):

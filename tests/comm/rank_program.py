@@ -6,11 +6,13 @@ import hashlib
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 
 import conformance
 import numpy as np
+import soak
 
 from cktrain.comm import bootstrap
 from cktrain.comm.errors import CollectiveMismatchError, CommError
@@ -87,6 +89,12 @@ def stress(group: Group) -> None:
         say(f"steps: {steps}")
 
 
+def run_soak(group: Group) -> None:
+    done = soak.soak(group, 1_000_000_000, int(sys.argv[3]), float(sys.argv[2]))
+    if group.rank == 0:
+        say(f"operations: {done}")
+
+
 def repeat(group: Group) -> None:
     """One operation again and again, until a rank is lost; says "running" once all go round."""
     kind = sys.argv[2]
@@ -133,6 +141,54 @@ def wait_for_one(group: Group) -> None:
     assert np.all(array == sum(range(group.size)))
     group.barrier()
     say("all came")
+
+
+def late_for(group: Group) -> None:
+    """The last rank comes late to an operation of which the others' buffers hold a part only."""
+    n, seconds = 4_000_000, float(sys.argv[3])
+    array = np.full(n, group.rank, np.float32)
+    everyone = np.zeros(n * group.size, np.float32)
+    last = group.size - 1
+    if group.rank == last:
+        time.sleep(seconds)
+    if sys.argv[2] == "all_gather":
+        group.all_gather(everyone, array)
+        assert np.array_equal(everyone[::n], np.arange(group.size))
+    elif group.rank == 0:
+        group.send(array, last)
+    elif group.rank == last:
+        group.recv(array, 0)
+        assert not array.any()
+    group.barrier()
+    say("all came")
+
+
+def fork_and_repeat(group: Group) -> None:
+    """Like `repeat`, with a child on each rank that was forked off and does nothing."""
+    parent = os.getpid()
+    if os.fork() == 0:
+        os.close(1)  # the test reads the ranks' output to its end
+        os.close(2)
+        while os.getppid() == parent:
+            time.sleep(0.1)
+        time.sleep(5)
+        os._exit(0)
+    repeat(group)
+
+
+def share_a_core(group: Group) -> None:
+    """All ranks on one core, so that each waits for others that cannot run; one of them computes beside."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if group.rank == 0:
+        threading.Thread(target=lambda: [sum(range(10_000)) for _ in range(4000)], daemon=True).start()
+    for step in range(200):
+        small, large = np.full(100, group.rank + step, np.int64), np.full(50_000, group.rank, np.float32)
+        work = group.all_reduce(large, async_=True)
+        group.all_reduce(small)
+        work.wait()
+        assert np.all(small == sum(range(group.size)) + step * group.size)
+        assert np.all(large == sum(range(group.size)))
+    say("shared")
 
 
 def differ(group: Group) -> None:
@@ -247,6 +303,35 @@ def cpu_time_of_waiting(group: Group) -> None:
         say(f"cpu: {ended.user - began.user + ended.system - began.system}")
 
 
+def cpu_of_the_engine(group: Group) -> None:
+    """Share of a core that comm's threads take (and, where ranks wait, the whole process)."""
+    how = sys.argv[2]
+    array = np.ones(100_000, np.float32)
+    group.all_reduce(array, async_=True).wait()  # the engine runs from now on
+    group.barrier()
+    began, before, process = time.monotonic(), _thread_ns(), time.process_time()
+    if how == "idle" or group.rank == group.size - 1:
+        time.sleep(2)
+    else:
+        group.all_reduce(array, async_=True).wait()
+    elapsed = time.monotonic() - began
+    threads = (_thread_ns() - before) / 1e9 / elapsed
+    whole = (time.process_time() - process) / elapsed
+    say(f"threads: {threads:.5f} process: {whole:.5f}")
+    if how != "idle" and group.rank == group.size - 1:
+        group.all_reduce(array, async_=True).wait()
+
+
+def _thread_ns() -> int:
+    """CPU time of comm's threads so far."""
+    total = 0
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/comm") as name, open(f"/proc/self/task/{task}/schedstat") as times:
+            if name.read().startswith("cktrain-"):
+                total += int(times.read().split()[0])
+    return total
+
+
 def memory_of_a_group(group: Group) -> None:
     """What a rank's groups cost beyond the arrays, once every path was taken."""
     large = np.ones(3_000_000, np.float32)
@@ -277,8 +362,12 @@ PROGRAMS = {
     for program in (
         run_conformance,
         stress,
+        run_soak,
         repeat,
         wait_for_one,
+        late_for,
+        fork_and_repeat,
+        share_a_core,
         differ,
         compare_algorithms,
         receive_another_length,
@@ -287,17 +376,22 @@ PROGRAMS = {
         exit_with,
         loaded_modules,
         cpu_time_of_waiting,
+        cpu_of_the_engine,
         memory_of_a_group,
     )
 }
 
 
 def main() -> int:
+    if cores := os.environ.get("CKTRAIN_TEST_CORES"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
     logging.basicConfig(level=os.environ.get("CKTRAIN_TEST_LOG", "WARNING"), format="%(message)s")
     group = bootstrap.init(
         transport=os.environ.get("CKTRAIN_TEST_TRANSPORT", "shm"),
         timeout_s=float(os.environ.get("CKTRAIN_TEST_TIMEOUT", "30")),
-        algorithm=sys.argv[2] if sys.argv[1] == "compare_algorithms" else None,
+        algorithm=sys.argv[2]
+        if sys.argv[1] == "compare_algorithms"
+        else os.environ.get("CKTRAIN_TEST_ALGORITHM"),
         interface=os.environ.get("CKTRAIN_TEST_INTERFACE"),
     )
     try:
