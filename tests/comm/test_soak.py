@@ -22,6 +22,6 @@ def test_soak(transport, ranks, seed):
         ranks, "rank_program.py", "run_soak", str(SECONDS), str(seed), CKTRAIN_TEST_TRANSPORT=transport
     ) as started:
         ends = started.ends(SECONDS + 60)
-    assert [end.status for end in ends] == [0] * ranks, ends
+    assert [end.status for end in ends] == [0] * ranks, "\n".join(end.output for end in ends)
     match = re.search(r"operations: (\d+)", ends[0].output)
     assert match is not None and int(match[1]) >= 100, ends[0].output
