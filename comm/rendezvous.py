@@ -409,11 +409,15 @@ def prepare(connection: socket.socket) -> None:
 
 
 def find_out_dead_link(connection: socket.socket) -> None:
-    """For heartbeats: the connection breaks when what was sent is not acknowledged for 5 s.
+    """For heartbeats: the connection breaks when what was sent, or a probe, is not acknowledged for 5 s.
 
     Not for payload: a rank that is late does not read, and its full buffers would be taken for a dead link.
     """
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
+    # Probes are for a peer that is stopped, to which no more heartbeats are sent.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
 
 
 def address_of_interface(name: str) -> str:

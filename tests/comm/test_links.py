@@ -5,6 +5,12 @@ The hosts are network namespaces at a bridge (hosts.py); pulling a cable loses p
 
 from __future__ import annotations
 
+import fcntl
+import os
+import signal
+import socket
+import struct
+import termios
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +18,8 @@ from pathlib import Path
 import hosts
 import job
 import pytest
+
+from cktrain.comm import _engine
 
 LINK_S = 6.0
 # What a loaded machine adds: the interpreter's end, and processes that wait for a core.
@@ -75,6 +83,56 @@ def test_a_dead_link_while_a_rank_is_late(lab, common):
     """Nobody sends payload: the heartbeats alone find it out."""
     with job.start(3, "rank_program.py", "wait_for_one", "sleep", "60", lab=lab, **common) as ranks:
         ranks.wait_for("late", 2)
+        try:
+            lab.pull(2)
+            since = time.monotonic()
+            while any(p.poll() is None for p in ranks.processes[:2]) and time.monotonic() < since + 15:
+                time.sleep(0.01)
+            took = time.monotonic() - since
+        finally:
+            lab.plug(2)
+        ranks.processes[2].kill()
+        ends = ranks.ends(5)
+    assert took < LINK_S + SLACK_S, f"{took:.1f} s"
+    assert all(": lost rank 2 on " in end.output for end in ends[:2]), ends
+
+
+def test_a_stopped_rank_is_not_told_more_than_its_buffers_hold():
+    """Full buffers would look like a dead link; a peer that reads nothing gets no more heartbeats until it does."""
+    frame = struct.Struct("<QQQQII")
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        ours = socket.create_connection(server.getsockname())
+        theirs, _ = server.accept()
+    fd = os.memfd_create("seats")
+    os.ftruncate(fd, 2 * _engine.SEAT_BYTES)
+    world = _engine.World(0, 0, 2, _engine.Mapping(fd, 2 * _engine.SEAT_BYTES), spin=False)
+    os.close(fd)
+
+    def unread() -> int:
+        return int(struct.unpack("i", fcntl.ioctl(theirs, termios.FIONREAD, bytes(4)))[0]) // frame.size
+
+    world.watch([(ours.fileno(), 1, 1, _engine.CONTROL)])
+    try:
+        time.sleep(6)  # four a second
+        told = unread()
+        time.sleep(0.8)
+        assert 15 < told == unread() < 25
+        theirs.sendall(frame.pack(0, 0, 0, told, 0, 0))
+        time.sleep(0.8)
+        assert unread() > told
+        assert world.failure() is None
+    finally:
+        world.stop()
+        ours.close()
+        theirs.close()
+
+
+def test_a_dead_link_to_a_stopped_rank(lab, common):
+    """No heartbeats go to it any more; the kernel's probes find the link dead all the same."""
+    with job.start(3, "rank_program.py", "wait_for_one", "sleep", "60", lab=lab, **common) as ranks:
+        ranks.wait_for("late", 2)
+        ranks.signal(2, signal.SIGSTOP)
+        time.sleep(7)
         try:
             lab.pull(2)
             since = time.monotonic()
