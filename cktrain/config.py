@@ -241,6 +241,10 @@ class ParallelConfig(Section):
     """Pipeline stages."""
     schedule: Literal["gpipe", "1f1b"] = "1f1b"
     """Order of the micro-batches in the pipeline."""
+    cut: Literal["measured", "flops"] | list[Positive] = "measured"
+    """How layers are divided among the stages so that the slowest stage is fastest: `measured` times a layer of each
+    kind, the embedding and the head at the start and keeps the result in run.dir; `flops` counts; a list gives each
+    stage's layers. With run.deterministic measured means flops."""
     zero: Literal[0, 1] = 1
     """1: each data rank keeps a slice of the optimizer's state."""
 
@@ -262,6 +266,9 @@ class CommConfig(Section):
     """Force a collective algorithm."""
     wire_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the gradients on the wire."""
+    weight_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of the updated weights on the wire (zero: 1). bf16, which needs precision: bf16, sends what the kernels
+    read and changes no loss; auto: bf16 where the precision is, else fp32."""
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     """Deadline of every wait, in seconds."""
 

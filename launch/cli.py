@@ -22,6 +22,7 @@ _COMMANDS = {
         "cktrain.launch.commands.import_folder",
         "check a Hugging Face folder and print a config that starts from it",
     ),
+    "plan": ("cktrain.launch.commands.plan", "memory, bytes on the wire and time of a run, before it starts"),
     "report": ("cktrain.launch.commands.report", "loss curve and bits per byte of a run"),
     "doctor": ("cktrain.launch.commands.doctor", "say what this machine offers, and what is in the way"),
     "bench": ("cktrain.launch.commands.bench", "measure this machine and the framework on it"),

@@ -21,6 +21,7 @@ from cktrain.models.hf_weights import hf_tensors, load_weights
 from cktrain.models.hugging_face import resolve_model
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.optimizer import OPTIMIZERS
+from cktrain.parallel.cuts import choose_cuts
 from cktrain.parallel.mesh import resolve_mesh
 from cktrain.parallel.part import Part
 from cktrain.parallel.ranks import Ranks, divide_world
@@ -79,7 +80,7 @@ def compose(
     )
     model = build_model(model_config, numerics, length, config.memory.checkpointing == "block")
     names = [tensor.name for tensor in hf_tensors(model.params())]
-    part = Part(config, model, ranks)
+    part = Part(config, model, ranks, choose_cuts(config, numerics, ranks))
     params = part.params
     optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer, part.data.update_spans)
     if checkpoint is not None:

@@ -118,7 +118,7 @@ class FlatParams:
     def __init__(
         self, params_in_forward_order: Sequence[Param], numerics: Numerics, allocate: Allocate | None = None
     ) -> None:
-        """With `allocate`, both buffers lie in memory that the data group works on in place."""
+        """With `allocate`, the buffers lie in memory that the data group works on in place."""
         self.numerics = numerics
         self.params = list(dict.fromkeys(reversed(params_in_forward_order)))  # a tied parameter stands once
         names = [param.name for param in self.params]
@@ -135,7 +135,7 @@ class FlatParams:
         """The weights in `real`, where that is not f32: (size,), element for element that of `data`."""
         if numerics.real != f32:
             size = self.size * numerics.real.itemsize
-            self.copy = Arena("compute weights", size).array((self.size,), numerics.real)
+            self.copy = Arena("compute weights", size, allocate).array((self.size,), numerics.real)
         for param in self.params:
             span = slice(param.start, param.start + param.size)
             param.data = self.data[span].reshape(param.shape)
