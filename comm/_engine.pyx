@@ -11,6 +11,7 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t, 
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+cimport cython
 cimport numpy as cnp
 
 import os
@@ -97,6 +98,7 @@ cdef class Mapping:
             ckc_unmap(self.base, self.nbytes)
 
 
+@cython.no_gc_clear     # its threads use the memory of the seats until __dealloc__ has stopped them
 cdef class World:
     """The process among the ranks of its node: seats, arenas, the first failure, and two threads."""
 
@@ -117,10 +119,12 @@ cdef class World:
                  int engine_core=-1,
                  int64_t stream_bytes=32 << 20):
         """Take seat `local_rank` of `local_size`; `rank` is the world's name of it."""
-        assert seats.nbytes >= local_size * <int64_t> sizeof(ckc_seat)
+        cdef int i
+        assert seats.nbytes >= local_size * <int64_t> sizeof(ckc_seat) and local_size <= CKC_MAX_RANKS
         self.w.rank, self.w.local_rank, self.w.local_size = rank, local_rank, local_size
         self.w.spin, self.w.engine_core, self.w.stream_bytes = spin, engine_core, stream_bytes
-        self.w.seats = <ckc_seat *> seats.base
+        for i in range(local_size):
+            self.w.seats[i] = <ckc_seat *> seats.base + i
         self.w.reduce = ckc_plain_reduce_n
         self.kept = [seats]
 
@@ -162,7 +166,7 @@ cdef class World:
 
     def seat(self, int local_rank):
         """(beat, activity, kind of the last operation, its number, left) of a rank of the node."""
-        cdef ckc_seat *seat = &self.w.seats[local_rank]
+        cdef ckc_seat *seat = self.w.seats[local_rank]
         cdef uint64_t operation = CKC_LOAD64(seat.operation)
         return (CKC_LOAD64(seat.beat), CKC_LOAD64(seat.activity), KINDS[operation >> 56],
                 operation & ((<uint64_t> 1 << 56) - 1), bool(CKC_LOAD(seat.left)))
@@ -171,6 +175,18 @@ cdef class World:
         """Say that this process ends in order."""
         CKC_STORE(self.w.seats[self.w.local_rank].left, 1)
         ckc_tell(self.w)
+
+    def share_seats(self, Mapping memory, numbers):
+        """The seats of these numbers stand in `memory`, one after another: of the ranks that share this node.
+        Before `watch`."""
+        cdef int i
+        for i in range(len(numbers)):
+            self.w.seats[<int> numbers[i]] = <ckc_seat *> memory.base + i
+        self.kept.append(memory)
+
+    def bell(self, int seat, int eventfd):
+        """Who rings a rank of this node that sleeps also writes to its eventfd: its engine may sleep on sockets."""
+        self.w.bells[seat] = eventfd
 
     def wake_by(self, int eventfd):
         """The engine sleeps on sockets: this eventfd wakes it."""
@@ -243,10 +259,19 @@ cdef class Op:
             got = ckc_wait(self.w, &self.o, ns)
         return got
 
+    def speak(self, int kind, int dtype, int reduction, int root, int64_t count, uint64_t extra):
+        """Before it begins: what peers compare and messages show, where this operation is a part of a larger call.
+        A count that the operation needs must be the same; dtype always."""
+        self.o.call.kind, self.o.call.dtype, self.o.call.op = kind, dtype, reduction
+        self.o.call.root, self.o.call.count, self.o.call.extra = root, count, extra
+
+    def follow(self, Op before):
+        """On the engine, begin when `before` is done; it must live as long as this one."""
+        self.o.after = &before.o
+
     @property
     def state(self):
-        """HANGUP, PIDFD, CONTROL = CKC_WATCH_HANGUP, CKC_WATCH_PIDFD, CKC_WATCH_CONTROL
-PENDING, DONE, or how it failed."""
+        """PENDING, DONE, or how it failed."""
         return CKC_LOAD(self.o.state)
 
     @property
@@ -390,6 +415,10 @@ cdef class Lane:
                 continue
             found[r] = (call.kind, call.dtype, call.op, call.root, call.count, call.extra)
         return found
+
+    def passed_on(self, Op op):
+        """Calls that others told of: here all ranks see each other's."""
+        return {}
 
     def missing(self, Op op):
         """The ranks that have not come as far as this one in the operation."""

@@ -32,7 +32,7 @@ cdef extern from "world.h" nogil:
         int64_t count
         uint64_t extra
         int64_t offset
-        int32_t arena
+        int32_t arena, pad
     ctypedef struct ckc_op:
         int (*advance)(ckc_op *) noexcept
         int (*wanted)(ckc_op *, pollfd *fds, int limit) noexcept
@@ -45,10 +45,13 @@ cdef extern from "world.h" nogil:
         char *out
         const int64_t *begins
         uint64_t seq, base
+        ckc_op *after
+        void (*spoil)(ckc_op *, const ckc_op *after) noexcept
         int state
     ctypedef struct ckc_world:
         int rank, local_rank, local_size, spin
-        ckc_seat *seats
+        ckc_seat *seats[256]
+        int bells[256]
         ckc_span arenas[256][64]
         int64_t stream_bytes
         ckc_reduce_n reduce
@@ -123,6 +126,7 @@ cdef extern from "wire.h" nogil:
         uint8_t received[256]
         ckc_call theirs[256]
     int ckc_wire_advance(ckc_op *op) noexcept
+    void ckc_wire_spoil(ckc_op *op, const ckc_op *met) noexcept
     int ckc_wire_wanted(ckc_op *op, pollfd *fds, int limit) noexcept
 
 cdef extern from "memory.h" nogil:

@@ -7,6 +7,11 @@ cdef class WireOp(Op):
     cdef object moved
     cdef object plan
 
+    def tell_of(self, Op met):
+        """Instead of running it in the caller: tell its peers of the mismatch that `met`, inside the node, ended with."""
+        with nogil:
+            ckc_wire_spoil(&self.o, &met.o)
+
     @property
     def sends(self):
         """Of a message: whether it is a send (both ends call it so, for the headers to agree)."""
@@ -65,7 +70,7 @@ cdef class Wire:
         cdef int r
         op.w = self.world.w
         op.o.on, op.o.queue, op.o.extra = self.wire, &self.wire.queue, run
-        op.o.advance, op.o.wanted = ckc_wire_advance, ckc_wire_wanted
+        op.o.advance, op.o.wanted, op.o.spoil = ckc_wire_advance, ckc_wire_wanted, ckc_wire_spoil
         op.o.call.kind, op.o.call.dtype, op.o.call.op = kind, dtype, reduction
         op.o.call.root, op.o.call.count, op.o.call.extra = root, count, extra
         op.o.inp, op.o.out = <const char *> inp, <char *> out
@@ -89,6 +94,18 @@ cdef class Wire:
             if op.run_state.received[r] == sizeof(ckc_call):
                 call = op.run_state.theirs[r]
                 found[r] = (call.kind, call.dtype, call.op, call.root, call.count, call.extra)
+        return found
+
+    def passed_on(self, WireOp op):
+        """Differing calls that peers were told of inside their nodes: {seat: (kind, dtype, op, root, count, extra)}."""
+        cdef uint32_t word
+        found = {}
+        for r in range(self.wire.size):
+            if op.run_state.received[r] == sizeof(ckc_call) and op.run_state.theirs[r].zero:
+                call = op.run_state.theirs[r]
+                word = <uint32_t> call.arena
+                found[call.pad] = (word >> 24, (word >> 16) & 255, (word >> 8) & 255, <int> (word & 255) - 1,
+                                   call.offset, call.seq)
         return found
 
     def missing(self, WireOp op):

@@ -30,7 +30,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 import numpy as np
 
@@ -43,7 +43,11 @@ from cktrain.comm.environment import (
 )
 from cktrain.comm.errors import RendezvousError, TransportUnavailableError
 from cktrain.comm.group import Group
+from cktrain.comm.layout import node_name
 from cktrain.comm.solo_group import SoloGroup
+
+if TYPE_CHECKING:
+    from cktrain.comm.node import NodeMeeting
 
 log = logging.getLogger("cktrain.comm")
 
@@ -119,23 +123,25 @@ def _choose(
         how = "asked for" if transport == "shm" else "all ranks are on one node"
         return _init_shm(process, timeout_s, environ, engine_core), f"transport: shm ({how})"
     if transport == "tcp":
-        group = _init_tcp(process, timeout_s, environ, engine_core, interface, algorithm)
+        group, _ = _init_tcp(process, timeout_s, environ, engine_core, interface, algorithm, levels=False)
         return group, "transport: tcp (asked for)"
     if transport == "mpi":
         return _init_mpi(process, timeout_s, check), "transport: mpi (asked for)"
+    from cktrain.comm.two_level import over_mpi
+
     passed_over = ["rdma: this version has no group over it", "shm: the ranks are on several nodes"]
     if process.source in _BY_MPI:
         try:
-            group = _init_mpi(process, timeout_s, check)
-            return group, f"transport: mpi; not used: {'; '.join(passed_over)}"
+            group, how = over_mpi(_init_mpi(process, timeout_s, check), timeout_s, environ, engine_core)
+            return group, f"transport: mpi, {how}; not used: {'; '.join(passed_over)}"
         except TransportUnavailableError as error:
             passed_over.append(f"mpi: {error.reasons[process.rank]}")
             if meeting_address(environ) is None:
                 raise
     else:
         passed_over.append(f"mpi: the ranks were started by {process.source}")
-    group = _init_tcp(process, timeout_s, environ, engine_core, interface, algorithm)
-    return group, f"transport: tcp; not used: {'; '.join(passed_over)}"
+    group, how = _init_tcp(process, timeout_s, environ, engine_core, interface, algorithm)
+    return group, f"transport: tcp, {how}; not used: {'; '.join(passed_over)}"
 
 
 def _self_test(group: Group, transport: str) -> None:
@@ -161,9 +167,12 @@ def _init_tcp(
     engine_core: int | None,
     interface: str | None,
     algorithm: str | None,
-) -> Group:
+    *,
+    levels: bool = True,
+) -> tuple[Group, str]:
     from cktrain.comm.rendezvous import meet, read_secret
     from cktrain.comm.tcp_group import TcpGroup, join_mesh
+    from cktrain.comm.two_level import over_wires
 
     address, size = meeting_address(environ), process.size
     file = environ.get("CKTRAIN_SECRET_FILE")
@@ -184,12 +193,17 @@ def _init_tcp(
         timeout_s,
         job=environ.get("CKTRAIN_JOB", ""),
         interface=interface,
+        node=node_name(environ),
     )
     spin = (process.local_size or size) <= len(os.sched_getaffinity(0))
-    mesh = join_mesh(meeting, spin=spin, engine_core=engine_core)
-    if at_close is not None:
-        mesh.at_close = at_close
-    return TcpGroup(mesh, range(size), "world", timeout_s, algorithm=algorithm)
+
+    def make_flat(node: tuple[NodeMeeting, list[int]] | None) -> TcpGroup:
+        mesh = join_mesh(meeting, spin=spin, engine_core=engine_core, node=node)
+        if at_close is not None:
+            mesh.at_close = at_close
+        return TcpGroup(mesh, range(meeting.size), "world", timeout_s, algorithm=algorithm)
+
+    return over_wires(meeting, timeout_s, make_flat) if levels else (make_flat(None), "flat")
 
 
 def _meeting_by_mpi(
@@ -267,7 +281,9 @@ def abort(group: Group, code: int) -> NoReturn:
 
 
 def transport_of(group: Group) -> str:
-    """Which transport a group uses: "shm", "tcp", "mpi" or "none"."""
+    """Which transport a group uses: "shm", "tcp", "mpi", "shm+tcp" or "shm+mpi" in two levels, or "none"."""
+    if (flat := getattr(group, "flat", None)) is not None:
+        return f"shm+{transport_of(flat)}"
     return {"ShmGroup": "shm", "TcpGroup": "tcp", "MPIGroup": "mpi"}.get(type(group).__name__, "none")
 
 

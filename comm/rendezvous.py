@@ -79,7 +79,7 @@ class Rendezvous:
     listener: socket.socket
     timeout_s: float
     members: list[dict[str, Any]] = field(default_factory=list)
-    """Per rank: host (name), address, port, pid."""
+    """Per rank: host (name), address, port, pid, node (name)."""
     early: dict[tuple[int, int, int], socket.socket] = field(default_factory=dict)
     """Connections that came before this rank asked for them, by (purpose, caller, channel)."""
 
@@ -142,6 +142,7 @@ def meet(
     *,
     job: str = "",
     interface: str | None = None,
+    node: str = "",
 ) -> Rendezvous:
     """Join the job whose rank 0 listens at `address`; returns when all `size` ranks have.
 
@@ -152,6 +153,7 @@ def meet(
         timeout_s: how long to wait for the others.
         job: name of the job; a connection of another job is refused.
         interface: network interface (or address) to be reached at; None: the one that leads to rank 0.
+        node: name of this rank's node (`cktrain.comm.layout`).
 
     Raises:
         RendezvousError: ranks that do not come, are refused, or cannot listen.
@@ -175,6 +177,7 @@ def meet(
             "address": own,
             "port": door.getsockname()[1],
             "pid": os.getpid(),
+            "node": node,
         }
         # The other connections may come to another interface than the meeting does.
         if own != host:
@@ -190,6 +193,7 @@ def meet(
         "address": own,
         "port": meeting.listener.getsockname()[1],
         "pid": os.getpid(),
+        "node": node,
     }
     with call((host, address[1]), Hello(name, size, rank, 0, JOIN), key, deadline) as connection:
         try:
@@ -236,7 +240,7 @@ def _checked_member(given: Any) -> dict[str, Any]:
     ipaddress.ip_address(given["address"])
     if not 0 < int(given["port"]) < 65536:
         raise ValueError("no port")
-    return {k: given[k] for k in ("host", "address", "port", "pid")}
+    return {k: given[k] for k in ("host", "address", "port", "pid", "node")}
 
 
 # --------------------------------------------------------------------------------------------- the handshake

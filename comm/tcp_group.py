@@ -19,6 +19,7 @@ from cktrain.comm import _engine
 from cktrain.comm.algorithms import DEFAULT, Table, choose, plan
 from cktrain.comm.engine_group import DTYPE, KIND, OP, EngineGroup, MakeOp
 from cktrain.comm.group import Group
+from cktrain.comm.node import Node, NodeMeeting, share_node
 from cktrain.comm.peers import Peers
 from cktrain.comm.reduction import BFLOAT16
 from cktrain.comm.rendezvous import Rendezvous
@@ -36,6 +37,8 @@ class Mesh(Peers):
     meeting: Rendezvous = field(kw_only=True)
     control: dict[int, socket.socket] = field(kw_only=True)
     wake_fd: int = field(kw_only=True)
+    node: Node | None = field(default=None, kw_only=True)
+    """The ranks that share this node, where they are used as such (`cktrain.comm.two_level`)."""
     at_close: Callable[[], None] = field(default=lambda: None, kw_only=True)
     """What else ends with the world."""
 
@@ -46,13 +49,30 @@ class Mesh(Peers):
         for connection in self.control.values():
             connection.close()
         self.meeting.close()
+        if self.node is not None:
+            self.node.close()
         os.close(self.wake_fd)
         self.at_close()
 
 
-def join_mesh(meeting: Rendezvous, *, spin: bool, engine_core: int | None = None) -> Mesh:
-    """Connect with all ranks of the meeting, and begin to watch them."""
-    others = [r for r in range(meeting.size) if r != meeting.rank]
+def join_mesh(
+    meeting: Rendezvous,
+    *,
+    spin: bool,
+    engine_core: int | None = None,
+    node: tuple[NodeMeeting, list[int]] | None = None,
+) -> Mesh:
+    """Connect with all ranks of the meeting, and begin to watch them.
+
+    Args:
+        meeting: of all ranks.
+        spin: cores are at least as many as ranks.
+        engine_core: core of the comm thread; None: where the process runs.
+        node: who has met on this node, and their ranks: they are watched as `cktrain.comm.node` does, and the
+            mesh has a `node` in the same world.
+    """
+    met, ranks = node or (None, [meeting.rank])
+    others = [r for r in range(meeting.size) if r not in ranks]
     control = {r: sockets[0] for r, sockets in meeting.connect_all(others, _WORLD, 1).items()}
     fd = os.memfd_create("cktrain seats", os.MFD_CLOEXEC)
     os.ftruncate(fd, meeting.size * _engine.SEAT_BYTES)
@@ -69,8 +89,24 @@ def join_mesh(meeting: Rendezvous, *, spin: bool, engine_core: int | None = None
     wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else -1
     world.wake_by(wake_fd)
     members = [member | {"rank": r} for r, member in enumerate(meeting.members)]
-    mesh = Mesh(meeting.rank, members, world, WHERE, meeting=meeting, control=control, wake_fd=wake_fd)
-    world.watch([(s.fileno(), r, r, _engine.CONTROL) for r, s in control.items()])
+    watched = [(s.fileno(), r, r, _engine.CONTROL) for r, s in control.items()]
+    neighbours = None
+    if met is not None:
+        neighbours = share_node(world, meeting.rank, met, ranks, members)
+        watched += neighbours.watch_over()
+    mesh = Mesh(
+        meeting.rank,
+        members,
+        world,
+        WHERE,
+        meeting=meeting,
+        control=control,
+        wake_fd=wake_fd,
+        node=neighbours,
+    )
+    world.watch(watched)
+    if neighbours is not None:
+        neighbours.exchange_bells(wake_fd, meeting.timeout_s)
     return mesh
 
 

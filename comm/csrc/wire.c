@@ -1,10 +1,13 @@
 #include "wire.h"
 
+#include "shm.h"
+
 #include <errno.h>
 #include <string.h>
 #include <sys/socket.h>
 
 #define GRACE_NS 1000000000         /* the watch thread finds the cause of a closed connection; then we do not wait on */
+#define SPOIL_NS 50000000           /* the socket may still be full of the operation before */
 #define HEADER ((int64_t)sizeof(ckc_call))
 
 static char *place(const ckc_op *o, int64_t which, int64_t at) {
@@ -144,7 +147,7 @@ static int move_on(ckc_op *o) {
     if (!run->begun) {
         run->begun = 1;
         o->seq = ++wire->seq;
-        atomic_store_explicit(&wire->world->seats[wire->world->local_rank].operation,
+        atomic_store_explicit(&wire->world->seats[wire->world->local_rank]->operation,
                               (uint64_t)o->call.kind << 56 | o->seq, memory_order_relaxed);
         find_round(run);
     }
@@ -174,6 +177,34 @@ int ckc_wire_advance(ckc_op *o) {
         for (int peer = 0; peer < wire->size; peer++)
             if (run->partners[peer] & CKC_HEADER_SENT && run->sent[peer] < HEADER) push(o, peer, NULL, 0);
     return got;
+}
+
+void ckc_wire_spoil(ckc_op *o, const ckc_op *met) {
+    const ckc_wire *wire = o->on;
+    ckc_run_state *run = o->extra;
+    const ckc_channel *ch = met->on;
+    if (met->wanted != NULL || run->begun) return;
+    o->call.zero = 1;
+    for (int r = 0; r < ch->size; r++) {
+        const ckc_call *call = ckc_call_of(ch, r, met->seq);
+        if (r == ch->rank || atomic_load_explicit(&call->seq, memory_order_acquire) != met->seq ||
+            !memcmp((const char *)call + offsetof(ckc_call, kind), (const char *)&met->call + offsetof(ckc_call, kind),
+                    CKC_CALL_COMPARED))
+            continue;
+        atomic_store_explicit(&o->call.seq, call->extra, memory_order_relaxed);
+        o->call.offset = call->count;
+        o->call.arena = (int32_t)((uint32_t)call->kind << 24 | (uint32_t)call->dtype << 16 | (uint32_t)call->op << 8 |
+                                  (uint32_t)((call->root + 1) & 255));
+        o->call.pad = ch->seats[r];
+    }
+    const int64_t until = ckc_now_ns() + SPOIL_NS;
+    for (int peer = 0, all = 0; !all && ckc_now_ns() < until;) {
+        for (peer = 0, all = 1; peer < wire->size; peer++) {
+            if (!(run->partners[peer] & CKC_HEADER_SENT) || run->sent[peer] == HEADER) continue;
+            push(o, peer, NULL, 0);
+            all &= run->sent[peer] == HEADER;
+        }
+    }
 }
 
 int ckc_wire_wanted(ckc_op *o, struct pollfd *fds, int limit) {

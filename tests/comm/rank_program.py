@@ -146,6 +146,7 @@ def differ(group: Group) -> None:
         "length": lambda: group.all_reduce(payload[: n // 2 + odd], async_=async_),
         "dtype": lambda: group.all_reduce(payload.view(np.int32) if odd else payload, async_=async_),
         "op": lambda: group.all_reduce(payload, "max" if odd else "sum", async_=async_),
+        "way": lambda: group.all_reduce(payload, "mean" if odd else "sum", async_=async_),
         "operation": lambda: (
             group.broadcast(payload, async_=async_) if odd else group.all_reduce(payload, async_=async_)
         ),
@@ -217,6 +218,25 @@ def fail_on_one_rank(group: Group) -> None:
     group.barrier()
 
 
+def kinds_of_splits(group: Group) -> None:
+    """Of four ranks on two nodes."""
+    parts = {
+        "node": group.split(group.rank // 2),
+        "rail": group.split(group.rank % 2),
+        "reversed": group.split(0, key=-group.rank),
+        "three": group.split(0 if group.rank < 3 else 1),
+    }
+    for part in parts.values():
+        array = np.full(20_000, 1, np.float32)
+        part.all_reduce(array)
+        assert np.all(array == part.size)
+        part.all_reduce(array, async_=True).wait()
+        assert np.all(array == part.size**2)
+    say(", ".join(f"{name}: {type(part).__name__}" for name, part in parts.items()))
+    for part in reversed(parts.values()):
+        part.close()
+
+
 def leave_early(group: Group) -> None:
     """The last rank exits without a word while the others wait."""
     group.barrier()
@@ -279,6 +299,7 @@ PROGRAMS = {
         compare_algorithms,
         receive_another_length,
         fail_on_one_rank,
+        kinds_of_splits,
         leave_early,
         exit_with,
         cpu_time_of_waiting,
@@ -287,12 +308,38 @@ PROGRAMS = {
 }
 
 
+def environment() -> dict[str, str]:
+    """The launcher's; CKTRAIN_TEST_NODES=2,3 makes two nodes of this machine, with the first 2 and the next 3 ranks."""
+    environ = dict(os.environ)
+    sizes = [int(size) for size in environ.get("CKTRAIN_TEST_NODES", "").split(",") if size]
+    by_mpi = "OMPI_COMM_WORLD_RANK" in environ
+    rank = int(environ["OMPI_COMM_WORLD_RANK" if by_mpi else "RANK"])
+    first = 0
+    for number, size in enumerate(sizes):
+        if first <= rank < first + size:
+            names = ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+            local_rank, local_size = names if by_mpi else ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
+            environ |= {
+                local_rank: str(rank - first), local_size: str(size), "CKTRAIN_NODE": f"node{number}"
+            }  # fmt: skip
+            conformance.NODES = [] if len(set(sizes)) > 1 else _nodes(sizes)
+        first += size
+    return environ
+
+
+def _nodes(sizes: list[int]) -> list[list[int]]:
+    begins = [sum(sizes[:k]) for k in range(len(sizes))]
+    return [list(range(begin, begin + size)) for begin, size in zip(begins, sizes, strict=True)]
+
+
 def main() -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    level = os.environ.get("CKTRAIN_TEST_LOG", "WARNING")
+    logging.basicConfig(level=level, format="%(message)s")
     group = bootstrap.init(
         transport=os.environ.get("CKTRAIN_TEST_TRANSPORT", "shm"),
         timeout_s=float(os.environ.get("CKTRAIN_TEST_TIMEOUT", "30")),
         algorithm=sys.argv[2] if sys.argv[1] == "compare_algorithms" else None,
+        environ=environment(),
     )
     try:
         status = PROGRAMS[sys.argv[1]](group) or 0
