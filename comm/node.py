@@ -23,6 +23,7 @@ from typing import Any
 from cktrain.comm import _engine
 from cktrain.comm.errors import CollectiveTimeoutError, PeerLostError, RendezvousError
 from cktrain.comm.peers import Peers
+from cktrain.comm.reasons import Reasons, as_message, from_message
 
 PROTOCOL = 1
 _WHERE = "comm.shm"
@@ -131,7 +132,7 @@ class NodeMeeting:
 
     seat: int
     members: list[dict[str, Any]]
-    """As Node's."""
+    """As Node's, and what each of them cannot use (`reasons`)."""
     sockets: dict[int, socket.socket]
     seats_fd: int
 
@@ -166,7 +167,9 @@ def join_node(
     return watch_node(meet_on_node(key, rank, local_rank, local_size, timeout_s), engine_core=engine_core)
 
 
-def meet_on_node(key: str, rank: int, local_rank: int, local_size: int, timeout_s: float) -> NodeMeeting:
+def meet_on_node(
+    key: str, rank: int, local_rank: int, local_size: int, timeout_s: float, reasons: Reasons | None = None
+) -> NodeMeeting:
     """Meet the other ranks of this node.
 
     Args:
@@ -174,6 +177,7 @@ def meet_on_node(key: str, rank: int, local_rank: int, local_size: int, timeout_
         rank: in the world.
         local_rank, local_size: place on the node.
         timeout_s: how long to wait for the others.
+        reasons: what this rank cannot use, to be told to all.
 
     Raises:
         RendezvousError: ranks that do not come, or do not agree who they are.
@@ -193,6 +197,7 @@ def meet_on_node(key: str, rank: int, local_rank: int, local_size: int, timeout_
         "pid_namespace": _pid_namespace(),
         "host": socket.gethostname(),
         "cpus": sorted(os.sched_getaffinity(0)),
+        "reasons": as_message(reasons or {}),
     }
     meet = _lead if local_rank == 0 else _follow
     return NodeMeeting(local_rank, *meet(address, me, local_size, time.monotonic() + timeout_s))
@@ -327,6 +332,7 @@ def _admit(door: socket.socket, size: int, members: dict[int, dict[str, Any]]) -
         )
     if hello["local_size"] != size:
         raise ValueError(f"you count {hello['local_size']} ranks on this node, rank 0 counts {size}")
+    from_message(hello["reasons"])
     if hello["local_rank"] in members or not 0 < hello["local_rank"] < size:
         raise ValueError(f"local rank {hello['local_rank']} is already here, or not below {size}")
     return hello

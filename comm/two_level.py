@@ -14,7 +14,7 @@ from typing import Any
 
 from cktrain.comm import _engine
 from cktrain.comm.group import Group
-from cktrain.comm.layout import node_name, nodes_of, why_flat
+from cktrain.comm.layout import node_name, nodes_of
 from cktrain.comm.node import meet_on_node, share_node
 from cktrain.comm.rendezvous import Rendezvous
 from cktrain.comm.two_level_group import TwoLevelGroup
@@ -24,8 +24,8 @@ def over_wires(
     meeting: Rendezvous,
     timeout_s: float,
     make_flat: Callable[[Any], Group],
-) -> tuple[Group, str]:
-    """The world of the ranks of a meeting, and how it goes, in words.
+) -> Group:
+    """The world of the ranks of a meeting.
 
     Args:
         meeting: of all ranks, which have told the names of their nodes.
@@ -36,7 +36,7 @@ def over_wires(
     names = [member["node"] for member in meeting.members]
     nodes = nodes_of(names)
     if max(len(node) for node in nodes) == 1 or len(nodes) == 1:
-        return make_flat(None), f"flat: {why_flat(nodes)}"
+        return make_flat(None)
     here = next(node for node in nodes if meeting.rank in node)
     leader = meeting.members[here[0]]
     met = meet_on_node(
@@ -48,20 +48,17 @@ def over_wires(
     )
     flat = make_flat((met, here))
     node = flat._mesh.node  # type: ignore[attr-defined]
-    group = TwoLevelGroup(flat, node, range(meeting.size), names)
-    return group, _in_words(nodes, group)
+    return TwoLevelGroup(flat, node, range(meeting.size), names)
 
 
-def over_mpi(
-    flat: Group, timeout_s: float, environ: Mapping[str, str], engine_core: int | None
-) -> tuple[Group, str]:
-    """The world of MPI's ranks, and how it goes, in words."""
+def over_mpi(flat: Group, timeout_s: float, environ: Mapping[str, str], engine_core: int | None) -> Group:
+    """The world of MPI's ranks, which `flat` joins."""
     mine = json.dumps([node_name(environ), os.urandom(8).hex()]).encode()
     told = [json.loads(text) for text in flat.all_gather_bytes(mine)]
     names = [name for name, _ in told]
     nodes = nodes_of(names)
     if max(len(node) for node in nodes) == 1 or len(nodes) == 1:
-        return flat, f"flat: {why_flat(nodes)}"
+        return flat
     here = next(node for node in nodes if flat.rank in node)
     local_rank = here.index(flat.rank)
     met = meet_on_node(told[here[0]][1], flat.rank, local_rank, len(here), timeout_s)
@@ -80,11 +77,4 @@ def over_mpi(
     members = [{"rank": rank, "host": names[rank].split()[0]} for rank in range(flat.size)]
     node = share_node(world, flat.rank, met, here, members)
     world.watch(node.watch_over())
-    group = TwoLevelGroup(flat, node, range(flat.size), names, at_close=node.close)
-    return group, _in_words(nodes, group)
-
-
-def _in_words(nodes: list[list[int]], group: TwoLevelGroup) -> str:
-    if group.why_flat is not None:
-        return f"flat: {group.why_flat}"
-    return f"in two levels: {len(nodes)} nodes with {len(nodes[0])} ranks each, shm inside"
+    return TwoLevelGroup(flat, node, range(flat.size), names, at_close=node.close)

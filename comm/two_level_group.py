@@ -37,7 +37,7 @@ import numpy as np
 
 from cktrain.comm.algorithms import even_parts
 from cktrain.comm.chain import ChainWork, Phase, PolledWork
-from cktrain.comm.engine_group import DTYPE, KIND, OP, EngineGroup, EngineWork, checksum
+from cktrain.comm.engine_group import DTYPE, KIND, OP, Call, EngineGroup, EngineWork, checksum
 from cktrain.comm.errors import CommError
 from cktrain.comm.group import Group, offsets_of
 from cktrain.comm.layout import nodes_of, why_flat
@@ -88,6 +88,10 @@ class TwoLevelGroup(Group):
         nodes = nodes_of([names[seat] for seat in seats])
         self.why_flat = why_flat(nodes)
         """Why operations go flat; None where they go in two levels."""
+        self.layout = f"{len(nodes)} nodes with {len(nodes[0])} ranks each, shm inside"
+        """The same in words."""
+        if self.why_flat is not None:
+            self.layout = f"flat: {self.why_flat}"
         self._rail: Group = flat
         self._parts: list[Group] = [flat]
         if self.why_flat is None:
@@ -335,7 +339,7 @@ class TwoLevelGroup(Group):
         call: tuple[int, ...] | None = None,
     ) -> Phase:
         if isinstance(on, EngineGroup):
-            make = on._make(kind, count, output, input, begins, op, root, input.nbytes, 0)
+            make = on._make(Call(kind, count, output, input, begins, op, root, input.nbytes))
             return Phase(on, lambda: EngineWork(on, make), make, call)
         sizes = None if begins is None else [b - a for a, b in pairwise(begins)]
         starts: dict[str, Callable[[], Work]] = {
@@ -368,7 +372,7 @@ class TwoLevelGroup(Group):
         flat = self.flat
         if isinstance(flat, EngineGroup):
             out = input if output is None else output
-            make = flat._make(kind, input.size, out, input, begins, op, -1, input.nbytes, call[-1])
+            make = flat._make(Call(kind, input.size, out, input, begins, op, -1, input.nbytes, call[-1]))
             phase = Phase(flat, lambda: EngineWork(flat, make), make)
         else:
             phase = Phase(flat, start)

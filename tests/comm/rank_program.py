@@ -252,6 +252,10 @@ def exit_with(group: Group) -> int:
     return int(sys.argv[2])
 
 
+def loaded_modules(group: Group) -> None:
+    say(f"mpi4py: {'mpi4py' in sys.modules}")
+
+
 def cpu_time_of_waiting(group: Group) -> None:
     group.barrier()
     if group.rank == 1:
@@ -302,6 +306,7 @@ PROGRAMS = {
         kinds_of_splits,
         leave_early,
         exit_with,
+        loaded_modules,
         cpu_time_of_waiting,
         memory_of_a_group,
     )
@@ -333,13 +338,13 @@ def _nodes(sizes: list[int]) -> list[list[int]]:
 
 
 def main() -> int:
-    level = os.environ.get("CKTRAIN_TEST_LOG", "WARNING")
-    logging.basicConfig(level=level, format="%(message)s")
+    logging.basicConfig(level=os.environ.get("CKTRAIN_TEST_LOG", "WARNING"), format="%(message)s")
     group = bootstrap.init(
         transport=os.environ.get("CKTRAIN_TEST_TRANSPORT", "shm"),
         timeout_s=float(os.environ.get("CKTRAIN_TEST_TIMEOUT", "30")),
         algorithm=sys.argv[2] if sys.argv[1] == "compare_algorithms" else None,
         environ=environment(),
+        interface=os.environ.get("CKTRAIN_TEST_INTERFACE"),
     )
     try:
         status = PROGRAMS[sys.argv[1]](group) or 0

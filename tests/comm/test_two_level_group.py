@@ -34,14 +34,14 @@ def test_conformance(nodes):
     assert [end.status for end in ends] == [0] * len(ends), ends
     assert "checks run: 18" in ends[0].output
     p = nodes[0]
-    assert f"transport: tcp, in two levels: 2 nodes with {p} ranks each, shm inside" in ends[0].output
+    assert f"transport: tcp (2 nodes with {p} ranks each, shm inside)" in ends[0].output
 
 
 def test_unequal_nodes_go_flat_and_say_why():
     with start("2,1", "run_conformance", CKTRAIN_TEST_LOG="INFO") as started:
         ends = started.ends(200)
     assert [end.status for end in ends] == [0] * 3, ends
-    assert "transport: tcp, flat: the nodes have 2, 1 ranks" in ends[0].output
+    assert "transport: tcp (flat: the nodes have 2, 1 ranks" in ends[0].output
 
 
 @pytest.mark.parametrize("nodes", ["2,2", "2,2,2"])
@@ -142,4 +142,4 @@ def test_conformance_between_nodes_over_mpi(run_ranks):
     )  # fmt: skip
     assert came.status == 0, came.output
     assert "checks run: 18" in came.output
-    assert "transport: mpi, in two levels: 2 nodes with 2 ranks each, shm inside" in came.output
+    assert "transport: mpi (2 nodes with 2 ranks each, shm inside)" in came.output
