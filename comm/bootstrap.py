@@ -315,7 +315,6 @@ def _self_test(group: Group, transport: str) -> None:
 
 def _init_tcp(options: _Options, meeting: _Meeting) -> Group:
     from cktrain.comm.tcp_group import TcpGroup, join_mesh
-
     from cktrain.comm.two_level import over_wires
 
     process, at_close, rendezvous = options.process, None, meeting.rendezvous

@@ -20,7 +20,8 @@ in the order of ranks; so do all_to_all and messages.
 
 **Differing calls.** Every operation first arrives in the node with the call that the user made, and takes it along on
 the rail. Ranks of a node that see a difference tell their rails of it before they fail, so that all ranks of the group
-raise with the differing calls, and no payload has moved.
+raise with the differing calls, and no array of the user's has changed: what is summed in the node goes to the group's
+own memory, from where the rail takes it.
 
 Groups whose nodes have unequal numbers of ranks, or whose ranks do not follow each other by node, go flat
 (`cktrain.comm.layout`).
@@ -215,20 +216,22 @@ class TwoLevelGroup(Group):
         if self._goes_flat(array, op):
             return self._flatly("all_reduce", call, lambda: self.flat._all_reduce(array, op), array, op=op)
         if array.nbytes <= SMALL_ALL_REDUCE_BYTES:
+            sums = self._borrow(array.size, array.dtype)
             phases = [
-                self._phase(self._first, "all_reduce", array.size, array, array, op=op),
-                self._phase(self._rail, "all_reduce", array.size, array, array, op=op),
+                self._phase(self._first, "all_reduce", array.size, sums, array, op=op),
+                self._phase(self._rail, "all_reduce", array.size, array, sums, op=op),
             ]
-            return self._work(phases, call)
+            return self._work(phases, call, sums)
         begins = even_parts(array.size, len(self._nodes[0]), array.itemsize)
         part = array[begins[self._l] : begins[self._l + 1]]
+        sums = self._borrow(part.size, array.dtype)
         phases = [
             self._announce(call),
-            self._phase(self._first, "reduce_scatter", array.size, part, array, begins, op=op),
-            self._phase(self._rail, "all_reduce", part.size, part, part, op=op, call=call),
+            self._phase(self._first, "reduce_scatter", array.size, sums, array, begins, op=op),
+            self._phase(self._rail, "all_reduce", part.size, part, sums, op=op, call=call),
             self._phase(self._second, "all_gather", array.size, array, part, begins),
         ]
-        return self._work(phases, call)
+        return self._work(phases, call, sums)
 
     def _reduce_scatter(self, output: np.ndarray, input: np.ndarray, op: str, counts: list[int]) -> Work:
         call = (KIND["reduce_scatter"], DTYPE[input.dtype], OP[op], -1, input.size, checksum(counts))
@@ -288,9 +291,10 @@ class TwoLevelGroup(Group):
             return self._work(phases, call)
         begins = even_parts(array.size, len(self._nodes[0]), array.itemsize)
         part = array[begins[self._l] : begins[self._l + 1]]
+        phases.append(self._announce(call, self._rail))
         if self._k == k:
             phases.append(self._phase(self._first, "broadcast", array.size, array, array, root=place))
-        phases.append(self._phase(self._rail, "broadcast", part.size, part, part, root=k, call=call))
+        phases.append(self._phase(self._rail, "broadcast", part.size, part, part, root=k))
         if self._k != k:
             phases.append(self._phase(self._second, "all_gather", array.size, array, part, begins))
         return self._work(phases, call)
@@ -343,7 +347,7 @@ class TwoLevelGroup(Group):
             return Phase(on, lambda: EngineWork(on, make), make, call)
         sizes = None if begins is None else [b - a for a, b in pairwise(begins)]
         starts: dict[str, Callable[[], Work]] = {
-            "all_reduce": lambda: on._all_reduce(input, op),
+            "all_reduce": lambda: on._all_reduce(_copied(output, input), op),
             "reduce_scatter": lambda: on._reduce_scatter(output, input, op, sizes or []),
             "all_gather": lambda: on._all_gather(output, input, sizes or []),
             "broadcast": lambda: on._broadcast(input, root),
@@ -417,3 +421,8 @@ class TwoLevelGroup(Group):
     def sleep(self) -> None:
         """Between two looks."""
         time.sleep(20e-6)
+
+
+def _copied(output: np.ndarray, input: np.ndarray) -> np.ndarray:
+    output[:] = input
+    return output

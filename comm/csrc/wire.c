@@ -110,7 +110,8 @@ static void compute(ckc_op *o) {
         const int64_t bytes = step->count * ckc_item_bytes(o->call.dtype);
         const ckc_source *from = run->sources + step->first;
         if (step->kind == CKC_STEP_COPY) {
-            memmove(place(o, step->place, step->at), place(o, from->place, from->at), (size_t)bytes);
+            char *to = place(o, step->place, step->at), *source = place(o, from->place, from->at);
+            if (to != source) memmove(to, source, (size_t)bytes);
         } else if (step->kind == CKC_STEP_REDUCE && step->count) {
             const ckc_wire *wire = o->on;
             const void *src[CKC_MAX_RANKS];
