@@ -258,6 +258,8 @@ class CommConfig(Section):
     """Traffic class (DSCP << 2) of RDMA packets."""
     interface: str | None = None
     """Network interface for TCP."""
+    tcp_sockets: Annotated[int, Field(ge=1, le=16)] | None = None
+    """Connections per pair of ranks over TCP. Default: two between hosts, one inside."""
     algorithm: str | None = None
     """Force a collective algorithm."""
     wire_dtype: Literal["fp32", "bf16"] = "fp32"

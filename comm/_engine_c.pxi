@@ -107,7 +107,7 @@ cdef extern from "wire.h" nogil:
         int64_t place, at
     ctypedef struct ckc_link:
         int fd
-    void ckc_make_socket_link(ckc_link *link, int fd)
+        int (*arm)(ckc_link *link, int waits_for) noexcept
     const char *CKC_LINK_CAPSULE
     ctypedef struct ckc_wire:
         ckc_queue queue
@@ -128,6 +128,14 @@ cdef extern from "wire.h" nogil:
     int ckc_wire_advance(ckc_op *op) noexcept
     void ckc_wire_spoil(ckc_op *op, const ckc_op *met) noexcept
     int ckc_wire_wanted(ckc_op *op, pollfd *fds, int limit) noexcept
+
+cdef extern from "sockets.h" nogil:
+    const int CKC_MAX_STRIPES
+    ctypedef struct ckc_stripes:
+        ckc_link link
+    void ckc_make_socket_link(ckc_link *link, int fd)
+    int ckc_make_stripes(ckc_stripes *stripes, const int *fds, int count)
+    void ckc_free_stripes(ckc_stripes *stripes)
 
 cdef extern from "memory.h" nogil:
     void *ckc_map(int fd, int64_t bytes)

@@ -28,7 +28,7 @@ cdef class Wire:
     """A lane of operations over sockets (csrc/wire.h)."""
 
     cdef ckc_wire *wire
-    cdef ckc_link *own
+    cdef ckc_stripes *own
     cdef World world
     cdef object given
     cdef object scratch
@@ -39,24 +39,35 @@ cdef class Wire:
             raise MemoryError()
 
     def __init__(self, World world, int rank, links, list names):
-        """`links` by member: a connected socket, a capsule with a ckc_link (csrc/link.h), None for this one.
+        """`links` by member: connected sockets, a capsule with a ckc_link (csrc/link.h), None for this one.
         They live as long as the wire. `names` are world ranks."""
-        cdef int r
+        cdef int r, i, error
+        cdef int[16] fds
         assert len(links) <= CKC_MAX_RANKS
         self.world, self.given = world, links
         self.wire.world, self.wire.rank, self.wire.size = world.w, rank, len(links)
-        self.own = <ckc_link *> calloc(len(links), sizeof(ckc_link))
+        self.own = <ckc_stripes *> calloc(len(links), sizeof(ckc_stripes))
         if self.own == NULL:
             raise MemoryError()
+        for r in range(self.wire.size):
+            self.own[r].link.fd = -1
         for r, link in enumerate(links):
             self.wire.names[r] = names[r]
             if link is None:
                 continue
             if PyCapsule_IsValid(link, CKC_LINK_CAPSULE):
                 self.wire.links[r] = <ckc_link *> PyCapsule_GetPointer(link, CKC_LINK_CAPSULE)
-            else:
-                ckc_make_socket_link(&self.own[r], link.fileno())
-                self.wire.links[r] = &self.own[r]
+                continue
+            self.wire.links[r] = &self.own[r].link
+            if len(link) == 1:
+                ckc_make_socket_link(&self.own[r].link, link[0].fileno())
+                continue
+            assert len(link) <= CKC_MAX_STRIPES
+            for i in range(len(link)):
+                fds[i] = link[i].fileno()
+            error = ckc_make_stripes(&self.own[r], fds, len(link))
+            if error:
+                raise OSError(error, "several sockets to one peer: " + os.strerror(error))
         self.scratch = None
 
     def make(self, int kind, int dtype, int reduction, int root, int64_t count, uint64_t extra, uintptr_t inp,
@@ -136,5 +147,10 @@ cdef class Wire:
         return not CKC_LOAD(self.wire.queue.active) and not CKC_LOAD(self.wire.queue.pending)
 
     def __dealloc__(self):
+        cdef int r
+        if self.own != NULL:
+            for r in range(self.wire.size):
+                if self.own[r].link.arm != NULL:
+                    ckc_free_stripes(&self.own[r])
         free(self.own)
         free(self.wire)

@@ -81,6 +81,7 @@ def init(
     engine_core: int | None = None,
     interface: str | None = None,
     algorithm: str | None = None,
+    tcp_sockets: int | None = None,
 ) -> Group:
     """Return the group of all ranks of this job, named "world".
 
@@ -92,6 +93,7 @@ def init(
         engine_core: core of the thread that moves asynchronous operations; None: where the process runs.
         interface: network interface or address for TCP; None: the one that leads to rank 0.
         algorithm: preferred algorithm (`cktrain.comm.algorithms`); None: by length.
+        tcp_sockets: connections per pair of ranks over TCP, rank 0's counts; None: two between hosts, one inside.
 
     Raises:
         ValueError: unknown transport, or a deadline that is not above 0.
@@ -107,7 +109,9 @@ def init(
     process = read_process_environment(environ)
     if process.size == 1:
         return SoloGroup("world", timeout_s)
-    options = _Options(process, environ, transport, timeout_s, check, engine_core, interface, algorithm)
+    options = _Options(
+        process, environ, transport, timeout_s, check, engine_core, interface, algorithm, tcp_sockets
+    )
     order = AUTO_ORDER if transport == "auto" else (transport,)
     meeting = _meet(options, _cannot_use(options, order))
     chosen, passed = choose(order, meeting.reasons)
@@ -140,6 +144,7 @@ class _Options:
     engine_core: int | None
     interface: str | None
     algorithm: str | None
+    tcp_sockets: int | None
 
     @property
     def one_node(self) -> bool:
@@ -293,6 +298,7 @@ def _rendezvous(
         job=options.environ.get("CKTRAIN_JOB", ""),
         interface=None if "tcp" in mine else options.interface,
         node=node_name(options.environ),
+        sockets=options.tcp_sockets or 0,
         reasons=mine,
     )
 

@@ -41,6 +41,8 @@ _NONCE_BYTES = 32
 _HELLO = struct.Struct("<8sI16sIIIQI")  # magic, protocol, job, size, caller, called, purpose, channel
 _CALL_BYTES = _HELLO.size + _NONCE_BYTES + hashlib.sha256().digest_size
 _HANDSHAKE_S = 5.0
+MAX_SOCKETS = 16
+"""Per pair of ranks (csrc/sockets.h)."""
 _MAX_MESSAGE_BYTES = 4 << 20
 _WHERE = "comm.rendezvous"
 JOIN = 0
@@ -80,7 +82,7 @@ class Rendezvous:
     listener: socket.socket
     timeout_s: float
     members: list[dict[str, Any]] = field(default_factory=list)
-    """Per rank: host (name), address, port, pid, node (name), reasons (what it cannot use)."""
+    """Per rank: host (name), address, port, pid, node (name), sockets, reasons (what it cannot use)."""
     early: dict[tuple[int, int, int], socket.socket] = field(default_factory=dict)
     """Connections that came before this rank asked for them, by (purpose, caller, channel)."""
 
@@ -144,6 +146,7 @@ def meet(
     job: str = "",
     interface: str | None = None,
     node: str = "",
+    sockets: int = 0,
     reasons: Reasons | None = None,
 ) -> Rendezvous:
     """Join the job whose rank 0 listens at `address`; returns when all `size` ranks have.
@@ -156,6 +159,7 @@ def meet(
         job: name of the job; a connection of another job is refused.
         interface: network interface (or address) to be reached at; None: the one that leads to rank 0.
         node: name of this rank's node (`cktrain.comm.layout`).
+        sockets: per pair of ranks, as rank 0 was told; 0: nobody said.
         reasons: what this rank cannot use, to be told to all.
 
     Raises:
@@ -175,7 +179,7 @@ def meet(
     if rank == 0:
         door = _listen((host, address[1]))
         meeting = Rendezvous(rank, size, name, key, door, timeout_s)
-        mine = _member(own, door, node, reasons)
+        mine = _member(own, door, node, sockets, reasons)
         # The other connections may come to another interface than the meeting does.
         if own != host:
             meeting.listener = _listen((own, 0))
@@ -185,7 +189,7 @@ def meet(
             door.close()
         return meeting
     meeting = Rendezvous(rank, size, name, key, _listen((own, 0)), timeout_s)
-    mine = _member(own, meeting.listener, node, reasons)
+    mine = _member(own, meeting.listener, node, sockets, reasons)
     with call((host, address[1]), Hello(name, size, rank, 0, JOIN), key, deadline) as connection:
         try:
             connection.settimeout(_HANDSHAKE_S)
@@ -227,13 +231,16 @@ def _gather(meeting: Rendezvous, door: socket.socket, mine: dict[str, Any], dead
         connection.close()
 
 
-def _member(address: str, listener: socket.socket, node: str, reasons: Reasons | None) -> dict[str, Any]:
+def _member(
+    address: str, listener: socket.socket, node: str, sockets: int, reasons: Reasons | None
+) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "address": address,
         "port": listener.getsockname()[1],
         "pid": os.getpid(),
         "node": node,
+        "sockets": sockets,
         "reasons": as_message(reasons or {}),
     }
 
@@ -243,7 +250,9 @@ def _checked_member(given: Any) -> dict[str, Any]:
     ipaddress.ip_address(given["address"])
     if not 0 < int(given["port"]) < 65536:
         raise ValueError("no port")
-    return {k: given[k] for k in ("host", "address", "port", "pid", "node", "reasons")}
+    if not 0 <= int(given["sockets"]) <= MAX_SOCKETS:
+        raise ValueError("sockets")
+    return {k: given[k] for k in ("host", "address", "port", "pid", "node", "sockets", "reasons")}
 
 
 # --------------------------------------------------------------------------------------------- the handshake

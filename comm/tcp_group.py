@@ -1,4 +1,4 @@
-"""Group over TCP: one connection per pair of ranks and lane, schedules as data (comm/schedules), no pickle.
+"""Group over TCP: one or more connections per pair of ranks and lane, schedules as data (comm/schedules), no pickle.
 
 Bytes on a connection come in the order of the schedule, so they carry no tags; each operation begins with a header of
 one cache line, which the other side compares with its own call before it takes any payload. A further connection per
@@ -8,10 +8,12 @@ dead link after 5 s without an acknowledgement (TCP_USER_TIMEOUT), and a rank th
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -37,6 +39,8 @@ class Mesh(Peers):
     meeting: Rendezvous = field(kw_only=True)
     control: dict[int, socket.socket] = field(kw_only=True)
     wake_fd: int = field(kw_only=True)
+    sockets: int = field(default=1, kw_only=True)
+    """Per pair of ranks and lane; the same on all ranks."""
     node: Node | None = field(default=None, kw_only=True)
     """The ranks that share this node, where they are used as such (`cktrain.comm.two_level`)."""
     at_close: Callable[[], None] = field(default=lambda: None, kw_only=True)
@@ -102,12 +106,20 @@ def join_mesh(
         meeting=meeting,
         control=control,
         wake_fd=wake_fd,
+        sockets=sockets_per_pair(meeting.members),
         node=neighbours,
     )
     world.watch(watched)
     if neighbours is not None:
         neighbours.exchange_bells(wake_fd, meeting.timeout_s)
     return mesh
+
+
+def sockets_per_pair(members: Sequence[dict[str, Any]]) -> int:
+    """What rank 0 was told (`comm.tcp_sockets`), or two between hosts: one connection is one queue of a network card,
+    and one core's work for the receiving kernel. Inside a host one is as fast as several."""
+    inside = all(ipaddress.ip_address(member["address"]).is_loopback for member in members)
+    return int(members[0]["sockets"]) or (1 if inside else 2)
 
 
 class TcpGroup(EngineGroup):
@@ -140,9 +152,11 @@ class TcpGroup(EngineGroup):
         super().__init__(mesh, seats, name, timeout_s, ancestors)
         self._mesh, self._purpose, self._table, self._algorithm = mesh, purpose, table, algorithm
         self._splits = 0
-        found = mesh.meeting.connect_all([s for s in seats if s != mesh.seat], purpose, _LANES)
+        k = mesh.sockets
+        found = mesh.meeting.connect_all([s for s in seats if s != mesh.seat], purpose, _LANES * k)
         self._connections = [
-            [found[s][lane] if s in found else None for s in seats] for lane in range(_LANES)
+            [found[s][lane * k : (lane + 1) * k] if s in found else None for s in seats]
+            for lane in range(_LANES)
         ]
         self._lane, self._engine_lane = (
             _engine.Wire(mesh.world, self.rank, sockets, list(seats)) for sockets in self._connections[:2]
@@ -173,9 +187,8 @@ class TcpGroup(EngineGroup):
             return
         super().close()
         for sockets in self._connections:
-            for connection in sockets:
-                if connection is not None:
-                    connection.close()
+            for connection in (one for several in sockets for one in several or ()):
+                connection.close()
 
     def _make(self, call: Call) -> MakeOp:
         itemsize = call.input.itemsize

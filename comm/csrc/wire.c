@@ -2,9 +2,7 @@
 
 #include "shm.h"
 
-#include <errno.h>
 #include <string.h>
-#include <sys/socket.h>
 
 #define GRACE_NS 1000000000         /* the watch thread finds the cause of a closed connection; then we do not wait on */
 #define SPOIL_NS 50000000           /* the socket may still be full of the operation before */
@@ -225,30 +223,11 @@ int ckc_wire_wanted(ckc_op *o, struct pollfd *fds, int limit) {
         if (run->partners[peer] & CKC_HEADER_RECEIVED && run->received[peer] < HEADER) pulls[peer] = 1;
         /* A closed link is always ready: polling it would spin until the watch thread knows the cause. */
         if (link == NULL || !(pushes[peer] | pulls[peer]) || wire->gone_ns[peer] || count == limit) continue;
-        if (link->arm != NULL && link->arm(link)) return -1;
+        const int waits_for = (pushes[peer] ? CKC_FOR_PUSH : 0) | (pulls[peer] ? CKC_FOR_PULL : 0);
+        if (link->arm != NULL && link->arm(link, waits_for)) return -1;
         if (link->fd < 0) return -1;
         const short events = (short)((pushes[peer] ? link->can_push : 0) | (pulls[peer] ? POLLIN : 0));
         fds[count++] = (struct pollfd){.fd = link->fd, .events = events};
     }
     return count;
-}
-
-/* ------------------------------------------------------------------------------------------------ TCP's links */
-
-static int64_t socket_result(ssize_t n) {
-    if (n > 0) return n;
-    return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) ? 0 : -1;
-}
-
-static int64_t socket_push(ckc_link *link, const struct iovec *parts, int count) {
-    const struct msghdr message = {.msg_iov = (struct iovec *)parts, .msg_iovlen = (size_t)count};
-    return socket_result(sendmsg(link->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT));
-}
-
-static int64_t socket_pull(ckc_link *link, void *into, int64_t bytes) {
-    return socket_result(recv(link->fd, into, (size_t)bytes, MSG_DONTWAIT));
-}
-
-void ckc_make_socket_link(ckc_link *link, int fd) {
-    *link = (ckc_link){.push = socket_push, .pull = socket_pull, .fd = fd, .can_push = POLLOUT};
 }

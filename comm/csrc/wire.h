@@ -45,7 +45,6 @@ typedef struct {                            /* an operation's `extra` */
     int begun, agreed;                      /* agreed: all headers have come and are alike */
 } ckc_run_state;
 
-void ckc_make_socket_link(ckc_link *link, int fd);
 int ckc_wire_advance(ckc_op *op);
 /* In place of this operation: tell its peers that `met`, an operation of csrc/shm.h on a group inside the node, met a
  * mismatch. The header then has `zero` set, so that it agrees with none, and names one of the differing calls: its root

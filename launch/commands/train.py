@@ -55,6 +55,7 @@ def run(options: argparse.Namespace) -> int:
         engine_core=config.launch.progress_core,
         interface=config.comm.interface,
         algorithm=config.comm.algorithm,
+        tcp_sockets=config.comm.tcp_sockets,
     )
     status = 1
     try:

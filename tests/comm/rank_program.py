@@ -344,6 +344,7 @@ def main() -> int:
         timeout_s=float(os.environ.get("CKTRAIN_TEST_TIMEOUT", "30")),
         algorithm=sys.argv[2] if sys.argv[1] == "compare_algorithms" else None,
         environ=environment(),
+        tcp_sockets=int(os.environ.get("CKTRAIN_TEST_SOCKETS", "0")) or None,
         interface=os.environ.get("CKTRAIN_TEST_INTERFACE"),
     )
     try:
