@@ -11,6 +11,7 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t, 
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+cimport cython
 cimport numpy as cnp
 
 import os
@@ -97,6 +98,7 @@ cdef class Mapping:
             ckc_unmap(self.base, self.nbytes)
 
 
+@cython.no_gc_clear     # its threads use what it keeps until __dealloc__ has stopped them
 cdef class World:
     """The process among the ranks of its node: seats, arenas, the first failure, and two threads."""
 
@@ -215,12 +217,15 @@ cdef class Op:
     cdef ckc_world *w
     cdef int64_t begins[257]
     cdef object kept
+    cdef object driver
     cdef bint submitted
 
     def run(self, double seconds):
         """In the caller: move it on, at most so long; returns its state."""
         cdef int64_t ns = <int64_t> (seconds * 1e9)
         cdef int got
+        if self.driver is not None:
+            return self.driver.run(self, seconds)
         with nogil:
             got = ckc_run(self.w, &self.o, ns)
         if got != CKC_PENDING:
@@ -229,7 +234,13 @@ cdef class Op:
 
     def submit(self):
         """Hand it over to the engine, which is started for it."""
-        cdef int error = ckc_start_engine(self.w)
+        cdef int error
+        if self.driver is not None:
+            self.submitted = True
+            CKC_ADD(self.o.queue.pending, 1)
+            self.driver.submit(self)
+            return
+        error = ckc_start_engine(self.w)
         if error:
             raise OSError(error, "the comm thread cannot start: " + os.strerror(error))
         self.submitted = True
@@ -239,14 +250,41 @@ cdef class Op:
         """Handed over: wait for its end, at most so long; returns its state."""
         cdef int64_t ns = <int64_t> (seconds * 1e9)
         cdef int got
+        if self.driver is not None:
+            return self.driver.run(self, seconds)
         with nogil:
             got = ckc_wait(self.w, &self.o, ns)
         return got
 
+    def step(self):
+        """For a driver: move it once, without waiting; returns its state."""
+        cdef int got = CKC_LOAD(self.o.state)
+        if got != CKC_PENDING:
+            return got
+        if CKC_LOAD(self.o.queue.broken):
+            got = CKC_BROKEN
+        else:
+            with nogil:
+                got = ckc_move(self.w, &self.o)
+        if got != CKC_PENDING:
+            if self.submitted:
+                CKC_ADD(self.o.queue.pending, -1)
+                if got < 0:
+                    CKC_STORE(self.o.queue.broken, 1)
+            CKC_STORE(self.o.state, got)
+            self.kept = None
+        return got
+
+    @property
+    def queued(self):
+        """Whether it was handed over and is not complete."""
+        return self.submitted and CKC_LOAD(self.o.state) == CKC_PENDING
+
     @property
     def state(self):
-        """HANGUP, PIDFD, CONTROL = CKC_WATCH_HANGUP, CKC_WATCH_PIDFD, CKC_WATCH_CONTROL
-PENDING, DONE, or how it failed."""
+        """PENDING, DONE, or how it failed."""
+        if self.driver is not None and CKC_LOAD(self.o.state) == CKC_PENDING:
+            self.driver.progress()
         return CKC_LOAD(self.o.state)
 
     @property
@@ -473,3 +511,4 @@ cdef class Stream:
 
 
 include "_engine_wire.pxi"
+include "_engine_rdma.pxi"

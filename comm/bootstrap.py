@@ -49,7 +49,7 @@ log = logging.getLogger("cktrain.comm")
 
 # Launchers under which MPI finds the other ranks.
 _BY_MPI = ("openmpi", "pmi", "pmix", "slurm")
-TRANSPORTS = ("auto", "mpi", "shm", "tcp")
+TRANSPORTS = ("auto", "rdma", "mpi", "shm", "tcp")
 
 
 def init(

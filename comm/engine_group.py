@@ -84,6 +84,9 @@ class EngineGroup(Group):
     @abstractmethod
     def _stream(self, peer: int, sends: bool) -> Any: ...
 
+    def _disconnect(self) -> None:  # noqa: B027
+        """No operation will be begun: give back what carried their bytes."""
+
     @abstractmethod
     def _make_message(self, stream: Any, array: np.ndarray, peer: int, sends: bool) -> _engine.Op: ...
 
@@ -133,6 +136,7 @@ class EngineGroup(Group):
         self._closed = True
         while not all(on.idle for on in (self._engine_lane, *self._streams.values())):
             time.sleep(0)  # the engine has ended the last operation and is about to let go of its queue
+        self._disconnect()
         if self._is_world:
             self._peers.close()
 

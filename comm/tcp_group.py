@@ -26,7 +26,7 @@ from cktrain.comm.solo_group import SoloGroup
 
 WHERE = "comm.tcp"
 _LANES = 3  # synchronous, asynchronous, messages
-_WORLD, _FIRST_GROUP = 1, 2  # purposes of connections (rendezvous.py)
+_WORLD, FIRST_GROUP = 1, 2  # purposes of connections (rendezvous.py)
 
 
 @dataclass
@@ -50,8 +50,10 @@ class Mesh(Peers):
         self.at_close()
 
 
-def join_mesh(meeting: Rendezvous, *, spin: bool, engine_core: int | None = None) -> Mesh:
-    """Connect with all ranks of the meeting, and begin to watch them."""
+def join_mesh(
+    meeting: Rendezvous, *, spin: bool, engine_core: int | None = None, where: str = WHERE
+) -> Mesh:
+    """Connect with all ranks of the meeting, and begin to watch them; `where` is who speaks in messages."""
     others = [r for r in range(meeting.size) if r != meeting.rank]
     control = {r: sockets[0] for r, sockets in meeting.connect_all(others, _WORLD, 1).items()}
     fd = os.memfd_create("cktrain seats", os.MFD_CLOEXEC)
@@ -69,7 +71,7 @@ def join_mesh(meeting: Rendezvous, *, spin: bool, engine_core: int | None = None
     wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else -1
     world.wake_by(wake_fd)
     members = [member | {"rank": r} for r, member in enumerate(meeting.members)]
-    mesh = Mesh(meeting.rank, members, world, WHERE, meeting=meeting, control=control, wake_fd=wake_fd)
+    mesh = Mesh(meeting.rank, members, world, where, meeting=meeting, control=control, wake_fd=wake_fd)
     world.watch([(s.fileno(), r, r, _engine.CONTROL) for r, s in control.items()])
     return mesh
 
@@ -85,7 +87,7 @@ class TcpGroup(EngineGroup):
         timeout_s: float,
         *,
         ancestors: Sequence[int] = (),
-        purpose: int = _FIRST_GROUP,
+        purpose: int = FIRST_GROUP,
         table: Table = DEFAULT,
         algorithm: str | None = None,
     ):
@@ -104,13 +106,38 @@ class TcpGroup(EngineGroup):
         super().__init__(mesh, seats, name, timeout_s, ancestors)
         self._mesh, self._purpose, self._table, self._algorithm = mesh, purpose, table, algorithm
         self._splits = 0
-        found = mesh.meeting.connect_all([s for s in seats if s != mesh.seat], purpose, _LANES)
+        self._connect(purpose)
+
+    # What differs where other links than sockets carry the bytes.
+
+    def _connect(self, purpose: int) -> None:
+        """Make the links, and the lanes of collectives over them."""
+        found = self._mesh.meeting.connect_all([s for s in self._seats if s != self._mesh.seat], purpose, _LANES)
         self._connections = [
-            [found[s][lane] if s in found else None for s in seats] for lane in range(_LANES)
+            [found[s][lane] if s in found else None for s in self._seats] for lane in range(_LANES)
         ]
         self._lane, self._engine_lane = (
-            _engine.Wire(mesh.world, self.rank, sockets, list(seats)) for sockets in self._connections[:2]
+            _engine.Wire(self._mesh.world, self.rank, sockets, self._seats) for sockets in self._connections[:2]
         )
+
+    def _part(self, seats: list[int], name: str, purpose: int) -> TcpGroup:
+        """The group of some of the ranks."""
+        return TcpGroup(
+            self._mesh,
+            seats,
+            name,
+            self.timeout_s,
+            ancestors=self._lineage,
+            purpose=purpose,
+            table=self._table,
+            algorithm=self._algorithm,
+        )
+
+    def _disconnect(self) -> None:
+        for sockets in self._connections:
+            for connection in sockets:
+                if connection is not None:
+                    connection.close()
 
     def split(self, color: int, key: int = 0) -> Group:
         """Return the group of the ranks that gave the same `color`, ordered by (key, rank)."""
@@ -120,26 +147,7 @@ class TcpGroup(EngineGroup):
             return SoloGroup(name, self.timeout_s)
         # Of all groups that two ranks share, this one alone has this number of splits below this purpose.
         purpose = (self._purpose * 1009 + self._splits) % (1 << 32)
-        return TcpGroup(
-            self._mesh,
-            [self._seats[rank] for rank in members],
-            name,
-            self.timeout_s,
-            ancestors=self._lineage,
-            purpose=purpose,
-            table=self._table,
-            algorithm=self._algorithm,
-        )
-
-    def close(self) -> None:
-        """End the use of this group; the world's close also ends the threads and the watch over the other ranks."""
-        if self._closed:
-            return
-        super().close()
-        for sockets in self._connections:
-            for connection in sockets:
-                if connection is not None:
-                    connection.close()
+        return self._part([self._seats[rank] for rank in members], name, purpose)
 
     def _make(
         self,
