@@ -75,7 +75,7 @@ class Trainer:
         self.validator = validator
         self.peak_flops = peak_flops
         self.bar = bar
-        self.stage = part.training_stage()
+        self.stage = part.stage
         self._actions = part.schedule[part.ranks.pipeline.rank]
         self._skipped_in_a_row = 0
 

@@ -14,6 +14,7 @@ import time
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NoReturn
 
@@ -46,6 +47,33 @@ MakeOp = Callable[[Any, bool], _engine.Op]
 """(lane, whether it is for the engine) -> operation."""
 
 
+@dataclass(slots=True)
+class Call:
+    """A collective whose arguments are checked, as each kind of group carries it out."""
+
+    kind: str
+    count: int
+    """Elements, as all ranks count them."""
+    output: np.ndarray
+    input: np.ndarray
+    begins: Sequence[int] | None = None
+    """(size + 1) first element of each rank's part."""
+    op: str = "sum"
+    root: int = -1
+    read: int = 0
+    """Bytes of the input that peers may read where they lie."""
+    extra: int = 0
+    """Checksum of the counts per rank."""
+
+    def header(self) -> tuple[int, int, int, int, int, int]:
+        """What ranks compare, as _engine's `make` takes it."""
+        return KIND[self.kind], DTYPE[self.input.dtype], OP[self.op], self.root, self.count, self.extra
+
+    def addresses(self) -> tuple[int, int]:
+        """Of the input and of the output."""
+        return self.input.ctypes.data, self.output.ctypes.data
+
+
 class EngineGroup(Group):
     """A group whose operations the compiled engine moves."""
 
@@ -68,18 +96,7 @@ class EngineGroup(Group):
     # What a kind of group adds.
 
     @abstractmethod
-    def _make(
-        self,
-        kind: str,
-        count: int,
-        output: np.ndarray,
-        input: np.ndarray,
-        begins: Sequence[int] | None,
-        op: str,
-        root: int,
-        read: int,
-        extra: int,
-    ) -> MakeOp: ...
+    def _make(self, call: Call) -> MakeOp: ...
 
     @abstractmethod
     def _stream(self, peer: int, sends: bool) -> Any: ...
@@ -108,20 +125,20 @@ class EngineGroup(Group):
         """Return every rank's `data`, in the order of ranks."""
         lengths = np.empty(self.size, np.int64)
         self._start(
-            "all_gather", self.size, lengths, np.array([len(data)], np.int64), range(self.size + 1)
+            Call("all_gather", self.size, lengths, np.array([len(data)], np.int64), range(self.size + 1))
         ).wait()
         begins = [0, *accumulate(int(n) for n in lengths)]
         every = np.empty(begins[-1], np.uint8)
-        self._start("all_gather", begins[-1], every, np.frombuffer(data, np.uint8), begins).wait()
+        self._start(Call("all_gather", begins[-1], every, np.frombuffer(data, np.uint8), begins)).wait()
         return [every[begins[r] : begins[r + 1]].tobytes() for r in range(self.size)]
 
     def broadcast_bytes(self, data: bytes, root: int = 0) -> bytes:
         """Return rank `root`'s `data` on every rank."""
         self._check_rank("broadcast_bytes", "root", root)
         length = np.array([len(data)], np.int64)
-        self._start("broadcast", 1, length, length, root=root).wait()
+        self._start(Call("broadcast", 1, length, length, root=root)).wait()
         buffer = np.frombuffer(data, np.uint8) if self.rank == root else np.empty(int(length[0]), np.uint8)
-        self._start("broadcast", buffer.size, buffer, buffer, root=root).wait()
+        self._start(Call("broadcast", buffer.size, buffer, buffer, root=root)).wait()
         return buffer.tobytes()
 
     # Lifetime.
@@ -149,31 +166,33 @@ class EngineGroup(Group):
     # Start the operations.
 
     def _all_reduce(self, array: np.ndarray, op: str) -> Work:
-        return self._start("all_reduce", array.size, array, array, op=op, read=array.nbytes)
+        return self._start(Call("all_reduce", array.size, array, array, op=op, read=array.nbytes))
 
     def _reduce_scatter(self, output: np.ndarray, input: np.ndarray, op: str, counts: list[int]) -> Work:
         begins = [0, *accumulate(counts)]
         extra = _checksum(counts)
         return self._start(
-            "reduce_scatter", input.size, output, input, begins, op=op, read=input.nbytes, extra=extra
+            Call("reduce_scatter", input.size, output, input, begins, op=op, read=input.nbytes, extra=extra)
         )
 
     def _all_gather(self, output: np.ndarray, input: np.ndarray, counts: list[int]) -> Work:
         begins = [0, *accumulate(counts)]
         extra = _checksum(counts)
-        return self._start("all_gather", output.size, output, input, begins, read=input.nbytes, extra=extra)
+        return self._start(
+            Call("all_gather", output.size, output, input, begins, read=input.nbytes, extra=extra)
+        )
 
     def _broadcast(self, array: np.ndarray, root: int) -> Work:
-        return self._start("broadcast", array.size, array, array, root=root, read=array.nbytes)
+        return self._start(Call("broadcast", array.size, array, array, root=root, read=array.nbytes))
 
     def _all_to_all(self, output: np.ndarray, input: np.ndarray) -> Work:
         part = input.size // self.size
         begins = [r * part for r in range(self.size + 1)]
-        return self._start("all_to_all", input.size, output, input, begins, read=input.nbytes)
+        return self._start(Call("all_to_all", input.size, output, input, begins, read=input.nbytes))
 
     def _barrier(self) -> Work:
         nothing = np.empty(0, np.uint8)
-        return self._start("barrier", 0, nothing, nothing)
+        return self._start(Call("barrier", 0, nothing, nothing))
 
     def _send(self, array: np.ndarray, to: int) -> Work:
         return self._message(array, to, sends=True)
@@ -181,21 +200,9 @@ class EngineGroup(Group):
     def _recv(self, array: np.ndarray, source: int) -> Work:
         return self._message(array, source, sends=False)
 
-    def _start(
-        self,
-        kind: str,
-        count: int,
-        output: np.ndarray,
-        input: np.ndarray,
-        begins: Sequence[int] | None = None,
-        *,
-        op: str = "sum",
-        root: int = -1,
-        read: int = 0,
-        extra: int = 0,
-    ) -> EngineWork:
-        self._raise_if_unusable(kind)
-        return EngineWork(self, self._make(kind, count, output, input, begins, op, root, read, extra))
+    def _start(self, call: Call) -> EngineWork:
+        self._raise_if_unusable(call.kind)
+        return EngineWork(self, self._make(call))
 
     def _message(self, array: np.ndarray, peer: int, sends: bool) -> EngineWork:
         self._raise_if_unusable("send" if sends else "recv")

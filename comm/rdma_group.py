@@ -7,7 +7,6 @@ moves all that is in flight whenever it waits, starts or asks (`cktrain.comm.tra
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,12 +14,10 @@ import numpy as np
 
 from cktrain.comm import _engine
 from cktrain.comm.algorithms import DEFAULT, Table
-from cktrain.comm.rendezvous import Rendezvous
-from cktrain.comm.tcp_group import FIRST_GROUP, Mesh, TcpGroup, join_mesh
+from cktrain.comm.tcp_group import FIRST_GROUP, Mesh, TcpGroup
 from cktrain.comm.transport.base import RemoteMemory
 from cktrain.comm.transport.rdma import RdmaTransport
 
-WHERE = "comm.rdma"
 _SYNCHRONOUS, _ASYNCHRONOUS, _FROM_LOWER, _FROM_HIGHER = range(4)
 _RUN_S = 0.05
 
@@ -141,27 +138,3 @@ class RdmaGroup(TcpGroup):
             CollectiveTimeoutError: the group's deadline is over.
         """
         self._transport.flush(remote.rank, self.timeout_s)
-
-
-def init_rdma(
-    meeting: Rendezvous,
-    transport: RdmaTransport,
-    timeout_s: float,
-    *,
-    spin: bool,
-    engine_core: int | None = None,
-    algorithm: str | None = None,
-) -> RdmaGroup:
-    """The world's group over RDMA.
-
-    Raises:
-        TransportUnavailableError: on all ranks alike, with the reason of each that cannot. The meeting is as good as
-            before.
-    """
-    transport.connect(meeting)
-    mesh = join_mesh(meeting, spin=spin, engine_core=engine_core, where=WHERE)
-    with contextlib.ExitStack() as stack:
-        stack.callback(transport.close)
-        group = RdmaGroup(transport, mesh, range(meeting.size), "world", timeout_s, algorithm=algorithm)
-        mesh.at_close = stack.pop_all().close
-    return group

@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 from cktrain.comm.errors import RendezvousError
+from cktrain.comm.reasons import Reasons, as_message, from_message
 
 PROTOCOL = 1
 _MAGIC = b"cktrain\n"
@@ -79,7 +80,7 @@ class Rendezvous:
     listener: socket.socket
     timeout_s: float
     members: list[dict[str, Any]] = field(default_factory=list)
-    """Per rank: host (name), address, port, pid."""
+    """Per rank: host (name), address, port, pid, reasons (what it cannot use)."""
     early: dict[tuple[int, int, int], socket.socket] = field(default_factory=dict)
     """Connections that came before this rank asked for them, by (purpose, caller, channel)."""
 
@@ -142,6 +143,7 @@ def meet(
     *,
     job: str = "",
     interface: str | None = None,
+    reasons: Reasons | None = None,
 ) -> Rendezvous:
     """Join the job whose rank 0 listens at `address`; returns when all `size` ranks have.
 
@@ -152,6 +154,7 @@ def meet(
         timeout_s: how long to wait for the others.
         job: name of the job; a connection of another job is refused.
         interface: network interface (or address) to be reached at; None: the one that leads to rank 0.
+        reasons: what this rank cannot use, to be told to all.
 
     Raises:
         RendezvousError: ranks that do not come, are refused, or cannot listen.
@@ -170,12 +173,7 @@ def meet(
     if rank == 0:
         door = _listen((host, address[1]))
         meeting = Rendezvous(rank, size, name, key, door, timeout_s)
-        mine = {
-            "host": socket.gethostname(),
-            "address": own,
-            "port": door.getsockname()[1],
-            "pid": os.getpid(),
-        }
+        mine = _member(own, door, reasons)
         # The other connections may come to another interface than the meeting does.
         if own != host:
             meeting.listener = _listen((own, 0))
@@ -185,12 +183,7 @@ def meet(
             door.close()
         return meeting
     meeting = Rendezvous(rank, size, name, key, _listen((own, 0)), timeout_s)
-    mine = {
-        "host": socket.gethostname(),
-        "address": own,
-        "port": meeting.listener.getsockname()[1],
-        "pid": os.getpid(),
-    }
+    mine = _member(own, meeting.listener, reasons)
     with call((host, address[1]), Hello(name, size, rank, 0, JOIN), key, deadline) as connection:
         try:
             connection.settimeout(_HANDSHAKE_S)
@@ -232,11 +225,22 @@ def _gather(meeting: Rendezvous, door: socket.socket, mine: dict[str, Any], dead
         connection.close()
 
 
+def _member(address: str, listener: socket.socket, reasons: Reasons | None) -> dict[str, Any]:
+    return {
+        "host": socket.gethostname(),
+        "address": address,
+        "port": listener.getsockname()[1],
+        "pid": os.getpid(),
+        "reasons": as_message(reasons or {}),
+    }
+
+
 def _checked_member(given: Any) -> dict[str, Any]:
+    from_message(given["reasons"])
     ipaddress.ip_address(given["address"])
     if not 0 < int(given["port"]) < 65536:
         raise ValueError("no port")
-    return {k: given[k] for k in ("host", "address", "port", "pid")}
+    return {k: given[k] for k in ("host", "address", "port", "pid", "reasons")}
 
 
 # --------------------------------------------------------------------------------------------- the handshake

@@ -17,7 +17,7 @@ import numpy as np
 
 from cktrain.comm import _engine
 from cktrain.comm.algorithms import DEFAULT, Table, choose, plan
-from cktrain.comm.engine_group import DTYPE, KIND, OP, EngineGroup, MakeOp
+from cktrain.comm.engine_group import DTYPE, KIND, Call, EngineGroup, MakeOp
 from cktrain.comm.group import Group
 from cktrain.comm.peers import Peers
 from cktrain.comm.reduction import BFLOAT16
@@ -149,33 +149,20 @@ class TcpGroup(EngineGroup):
         purpose = (self._purpose * 1009 + self._splits) % (1 << 32)
         return self._part([self._seats[rank] for rank in members], name, purpose)
 
-    def _make(
-        self,
-        kind: str,
-        count: int,
-        output: np.ndarray,
-        input: np.ndarray,
-        begins: Sequence[int] | None,
-        op: str,
-        root: int,
-        read: int,
-        extra: int,
-    ) -> MakeOp:
-        itemsize = input.itemsize
+    def _make(self, call: Call) -> MakeOp:
+        itemsize = call.input.itemsize
         algorithm = ""
-        if kind in self._table:
-            canonical = op == "mean" or input.dtype == BFLOAT16
-            algorithm = choose(kind, count * itemsize, self._table, self._algorithm, canonical=canonical)
-        parts = None if begins is None else tuple(begins)
+        if call.kind in self._table:
+            canonical = call.op == "mean" or call.input.dtype == BFLOAT16
+            nbytes = call.count * itemsize
+            algorithm = choose(call.kind, nbytes, self._table, self._algorithm, canonical=canonical)
+        parts = None if call.begins is None else tuple(call.begins)
         steps, sources, scratch, partners = plan(
-            kind, algorithm, self.rank, self.size, count, parts, root, itemsize
+            call.kind, algorithm, self.rank, self.size, call.count, parts, call.root, itemsize
         )
-        call = (KIND[kind], DTYPE[input.dtype], OP[op], root, count, extra)
-        addresses = (input.ctypes.data, output.ctypes.data)
-        kept = (input, output)
-        return lambda lane, own: lane.make(
-            *call, *addresses, steps, sources, scratch * itemsize, partners, kept
-        )
+        given = (*call.header(), *call.addresses(), steps, sources, scratch * itemsize, partners)
+        kept = (call.input, call.output)
+        return lambda lane, own: lane.make(*given, kept)
 
     def _stream(self, peer: int, sends: bool) -> _engine.Wire:
         sockets = [s if r == peer else None for r, s in enumerate(self._connections[2])]

@@ -23,6 +23,7 @@ _COMMANDS = {
         "check a Hugging Face folder and print a config that starts from it",
     ),
     "report": ("cktrain.launch.commands.report", "loss curve and bits per byte of a run"),
+    "doctor": ("cktrain.launch.commands.doctor", "say what this machine offers, and what is in the way"),
     "bench": ("cktrain.launch.commands.bench", "measure this machine and the framework on it"),
 }
 

@@ -144,8 +144,9 @@ STAGES = (
         (
             (
                 "pytest",
-                "-m",
-                "not judge and not mpi and not guest",
+                # Half of the time goes by in tests that wait for a deadline: two workers share the rest.
+                *("-n", "2", "--dist", "worksteal"),
+                *("-m", "not judge and not mpi and not guest"),
                 "--ignore=tests/integration",
                 "--ignore=tests/test_packaging.py",
             ),

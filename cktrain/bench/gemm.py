@@ -2,13 +2,12 @@
 
 Shapes: x (N, I), w (O, I), dy (N, O); three products per shape: forward x·wᵀ, input gradient dy·w, weight
 gradient += dyᵀ·x. Each repetition runs the register loop of `bench peak` and every contestant one after the
-other, so that all see the same clock and the same neighbours; a figure is the median over repetitions of
-(its rate / the peak's rate beside it).
+other, so that all see the same clock and the same neighbours. A figure is the best repetition over the best run of
+the register loop beside that shape: what others do on the machine only ever takes time, from both.
 """
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cktrain.bench.peak import cpu_name, multiply_adds
+from cktrain.bench.peak import cpu_name, measure_flops
 from cktrain.nn.memory import Arena
 from cktrain.nn.numerics import PRECISIONS
 
@@ -40,7 +39,7 @@ PASSES = ("forward", "input gradient", "weight gradient")
 
 @dataclass(frozen=True)
 class GemmRow:
-    """One product by one contestant. `ratio` is its rate over the peak measured beside it."""
+    """One product by one contestant, at its best. `ratio` is its rate over the peak measured beside the shape."""
 
     shape: str
     n: int
@@ -97,6 +96,8 @@ def bench_gemm(
     others = _others(precision, threads)
     rows: list[GemmRow] = []
     best_peak = 0.0
+    # One thread is timed by its own clock, which stands still while others have the core.
+    clock = time.thread_time if threads == 1 else time.perf_counter
     for name in shapes or list(SHAPES):
         if name not in SHAPES:
             raise ValueError(f"[bench gemm] there is no shape {name!r}. Use some of: {', '.join(SHAPES)}.")
@@ -105,30 +106,22 @@ def bench_gemm(
         contestants: dict[str, list[Callable[[], Any]]] = {"cktrain": _products(kernels, *arrays)}
         contestants |= {library: make(*arrays) for library, make in others.items()}
         flops = 2 * n * i * o
-        calls = max(1, round(2e7 / flops))  # a few tens of microseconds at least
-        ratios: dict[tuple[str, str], list[float]] = {}
-        for repetition in range(repetitions + 1):
+        calls = max(1, round(threads * 1e8 / flops))  # half a millisecond or more
+        best: dict[tuple[str, str], float] = {}
+        peak = 0.0
+        for _ in range(repetitions + 1):  # the first warms up
             for p, product in enumerate(PASSES):
                 for library, products in contestants.items():
-                    before = _peak(kernels, precision, threads)
-                    began = time.perf_counter()
+                    peak = max(peak, measure_flops(kernels, precision, 0.005))
+                    began = clock()
                     for _ in range(calls):
                         products[p]()
-                    rate = calls * flops / (time.perf_counter() - began)
-                    peak = max(before, _peak(kernels, precision, threads))
-                    best_peak = max(best_peak, peak)
-                    if repetition:  # the first warms up
-                        ratios.setdefault((product, library), []).append(rate / peak)
-        for (product, library), found in ratios.items():
-            ratio = statistics.median(found)
-            rows.append(GemmRow(name, n, i, o, product, library, ratio * best_peak / 1e9, ratio))
+                    rate = calls * flops / (clock() - began)
+                    best[product, library] = max(best.get((product, library), 0.0), rate)
+        best_peak = max(best_peak, peak)
+        for (product, library), rate in best.items():
+            rows.append(GemmRow(name, n, i, o, product, library, rate / 1e9, rate / peak))
     return GemmReport(cpu_name(), kernels.isa, precision, threads, best_peak / 1e9, rows)
-
-
-def _peak(kernels: Any, precision: str, threads: int) -> float:
-    began = time.perf_counter()
-    operations = multiply_adds(kernels, precision, 20_000)
-    return operations / (time.perf_counter() - began)
 
 
 def _arrays(n: int, i: int, o: int, precision: str) -> list[np.ndarray]:

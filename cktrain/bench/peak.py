@@ -80,13 +80,9 @@ def measure_flops(kernels: Any, precision: str, seconds: float = 0.3) -> float:
     The reference kernels are measured by the best compiled set; fp64 counts half of fp32. ValueError when
     nothing is compiled.
     """
-    return _best_rate(lambda steps: multiply_adds(kernels, precision, steps), seconds)
-
-
-def multiply_adds(kernels: Any, precision: str, steps: int) -> int:
-    """Run `steps` rounds of the register loop on all threads; returns its floating-point operations."""
-    operations = _activate(kernels).multiply_adds(precision == "bf16", steps)
-    return operations // 2 if precision == "fp64" else operations
+    multiply_adds = _activate(kernels).multiply_adds
+    rate = _best_rate(lambda steps: int(multiply_adds(precision == "bf16", steps)), seconds)
+    return rate / 2 if precision == "fp64" else rate
 
 
 def measure_bandwidth(

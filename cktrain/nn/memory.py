@@ -9,17 +9,21 @@ training step allocates nothing.
 Three lifetimes:
 - `slot.saved(module, name, …)`: belongs to this module and micro-batch, from the forward to the end of the backward;
 - `slot.shared(module, name, …)`: one array for all modules with the same role (the same place in every block), valid
-  until the next module of that role runs. Slots of one rank share these too.
-
+  until the next module of that role runs, or until the phase ends. Slots of one rank share these too;
 - `slot.kept(module, name, …)`: like saved, also under `memory.checkpointing: block`, where saved arrays inside a block
   are had once for all blocks (`slot.recomputing`) and only the block's output stays.
+
+`slot.phase(name)` surrounds code whose shared arrays nobody reads after it. Phases nest, and what is asked in one alone
+lies where the arrays of its sister phases lie: head, attention and MLP have their temporaries in the same memory, which
+is as large as the greatest of them (docs/memory.md).
 """
 
 from __future__ import annotations
 
 import mmap
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,6 +37,9 @@ HUGE_PAGE = 2 << 20
 CACHE_LINE = 64
 
 Shape = tuple[int, ...]
+Path = tuple[str, ...]
+"""Phases, the outermost first."""
+_NO_PHASE: AbstractContextManager[None] = nullcontext()
 Allocate = Callable[[int], np.ndarray]
 """nbytes -> (nbytes,) uint8 zeros, 2 MiB aligned."""
 
@@ -106,6 +113,10 @@ class Slot:
         """A temporary of `module`, overwritten by the next module of the same role."""
         return self._get((module.role, name), shape, dtype)
 
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """The block's shared arrays are free when it ends; no two phases of one name may be alive at once."""
+        return _NO_PHASE
+
     def view(self, module: Module, name: str, make: Callable[[], Any]) -> Any:
         """Views of this slot's arrays, made once by `make` and remembered."""
         key = (module.role if self._by_role else module.name, name)
@@ -133,19 +144,40 @@ class _Recorder(Slot):
     def __init__(self, batch_size: int, sequence_length: int) -> None:
         super().__init__(batch_size, sequence_length)
         self.asked: dict[tuple[str, str], tuple[Shape, np.dtype]] = {}
-        self.by_role: set[tuple[str, str]] = set()
+        self.paths: dict[tuple[str, str], Path] = {}
+        """Of each array that is had once per rank, the phases that hold all places where it was asked."""
+        self._path: Path = ()
+        self._block: Path = ()
 
     def shared(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
-        self.by_role.add((module.role, name))
+        self._had_once((module.role, name), self._path)
         return super().shared(module, name, shape, dtype)
 
     def saved(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
         if self._by_role:
-            self.by_role.add((module.role, name))
+            self._had_once((module.role, name), self._block)  # also read in later phases of the block
         return super().saved(module, name, shape, dtype)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        before, self._path = self._path, (*self._path, name)
+        try:
+            yield
+        finally:
+            self._path = before
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        self._block = self._path
+        with super().recomputing():
+            yield
 
     def view(self, module: Module, name: str, make: Callable[[], Any]) -> Any:
         return make()
+
+    def _had_once(self, key: tuple[str, str], path: Path) -> None:
+        before = self.paths.setdefault(key, path)
+        self.paths[key] = tuple(a for a, _ in takewhile(_equal, zip(before, path, strict=False)))
 
     def _get(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
         before = self.asked.setdefault(key, (shape, dtype))
@@ -159,15 +191,22 @@ class SlotPlan:
     def __init__(self, recorder: _Recorder) -> None:
         self.batch_size = recorder.batch_size
         self.sequence_length = recorder.sequence_length
-        self._saved = {k: v for k, v in recorder.asked.items() if k not in recorder.by_role}
-        self._shared = {k: v for k, v in recorder.asked.items() if k in recorder.by_role}
+        self._saved = {k: v for k, v in recorder.asked.items() if k not in recorder.paths}
+        self._shared = {k: v for k, v in recorder.asked.items() if k in recorder.paths}
+        self.paths = recorder.paths
+        """The phases of each shared array."""
+        self._starts: dict[tuple[str, str], int] = {}
         self.saved_bytes = _total(self._saved)
-        self.shared_bytes = _total(self._shared)
+        self.shared_bytes = self._place((), 0)
 
     def allocate(self, count: int = 1) -> list[Slot]:
         """`count` slots in one new arena."""
         arena = Arena("activations", count * self.saved_bytes + self.shared_bytes)
-        shared = {key: arena.array(*spec) for key, spec in self._shared.items()}
+        once = arena.array((self.shared_bytes,), np.dtype(np.uint8))
+        shared = {}
+        for key, (shape, dtype) in self._shared.items():
+            start = self._starts[key]
+            shared[key] = once[start : start + _nbytes(shape, dtype)].view(dtype).reshape(shape)
         slots = []
         for _ in range(count):
             slot = Slot(self.batch_size, self.sequence_length)
@@ -175,6 +214,16 @@ class SlotPlan:
             slot._arrays.update((key, arena.array(*spec)) for key, spec in self._saved.items())
             slots.append(slot)
         return slots
+
+    def _place(self, path: Path, start: int) -> int:
+        """Give the arrays of a phase their places from `start` on, those of phases within it behind; the end."""
+        for key, spec in self._shared.items():
+            if self.paths[key] == path:
+                self._starts[key] = start
+                start += _round_up(_nbytes(*spec), CACHE_LINE)
+        depth = len(path)
+        within = {p[: depth + 1] for p in self.paths.values() if len(p) > depth and p[:depth] == path}
+        return max([start, *(self._place(p, start) for p in sorted(within))])
 
 
 def plan_slot(
@@ -187,6 +236,10 @@ def plan_slot(
     with np.errstate(all="ignore"):  # the few lines of numpy in modules see zeros
         run(recorder)
     return SlotPlan(recorder)
+
+
+def _equal(pair: tuple[str, str]) -> bool:
+    return pair[0] == pair[1]
 
 
 def _nbytes(shape: Shape, dtype: np.dtype) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import cached_property
+
 from cktrain.comm.group import Group
 from cktrain.config import Config
 from cktrain.models.build import STYLES
@@ -68,16 +70,12 @@ class Part:
         """What of the flat buffers is this rank's to save: over all ranks, every element of the model once."""
         self._normed = without(self.data.norm_spans, self.replicas.uncounted)
 
-    def training_stage(self) -> Stage:
+    @cached_property
+    def stage(self) -> Stage:
         """The stage with as many slots as the schedule needs; their dry run also counts gradients' contributions."""
         with self.data.counting():
             plan = self.model.plan(*self._slot_shape)
         slots = plan.allocate(slots_needed(self.schedule[self.ranks.pipeline.rank]))
-        return Stage(self.model, self.ranks.pipeline, slots, self.ranks.waiting)
-
-    def validation_stage(self) -> Stage:
-        """The stage with one slot for forwards alone."""
-        slots = self.model.plan(*self._slot_shape, train=False).allocate()
         return Stage(self.model, self.ranks.pipeline, slots, self.ranks.waiting)
 
     def squared_norm(self) -> float:

@@ -64,6 +64,41 @@ def ring_bytes(peers: int) -> int:
     return max(_SMALLEST_RING, min(_LARGEST_RING, 1 << (each.bit_length() - 1)))
 
 
+def why_not(
+    provider: str,
+    device: str | None,
+    gid_index: int | None,
+    *,
+    peers: int = 1,
+    one_host: bool = True,
+    system: SystemDescription | None = None,
+    load: Callable[[str], verbs.Provider] = verbs.load_provider,
+) -> Problem | None:
+    """What this process sees at once that keeps it from using RDMA, with the remedy; nothing is opened.
+
+    Args:
+        provider, device, gid_index: what is asked for, as RdmaTransport's.
+        peers: other ranks, whose rings need memory.
+        one_host: whether all ranks are on this host.
+        system: the machine; None: this one.
+        load: where providers come from.
+    """
+    found = problems(
+        system or describe_system(),
+        device=device,
+        gid_index=gid_index,
+        one_host=one_host,
+        register_bytes=2 * LANES * peers * ring_bytes(peers),
+    )
+    if found:
+        return found[0]
+    try:
+        load(provider)
+    except verbs.ProviderError as error:
+        return Problem(error.sentence, error.remedy)
+    return None
+
+
 class RdmaTransport(Transport):
     """RDMA between the ranks of a world, by one device per rank."""
 
@@ -146,15 +181,17 @@ class RdmaTransport(Transport):
     def _offer(self) -> dict[str, Any]:
         """Open the device; what the others must know of it."""
         system = self._describe()
-        found = problems(
-            system,
-            device=self.device,
-            gid_index=self._gid_index,
+        problem = why_not(
+            self.provider_name,
+            self.device,
+            self._gid_index,
+            peers=self._meeting.size - 1,
             one_host=self._one_host,
-            register_bytes=2 * LANES * ring_bytes(self._meeting.size - 1) * (self._meeting.size - 1),
+            system=system,
+            load=self._open_provider,
         )
-        if found:
-            raise _unusable(found[0])
+        if problem is not None:
+            raise ValueError(f"{problem.reason}; try: {problem.remedy}")
         provider = self._open_provider(self.provider_name)
         names = usable_devices(system, gid_index=self._gid_index, one_host=self._one_host)
         name = self.device or names[0]
@@ -418,6 +455,3 @@ def _let_go(links: list[Any], driver: Any) -> None:
 def _pattern(source: int, to: int) -> np.ndarray:
     return np.random.default_rng([source, to]).integers(0, 256, _TEST_BYTES, dtype=np.uint8)
 
-
-def _unusable(problem: Problem) -> ValueError:
-    return ValueError(f"{problem.reason}; try: {problem.remedy}")

@@ -18,44 +18,62 @@ typedef struct {
     int64_t sums_row;
 } FN(gemm_step);
 
+/* Up to so many units along k, C's traffic outweighs the products: tiles follow one another along C's rows, and the
+ * next tile of C is asked for before this one is multiplied. Deeper, they go down, so that b's panel stays near. */
+#define CK_GEMM_SHALLOW 64
+
+/* One tile of C at (row, col), `high` x `wide`, from the packed a and b. i, j: its place in the step's block. */
+INLINE void FN(gemm_one_tile)(const ck_gemm_args *g, const FN(gemm_step) *s, const int c_is_f32, const float *a,
+                              const float *b, int64_t i, int64_t j, int64_t high, int64_t wide) {
+    _Alignas(64) float tile[CK_GEMM_MR * CK_GEMM_NR];
+    const int64_t row = s->row0 + i, col = s->col0 + j;
+    const int64_t c_bytes = c_is_f32 ? 4 : sizeof(real), near_row = g->c_row * c_bytes;
+    const gemm_tile_fn multiply = CK_GEMM_TILES[ck_ceil_div(wide, VL) - 1][high - 1];
+    const char *near = (const char *)g->c + (row * g->c_row + col) * c_bytes;
+    if (c_is_f32) {
+        float *c = (float *)g->c + row * g->c_row + col;
+        const int add = !s->first || g->accumulate, extras = s->first && (g->bias || g->residual);
+        if (wide % VL == 0 && !extras) {
+            multiply(s->units, a, b, c, g->c_row, add, near, near_row);
+        } else {
+            multiply(s->units, a, b, tile, CK_GEMM_NR, 0, near, near_row);
+            FN(finish)(c, 1, g->c_row, tile, CK_GEMM_NR, high, wide, add,
+                       s->first && g->bias ? g->bias + col : NULL,
+                       s->first && g->residual ? (const float *)g->residual + row * g->residual_row + col : NULL,
+                       g->residual_row);
+        }
+        return;
+    }
+    float *t = s->sums ? s->sums + i * s->sums_row + j : tile;
+    const int64_t t_row = s->sums ? s->sums_row : CK_GEMM_NR;
+    if (!s->last) near = (const char *)t;
+    multiply(s->units, a, b, t, t_row, !s->first, near, s->last ? near_row : t_row * 4);
+    if (s->last)
+        FN(finish)((real *)g->c + row * g->c_row + col, 0, g->c_row, t, t_row, high, wide, g->accumulate,
+                   g->bias ? g->bias + col : NULL,
+                   g->residual ? (const real *)g->residual + row * g->residual_row + col : NULL, g->residual_row);
+}
+
 /* Rows [i0, i0 + m) and columns [j0, j0 + n) of the step's block, a's rows packed in pa. */
 INLINE void FN(gemm_item)(const ck_gemm_args *g, const FN(gemm_step) *s, const int c_is_f32, const float *pa, int64_t i0,
                           int64_t m, int64_t j0, int64_t n) {
-    _Alignas(64) float tile[CK_GEMM_MR * CK_GEMM_NR];
-    const int64_t c_bytes = c_is_f32 ? 4 : sizeof(real), near_row = g->c_row * c_bytes;
-    const int extras = s->first && (g->bias || g->residual);
-    for (int64_t j = 0; j < n; j += CK_GEMM_NR) {
-        const int64_t wide = ck_min(CK_GEMM_NR, n - j), col = s->col0 + j0 + j;
-        const int vectors = (int)ck_ceil_div(wide, VL);
-        const float *pb = s->b + (j0 + j) * s->units;
-        for (int64_t i = 0; i < m; i += CK_GEMM_MR) {
-            const int64_t high = ck_min(CK_GEMM_MR, m - i), row = s->row0 + i0 + i;
-            const gemm_tile_fn multiply = CK_GEMM_TILES[vectors - 1][high - 1];
-            const float *a = pa + i * s->units;
-            const char *near = (const char *)g->c + (row * g->c_row + col) * c_bytes;
-            if (c_is_f32) {
-                float *c = (float *)g->c + row * g->c_row + col;
-                const int add = !s->first || g->accumulate;
-                if (wide % VL == 0 && !extras) {
-                    multiply(s->units, a, pb, c, g->c_row, add, near, near_row);
-                } else {
-                    multiply(s->units, a, pb, tile, CK_GEMM_NR, 0, near, near_row);
-                    FN(finish)(c, 1, g->c_row, tile, CK_GEMM_NR, high, wide, add,
-                               s->first && g->bias ? g->bias + col : NULL,
-                               s->first && g->residual ? (const float *)g->residual + row * g->residual_row + col : NULL,
-                               g->residual_row);
-                }
-                continue;
-            }
-            float *t = s->sums ? s->sums + (i0 + i) * s->sums_row + j0 + j : tile;
-            const int64_t t_row = s->sums ? s->sums_row : CK_GEMM_NR;
-            if (!s->last) near = (const char *)t;
-            multiply(s->units, a, pb, t, t_row, !s->first, near, s->last ? near_row : t_row * 4);
-            if (s->last)
-                FN(finish)((real *)g->c + row * g->c_row + col, 0, g->c_row, t, t_row, high, wide, g->accumulate,
-                           g->bias ? g->bias + col : NULL,
-                           g->residual ? (const real *)g->residual + row * g->residual_row + col : NULL,
-                           g->residual_row);
+    if (s->units > CK_GEMM_SHALLOW) {
+        for (int64_t j = 0; j < n; j += CK_GEMM_NR)
+            for (int64_t i = 0; i < m; i += CK_GEMM_MR)
+                FN(gemm_one_tile)(g, s, c_is_f32, pa + i * s->units, s->b + (j0 + j) * s->units, i0 + i, j0 + j,
+                                  ck_min(CK_GEMM_MR, m - i), ck_min(CK_GEMM_NR, n - j));
+        return;
+    }
+    const int64_t c_bytes = c_is_f32 ? 4 : sizeof(real);
+    for (int64_t i = 0; i < m; i += CK_GEMM_MR) {
+        const int64_t high = ck_min(CK_GEMM_MR, m - i);
+        const char *c = (const char *)g->c + ((s->row0 + i0 + i) * g->c_row + s->col0 + j0) * c_bytes;
+        for (int64_t j = 0; j < n; j += CK_GEMM_NR) {
+            for (int64_t r = 0; r < high; r++)
+                for (int64_t at = 0; at < CK_GEMM_NR * c_bytes; at += 64)
+                    ck_prefetch(c + (r * g->c_row + j + CK_GEMM_NR) * c_bytes + at);
+            FN(gemm_one_tile)(g, s, c_is_f32, pa + i * s->units, s->b + (j0 + j) * s->units, i0 + i, j0 + j, high,
+                              ck_min(CK_GEMM_NR, n - j));
         }
     }
 }

@@ -48,7 +48,10 @@ INLINE void FN(narrow_tile)(const int rows, float *t, const float *pa, const rea
             vf block[VL];
             if (columns == VL && here == VL && left >= VL * step) {
 #pragma GCC unroll 16
-                for (int i = 0; i < VL; i++) block[i] = FN(load_along)(b + i * j_stride + u * step, VL, VL * step);
+                for (int i = 0; i < VL; i++) {
+                    ck_prefetch(b + (i + VL) * j_stride + u * step);
+                    block[i] = FN(load_along)(b + i * j_stride + u * step, VL, VL * step);
+                }
                 v_transpose(block);
 #pragma GCC unroll 16
                 for (int p = 0; p < VL; p++)

@@ -61,8 +61,10 @@ def cktrain_steps(case: Case, precision: str, threads: int) -> Any:
     from cktrain.config import Config
     from cktrain.models.build import build_model
     from cktrain.nn.numerics import Numerics
-    from cktrain.nn.params import FlatParams
     from cktrain.optim.optimizer import OPTIMIZERS
+    from cktrain.parallel.mesh import Mesh
+    from cktrain.parallel.part import Part
+    from cktrain.parallel.ranks import divide_world
     from cktrain.trainer import Trainer
 
     config = Config.model_validate(
@@ -87,11 +89,11 @@ def cktrain_steps(case: Case, precision: str, threads: int) -> Any:
     kernels.set_num_threads(threads)
     numerics = Numerics(kernels, precision)
     model = build_model(config.model, numerics, case.sequence)
-    params = FlatParams(model.params(), numerics)
-    params.initialize(0)
-    optimizer = OPTIMIZERS["adamw"](params, config.optimizer)
+    part = Part(config, model, divide_world(SoloGroup(), Mesh(data=1, pipeline=1, tensor=1)))
+    part.params.initialize(0)
+    optimizer = OPTIMIZERS["adamw"](part.params, config.optimizer)
     loader: Any = RandomLoader(config, case.vocabulary)
-    trainer = Trainer(config, model, params, optimizer, loader, SoloGroup(), Progress(0, 0, 0, precision))
+    trainer = Trainer(config, part, optimizer, loader, Progress(0, 0, 0, precision))
 
     def run(n: int) -> None:
         for _ in range(n):

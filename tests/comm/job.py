@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -96,9 +96,17 @@ def _free_port() -> int:
 
 
 def start(
-    ranks: int, program: str, *arguments: str, only: Sequence[int] | None = None, **environment: str
+    ranks: int,
+    program: str,
+    *arguments: str,
+    only: Sequence[int] | None = None,
+    each: Sequence[Mapping[str, str]] | None = None,
+    **environment: str,
 ) -> Ranks:
-    """Start `ranks` processes of a program (or `only` some of them), as a launcher of torchrun's kind would."""
+    """Start `ranks` processes of a program (or `only` some of them), as a launcher of torchrun's kind would.
+
+    `each` has variables of single ranks, beyond the `environment` of all.
+    """
     global _jobs
     _jobs += 1
     port = _free_port()
@@ -115,7 +123,7 @@ def start(
         processes.append(
             subprocess.Popen(
                 [sys.executable, str(FOLDER / program), *arguments],
-                env={**os.environ, **place, **environment},
+                env={**os.environ, **place, **environment, **(each[rank] if each else {})},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

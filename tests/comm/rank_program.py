@@ -232,6 +232,10 @@ def exit_with(group: Group) -> int:
     return int(sys.argv[2])
 
 
+def loaded_modules(group: Group) -> None:
+    say(f"mpi4py: {'mpi4py' in sys.modules}")
+
+
 def cpu_time_of_waiting(group: Group) -> None:
     group.barrier()
     if group.rank == 1:
@@ -281,6 +285,7 @@ PROGRAMS = {
         fail_on_one_rank,
         leave_early,
         exit_with,
+        loaded_modules,
         cpu_time_of_waiting,
         memory_of_a_group,
     )
@@ -288,11 +293,12 @@ PROGRAMS = {
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    logging.basicConfig(level=os.environ.get("CKTRAIN_TEST_LOG", "WARNING"), format="%(message)s")
     group = bootstrap.init(
         transport=os.environ.get("CKTRAIN_TEST_TRANSPORT", "shm"),
         timeout_s=float(os.environ.get("CKTRAIN_TEST_TIMEOUT", "30")),
         algorithm=sys.argv[2] if sys.argv[1] == "compare_algorithms" else None,
+        interface=os.environ.get("CKTRAIN_TEST_INTERFACE"),
     )
     try:
         status = PROGRAMS[sys.argv[1]](group) or 0

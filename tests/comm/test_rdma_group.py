@@ -17,8 +17,9 @@ import numpy as np
 import pytest
 
 from cktrain.comm.errors import TransportUnavailableError
-from cktrain.comm.rdma_group import RdmaGroup, init_rdma
+from cktrain.comm.rdma_group import RdmaGroup
 from cktrain.comm.rendezvous import meet
+from cktrain.comm.tcp_group import join_mesh
 from cktrain.comm.transport.gid import ROCE_V2, Gid
 from cktrain.comm.transport.rdma import LANES, RING_BUDGET, RdmaTransport, ring_bytes
 from cktrain.comm.transport.rdma_device import DeviceDescription, PortDescription, SystemDescription
@@ -49,11 +50,10 @@ def on_ranks(size: int, program: Callable[[RdmaGroup], Any], systems: list[Syste
             transport = RdmaTransport(
                 open_provider=lambda name: fake_verbs, describe=lambda: systems[rank] if systems else SYSTEM
             )
-            try:
-                group = init_rdma(meeting, transport, 20, spin=False)
-            except TransportUnavailableError:
-                meeting.close()
-                raise
+            transport.connect(meeting)
+            mesh = join_mesh(meeting, spin=False, where="comm.rdma")
+            mesh.at_close = transport.close
+            group = RdmaGroup(transport, mesh, range(size), "world", 20)
             results[rank] = program(group)
             group.close()
         except BaseException as error:
