@@ -104,6 +104,7 @@ cdef class World:
 
     cdef ckc_world *w
     cdef ckc_watched *watched
+    cdef Mapping seat_memory
     cdef list kept
     cdef int[64] arena_group
     cdef int arena_count
@@ -124,7 +125,7 @@ cdef class World:
         self.w.spin, self.w.engine_core, self.w.stream_bytes = spin, engine_core, stream_bytes
         self.w.seats = <ckc_seat *> seats.base
         self.w.reduce = ckc_plain_reduce_n
-        self.kept = [seats]
+        self.seat_memory, self.kept = seats, []
 
     @property
     def rank(self):
