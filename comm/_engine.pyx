@@ -98,12 +98,13 @@ cdef class Mapping:
             ckc_unmap(self.base, self.nbytes)
 
 
-@cython.no_gc_clear     # its threads use the memory of the seats until __dealloc__ has stopped them
+@cython.no_gc_clear     # its threads use what it keeps until __dealloc__ has stopped them
 cdef class World:
     """The process among the ranks of its node: seats, arenas, the first failure, and two threads."""
 
     cdef ckc_world *w
     cdef ckc_watched *watched
+    cdef Mapping seat_memory
     cdef list kept
     cdef int[64] arena_group
     cdef int arena_count
@@ -126,7 +127,7 @@ cdef class World:
         for i in range(local_size):
             self.w.seats[i] = <ckc_seat *> seats.base + i
         self.w.reduce = ckc_plain_reduce_n
-        self.kept = [seats]
+        self.seat_memory, self.kept = seats, []
 
     @property
     def rank(self):
@@ -231,12 +232,15 @@ cdef class Op:
     cdef ckc_world *w
     cdef int64_t begins[257]
     cdef object kept
+    cdef object driver
     cdef bint submitted
 
     def run(self, double seconds):
         """In the caller: move it on, at most so long; returns its state."""
         cdef int64_t ns = <int64_t> (seconds * 1e9)
         cdef int got
+        if self.driver is not None:
+            return self.driver.run(self, seconds)
         with nogil:
             got = ckc_run(self.w, &self.o, ns)
         if got != CKC_PENDING:
@@ -245,7 +249,13 @@ cdef class Op:
 
     def submit(self):
         """Hand it over to the engine, which is started for it."""
-        cdef int error = ckc_start_engine(self.w)
+        cdef int error
+        if self.driver is not None:
+            self.submitted = True
+            CKC_ADD(self.o.queue.pending, 1)
+            self.driver.submit(self)
+            return
+        error = ckc_start_engine(self.w)
         if error:
             raise OSError(error, "the comm thread cannot start: " + os.strerror(error))
         self.submitted = True
@@ -255,6 +265,8 @@ cdef class Op:
         """Handed over: wait for its end, at most so long; returns its state."""
         cdef int64_t ns = <int64_t> (seconds * 1e9)
         cdef int got
+        if self.driver is not None:
+            return self.driver.run(self, seconds)
         with nogil:
             got = ckc_wait(self.w, &self.o, ns)
         return got
@@ -269,9 +281,35 @@ cdef class Op:
         """On the engine, begin when `before` is done; it must live as long as this one."""
         self.o.after = &before.o
 
+    def step(self):
+        """For a driver: move it once, without waiting; returns its state."""
+        cdef int got = CKC_LOAD(self.o.state)
+        if got != CKC_PENDING:
+            return got
+        if CKC_LOAD(self.o.queue.broken):
+            got = CKC_BROKEN
+        else:
+            with nogil:
+                got = ckc_move(self.w, &self.o)
+        if got != CKC_PENDING:
+            if self.submitted:
+                CKC_ADD(self.o.queue.pending, -1)
+                if got < 0:
+                    CKC_STORE(self.o.queue.broken, 1)
+            CKC_STORE(self.o.state, got)
+            self.kept = None
+        return got
+
+    @property
+    def queued(self):
+        """Whether it was handed over and is not complete."""
+        return self.submitted and CKC_LOAD(self.o.state) == CKC_PENDING
+
     @property
     def state(self):
         """PENDING, DONE, or how it failed."""
+        if self.driver is not None and CKC_LOAD(self.o.state) == CKC_PENDING:
+            self.driver.progress()
         return CKC_LOAD(self.o.state)
 
     @property
@@ -502,3 +540,4 @@ cdef class Stream:
 
 
 include "_engine_wire.pxi"
+include "_engine_rdma.pxi"

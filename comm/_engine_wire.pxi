@@ -5,7 +5,23 @@ cdef class WireOp(Op):
 
     cdef ckc_run_state run_state
     cdef object moved
-    cdef object plan
+    cdef tuple plan
+
+    @property
+    def wire(self):
+        """The wire that it runs on."""
+        return self.plan[3]
+
+    def again(self):
+        """Make a complete operation a new one with the same arguments."""
+        cdef ckc_run_state *run = &self.run_state
+        run.next = run.round_end = 0
+        run.begun = run.agreed = 0
+        memset(run.moved, 0, run.step_count * sizeof(int64_t))
+        memset(run.sent, 0, sizeof(run.sent))
+        memset(run.received, 0, sizeof(run.received))
+        self.o.pc = 0
+        CKC_STORE(self.o.state, CKC_PENDING)
 
     def tell_of(self, Op met):
         """Instead of running it in the caller: tell its peers of the mismatch that `met`, inside the node, ended with."""
@@ -32,19 +48,29 @@ cdef class Wire:
     cdef World world
     cdef object given
     cdef object scratch
+    cdef object allocate
+    cdef object driver
 
     def __cinit__(self):
         self.wire = <ckc_wire *> calloc(1, sizeof(ckc_wire))
         if self.wire == NULL:
             raise MemoryError()
 
-    def __init__(self, World world, int rank, links, list names):
-        """`links` by member: connected sockets, a capsule with a ckc_link (csrc/link.h), None for this one.
-        They live as long as the wire. `names` are world ranks."""
+    def __init__(self, World world, int rank, links, list names, allocate=None, driver=None):
+        """Make a lane over links, which live as long as it.
+
+        Args:
+            links: by member: connected sockets, a capsule with a ckc_link (csrc/link.h), None for this one.
+            names: world ranks.
+            allocate: gives an array of so many bytes to work in; None: ordinary memory.
+            driver: moves the operations in the caller instead of the engine: `run(op, seconds)` to an operation's end,
+                `submit(op)`, `progress()`; all use `Op.step`.
+        """
         cdef int r, i, error
         cdef int[16] fds
         assert len(links) <= CKC_MAX_RANKS
         self.world, self.given = world, links
+        self.allocate, self.driver = allocate, driver
         self.wire.world, self.wire.rank, self.wire.size = world.w, rank, len(links)
         self.own = <ckc_stripes *> calloc(len(links), sizeof(ckc_stripes))
         if self.own == NULL:
@@ -79,14 +105,15 @@ cdef class Wire:
         cdef WireOp op = WireOp.__new__(WireOp)
         cdef ckc_run_state *run = &op.run_state
         cdef int r
-        op.w = self.world.w
+        op.w, op.driver = self.world.w, self.driver
         op.o.on, op.o.queue, op.o.extra = self.wire, &self.wire.queue, run
         op.o.advance, op.o.wanted, op.o.spoil = ckc_wire_advance, ckc_wire_wanted, ckc_wire_spoil
         op.o.call.kind, op.o.call.dtype, op.o.call.op = kind, dtype, reduction
         op.o.call.root, op.o.call.count, op.o.call.extra = root, count, extra
         op.o.inp, op.o.out = <const char *> inp, <char *> out
         if scratch_bytes and (self.scratch is None or self.scratch.size < scratch_bytes):
-            self.scratch = np.empty(scratch_bytes, np.uint8)    # operations before this one keep theirs
+            # Operations before this one keep theirs.
+            self.scratch = np.empty(scratch_bytes, np.uint8) if self.allocate is None else self.allocate(scratch_bytes)
         op.moved = np.zeros(len(steps), np.int64)
         op.kept, op.plan = kept, (steps, sources, self.scratch, self)
         run.steps = <const ckc_step *> cnp.PyArray_DATA(steps)

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cktrain.comm import _engine
-from cktrain.comm.engine_group import EngineGroup, MakeOp
+from cktrain.comm.engine_group import EngineGroup, EngineWork, MakeOp
 from cktrain.comm.errors import CollectiveMismatchError, CollectiveTimeoutError, CommError
 from cktrain.comm.group import Group
 from cktrain.comm.work import Work
@@ -124,12 +124,7 @@ class ChainWork(Work):
             try:
                 on._run(op, on._lane)
             except CollectiveMismatchError:
-                for later in self._phases[number + 1 :]:
-                    assert isinstance(later.on, EngineGroup)
-                    told = later.operation(later.on._lane, own=False)
-                    if isinstance(told, _engine.WireOp):
-                        told.tell_of(op)
-                        break
+                _tell(self._phases[number + 1 :], op)
                 raise
 
     def _finish(self) -> None:
@@ -157,13 +152,25 @@ class PolledWork(Work):
 
     def advance(self, may_start: Callable[[Group], bool]) -> None:
         """Go on as far as possible without waiting; `may_start` says on which groups."""
-        while self._current is None or self._current.done():
+        while self._current is None or self._current_done():
             self._current = None
             if self._next == len(self._phases) or not may_start(self._phases[self._next].on):
                 return
-            self._current = self._phases[self._next].start()
+            phase = self._phases[self._next]
+            self._current = phase.start()
+            if phase.call is not None and isinstance(self._current, EngineWork):
+                self._current.speak(phase.call)
             self._current.begin()
             self._next += 1
+
+    def _current_done(self) -> bool:
+        assert self._current is not None
+        try:
+            return self._current.done()
+        except CollectiveMismatchError:
+            if isinstance(self._current, EngineWork) and (met := self._current.operation) is not None:
+                _tell(self._phases[self._next :], met)
+            raise
 
     def will_use(self, on: Group) -> bool:
         """Whether a phase on this group has not been started."""
@@ -198,6 +205,16 @@ class PolledWork(Work):
                     self.group.broken(error)
                 raise error
             self.group.sleep()
+
+
+def _tell(later: list[Phase], met: _engine.Op) -> None:
+    """Tell the peers of the next phase on the network of the mismatch that `met` ended with in the node."""
+    for phase in later:
+        if isinstance(phase.on, EngineGroup):
+            told = phase.operation(phase.on._lane, own=False)
+            if isinstance(told, _engine.WireOp):
+                told.tell_of(met)
+                return
 
 
 class _Failing:

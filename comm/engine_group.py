@@ -122,6 +122,9 @@ class EngineGroup(Group):
     @abstractmethod
     def _stream(self, peer: int, sends: bool) -> Any: ...
 
+    def _disconnect(self) -> None:  # noqa: B027
+        """No operation will be begun: give back what carried their bytes."""
+
     @abstractmethod
     def _make_message(self, stream: Any, array: np.ndarray, peer: int, sends: bool) -> _engine.Op: ...
 
@@ -171,6 +174,7 @@ class EngineGroup(Group):
         self._closed = True
         while not all(on.idle for on in (self._engine_lane, *self._streams.values())):
             time.sleep(0)  # the engine has ended the last operation and is about to let go of its queue
+        self._disconnect()
         if self._is_world:
             self._peers.close()
 
@@ -352,6 +356,23 @@ class EngineWork(Work):
         node.live.append(self)
         self._submitted = True
         self._op.submit()
+
+    def speak(self, call: tuple[int, ...]) -> None:
+        """Before it begins: what peers compare instead (`Op.speak`)."""
+        make = self._make
+        assert make is not None
+
+        def spoken(lane: Any, own: bool) -> _engine.Op:
+            op = make(lane, own)
+            op.speak(*call)
+            return op
+
+        self._make = spoken
+
+    @property
+    def operation(self) -> _engine.Op | None:
+        """The engine's, once it has begun."""
+        return self._op
 
     def ended(self) -> bool:
         """Whether nothing touches its arrays any more."""

@@ -447,6 +447,29 @@ def _receive(connection: socket.socket) -> Any:
     return json.loads(_exactly(connection, length))
 
 
+def exchange(
+    connections: dict[int, socket.socket], messages: dict[int, Any], timeout_s: float
+) -> dict[int, Any]:
+    """Send each peer its message and return what each sent; all of them make the same call. Messages are short.
+
+    Raises:
+        RendezvousError: a peer is gone, silent, or says what cannot be read.
+    """
+    found = {}
+    peer = -1
+    try:
+        for peer, connection in connections.items():
+            connection.settimeout(timeout_s)
+            _send(connection, messages[peer])
+        for peer, connection in connections.items():
+            found[peer] = _receive(connection)
+    except (OSError, ValueError) as error:
+        raise RendezvousError(
+            _WHERE, f"rank {peer} was lost while connecting: {error}", "Look into its log"
+        ) from error
+    return found
+
+
 def _exactly(connection: socket.socket, length: int) -> bytes:
     data = bytearray()
     while len(data) < length:

@@ -29,7 +29,7 @@ from cktrain.comm.solo_group import SoloGroup
 
 WHERE = "comm.tcp"
 _LANES = 3  # synchronous, asynchronous, messages
-_WORLD, _FIRST_GROUP = 1, 2  # purposes of connections (rendezvous.py)
+_WORLD, FIRST_GROUP = 1, 2  # purposes of connections (rendezvous.py)
 
 
 @dataclass
@@ -64,6 +64,7 @@ def join_mesh(
     *,
     spin: bool,
     engine_core: int | None = None,
+    where: str = WHERE,
     node: tuple[NodeMeeting, list[int]] | None = None,
 ) -> Mesh:
     """Connect with all ranks of the meeting, and begin to watch them.
@@ -72,6 +73,7 @@ def join_mesh(
         meeting: of all ranks.
         spin: cores are at least as many as ranks.
         engine_core: core of the comm thread; None: where the process runs.
+        where: who speaks in messages.
         node: who has met on this node, and their ranks: they are watched as `cktrain.comm.node` does, and the
             mesh has a `node` in the same world.
     """
@@ -102,7 +104,7 @@ def join_mesh(
         meeting.rank,
         members,
         world,
-        WHERE,
+        where,
         meeting=meeting,
         control=control,
         wake_fd=wake_fd,
@@ -133,7 +135,7 @@ class TcpGroup(EngineGroup):
         timeout_s: float,
         *,
         ancestors: Sequence[int] = (),
-        purpose: int = _FIRST_GROUP,
+        purpose: int = FIRST_GROUP,
         table: Table = DEFAULT,
         algorithm: str | None = None,
     ):
@@ -152,15 +154,51 @@ class TcpGroup(EngineGroup):
         super().__init__(mesh, seats, name, timeout_s, ancestors)
         self._mesh, self._purpose, self._table, self._algorithm = mesh, purpose, table, algorithm
         self._splits = 0
-        k = mesh.sockets
-        found = mesh.meeting.connect_all([s for s in seats if s != mesh.seat], purpose, _LANES * k)
+        self._connect(purpose)
+
+    # What differs where other links than sockets carry the bytes.
+
+    @property
+    def node(self) -> Node | None:
+        """The ranks that share this rank's node, where they are used as such."""
+        return self._mesh.node
+
+    moved_by_caller = False
+    """Whether asynchronous operations get on only while the caller asks or waits."""
+
+    def prepare(self, memory: np.ndarray) -> None:
+        """Make memory that this rank has from elsewhere fit to be sent from and received into."""
+
+    def _connect(self, purpose: int) -> None:
+        """Make the links, and the lanes of collectives over them."""
+        k, others = self._mesh.sockets, [s for s in self._seats if s != self._mesh.seat]
+        found = self._mesh.meeting.connect_all(others, purpose, _LANES * k)
         self._connections = [
-            [found[s][lane * k : (lane + 1) * k] if s in found else None for s in seats]
+            [found[s][lane * k : (lane + 1) * k] if s in found else None for s in self._seats]
             for lane in range(_LANES)
         ]
         self._lane, self._engine_lane = (
-            _engine.Wire(mesh.world, self.rank, sockets, list(seats)) for sockets in self._connections[:2]
+            _engine.Wire(self._mesh.world, self.rank, sockets, self._seats)
+            for sockets in self._connections[:2]
         )
+
+    def _part(self, seats: list[int], name: str, purpose: int) -> TcpGroup:
+        """The group of some of the ranks."""
+        return TcpGroup(
+            self._mesh,
+            seats,
+            name,
+            self.timeout_s,
+            ancestors=self._lineage,
+            purpose=purpose,
+            table=self._table,
+            algorithm=self._algorithm,
+        )
+
+    def _disconnect(self) -> None:
+        for sockets in self._connections:
+            for connection in (one for several in sockets for one in several or ()):
+                connection.close()
 
     def split(self, color: int, key: int = 0) -> Group:
         """Return the group of the ranks that gave the same `color`, ordered by (key, rank)."""
@@ -170,25 +208,7 @@ class TcpGroup(EngineGroup):
             return SoloGroup(name, self.timeout_s)
         # Of all groups that two ranks share, this one alone has this number of splits below this purpose.
         purpose = (self._purpose * 1009 + self._splits) % (1 << 32)
-        return TcpGroup(
-            self._mesh,
-            [self._seats[rank] for rank in members],
-            name,
-            self.timeout_s,
-            ancestors=self._lineage,
-            purpose=purpose,
-            table=self._table,
-            algorithm=self._algorithm,
-        )
-
-    def close(self) -> None:
-        """End the use of this group; the world's close also ends the threads and the watch over the other ranks."""
-        if self._closed:
-            return
-        super().close()
-        for sockets in self._connections:
-            for connection in (one for several in sockets for one in several or ()):
-                connection.close()
+        return self._part([self._seats[rank] for rank in members], name, purpose)
 
     def _make(self, call: Call) -> MakeOp:
         itemsize = call.input.itemsize

@@ -10,20 +10,20 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
 
 from cktrain.comm import _engine
 from cktrain.comm.group import Group
 from cktrain.comm.layout import node_name, nodes_of
-from cktrain.comm.node import meet_on_node, share_node
+from cktrain.comm.node import NodeMeeting, meet_on_node, share_node
 from cktrain.comm.rendezvous import Rendezvous
+from cktrain.comm.tcp_group import TcpGroup
 from cktrain.comm.two_level_group import TwoLevelGroup
 
 
 def over_wires(
     meeting: Rendezvous,
     timeout_s: float,
-    make_flat: Callable[[Any], Group],
+    make_flat: Callable[[tuple[NodeMeeting, list[int]] | None], TcpGroup],
 ) -> Group:
     """The world of the ranks of a meeting.
 
@@ -31,7 +31,7 @@ def over_wires(
         meeting: of all ranks, which have told the names of their nodes.
         timeout_s: deadline of every wait, seconds.
         make_flat: makes the group of all ranks over the network, given who has met on this node and their ranks
-            (as `join_mesh` takes it), or None; its `_mesh.node` is then the node.
+            (as `join_mesh` takes it), or None.
     """
     names = [member["node"] for member in meeting.members]
     nodes = nodes_of(names)
@@ -47,7 +47,8 @@ def over_wires(
         timeout_s,
     )
     flat = make_flat((met, here))
-    node = flat._mesh.node  # type: ignore[attr-defined]
+    node = flat.node
+    assert node is not None
     return TwoLevelGroup(flat, node, range(meeting.size), names)
 
 

@@ -46,6 +46,7 @@ from cktrain.comm.node import Node
 from cktrain.comm.reduction import BFLOAT16
 from cktrain.comm.shm_group import ShmGroup
 from cktrain.comm.solo_group import SoloGroup
+from cktrain.comm.tcp_group import TcpGroup
 from cktrain.comm.work import Work
 
 SMALL_ALL_REDUCE_BYTES = 8 << 10
@@ -116,14 +117,19 @@ class TwoLevelGroup(Group):
         for part in self._parts[:3]:
             if isinstance(part, EngineGroup):
                 part.belong_to(self._seats, mates if part is self._rail else {})
-        self._chained = isinstance(self.flat, EngineGroup)
+        self._chained = isinstance(self.flat, TcpGroup) and not self.flat.moved_by_caller
 
     # Memory, membership and lifetime.
 
     def allocate(self, nbytes: int) -> np.ndarray:
         """Memory that the ranks of the node share."""
         self._check_usable("allocate")
-        return self._first.allocate(nbytes) if self.why_flat is None else self.flat.allocate(nbytes)
+        if self.why_flat is not None:
+            return self.flat.allocate(nbytes)
+        memory = self._first.allocate(nbytes)
+        if isinstance(self.flat, TcpGroup):
+            self.flat.prepare(memory)
+        return memory
 
     def use_reduction(self, capsule: object) -> None:
         """Reduce with this function, in the nodes and between them."""
@@ -392,17 +398,15 @@ class TwoLevelGroup(Group):
         nbytes = count * dtype.itemsize
         fitting = [x for x in self._free if x.size >= nbytes]
         if not fitting:
-            return np.empty(nbytes, np.uint8).view(dtype)
+            large = nbytes > SMALL_ALL_REDUCE_BYTES
+            return (self.flat.allocate(nbytes) if large else np.empty(nbytes, np.uint8)).view(dtype)
         best = min(fitting, key=lambda x: x.size)
         self._free = [x for x in self._free if x is not best]
         return best[:nbytes].view(dtype)
 
     def give_back(self, borrowed: np.ndarray) -> None:
         """What `_borrow` gave, when nothing reads or writes it any more."""
-        whole = borrowed
-        while isinstance(whole.base, np.ndarray):
-            whole = whole.base
-        self._free.append(whole)
+        self._free.append(borrowed.view(np.uint8))
 
     # What the works need.
 

@@ -26,6 +26,7 @@ struct ckc_link {
     /* About to sleep until `fd` shows events, in wait for CKC_FOR_*: 1 if that came just now, so that nobody should.
      * NULL: nothing to do. */
     int (*arm)(ckc_link *link, int waits_for);
+    const char *(*why)(ckc_link *link);     /* once it is gone: how, in words; NULL: its connection broke */
     int fd;                                 /* -1: there is nothing to sleep on */
     short can_push;                         /* the event of fd that push waits for; pull waits for POLLIN */
 };

@@ -17,9 +17,10 @@ static char *place(const ckc_op *o, int64_t which, int64_t at) {
 /* A closed or broken socket is no verdict: the watch thread knows whether the peer ended, and of what. */
 static int64_t closed(ckc_op *o, int peer) {
     ckc_wire *wire = o->on;
+    ckc_link *link = wire->links[peer];
     if (!wire->gone_ns[peer]) wire->gone_ns[peer] = ckc_now_ns();
     if (ckc_now_ns() - wire->gone_ns[peer] > GRACE_NS)
-        ckc_fail(wire->world, CKC_LOST, wire->names[peer], "its connection broke");
+        ckc_fail(wire->world, CKC_LOST, wire->names[peer], link->why ? link->why(link) : "its connection broke");
     return 0;
 }
 
@@ -222,11 +223,13 @@ int ckc_wire_wanted(ckc_op *o, struct pollfd *fds, int limit) {
         if (run->partners[peer] & CKC_HEADER_SENT && run->sent[peer] < HEADER) pushes[peer] = 1;
         if (run->partners[peer] & CKC_HEADER_RECEIVED && run->received[peer] < HEADER) pulls[peer] = 1;
         /* A closed link is always ready: polling it would spin until the watch thread knows the cause. */
-        if (link == NULL || !(pushes[peer] | pulls[peer]) || wire->gone_ns[peer] || count == limit) continue;
-        const int waits_for = (pushes[peer] ? CKC_FOR_PUSH : 0) | (pulls[peer] ? CKC_FOR_PULL : 0);
+        if (link == NULL || wire->gone_ns[peer] || count == limit) continue;
+        const int waits_for = (pushes[peer] ? CKC_FOR_PUSH : 0) | (pulls[peer] ? CKC_FOR_PULL : 0)
+                              | (link->flushed != NULL && !link->flushed(link) ? CKC_FOR_FLUSH : 0);
+        if (!waits_for) continue;
         if (link->arm != NULL && link->arm(link, waits_for)) return -1;
         if (link->fd < 0) return -1;
-        const short events = (short)((pushes[peer] ? link->can_push : 0) | (pulls[peer] ? POLLIN : 0));
+        const short events = (short)((waits_for & CKC_FOR_PUSH ? link->can_push : 0) | (waits_for > 1 ? POLLIN : 0));
         fds[count++] = (struct pollfd){.fd = link->fd, .events = events};
     }
     return count;

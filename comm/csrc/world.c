@@ -153,6 +153,11 @@ static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t sli
 static int advance(void *op) { return ((ckc_op *)op)->advance(op); }
 static int state_of(void *op) { return atomic_load_explicit(&((ckc_op *)op)->state, memory_order_acquire); }
 
+int ckc_move(ckc_world *w, ckc_op *op) {
+    const int failed = given_up(w), got = op->advance(op);
+    return got == CKC_PENDING && failed ? CKC_LOST : got;
+}
+
 int ckc_run(ckc_world *w, ckc_op *op, int64_t slice_ns) {
     return wait_until(w, advance, op, slice_ns, op, op->wanted ? op : NULL);
 }

@@ -121,6 +121,9 @@ int ckc_fail(ckc_world *world, int cause, int rank, const char *how);
 /* In the caller: move the operation on until its end, or until slice_ns have passed (CKC_PENDING). */
 int ckc_run(ckc_world *world, ckc_op *op, int64_t slice_ns);
 
+/* In the caller: move the operation once, without waiting. */
+int ckc_move(ckc_world *world, ckc_op *op);
+
 /* On the engine: hand over, and wait for the end for at most slice_ns. */
 int ckc_start_engine(ckc_world *world);
 void ckc_submit(ckc_world *world, ckc_op *op);
