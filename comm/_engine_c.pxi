@@ -141,6 +141,12 @@ cdef extern from "wire.h" nogil:
     void ckc_wire_spoil(ckc_op *op, const ckc_op *met) noexcept
     int ckc_wire_wanted(ckc_op *op, pollfd *fds, int limit) noexcept
 
+cdef extern from "delay.h" nogil:
+    ctypedef struct ckc_delay:
+        ckc_link link
+    int ckc_make_delay(ckc_delay *delay, int64_t latency_ns, double bytes_per_s)
+    void ckc_free_delay(ckc_delay *delay)
+
 cdef extern from "sockets.h" nogil:
     const int CKC_MAX_STRIPES
     ctypedef struct ckc_stripes:

@@ -181,3 +181,22 @@ cdef class Wire:
                     ckc_free_stripes(&self.own[r])
         free(self.own)
         free(self.wire)
+
+
+cdef void free_delay(object capsule) noexcept:
+    cdef ckc_delay *delay = <ckc_delay *> PyCapsule_GetPointer(capsule, CKC_LINK_CAPSULE)
+    ckc_free_delay(delay)
+    free(delay)
+
+
+def delay_link(double latency_s, double bytes_per_s):
+    """A link to a peer that does not exist (csrc/delay.h), as a capsule."""
+    cdef ckc_delay *delay = <ckc_delay *> calloc(1, sizeof(ckc_delay))
+    cdef int error
+    if delay == NULL:
+        raise MemoryError()
+    error = ckc_make_delay(delay, <int64_t> (latency_s * 1e9), bytes_per_s)
+    if error:
+        free(delay)
+        raise OSError(error, "a delayed link: " + os.strerror(error))
+    return PyCapsule_New(delay, CKC_LINK_CAPSULE, free_delay)
