@@ -260,8 +260,10 @@ class CommConfig(Section):
     """Network interface for TCP."""
     tcp_sockets: Annotated[int, Field(ge=1, le=16)] | None = None
     """Connections per pair of ranks over TCP. Default: two between hosts, one inside."""
+    table: str | None = None
+    """File of algorithms by length that `cktrain bench collectives --tune` wrote. Default: built-in borders."""
     algorithm: str | None = None
-    """Force a collective algorithm."""
+    """Force a collective algorithm, whatever the table says."""
     wire_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the gradients on the wire."""
     timeout_s: Annotated[float, Field(gt=0)] = 120.0

@@ -58,6 +58,7 @@ from cktrain.comm.reasons import (
     unavailable,
 )
 from cktrain.comm.solo_group import SoloGroup
+from cktrain.comm.tuning import Tables, read_tables
 
 if TYPE_CHECKING:
     from cktrain.comm.node import NodeMeeting
@@ -83,6 +84,7 @@ def init(
     interface: str | None = None,
     algorithm: str | None = None,
     tcp_sockets: int | None = None,
+    table: str | None = None,
     device: str | None = None,
     gid_index: int | None = None,
     traffic_class: int | None = None,
@@ -99,6 +101,7 @@ def init(
         interface: network interface or address for TCP; None: the one that leads to rank 0.
         algorithm: preferred algorithm (`cktrain.comm.algorithms`); None: by length.
         tcp_sockets: connections per pair of ranks over TCP, rank 0's counts; None: two between hosts, one inside.
+        table: file of a measured table of algorithms (`cktrain.comm.tuning`), rank 0's counts; None: the defaults.
         device, gid_index, traffic_class: of RDMA (docs/rdma_setup.md); None: found, chosen by content, 0.
 
     Raises:
@@ -115,9 +118,20 @@ def init(
     process = read_process_environment(environ)
     if process.size == 1:
         return SoloGroup("world", timeout_s)
+    tables = read_tables(table) if table and process.rank == 0 else Tables()
     rdma = _Rdma(device, gid_index, traffic_class)
     options = _Options(
-        process, environ, transport, timeout_s, check, engine_core, interface, algorithm, tcp_sockets, rdma
+        process,
+        environ,
+        transport,
+        timeout_s,
+        check,
+        engine_core,
+        interface,
+        algorithm,
+        tcp_sockets,
+        tables,
+        rdma,
     )
     order = AUTO_ORDER if transport == "auto" else (transport,)
     meeting = _meet(options, _cannot_use(options, order))
@@ -133,6 +147,7 @@ def init(
         )
     assert chosen is not None
     _self_test(group, chosen)
+    _compare_tables(group)
     if group.rank == 0:
         why = (
             "asked for"
@@ -166,6 +181,7 @@ class _Options:
     interface: str | None
     algorithm: str | None
     tcp_sockets: int | None
+    tables: Tables
     rdma: _Rdma
 
     @property
@@ -331,6 +347,7 @@ def _rendezvous(
         interface=None if "tcp" in mine else options.interface,
         node=node_name(options.environ),
         sockets=options.tcp_sockets or 0,
+        tables=options.tables.text,
         reasons=mine,
     )
 
@@ -502,6 +519,26 @@ def transport_of(group: Group) -> str:
     return {"ShmGroup": "shm", "RdmaGroup": "rdma", "TcpGroup": "tcp", "MPIGroup": "mpi"}.get(
         type(group).__name__, "none"
     )
+
+
+def tables_of(group: Group) -> Tables | None:
+    """The tables of algorithms that a group and its parts choose by; None where there is nothing to choose."""
+    mesh = getattr(getattr(group, "flat", group), "_mesh", None)
+    return None if mesh is None else mesh.tables
+
+
+def _compare_tables(group: Group) -> None:
+    """Ranks that chose differently would wait for each other for ever."""
+    if (tables := tables_of(group)) is None:
+        return
+    digests = group.all_gather_bytes(tables.digest())
+    if len(set(digests)) > 1:
+        differing = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        raise RendezvousError(
+            "comm",
+            f"ranks {', '.join(map(str, differing))} have another table of algorithms than rank 0",
+            "Run one version of cktrain on all hosts",
+        )
 
 
 def _way(group: Group) -> str:

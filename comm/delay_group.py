@@ -12,12 +12,13 @@ from cktrain.comm import _engine
 from cktrain.comm.node import new_memory
 from cktrain.comm.peers import Peers
 from cktrain.comm.tcp_group import TcpGroup
+from cktrain.comm.tuning import Tables
 
 
 class _Alone(Peers):
     """This rank, and the seat of one that never comes."""
 
-    sockets = 1
+    tables = Tables()
     wake_fd = -1
 
     def close(self) -> None:

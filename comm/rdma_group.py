@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from cktrain.comm import _engine
-from cktrain.comm.algorithms import DEFAULT, Table
+from cktrain.comm.algorithms import Table
 from cktrain.comm.tcp_group import FIRST_GROUP, Mesh, TcpGroup
 from cktrain.comm.transport.base import RemoteMemory
 from cktrain.comm.transport.rdma import RdmaTransport
@@ -35,7 +35,7 @@ class RdmaGroup(TcpGroup):
         *,
         ancestors: Sequence[int] = (),
         purpose: int = FIRST_GROUP,
-        table: Table = DEFAULT,
+        table: Table | None = None,
         algorithm: str | None = None,
     ):
         """As TcpGroup's, over a transport that is connected with the ranks of `mesh`."""
@@ -51,6 +51,8 @@ class RdmaGroup(TcpGroup):
             algorithm=algorithm,
         )
         self._barrier_op: Any = None
+
+    transport = "rdma"
 
     @property
     def moved_by_caller(self) -> bool:  # type: ignore[override]
@@ -85,7 +87,6 @@ class RdmaGroup(TcpGroup):
             self.timeout_s,
             ancestors=self._lineage,
             purpose=purpose,
-            table=self._table,
             algorithm=self._algorithm,
         )
 

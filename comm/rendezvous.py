@@ -82,7 +82,7 @@ class Rendezvous:
     listener: socket.socket
     timeout_s: float
     members: list[dict[str, Any]] = field(default_factory=list)
-    """Per rank: host (name), address, port, pid, node (name), sockets, reasons (what it cannot use)."""
+    """Per rank: host (name), address, port, pid, node (name), sockets, tables, reasons (what it cannot use)."""
     early: dict[tuple[int, int, int], socket.socket] = field(default_factory=dict)
     """Connections that came before this rank asked for them, by (purpose, caller, channel)."""
 
@@ -147,6 +147,7 @@ def meet(
     interface: str | None = None,
     node: str = "",
     sockets: int = 0,
+    tables: str = "",
     reasons: Reasons | None = None,
 ) -> Rendezvous:
     """Join the job whose rank 0 listens at `address`; returns when all `size` ranks have.
@@ -160,6 +161,7 @@ def meet(
         interface: network interface (or address) to be reached at; None: the one that leads to rank 0.
         node: name of this rank's node (`cktrain.comm.layout`).
         sockets: per pair of ranks, as rank 0 was told; 0: nobody said.
+        tables: of algorithms (`cktrain.comm.tuning`), as rank 0 has read them.
         reasons: what this rank cannot use, to be told to all.
 
     Raises:
@@ -176,10 +178,11 @@ def meet(
             "Write 32 random bytes to a file of mode 0600 on every host and set CKTRAIN_SECRET_FILE to its name",
         )
     own = address_of_interface(interface) if interface else _source_address(host)
+    about = {"node": node, "sockets": sockets, "tables": tables if rank == 0 else ""}
     if rank == 0:
         door = _listen((host, address[1]))
         meeting = Rendezvous(rank, size, name, key, door, timeout_s)
-        mine = _member(own, door, node, sockets, reasons)
+        mine = _member(own, door, reasons) | about
         # The other connections may come to another interface than the meeting does.
         if own != host:
             meeting.listener = _listen((own, 0))
@@ -189,7 +192,7 @@ def meet(
             door.close()
         return meeting
     meeting = Rendezvous(rank, size, name, key, _listen((own, 0)), timeout_s)
-    mine = _member(own, meeting.listener, node, sockets, reasons)
+    mine = _member(own, meeting.listener, reasons) | about
     with call((host, address[1]), Hello(name, size, rank, 0, JOIN), key, deadline) as connection:
         try:
             connection.settimeout(_HANDSHAKE_S)
@@ -231,16 +234,12 @@ def _gather(meeting: Rendezvous, door: socket.socket, mine: dict[str, Any], dead
         connection.close()
 
 
-def _member(
-    address: str, listener: socket.socket, node: str, sockets: int, reasons: Reasons | None
-) -> dict[str, Any]:
+def _member(address: str, listener: socket.socket, reasons: Reasons | None) -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "address": address,
         "port": listener.getsockname()[1],
         "pid": os.getpid(),
-        "node": node,
-        "sockets": sockets,
         "reasons": as_message(reasons or {}),
     }
 
@@ -252,7 +251,7 @@ def _checked_member(given: Any) -> dict[str, Any]:
         raise ValueError("no port")
     if not 0 <= int(given["sockets"]) <= MAX_SOCKETS:
         raise ValueError("sockets")
-    return {k: given[k] for k in ("host", "address", "port", "pid", "node", "sockets", "reasons")}
+    return {k: given[k] for k in ("host", "address", "port", "pid", "node", "sockets", "tables", "reasons")}
 
 
 # --------------------------------------------------------------------------------------------- the handshake

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cktrain.comm import _engine
-from cktrain.comm.algorithms import DEFAULT, Table, choose, plan
+from cktrain.comm.algorithms import Table, choose, plan
 from cktrain.comm.engine_group import DTYPE, KIND, Call, EngineGroup, MakeOp
 from cktrain.comm.group import Group
 from cktrain.comm.node import Node, NodeMeeting, share_node
@@ -26,6 +26,7 @@ from cktrain.comm.peers import Peers
 from cktrain.comm.reduction import BFLOAT16
 from cktrain.comm.rendezvous import Rendezvous
 from cktrain.comm.solo_group import SoloGroup
+from cktrain.comm.tuning import Tables
 
 WHERE = "comm.tcp"
 _LANES = 3  # synchronous, asynchronous, messages
@@ -39,6 +40,8 @@ class Mesh(Peers):
     meeting: Rendezvous = field(kw_only=True)
     control: dict[int, socket.socket] = field(kw_only=True)
     wake_fd: int = field(kw_only=True)
+    tables: Tables = field(default_factory=Tables, kw_only=True)
+    """Of algorithms, rank 0's."""
     sockets: int = field(default=1, kw_only=True)
     """Per pair of ranks and lane; the same on all ranks."""
     node: Node | None = field(default=None, kw_only=True)
@@ -108,6 +111,7 @@ def join_mesh(
         meeting=meeting,
         control=control,
         wake_fd=wake_fd,
+        tables=Tables(meeting.members[0]["tables"]),
         sockets=sockets_per_pair(meeting.members),
         node=neighbours,
     )
@@ -136,7 +140,7 @@ class TcpGroup(EngineGroup):
         *,
         ancestors: Sequence[int] = (),
         purpose: int = FIRST_GROUP,
-        table: Table = DEFAULT,
+        table: Table | None = None,
         algorithm: str | None = None,
     ):
         """Make the group of the ranks in `seats`, in this order; all of them call it.
@@ -148,15 +152,26 @@ class TcpGroup(EngineGroup):
             timeout_s: deadline of every wait, seconds.
             ancestors: numbers of the groups that it was split from.
             purpose: what its connections are told apart by; the same on all members, and no other group's of theirs.
-            table: which algorithm for which length.
+            table: which algorithm for which length; None: by the tables of the mesh.
             algorithm: one that is preferred whatever the length.
         """
         super().__init__(mesh, seats, name, timeout_s, ancestors)
-        self._mesh, self._purpose, self._table, self._algorithm = mesh, purpose, table, algorithm
+        self._mesh, self._purpose, self._algorithm = mesh, purpose, algorithm
+        nodes = {mesh.members[seat].get("node") for seat in seats}
+        self.node_count = len(nodes)
+        """On how many nodes its ranks are."""
+        self._table = table or mesh.tables.pick(self.transport, self.node_count, self.size)
         self._splits = 0
         self._connect(purpose)
 
+    def prefer(self, algorithm: str | None) -> None:
+        """Use this algorithm from now on where it can be, instead of the table's; all ranks call it."""
+        self._algorithm = algorithm
+
     # What differs where other links than sockets carry the bytes.
+
+    transport = "tcp"
+    """As in `comm.transport`."""
 
     @property
     def node(self) -> Node | None:
@@ -191,7 +206,6 @@ class TcpGroup(EngineGroup):
             self.timeout_s,
             ancestors=self._lineage,
             purpose=purpose,
-            table=self._table,
             algorithm=self._algorithm,
         )
 

@@ -94,7 +94,8 @@ class TwoLevelGroup(Group):
         """The same in words."""
         if self.why_flat is not None:
             self.layout = f"flat: {self.why_flat}"
-        self._rail: Group = flat
+        self.rail: Group = flat
+        """The ranks that are the l-th of their nodes, as this one is."""
         self._parts: list[Group] = [flat]
         if self.why_flat is None:
             self._set_up(nodes)
@@ -110,13 +111,13 @@ class TwoLevelGroup(Group):
             self._peers, here, f"{self.name}, second", self.timeout_s, ancestors=self._first._lineage
         )
         self._second.name = self.name
-        self._rail = self.flat.split(self._l, self._k)
-        self._rail.name = self.name
-        self._parts = [self._first, self._second, self._rail, self.flat]
+        self.rail = self.flat.split(self._l, self._k)
+        self.rail.name = self.name
+        self._parts = [self._first, self._second, self.rail, self.flat]
         mates = {k: [self._seats[rank] for rank in node] for k, node in enumerate(nodes)}
         for part in self._parts[:3]:
             if isinstance(part, EngineGroup):
-                part.belong_to(self._seats, mates if part is self._rail else {})
+                part.belong_to(self._seats, mates if part is self.rail else {})
         self._chained = isinstance(self.flat, TcpGroup) and not self.flat.moved_by_caller
 
     # Memory, membership and lifetime.
@@ -225,7 +226,7 @@ class TwoLevelGroup(Group):
             sums = self._borrow(array.size, array.dtype)
             phases = [
                 self._phase(self._first, "all_reduce", array.size, sums, array, op=op),
-                self._phase(self._rail, "all_reduce", array.size, array, sums, op=op),
+                self._phase(self.rail, "all_reduce", array.size, array, sums, op=op),
             ]
             return self._work(phases, call, sums)
         begins = even_parts(array.size, len(self._nodes[0]), array.itemsize)
@@ -234,7 +235,7 @@ class TwoLevelGroup(Group):
         phases = [
             self._announce(call),
             self._phase(self._first, "reduce_scatter", array.size, sums, array, begins, op=op),
-            self._phase(self._rail, "all_reduce", part.size, part, sums, op=op, call=call),
+            self._phase(self.rail, "all_reduce", part.size, part, sums, op=op, call=call),
             self._phase(self._second, "all_gather", array.size, array, part, begins),
         ]
         return self._work(phases, call, sums)
@@ -256,7 +257,7 @@ class TwoLevelGroup(Group):
                 self._phase(self._first, "reduce_scatter", end - begin, out, input[begin:end], begins, op=op)
             )
         phases.append(
-            self._phase(self._rail, "reduce_scatter", rail[-1], output, partial, rail, op=op, call=call)
+            self._phase(self.rail, "reduce_scatter", rail[-1], output, partial, rail, op=op, call=call)
         )
         return self._work(phases, call, partial)
 
@@ -270,7 +271,7 @@ class TwoLevelGroup(Group):
         parts = self._borrow(rail[-1], input.dtype)
         phases = [
             self._announce(call),
-            self._phase(self._rail, "all_gather", rail[-1], parts, input, rail, call=call),
+            self._phase(self.rail, "all_gather", rail[-1], parts, input, rail, call=call),
         ]
         for m, (begin, end, begins) in enumerate(blocks):
             part = input if m == self._k else parts[rail[m] : rail[m + 1]]
@@ -289,18 +290,18 @@ class TwoLevelGroup(Group):
         if array.nbytes <= SMALL_BROADCAST_BYTES:
             if self._l == place:
                 phases.append(
-                    self._phase(self._rail, "broadcast", array.size, array, array, root=k, call=call)
+                    self._phase(self.rail, "broadcast", array.size, array, array, root=k, call=call)
                 )
             else:
-                phases.append(self._announce(call, self._rail))
+                phases.append(self._announce(call, self.rail))
             phases.append(self._phase(self._second, "broadcast", array.size, array, array, root=place))
             return self._work(phases, call)
         begins = even_parts(array.size, len(self._nodes[0]), array.itemsize)
         part = array[begins[self._l] : begins[self._l + 1]]
-        phases.append(self._announce(call, self._rail))
+        phases.append(self._announce(call, self.rail))
         if self._k == k:
             phases.append(self._phase(self._first, "broadcast", array.size, array, array, root=place))
-        phases.append(self._phase(self._rail, "broadcast", part.size, part, part, root=k))
+        phases.append(self._phase(self.rail, "broadcast", part.size, part, part, root=k))
         if self._k != k:
             phases.append(self._phase(self._second, "all_gather", array.size, array, part, begins))
         return self._work(phases, call)
@@ -317,7 +318,7 @@ class TwoLevelGroup(Group):
         call = (KIND["barrier"], DTYPE[nothing.dtype], OP["sum"], -1, 0, 0)
         if self.why_flat is not None:
             return self._flatly("barrier", call, self.flat._barrier, nothing)
-        return self._work([self._announce(call), self._announce(call, self._rail)], call)
+        return self._work([self._announce(call), self._announce(call, self.rail)], call)
 
     # Phases.
 
@@ -386,7 +387,7 @@ class TwoLevelGroup(Group):
             phase = Phase(flat, lambda: EngineWork(flat, make), make)
         else:
             phase = Phase(flat, start)
-        return self._work([self._announce(call), self._announce(call, self._rail), phase], call)
+        return self._work([self._announce(call), self._announce(call, self.rail), phase], call)
 
     def _work(self, phases: list[Phase], call: tuple[int, ...], borrowed: np.ndarray | None = None) -> Work:
         self._check_usable("an operation")

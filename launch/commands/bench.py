@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 
@@ -56,6 +58,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     collectives.add_argument("--sizes", default="4k,64k,1m,16m,64m", help="bytes of the whole array")
     collectives.add_argument("--algorithm", help="prefer one algorithm")
     collectives.add_argument("--tcp-sockets", type=int, help="connections per pair of ranks over TCP")
+    collectives.add_argument(
+        "--tune", action="store_true", help="measure which algorithm is the fastest at which length"
+    )
+    collectives.add_argument("--table", help="file of the measured table; with --tune it is written")
+    collectives.add_argument(
+        "--any-order", action="store_true", help="--tune may choose sums in other orders"
+    )
     collectives.add_argument("--no-rivals", action="store_true", help="measure cktrain alone")
     collectives.add_argument("--json", action="store_true", help="print a list of objects")
     collectives.set_defaults(run=_collectives)
@@ -166,11 +175,16 @@ def _collectives(options: argparse.Namespace) -> int:
         raise ValueError(
             f"[bench] --op {unknown.pop()!r} is unknown. Give one of {', '.join(collectives.OPS)}."
         )
+    if options.tune and not options.table:
+        raise ValueError("[bench] --tune: give --table FILE, where the measured table is kept.")
     group = bootstrap.init(
         transport=options.transport,
         environ=os.environ,
         algorithm=options.algorithm,
         tcp_sockets=options.tcp_sockets,
+        table=options.table
+        if options.table and (not options.tune or os.path.exists(options.table))
+        else None,
     )
     if group.size == 1:
         raise ValueError(
@@ -179,6 +193,17 @@ def _collectives(options: argparse.Namespace) -> int:
     try:
         group.use_reduction(getattr(cython_kernels.load(), "reduction", None))
         found: list[Any] = []
+        if options.tune:
+            from cktrain.bench.tune import tune
+            from cktrain.comm.tuning import Tables
+
+            tables, rows = tune(group, bootstrap.tables_of(group) or Tables(), any_order=options.any_order)
+            if group.rank == 0:
+                Path(options.table).write_text(tables.text)
+                print(collectives.as_json(rows) if options.json else collectives.as_table(rows), flush=True)
+                print(f"written to {options.table}; use it with comm.table: {options.table}", file=sys.stderr)
+            group.close()
+            return 0
         if not options.no_rivals:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             found = [

@@ -8,6 +8,7 @@ import os
 import sys
 import time
 import traceback
+from pathlib import Path
 
 import conformance
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from cktrain.comm import bootstrap
 from cktrain.comm.errors import CollectiveMismatchError, CommError
 from cktrain.comm.group import Group
+from cktrain.comm.tuning import Tables
 
 
 def run_conformance(group: Group) -> None:
@@ -237,6 +239,28 @@ def kinds_of_splits(group: Group) -> None:
         part.close()
 
 
+def tune_briefly(group: Group) -> None:
+    """At three short lengths; rank 0 writes the file."""
+    from cktrain.bench import collectives, tune
+
+    collectives._ROUNDS, collectives._TURN_S = 2, 0.002
+    tables, rows = tune.tune(group, Tables(), any_order=True, sizes=(256, 4096, 65536))
+    assert {row.op for row in rows} == {"all_reduce", "all_gather", "broadcast"}
+    if group.rank == 0:
+        Path(sys.argv[2]).write_text(tables.text)
+
+
+def show_tables(group: Group) -> None:
+    """What this rank has, and that the group works by it."""
+    tables = bootstrap.tables_of(group)
+    assert tables is not None
+    say(f"tables: {tables.digest().hex()}")
+    compared = np.full(50_000, group.rank, np.int64)
+    for part in (compared[:3], compared):
+        group.all_reduce(part)
+    assert np.all(compared[3:] == sum(range(group.size)))
+
+
 def leave_early(group: Group) -> None:
     """The last rank exits without a word while the others wait."""
     group.barrier()
@@ -304,6 +328,8 @@ PROGRAMS = {
         receive_another_length,
         fail_on_one_rank,
         kinds_of_splits,
+        tune_briefly,
+        show_tables,
         leave_early,
         exit_with,
         loaded_modules,
@@ -344,6 +370,7 @@ def main() -> int:
         timeout_s=float(os.environ.get("CKTRAIN_TEST_TIMEOUT", "30")),
         algorithm=sys.argv[2] if sys.argv[1] == "compare_algorithms" else None,
         environ=environment(),
+        table=os.environ.get("CKTRAIN_TEST_TABLE") if os.environ.get("RANK") == "0" else None,
         tcp_sockets=int(os.environ.get("CKTRAIN_TEST_SOCKETS", "0")) or None,
         interface=os.environ.get("CKTRAIN_TEST_INTERFACE"),
     )
