@@ -2,7 +2,7 @@
 
 The default has canonical schedules only, so lengths, ranks and transports do not change a bit. An entry is
 (up to so many bytes, algorithm); the last one has no limit. `override` names an algorithm for all lengths, from
-`comm.algorithm`; a table measured by `cktrain bench collectives --tune` replaces the default's lengths.
+`comm.algorithm`; a table measured by `cktrain bench collectives --tune` (`cktrain.comm.tuning`) replaces the default's.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ def choose(
     if override in KNOWN.get(kind, ()) and not (canonical and kind == "all_reduce" and override in OWN_ORDER):
         assert override is not None
         return override
-    return next(name for limit, name in table[kind] if nbytes <= limit)
+    entries = table.get(f"{kind}_canonical", table[kind]) if canonical else table[kind]
+    return next(name for limit, name in entries if nbytes <= limit)
 
 
 @lru_cache(maxsize=256)

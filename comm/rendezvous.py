@@ -43,6 +43,8 @@ _HELLO = struct.Struct("<8sI16sIIIQI")  # magic, protocol, job, size, caller, ca
 _CALL_BYTES = _HELLO.size + _NONCE_BYTES + hashlib.sha256().digest_size
 _HANDSHAKE_S = 5.0
 _MAX_CALLERS = 512
+MAX_SOCKETS = 16
+"""Per pair of ranks (csrc/sockets.h)."""
 _MAX_MESSAGE_BYTES = 4 << 20
 _WHERE = "comm.rendezvous"
 JOIN = 0
@@ -91,7 +93,7 @@ class Rendezvous:
     listener: socket.socket
     timeout_s: float
     members: list[dict[str, Any]] = field(default_factory=list)
-    """Per rank: host (name), address, port, pid, reasons (what it cannot use)."""
+    """Per rank: host (name), address, port, pid, node (name), sockets, tables, reasons (what it cannot use)."""
     early: dict[tuple[int, int, int], socket.socket] = field(default_factory=dict)
     """Connections that came before this rank asked for them, by (purpose, caller, channel)."""
     callers: dict[socket.socket, Caller] = field(default_factory=dict)
@@ -203,6 +205,9 @@ def meet(
     *,
     job: str = "",
     interface: str | None = None,
+    node: str = "",
+    sockets: int = 0,
+    tables: str = "",
     reasons: Reasons | None = None,
 ) -> Rendezvous:
     """Join the job whose rank 0 listens at `address`; returns when all `size` ranks have.
@@ -214,6 +219,9 @@ def meet(
         timeout_s: how long to wait for the others.
         job: name of the job; a connection of another job is refused.
         interface: network interface (or address) to be reached at; None: the one that leads to rank 0.
+        node: name of this rank's node (`cktrain.comm.layout`).
+        sockets: per pair of ranks, as rank 0 was told; 0: nobody said.
+        tables: of algorithms (`cktrain.comm.tuning`), as rank 0 has read them.
         reasons: what this rank cannot use, to be told to all.
 
     Raises:
@@ -230,10 +238,11 @@ def meet(
             "Write 32 random bytes to a file of mode 0600 on every host and set CKTRAIN_SECRET_FILE to its name",
         )
     own = address_of_interface(interface) if interface else _source_address(host)
+    about = {"node": node, "sockets": sockets, "tables": tables if rank == 0 else ""}
     if rank == 0:
         door = _listen((host, address[1]))
         meeting = Rendezvous(rank, size, name, key, door, timeout_s)
-        mine = _member(own, door, reasons)
+        mine = _member(own, door, reasons) | about
         # The other connections may come to another interface than the meeting does.
         if own != host:
             meeting.listener = _listen((own, 0))
@@ -243,7 +252,7 @@ def meet(
             door.close()
         return meeting
     meeting = Rendezvous(rank, size, name, key, _listen((own, 0)), timeout_s)
-    mine = _member(own, meeting.listener, reasons)
+    mine = _member(own, meeting.listener, reasons) | about
     with call((host, address[1]), Hello(name, size, rank, 0, JOIN), key, deadline) as connection:
         try:
             connection.settimeout(_HANDSHAKE_S)
@@ -300,7 +309,9 @@ def _checked_member(given: Any) -> dict[str, Any]:
     ipaddress.ip_address(given["address"])
     if not 0 < int(given["port"]) < 65536:
         raise ValueError("no port")
-    return {k: given[k] for k in ("host", "address", "port", "pid", "reasons")}
+    if not 0 <= int(given["sockets"]) <= MAX_SOCKETS:
+        raise ValueError("sockets")
+    return {k: given[k] for k in ("host", "address", "port", "pid", "node", "sockets", "tables", "reasons")}
 
 
 # --------------------------------------------------------------------------------------------- the handshake
@@ -504,6 +515,29 @@ def _receive(connection: socket.socket) -> Any:
     if length > _MAX_MESSAGE_BYTES:
         raise ValueError(f"a message of {length:,} bytes; the limit is {_MAX_MESSAGE_BYTES:,}")
     return json.loads(_exactly(connection, length))
+
+
+def exchange(
+    connections: dict[int, socket.socket], messages: dict[int, Any], timeout_s: float
+) -> dict[int, Any]:
+    """Send each peer its message and return what each sent; all of them make the same call. Messages are short.
+
+    Raises:
+        RendezvousError: a peer is gone, silent, or says what cannot be read.
+    """
+    found = {}
+    peer = -1
+    try:
+        for peer, connection in connections.items():
+            connection.settimeout(timeout_s)
+            _send(connection, messages[peer])
+        for peer, connection in connections.items():
+            found[peer] = _receive(connection)
+    except (OSError, ValueError) as error:
+        raise RendezvousError(
+            _WHERE, f"rank {peer} was lost while connecting: {error}", "Look into its log"
+        ) from error
+    return found
 
 
 def _exactly(connection: socket.socket, length: int) -> bytes:

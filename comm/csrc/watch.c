@@ -28,7 +28,7 @@ static uint64_t written_bytes(int fd) {
 
 static void tell(ckc_world *w, uint64_t limit) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    const ckc_seat *mine = &w->seats[w->local_rank];
+    const ckc_seat *mine = w->seats[w->local_rank];
     ckc_frame frame = {
         .beat = atomic_load_explicit(&mine->beat, memory_order_relaxed),
         .activity = atomic_load_explicit(&mine->activity, memory_order_relaxed),
@@ -51,7 +51,7 @@ static void tell(ckc_world *w, uint64_t limit) {
 void ckc_tell(ckc_world *w) { tell(w, UINT64_MAX); }
 
 static void ended(ckc_world *w, ckc_watched *it, const char *how) {
-    ckc_seat *theirs = &w->seats[it->local_rank];
+    ckc_seat *theirs = w->seats[it->local_rank];
     it->gone = 1;
     if (atomic_load_explicit(&theirs->left, memory_order_acquire)) return;
     /* A rank that ended because it had lost another one is not the cause. */
@@ -60,7 +60,7 @@ static void ended(ckc_world *w, ckc_watched *it, const char *how) {
 }
 
 static void hear(ckc_world *w, ckc_watched *it) {
-    ckc_seat *theirs = &w->seats[it->local_rank];
+    ckc_seat *theirs = w->seats[it->local_rank];
     for (;;) {
         const ssize_t n = recv(it->fd, (char *)&it->frame + it->have, sizeof it->frame - (size_t)it->have, MSG_DONTWAIT);
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return;
@@ -84,7 +84,7 @@ static void hear(ckc_world *w, ckc_watched *it) {
 
 static void *run_watch(void *world) {
     ckc_world *w = world;
-    ckc_seat *seat = &w->seats[w->local_rank];
+    ckc_seat *seat = w->seats[w->local_rank];
     struct pollfd *fds = calloc((size_t)w->watched_count + 1, sizeof *fds);
     if (fds == NULL) return NULL;
     const int io = open("/proc/self/io", O_RDONLY | O_CLOEXEC);

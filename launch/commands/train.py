@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from cktrain.nn.numerics import Numerics
 
 EXIT_INPUT = 2
+TABLE_FILE = "collectives.json"
+"""In the run's folder: which algorithms it uses."""
 EXIT_STOPPED = 75
 
 
@@ -55,6 +57,8 @@ def run(options: argparse.Namespace) -> int:
         engine_core=config.launch.progress_core,
         interface=config.comm.interface,
         algorithm=config.comm.algorithm,
+        tcp_sockets=config.comm.tcp_sockets,
+        table=_table(config),
     )
     status = 1
     try:
@@ -69,6 +73,7 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> int:
+    from cktrain.comm import bootstrap
     from cktrain.launch.compose import compose
     from cktrain.launch.logs import set_up_logging
     from cktrain.launch.progress import StepBar
@@ -88,6 +93,8 @@ def _train(options: argparse.Namespace, config: Config, group: Group, binding: B
             print(f"cktrain: {problem}", file=sys.stderr, flush=True)
         return EXIT_INPUT
     assert built is not None
+    if group.rank == 0 and (tables := bootstrap.tables_of(group)) is not None:
+        (Path(config.run.dir) / TABLE_FILE).write_text(tables.text)
     trainer = built.trainer
     trainer.peak_flops = _peak_flops(trainer.model.num, group)
     try:
@@ -100,6 +107,13 @@ def _train(options: argparse.Namespace, config: Config, group: Group, binding: B
         return 0
     log.info("resume with: %s", _command_line(options, group))
     return EXIT_STOPPED
+
+
+def _table(config: Config) -> str | None:
+    """The file of algorithms: a run that goes on keeps the one that it began with, so that its bits stay the same."""
+    kept = Path(config.run.dir) / TABLE_FILE
+    goes_on = config.checkpoint.resume != "none" and kept.exists()
+    return str(kept) if goes_on else config.comm.table
 
 
 def _peak_flops(numerics: Numerics, group: Group) -> float:

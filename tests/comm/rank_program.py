@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 import traceback
+from pathlib import Path
 
 import conformance
 import numpy as np
@@ -17,6 +18,7 @@ import soak
 from cktrain.comm import bootstrap
 from cktrain.comm.errors import CollectiveMismatchError, CommError
 from cktrain.comm.group import Group
+from cktrain.comm.tuning import Tables
 
 
 def run_conformance(group: Group) -> None:
@@ -202,6 +204,7 @@ def differ(group: Group) -> None:
         "length": lambda: group.all_reduce(payload[: n // 2 + odd], async_=async_),
         "dtype": lambda: group.all_reduce(payload.view(np.int32) if odd else payload, async_=async_),
         "op": lambda: group.all_reduce(payload, "max" if odd else "sum", async_=async_),
+        "way": lambda: group.all_reduce(payload, "mean" if odd else "sum", async_=async_),
         "operation": lambda: (
             group.broadcast(payload, async_=async_) if odd else group.all_reduce(payload, async_=async_)
         ),
@@ -271,6 +274,47 @@ def fail_on_one_rank(group: Group) -> None:
     if group.rank == 1:
         raise KeyError("a mistake on one rank")
     group.barrier()
+
+
+def kinds_of_splits(group: Group) -> None:
+    """Of four ranks on two nodes."""
+    parts = {
+        "node": group.split(group.rank // 2),
+        "rail": group.split(group.rank % 2),
+        "reversed": group.split(0, key=-group.rank),
+        "three": group.split(0 if group.rank < 3 else 1),
+    }
+    for part in parts.values():
+        array = np.full(20_000, 1, np.float32)
+        part.all_reduce(array)
+        assert np.all(array == part.size)
+        part.all_reduce(array, async_=True).wait()
+        assert np.all(array == part.size**2)
+    say(", ".join(f"{name}: {type(part).__name__}" for name, part in parts.items()))
+    for part in reversed(parts.values()):
+        part.close()
+
+
+def tune_briefly(group: Group) -> None:
+    """At three short lengths; rank 0 writes the file."""
+    from cktrain.bench import collectives, tune
+
+    collectives._ROUNDS, collectives._TURN_S = 2, 0.002
+    tables, rows = tune.tune(group, Tables(), any_order=True, sizes=(256, 4096, 65536))
+    assert {row.op for row in rows} == {"all_reduce", "all_gather", "broadcast"}
+    if group.rank == 0:
+        Path(sys.argv[2]).write_text(tables.text)
+
+
+def show_tables(group: Group) -> None:
+    """What this rank has, and that the group works by it."""
+    tables = bootstrap.tables_of(group)
+    assert tables is not None
+    say(f"tables: {tables.digest().hex()}")
+    compared = np.full(50_000, group.rank, np.int64)
+    for part in (compared[:3], compared):
+        group.all_reduce(part)
+    assert np.all(compared[3:] == sum(range(group.size)))
 
 
 def leave_early(group: Group) -> None:
@@ -372,6 +416,9 @@ PROGRAMS = {
         compare_algorithms,
         receive_another_length,
         fail_on_one_rank,
+        kinds_of_splits,
+        tune_briefly,
+        show_tables,
         leave_early,
         exit_with,
         loaded_modules,
@@ -380,6 +427,30 @@ PROGRAMS = {
         memory_of_a_group,
     )
 }
+
+
+def environment() -> dict[str, str]:
+    """The launcher's; CKTRAIN_TEST_NODES=2,3 makes two nodes of this machine, with the first 2 and the next 3 ranks."""
+    environ = dict(os.environ)
+    sizes = [int(size) for size in environ.get("CKTRAIN_TEST_NODES", "").split(",") if size]
+    by_mpi = "OMPI_COMM_WORLD_RANK" in environ
+    rank = int(environ["OMPI_COMM_WORLD_RANK" if by_mpi else "RANK"])
+    first = 0
+    for number, size in enumerate(sizes):
+        if first <= rank < first + size:
+            names = ("OMPI_COMM_WORLD_LOCAL_RANK", "OMPI_COMM_WORLD_LOCAL_SIZE")
+            local_rank, local_size = names if by_mpi else ("LOCAL_RANK", "LOCAL_WORLD_SIZE")
+            environ |= {
+                local_rank: str(rank - first), local_size: str(size), "CKTRAIN_NODE": f"node{number}"
+            }  # fmt: skip
+            conformance.NODES = [] if len(set(sizes)) > 1 else _nodes(sizes)
+        first += size
+    return environ
+
+
+def _nodes(sizes: list[int]) -> list[list[int]]:
+    begins = [sum(sizes[:k]) for k in range(len(sizes))]
+    return [list(range(begin, begin + size)) for begin, size in zip(begins, sizes, strict=True)]
 
 
 def main() -> int:
@@ -392,6 +463,9 @@ def main() -> int:
         algorithm=sys.argv[2]
         if sys.argv[1] == "compare_algorithms"
         else os.environ.get("CKTRAIN_TEST_ALGORITHM"),
+        environ=environment(),
+        table=os.environ.get("CKTRAIN_TEST_TABLE") if os.environ.get("RANK") == "0" else None,
+        tcp_sockets=int(os.environ.get("CKTRAIN_TEST_SOCKETS", "0")) or None,
         interface=os.environ.get("CKTRAIN_TEST_INTERFACE"),
     )
     try:
