@@ -263,8 +263,12 @@ class CommConfig(Section):
     """Traffic class (DSCP << 2) of RDMA packets."""
     interface: str | None = None
     """Network interface for TCP."""
+    tcp_sockets: Annotated[int, Field(ge=1, le=16)] | None = None
+    """Connections per pair of ranks over TCP. Default: two between hosts, one inside."""
+    table: str | None = None
+    """File of algorithms by length that `cktrain bench collectives --tune` wrote. Default: built-in borders."""
     algorithm: str | None = None
-    """Force a collective algorithm."""
+    """Force a collective algorithm, whatever the table says."""
     wire_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the gradients on the wire."""
     weight_dtype: Literal["auto", "fp32", "bf16"] = "auto"

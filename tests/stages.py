@@ -10,6 +10,7 @@ pytest from the JUnit file that pytest writes.
 
 import ast
 import contextlib
+import ctypes.util
 import importlib.util
 import os
 import re
@@ -105,6 +106,13 @@ def needs_index() -> str | None:
     return None if reached else "pip reaches no package index"
 
 
+def needs_libibverbs() -> str | None:
+    """A precondition: what is built against libibverbs has it, and pkg-config."""
+    if ctypes.util.find_library("ibverbs") is None:
+        return "libibverbs is not installed (apt-get install ibverbs-providers librdmacm1)"
+    return None if shutil.which("pkg-config") else "pkg-config is not installed (apt-get install pkg-config)"
+
+
 def can_boot_guests() -> str | None:
     """A precondition: what tests/guest needs is installed (`python tests/guest/guest.py setup` as root installs it)."""
     ask = "import sys; sys.path.insert(0, 'tests/guest'); import guest; print(guest.not_ready() or '')"
@@ -156,6 +164,7 @@ STAGES = (
                 *("-m", "not judge and not mpi and not guest and not namespaces"),
                 "--ignore=tests/integration",
                 "--ignore=tests/test_packaging.py",
+                "--ignore=tests/test_build_pyverbs.py",
             ),
         ),
         minutes=30,
@@ -197,6 +206,13 @@ STAGES = (
         (("pytest", "tests/guest", "-m", "guest and not slow"),),
         can_boot_guests,
         minutes=30,
+    ),
+    Stage(
+        "pyverbs",
+        "the recipe for a pyverbs that fits the system's libibverbs",
+        (("pytest", "tests/test_build_pyverbs.py"),),
+        all_of(needs_index, needs_libibverbs),
+        minutes=6,
     ),
     Stage(
         "packaging",

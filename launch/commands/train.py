@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from cktrain.nn.numerics import Numerics
 
 EXIT_INPUT = 2
+TABLE_FILE = "collectives.json"
+"""In the run's folder: which algorithms it uses."""
 EXIT_STOPPED = 75
 
 
@@ -61,6 +63,8 @@ def run(options: argparse.Namespace) -> int:
         engine_core=binding.progress_core,
         interface=config.comm.interface,
         algorithm=config.comm.algorithm,
+        tcp_sockets=config.comm.tcp_sockets,
+        table=_table(config),
     )
     status = 1
     try:
@@ -76,6 +80,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _train(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> int:
     from cktrain import __version__, cython_kernels
+    from cktrain.comm import bootstrap
     from cktrain.launch.agreement import check_agreement
     from cktrain.launch.compose import compose
     from cktrain.launch.end_of_time import stop_time
@@ -105,6 +110,8 @@ def _train(options: argparse.Namespace, config: Config, group: Group, binding: B
             print(f"cktrain: {problem}", file=sys.stderr, flush=True)
         return EXIT_INPUT
     assert built is not None and console is not None
+    if group.rank == 0 and (tables := bootstrap.tables_of(group)) is not None:
+        (Path(config.run.dir) / TABLE_FILE).write_text(tables.text)
     trainer = built.trainer
     trainer.stop_at = stop_at
     trainer.peak_flops = _peak_flops(trainer.model.num, group)
@@ -118,6 +125,13 @@ def _train(options: argparse.Namespace, config: Config, group: Group, binding: B
         return 0
     log.info("resume with: %s", _command_line(options, group))
     return EXIT_STOPPED
+
+
+def _table(config: Config) -> str | None:
+    """The file of algorithms: a run that goes on keeps the one that it began with, so that its bits stay the same."""
+    kept = Path(config.run.dir) / TABLE_FILE
+    goes_on = config.checkpoint.resume != "none" and kept.exists()
+    return str(kept) if goes_on else config.comm.table
 
 
 def _peak_flops(numerics: Numerics, group: Group) -> float:
