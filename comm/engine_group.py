@@ -101,7 +101,7 @@ class EngineGroup(Group):
     @abstractmethod
     def _stream(self, peer: int, sends: bool) -> Any: ...
 
-    def _disconnect(self) -> None:  # noqa: B027
+    def _disconnect(self) -> None:
         """No operation will be begun: give back what carried their bytes."""
 
     @abstractmethod

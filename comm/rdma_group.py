@@ -41,7 +41,14 @@ class RdmaGroup(TcpGroup):
         """As TcpGroup's, over a transport that is connected with the ranks of `mesh`."""
         self._transport = transport
         super().__init__(
-            mesh, seats, name, timeout_s, ancestors=ancestors, purpose=purpose, table=table, algorithm=algorithm
+            mesh,
+            seats,
+            name,
+            timeout_s,
+            ancestors=ancestors,
+            purpose=purpose,
+            table=table,
+            algorithm=algorithm,
         )
         self._barrier_op: Any = None
 

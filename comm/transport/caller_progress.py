@@ -131,7 +131,10 @@ class CallerProgress:
                     pair.post_write(
                         region, local - region.address, nbytes, remote, rkey, id_, imm, signaled, inlined
                     )
-            except (VerbsError, ValueError):  # the pair is in error, or closed: the watch thread finds out why
+            except (
+                VerbsError,
+                ValueError,
+            ):  # the pair is in error, or closed: the watch thread finds out why
                 self._room.ended(number, 0, _BROKEN)
 
     def _poll(self) -> bool:

@@ -205,7 +205,11 @@ class RdmaTransport(Transport):
         port = self._context.query_port()
         self._table = next(d for d in system.devices if d.name == name).ports[0].gids
         mine = families(self._table, one_host=self._one_host)
-        return {"families": list(mine), "mtu": port.active_mtu, "host": self._meeting.members[self.rank]["host"]}
+        return {
+            "families": list(mine),
+            "mtu": port.active_mtu,
+            "host": self._meeting.members[self.rank]["host"],
+        }
 
     def _agree(self, offers: list[dict[str, Any]]) -> Gid:
         """The GID to connect from, of a family that all ranks have."""
@@ -331,7 +335,9 @@ class RdmaTransport(Transport):
         need: int,
     ) -> None:
         """Exchange addresses and connect; returns when the peers have, too."""
-        addresses = {k: local_address(self._context, pair, self._gid, self.settings) for k, pair in pairs.items()}
+        addresses = {
+            k: local_address(self._context, pair, self._gid, self.settings) for k, pair in pairs.items()
+        }
         places = {k: region.address + i * need for i, k in enumerate(pairs)}
         cards = {
             p: [[addresses[p, lane].pack().hex(), places[p, lane], region.rkey] for lane in range(LANES)]
@@ -343,7 +349,13 @@ class RdmaTransport(Transport):
             for (peer, lane), pair in pairs.items():
                 packed, place, key = theirs[peer][lane]
                 made[peer, lane].connect(int(place), int(key))
-                connect(pair, addresses[peer, lane], Address.unpack(bytes.fromhex(packed)), self._gid, self.settings)
+                connect(
+                    pair,
+                    addresses[peer, lane],
+                    Address.unpack(bytes.fromhex(packed)),
+                    self._gid,
+                    self.settings,
+                )
             # Nobody sends before the other side can receive.
             exchange(opened, dict.fromkeys(opened, "connected"), timeout_s)
         finally:
@@ -363,9 +375,9 @@ class RdmaTransport(Transport):
 
     def _add(self, memory: np.ndarray) -> verbs.MemoryRegion:
         region: verbs.MemoryRegion = self._context.register(memory)
-        if self.regions.add(region.address, region.length, region.lkey, region.rkey, memory):
-            if self.driver:
-                self.driver.know(region)
+        known = self.regions.add(region.address, region.length, region.lkey, region.rkey, memory)
+        if known and self.driver:
+            self.driver.know(region)
         self._registered.append(region)
         return region
 
@@ -394,7 +406,9 @@ class RdmaTransport(Transport):
     def _post(self, what: str, local: np.ndarray, remote: RemoteMemory, offset: int) -> None:
         who = f"[comm.rdma] {what.replace('post', 'rdma')}"
         if remote.rank not in self._pairs:
-            raise ValueError(f"{who}: rank {remote.rank} is no other rank of this world. Give another rank's memory.")
+            raise ValueError(
+                f"{who}: rank {remote.rank} is no other rank of this world. Give another rank's memory."
+            )
         if not local.flags.c_contiguous:
             raise ValueError(f"{who}: the array is not C-contiguous. Give a contiguous one.")
         if offset < 0 or offset + local.nbytes > remote.nbytes:
@@ -404,7 +418,9 @@ class RdmaTransport(Transport):
             )
         region = self._region_of(local.ctypes.data, local.nbytes)
         if region is None:
-            raise ValueError(f"{who}: the array is in no registered memory. Register it, or allocate it with the group.")
+            raise ValueError(
+                f"{who}: the array is in no registered memory. Register it, or allocate it with the group."
+            )
         at, done = local.ctypes.data - region.address, 0
         largest = 1 << 22  # rxe, and some ports, take 8 MiB
         while done < local.nbytes:
@@ -427,7 +443,9 @@ class RdmaTransport(Transport):
         while self._ended[rank] < self._posted[rank]:
             self._look(min(0.05, timeout_s))
             if self._ended[rank] < self._posted[rank] and time.monotonic() > deadline:
-                raise CollectiveTimeoutError("comm.rdma", self.rank, f"flush to rank {rank}", timeout_s, [rank])
+                raise CollectiveTimeoutError(
+                    "comm.rdma", self.rank, f"flush to rank {rank}", timeout_s, [rank]
+                )
 
     def _look(self, seconds: float) -> None:
         for completion in self._queue.poll(16, timeout_s=seconds):
@@ -454,4 +472,3 @@ def _let_go(links: list[Any], driver: Any) -> None:
 
 def _pattern(source: int, to: int) -> np.ndarray:
     return np.random.default_rng([source, to]).integers(0, 256, _TEST_BYTES, dtype=np.uint8)
-

@@ -55,6 +55,9 @@ def run(options: argparse.Namespace) -> int:
         engine_core=config.launch.progress_core,
         interface=config.comm.interface,
         algorithm=config.comm.algorithm,
+        device=config.comm.device,
+        gid_index=config.comm.gid_index,
+        traffic_class=config.comm.traffic_class,
     )
     status = 1
     try:

@@ -154,9 +154,7 @@ def test_bytes_arrive_whole_and_in_order(device, ends, seed, registered):
     choose = random.Random(seed)
     flows, wanted = [], []
     for source, to in (ends, ends[::-1]):
-        sizes = [
-            choose.choice([1, 48, 49, 1000, 30_000, DIRECT, RING, RING + 1, 300_000]) for _ in range(40)
-        ]
+        sizes = [choose.choice([1, 48, 49, 1000, 30_000, DIRECT, RING, RING + 1, 300_000]) for _ in range(40)]
         contents = [some_bytes(seed * 100 + i, size) for i, size in enumerate(sizes)]
         given, into = [], []
         for content in contents:
@@ -169,7 +167,7 @@ def test_bytes_arrive_whole_and_in_order(device, ends, seed, registered):
     run(device, flows, seed)
     for flow, contents in zip(flows, wanted, strict=True):
         assert all(np.array_equal(x, y) for x, y in zip(flow.into, contents, strict=True))
-        sent, direct, ring = flow.source.link.counts
+        _, direct, ring = flow.source.link.counts
         assert direct + ring == sum(x.size for x in contents)
         assert registered == "both" or direct == 0
     if registered == "both":
