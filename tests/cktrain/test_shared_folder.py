@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import threading
 
-import pytest
-
 from cktrain.comm.solo_group import SoloGroup
 from cktrain.shared_folder import check_shared_folder
 
