@@ -67,7 +67,7 @@ class Decoder:
     def _run(self, ids: np.ndarray, slot: Slot) -> np.ndarray:
         """The normed stream (S, C). No backward follows, so one block's arrays serve all blocks."""
         with slot.recomputing():
-            return self.norm.forward(self.model.hidden(ids, slot, train=False), slot)
+            return self.norm.forward(self.model.hidden(ids, slot), slot)
 
     def _dry_run(self, slot: Slot) -> None:
         self._run(np.zeros(slot.rows, np.int32), slot)

@@ -32,7 +32,7 @@ class Validator:
         self.config = config
         self.source = source
         self.ranks = part.ranks
-        self.stage = part.validation_stage()
+        self.stage = part.stage
 
     def run(self, batches: int | None = -1) -> ValidationResult:
         """Mean loss over `data.validation.batches` global batches (None: the whole split). Collective."""

@@ -14,6 +14,7 @@ import time
 import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NoReturn
 
@@ -46,6 +47,33 @@ MakeOp = Callable[[Any, bool], _engine.Op]
 """(lane, whether it is for the engine) -> operation."""
 
 
+@dataclass(slots=True)
+class Call:
+    """A collective whose arguments are checked, as each kind of group carries it out."""
+
+    kind: str
+    count: int
+    """Elements, as all ranks count them."""
+    output: np.ndarray
+    input: np.ndarray
+    begins: Sequence[int] | None = None
+    """(size + 1) first element of each rank's part."""
+    op: str = "sum"
+    root: int = -1
+    read: int = 0
+    """Bytes of the input that peers may read where they lie."""
+    extra: int = 0
+    """Checksum of the counts per rank."""
+
+    def header(self) -> tuple[int, int, int, int, int, int]:
+        """What ranks compare, as _engine's `make` takes it."""
+        return KIND[self.kind], DTYPE[self.input.dtype], OP[self.op], self.root, self.count, self.extra
+
+    def addresses(self) -> tuple[int, int]:
+        """Of the input and of the output."""
+        return self.input.ctypes.data, self.output.ctypes.data
+
+
 class EngineGroup(Group):
     """A group whose operations the compiled engine moves."""
 
@@ -64,25 +92,38 @@ class EngineGroup(Group):
         self._lane: Any = None
         self._engine_lane: Any = None
         self._streams: dict[tuple[int, bool], Any] = {}
+        self._outer = self._seats
+        self._mates: dict[int, list[int]] = {}
+
+    def belong_to(self, seats: Sequence[int], mates: dict[int, list[int]]) -> None:
+        """This group does a part of a larger one's operations: its errors speak of that one's ranks.
+
+        Args:
+            seats: of the larger group.
+            mates: for a rank of this group, the seats of ranks that it may be waiting for itself; as long as one of
+                them is at work it is not late.
+        """
+        self._outer, self._mates = list(seats), mates
+
+    def _shown(self, rank: int) -> int:
+        """The rank by which errors name a rank of this group."""
+        return self._outer.index(self._seats[rank])
+
+    def _signs(self, rank: int) -> tuple[int, int]:
+        """Heartbeat and activity of a rank: numbers that grow."""
+        beat, activity = self._peers.world.seat(self._seats[rank])[:2]
+        return beat, activity + sum(self._peers.world.seat(seat)[1] for seat in self._mates.get(rank, ()))
 
     # What a kind of group adds.
 
     @abstractmethod
-    def _make(
-        self,
-        kind: str,
-        count: int,
-        output: np.ndarray,
-        input: np.ndarray,
-        begins: Sequence[int] | None,
-        op: str,
-        root: int,
-        read: int,
-        extra: int,
-    ) -> MakeOp: ...
+    def _make(self, call: Call) -> MakeOp: ...
 
     @abstractmethod
     def _stream(self, peer: int, sends: bool) -> Any: ...
+
+    def _disconnect(self) -> None:
+        """No operation will be begun: give back what carried their bytes."""
 
     @abstractmethod
     def _make_message(self, stream: Any, array: np.ndarray, peer: int, sends: bool) -> _engine.Op: ...
@@ -105,20 +146,20 @@ class EngineGroup(Group):
         """Return every rank's `data`, in the order of ranks."""
         lengths = np.empty(self.size, np.int64)
         self._start(
-            "all_gather", self.size, lengths, np.array([len(data)], np.int64), range(self.size + 1)
+            Call("all_gather", self.size, lengths, np.array([len(data)], np.int64), range(self.size + 1))
         ).wait()
         begins = [0, *accumulate(int(n) for n in lengths)]
         every = np.empty(begins[-1], np.uint8)
-        self._start("all_gather", begins[-1], every, np.frombuffer(data, np.uint8), begins).wait()
+        self._start(Call("all_gather", begins[-1], every, np.frombuffer(data, np.uint8), begins)).wait()
         return [every[begins[r] : begins[r + 1]].tobytes() for r in range(self.size)]
 
     def broadcast_bytes(self, data: bytes, root: int = 0) -> bytes:
         """Return rank `root`'s `data` on every rank."""
         self._check_rank("broadcast_bytes", "root", root)
         length = np.array([len(data)], np.int64)
-        self._start("broadcast", 1, length, length, root=root).wait()
+        self._start(Call("broadcast", 1, length, length, root=root)).wait()
         buffer = np.frombuffer(data, np.uint8) if self.rank == root else np.empty(int(length[0]), np.uint8)
-        self._start("broadcast", buffer.size, buffer, buffer, root=root).wait()
+        self._start(Call("broadcast", buffer.size, buffer, buffer, root=root)).wait()
         return buffer.tobytes()
 
     # Lifetime.
@@ -133,6 +174,7 @@ class EngineGroup(Group):
         self._closed = True
         while not all(on.idle for on in (self._engine_lane, *self._streams.values())):
             time.sleep(0)  # the engine has ended the last operation and is about to let go of its queue
+        self._disconnect()
         if self._is_world:
             self._peers.close()
 
@@ -145,31 +187,33 @@ class EngineGroup(Group):
     # Start the operations.
 
     def _all_reduce(self, array: np.ndarray, op: str) -> Work:
-        return self._start("all_reduce", array.size, array, array, op=op, read=array.nbytes)
+        return self._start(Call("all_reduce", array.size, array, array, op=op, read=array.nbytes))
 
     def _reduce_scatter(self, output: np.ndarray, input: np.ndarray, op: str, counts: list[int]) -> Work:
         begins = [0, *accumulate(counts)]
-        extra = _checksum(counts)
+        extra = checksum(counts)
         return self._start(
-            "reduce_scatter", input.size, output, input, begins, op=op, read=input.nbytes, extra=extra
+            Call("reduce_scatter", input.size, output, input, begins, op=op, read=input.nbytes, extra=extra)
         )
 
     def _all_gather(self, output: np.ndarray, input: np.ndarray, counts: list[int]) -> Work:
         begins = [0, *accumulate(counts)]
-        extra = _checksum(counts)
-        return self._start("all_gather", output.size, output, input, begins, read=input.nbytes, extra=extra)
+        extra = checksum(counts)
+        return self._start(
+            Call("all_gather", output.size, output, input, begins, read=input.nbytes, extra=extra)
+        )
 
     def _broadcast(self, array: np.ndarray, root: int) -> Work:
-        return self._start("broadcast", array.size, array, array, root=root, read=array.nbytes)
+        return self._start(Call("broadcast", array.size, array, array, root=root, read=array.nbytes))
 
     def _all_to_all(self, output: np.ndarray, input: np.ndarray) -> Work:
         part = input.size // self.size
         begins = [r * part for r in range(self.size + 1)]
-        return self._start("all_to_all", input.size, output, input, begins, read=input.nbytes)
+        return self._start(Call("all_to_all", input.size, output, input, begins, read=input.nbytes))
 
     def _barrier(self) -> Work:
         nothing = np.empty(0, np.uint8)
-        return self._start("barrier", 0, nothing, nothing)
+        return self._start(Call("barrier", 0, nothing, nothing))
 
     def _send(self, array: np.ndarray, to: int) -> Work:
         return self._message(array, to, sends=True)
@@ -177,21 +221,9 @@ class EngineGroup(Group):
     def _recv(self, array: np.ndarray, source: int) -> Work:
         return self._message(array, source, sends=False)
 
-    def _start(
-        self,
-        kind: str,
-        count: int,
-        output: np.ndarray,
-        input: np.ndarray,
-        begins: Sequence[int] | None = None,
-        *,
-        op: str = "sum",
-        root: int = -1,
-        read: int = 0,
-        extra: int = 0,
-    ) -> EngineWork:
-        self._raise_if_unusable(kind)
-        return EngineWork(self, self._make(kind, count, output, input, begins, op, root, read, extra))
+    def _start(self, call: Call) -> EngineWork:
+        self._raise_if_unusable(call.kind)
+        return EngineWork(self, self._make(call))
 
     def _message(self, array: np.ndarray, peer: int, sends: bool) -> EngineWork:
         self._raise_if_unusable("send" if sends else "recv")
@@ -222,14 +254,14 @@ class EngineGroup(Group):
                 missing = [peer] if peer is not None else on.missing(op)
                 if gone := [r for r in missing if self._peers.world.seat(self._seats[r])[4]]:
                     raise self._fail(self._gone(gone[0], self._spell(op, on, peer)))
-                shown = {r: self._peers.world.seat(self._seats[r])[:2] for r in missing}
+                shown = {r: self._signs(r) for r in missing}
                 if not patience.look(shown, lambda ranks: self._stall(self._spell(op, on, peer), ranks)):
                     error = CollectiveTimeoutError(
                         self._where,
-                        self.rank,
+                        self._shown(self.rank),
                         f"{self._spell(op, on, peer)} on group {self.name}",
                         patience.timeout_s,
-                        missing,
+                        [self._shown(r) for r in missing],
                     )
                     raise error if timeout is not None else self._fail(error)
         except KeyboardInterrupt:
@@ -244,12 +276,14 @@ class EngineGroup(Group):
             return self._failure
         if state == _engine.MISMATCH:
             if peer is None:
-                calls = {r: _spell(*call) for r, call in on.calls(op).items()}
-                mine = calls.pop(self.rank)
+                calls = {self._shown(r): _spell(*call) for r, call in on.calls(op).items()}
+                mine = calls.pop(self._shown(self.rank))
+                for seat, call in on.passed_on(op).items():
+                    calls[self._outer.index(seat)] = _spell(*call)
                 differing = {r: call for r, call in calls.items() if call != mine}
             else:
-                mine, differing = self._spell(op, on, peer), {peer: self._refused(op, on)}
-            return self._fail(CollectiveMismatchError(self._where, self.rank, mine, differing))
+                mine, differing = self._spell(op, on, peer), {self._shown(peer): self._refused(op, on)}
+            return self._fail(CollectiveMismatchError(self._where, self._shown(self.rank), mine, differing))
         lost = self._peers.lost(f"{self._spell(op, on, peer)} on group {self.name}")
         assert lost is not None, state
         return self._fail(lost)
@@ -286,12 +320,12 @@ class EngineGroup(Group):
         )  # fmt: skip
 
     def _fail(self, error: CommError) -> CommError:
-        self._failure = error
-        self._break_off()
+        self._break_off(error)
         return error
 
-    def _break_off(self) -> None:
+    def _break_off(self, error: CommError | None = None) -> None:
         """Let the engine drop the group's operations: no thread of this process touches their arrays again."""
+        self._failure = self._failure or error
         for on in (self._lane, self._engine_lane, *self._streams.values()):
             on.break_off()
 
@@ -322,6 +356,23 @@ class EngineWork(Work):
         node.live.append(self)
         self._submitted = True
         self._op.submit()
+
+    def speak(self, call: tuple[int, ...]) -> None:
+        """Before it begins: what peers compare instead (`Op.speak`)."""
+        make = self._make
+        assert make is not None
+
+        def spoken(lane: Any, own: bool) -> _engine.Op:
+            op = make(lane, own)
+            op.speak(*call)
+            return op
+
+        self._make = spoken
+
+    @property
+    def operation(self) -> _engine.Op | None:
+        """The engine's, once it has begun."""
+        return self._op
 
     def ended(self) -> bool:
         """Whether nothing touches its arrays any more."""
@@ -372,5 +423,6 @@ def _spell(kind: int, dtype: int, op: int, root: int, count: int, extra: int) ->
     return f"{name}({', '.join(words)})"
 
 
-def _checksum(counts: Sequence[int]) -> int:
+def checksum(counts: Sequence[int]) -> int:
+    """Of counts per rank, for comparing calls."""
     return zlib.crc32(np.asarray(counts, np.int64).tobytes())

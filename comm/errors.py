@@ -87,10 +87,31 @@ class RendezvousError(CommError):
 
 
 class TransportUnavailableError(CommError):
-    """`transport` cannot be used; `reasons` maps each rank that said why to its reason."""
+    """`transport` cannot be used; `reasons` maps each rank that said why to its reason; equal ones are told once."""
 
     def __init__(self, where: str, transport: str, reasons: Mapping[int, str], remedy: str):
         self.transport = transport
         self.reasons = dict(reasons)
-        why = "; ".join(f"rank {r}: {reason}" for r, reason in sorted(self.reasons.items()))
-        super().__init__(where, f"transport {transport} is not available ({why})", remedy)
+        super().__init__(where, f"transport {transport} is not available ({in_words(self.reasons)})", remedy)
+
+
+def in_words(reasons: Mapping[int, str], size: int | None = None) -> str:
+    """Each distinct reason with the ranks that have it; without ranks where all `size` of them have the same."""
+    ranks_of: dict[str, list[int]] = {}
+    for rank, reason in sorted(reasons.items()):
+        ranks_of.setdefault(reason, []).append(rank)
+    if len(ranks_of) == 1 and len(reasons) == size:
+        return next(iter(ranks_of))
+    return "; ".join(f"{name_ranks(ranks)}: {reason}" for reason, ranks in ranks_of.items())
+
+
+def name_ranks(ranks: Sequence[int]) -> str:
+    """Write ranks, ascending, as "rank 3" or "ranks 0-2, 7"."""
+    runs: list[list[int]] = []
+    for rank in ranks:
+        if runs and rank == runs[-1][1] + 1:
+            runs[-1][1] = rank
+        else:
+            runs.append([rank, rank])
+    names = ", ".join(str(first) if first == last else f"{first}-{last}" for first, last in runs)
+    return f"rank{'s' if len(ranks) > 1 else ''} {names}"

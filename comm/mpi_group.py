@@ -70,12 +70,17 @@ _LAST_SLEEP_S = 500e-6
 _BUSY_TEST_S = 10e-6
 
 
-def init_world(timeout_s: float, check: bool) -> tuple[MPIGroup, str]:
-    """Initialize MPI unless the program has done so, and return the group of all ranks and MPI's name."""
-    owner = not MPI.Is_initialized()
-    if owner:
-        MPI.Init_thread(MPI.THREAD_SERIALIZED)
-    library = MPI.Get_library_version().split(",")[0].splitlines()[0].strip()
+def start() -> bool:
+    """Initialize MPI; False where the program has done so, and will also finalize it."""
+    if MPI.Is_initialized():
+        return False
+    MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    return True
+
+
+def init_world(timeout_s: float, check: bool, *, started: bool = False) -> MPIGroup:
+    """Return the group of all ranks; closing it finalizes MPI if this, or a `start` before it, initialized MPI."""
+    owner = start() or started
     # A communicator of our own: its messages cannot meet the program's. Idup, because Dup has no deadline.
     comm, request = MPI.COMM_WORLD.Idup()
     deadline = time.monotonic() + timeout_s
@@ -83,13 +88,17 @@ def init_world(timeout_s: float, check: bool) -> tuple[MPIGroup, str]:
         if time.monotonic() > deadline:
             raise CollectiveTimeoutError(_WHERE, MPI.COMM_WORLD.rank, "joining the world", timeout_s)
         time.sleep(_FIRST_SLEEP_S)
-    return MPIGroup(comm, "world", timeout_s, check=check, finalize=owner), library
+    return MPIGroup(comm, "world", timeout_s, check=check, finalize=owner)
+
+
+def library() -> str:
+    """Name and version of the MPI that mpi4py has loaded."""
+    return MPI.Get_library_version().split(",")[0].splitlines()[0].strip()
 
 
 def spread(data: bytes | None) -> bytes:
     """Give rank 0's `data` (at most 1 KiB) to all ranks of MPI's world, before there is a group."""
-    if not MPI.Is_initialized():
-        MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    start()
     buffer = np.zeros(1024 + 2, np.uint8)
     if data is not None:
         assert len(data) <= 1024
@@ -100,16 +109,24 @@ def spread(data: bytes | None) -> bytes:
     return buffer[2 : 2 + length].tobytes()
 
 
+def gather(data: bytes) -> list[bytes]:
+    """Every rank's `data`, in the order of ranks, before there is a group; MPI must have been started."""
+    lengths = np.zeros(MPI.COMM_WORLD.size, np.int32)
+    MPI.COMM_WORLD.Allgather(np.array([len(data)], np.int32), lengths)
+    every = np.zeros(int(lengths.sum()), np.uint8)
+    MPI.COMM_WORLD.Allgatherv([np.frombuffer(data, np.uint8), MPI.BYTE], [every, lengths, MPI.BYTE])
+    return [part.tobytes() for part in np.split(every, np.cumsum(lengths)[:-1])]
+
+
 def plain_all_reduce(array: np.ndarray) -> Callable[[], None]:
     """MPI's own Allreduce of an fp32 array, in place over all ranks, as a call to be measured beside ours."""
-    if not MPI.Is_initialized():
-        MPI.Init_thread(MPI.THREAD_SERIALIZED)
+    start()
     comm = MPI.COMM_WORLD
     return lambda: comm.Allreduce(MPI.IN_PLACE, [array, MPI.FLOAT])
 
 
 def finalize_plain() -> None:
-    """Let the process end under mpirun after `spread` or `plain_all_reduce`; nothing where MPI does not run."""
+    """Let the process end under mpirun after `spread`, `gather` or `plain_all_reduce`; nothing where MPI does not run."""
     if MPI.Is_initialized() and not MPI.Is_finalized():
         MPI.Finalize()
 

@@ -23,6 +23,7 @@ from typing import Any
 from cktrain.comm import _engine
 from cktrain.comm.errors import CollectiveTimeoutError, PeerLostError, RendezvousError
 from cktrain.comm.peers import Peers
+from cktrain.comm.reasons import Reasons, as_message, from_message
 
 PROTOCOL = 1
 _WHERE = "comm.shm"
@@ -31,15 +32,20 @@ _HELLO_S = 5.0
 _POLL_S = 0.05
 _HANDED = struct.Struct("<8sQQ")
 _MAGIC = b"cktrain\n"
+_BELL = 0xBE11
 
 
 @dataclass
 class Node(Peers):
-    """The ranks of one node. Seats are numbered by local rank; members hold rank, pid, host, cpus, pid_namespace."""
+    """The ranks of one node; those that share it have rank, pid, host, cpus and pid_namespace in `members`.
+
+    Seats are numbered by local rank, or by rank where the node is one of several (`cktrain.comm.two_level`).
+    """
 
     sockets: dict[int, socket.socket] = field(default_factory=dict)
     """To each other seat."""
     pidfds: list[int] = field(default_factory=list)
+    bells: list[int] = field(default_factory=list)
 
     def hand(self, seat: int, fd: int, nbytes: int, tag: int) -> None:
         """Give a descriptor to another rank."""
@@ -85,15 +91,67 @@ class Node(Peers):
         assert lost is not None
         return lost
 
+    def watch_over(self) -> list[tuple[int, int, int, int]]:
+        """What the watch thread looks at to see the other ranks of this node end."""
+        members = self.members
+        watched = [
+            (s.fileno(), members[seat]["rank"], seat, _engine.HANGUP) for seat, s in self.sockets.items()
+        ]
+        for seat in self.sockets:
+            # A child that was forked off keeps the sockets open; the pidfd knows the process itself.
+            if members[seat]["pid_namespace"] == members[self.seat]["pid_namespace"]:
+                with contextlib.suppress(OSError, AttributeError):
+                    self.pidfds.append(os.pidfd_open(members[seat]["pid"]))
+                    watched.append((self.pidfds[-1], members[seat]["rank"], seat, _engine.PIDFD))
+        return watched
+
+    def exchange_bells(self, wake_fd: int, timeout_s: float) -> None:
+        """Every rank of the node can wake every other one's engine where it sleeps on sockets."""
+        for seat in self.sockets:
+            self.hand(seat, wake_fd, 0, _BELL)
+        for seat in self.sockets:
+            fd, _ = self.take(seat, _BELL, timeout_s)
+            self.bells.append(fd)
+            self.world.bell(seat, fd)
+
     def close(self) -> None:
         """Leave in order: the others do not take the end of this process for a failure."""
         self.world.leave()
         self.world.stop()
         for other in self.sockets.values():
             other.close()
-        for fd in self.pidfds:
+        for fd in (*self.pidfds, *self.bells):
             os.close(fd)
         self.pidfds.clear()
+        self.bells.clear()
+
+
+@dataclass
+class NodeMeeting:
+    """The ranks of a node that have met, before they share anything else."""
+
+    seat: int
+    members: list[dict[str, Any]]
+    """As Node's, and what each of them cannot use (`reasons`)."""
+    sockets: dict[int, socket.socket]
+    seats_fd: int
+
+    @property
+    def cores(self) -> int:
+        """How many cores they have together."""
+        return len(set().union(*(member["cpus"] for member in self.members)))
+
+    def map_seats(self) -> _engine.Mapping:
+        """The memory of the seats, in this process."""
+        mapping = _engine.Mapping(self.seats_fd, len(self.members) * _engine.SEAT_BYTES)
+        os.close(self.seats_fd)
+        return mapping
+
+    def close(self) -> None:
+        """Part again."""
+        for other in self.sockets.values():
+            other.close()
+        os.close(self.seats_fd)
 
 
 def join_node(
@@ -104,17 +162,22 @@ def join_node(
     timeout_s: float,
     *,
     engine_core: int | None = None,
-    deadline_s: float | None = None,
 ) -> Node:
+    """Meet the other ranks of this node, and watch them from then on (meet_on_node, watch_node)."""
+    return watch_node(meet_on_node(key, rank, local_rank, local_size, timeout_s), engine_core=engine_core)
+
+
+def meet_on_node(
+    key: str, rank: int, local_rank: int, local_size: int, timeout_s: float, reasons: Reasons | None = None
+) -> NodeMeeting:
     """Meet the other ranks of this node.
 
     Args:
         key: name of the meeting place, the same for all ranks of this job on this node and no other job's.
         rank: in the world.
         local_rank, local_size: place on the node.
-        timeout_s: the group's deadline; joining waits at most so long, or `deadline_s`.
-        engine_core: core of the comm thread; None: where the process runs.
-        deadline_s: see timeout_s.
+        timeout_s: how long to wait for the others.
+        reasons: what this rank cannot use, to be told to all.
 
     Raises:
         RendezvousError: ranks that do not come, or do not agree who they are.
@@ -125,7 +188,6 @@ def join_node(
         )
     # The leading zero byte makes the name abstract.
     address = f"\0cktrain/{os.getuid()}/{key}"[:107]
-    deadline = time.monotonic() + (timeout_s if deadline_s is None else deadline_s)
     me = {
         "protocol": PROTOCOL,
         "local_rank": local_rank,
@@ -135,32 +197,45 @@ def join_node(
         "pid_namespace": _pid_namespace(),
         "host": socket.gethostname(),
         "cpus": sorted(os.sched_getaffinity(0)),
+        "reasons": as_message(reasons or {}),
     }
-    if local_rank == 0:
-        members, sockets, seats_fd = _lead(address, me, local_size, deadline)
-    else:
-        members, sockets, seats_fd = _follow(address, me, local_size, deadline)
-    seats = _engine.Mapping(seats_fd, local_size * _engine.SEAT_BYTES)
-    os.close(seats_fd)
-    cores = set().union(*(member["cpus"] for member in members))
+    meet = _lead if local_rank == 0 else _follow
+    return NodeMeeting(local_rank, *meet(address, me, local_size, time.monotonic() + timeout_s))
+
+
+def watch_node(meeting: NodeMeeting, *, engine_core: int | None = None) -> Node:
+    """The ranks that have met, watched from now on; `engine_core` is the comm thread's (None: where the process runs)."""
+    members, me = meeting.members, meeting.members[meeting.seat]
     world = _engine.World(
-        rank,
-        local_rank,
-        local_size,
-        seats,
-        spin=len(cores) >= local_size,
+        me["rank"],
+        meeting.seat,
+        len(members),
+        meeting.map_seats(),
+        spin=meeting.cores >= len(members),
         engine_core=-1 if engine_core is None else engine_core,
     )
-    node = Node(local_rank, members, world, _WHERE, sockets)
-    watched = [(s.fileno(), members[seat]["rank"], seat, _engine.HANGUP) for seat, s in sockets.items()]
-    for seat, member in enumerate(members):
-        # A child that was forked off keeps the sockets open; the pidfd knows the process itself.
-        if seat != local_rank and member["pid_namespace"] == me["pid_namespace"]:
-            with contextlib.suppress(OSError, AttributeError):
-                node.pidfds.append(os.pidfd_open(member["pid"]))
-                watched.append((node.pidfds[-1], member["rank"], seat, _engine.PIDFD))
-    world.watch(watched)
+    node = Node(meeting.seat, members, world, _WHERE, meeting.sockets)
+    world.watch(node.watch_over())
     return node
+
+
+def share_node(
+    world: _engine.World, seat: int, met: NodeMeeting, seats: list[int], members: list[dict[str, Any]]
+) -> Node:
+    """The ranks that have met as a part of a larger world.
+
+    Args:
+        world: of all ranks; it is not yet watched.
+        seat: this rank's.
+        met: who has met on this node.
+        seats: in the world, of those, by local rank.
+        members: of the world; those of this node get what is known of them here.
+    """
+    world.share_seats(met.map_seats(), seats)
+    known = list(members)
+    for local_rank, number in enumerate(seats):
+        known[number] = met.members[local_rank] | {"rank": members[number]["rank"]}
+    return Node(seat, known, world, _WHERE, {seats[local]: s for local, s in met.sockets.items()})
 
 
 def _pid_namespace() -> str:
@@ -257,6 +332,7 @@ def _admit(door: socket.socket, size: int, members: dict[int, dict[str, Any]]) -
         )
     if hello["local_size"] != size:
         raise ValueError(f"you count {hello['local_size']} ranks on this node, rank 0 counts {size}")
+    from_message(hello["reasons"])
     if hello["local_rank"] in members or not 0 < hello["local_rank"] < size:
         raise ValueError(f"local rank {hello['local_rank']} is already here, or not below {size}")
     return hello

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from cktrain.comm import _engine
-from cktrain.comm.engine_group import DTYPE, KIND, OP, EngineGroup, MakeOp
+from cktrain.comm.engine_group import DTYPE, OP, Call, EngineGroup, MakeOp
 from cktrain.comm.group import Group
 from cktrain.comm.node import Node, new_memory
 from cktrain.comm.solo_group import SoloGroup
@@ -143,21 +143,9 @@ class ShmGroup(EngineGroup):
 
     # Operations.
 
-    def _make(
-        self,
-        kind: str,
-        count: int,
-        output: np.ndarray,
-        input: np.ndarray,
-        begins: Sequence[int] | None,
-        op: str,
-        root: int,
-        read: int,
-        extra: int,
-    ) -> MakeOp:
-        arguments = (KIND[kind], DTYPE[input.dtype], OP[op], root, count, extra)
-        addresses = (input.ctypes.data, output.ctypes.data)
-        return lambda lane, own: lane.make(*arguments, *addresses, begins, read, (input, output), own)
+    def _make(self, call: Call) -> MakeOp:
+        given, kept = (*call.header(), *call.addresses(), call.begins, call.read), (call.input, call.output)
+        return lambda lane, own: lane.make(*given, kept, own)
 
     def _stream(self, peer: int, sends: bool) -> _engine.Stream:
         source, to = (self.rank, peer) if sends else (peer, self.rank)

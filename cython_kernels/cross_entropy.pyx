@@ -57,7 +57,7 @@ def cross_entropy_forward(row_max, row_sum, target_logit, logits, targets, vocab
 def cross_entropy_backward(dlogits, logits, lse, targets, ignore_index=-100, vocab_start=0):
     """dlogits = softmax - onehot, zero where the target is ignored; unnormalised. dlogits may be logits.
 
-    logits are of dlogits' dtype, or float32.
+    logits are of dlogits' dtype, or float32; each row of dlogits may begin where that of the logits does.
     """
     cdef const char *op = b"cross_entropy_backward"
     cdef ck_array al, ad

@@ -62,10 +62,17 @@ MUTANTS = [
     ),
     Mutant(
         "gradients not cleared between steps",
-        "cktrain/parallel/data.py",
-        "self.params.zero_grad()",
-        "pass",
+        "cktrain/optim/optimizer.py",
+        "zero_grad=True,",
+        "zero_grad=False,",
         "tests/cktrain/test_trainer.py::test_a_step_starts_from_no_gradient",
+    ),
+    Mutant(
+        "gradients of a skipped step not cleared",
+        "cktrain/parallel/data.py",
+        "self._unclear = [(0, self.params.size)]",
+        "pass",
+        "tests/cktrain/test_trainer.py::test_a_step_starts_from_no_gradient_after_a_skipped_one",
     ),
     Mutant(
         "clipping by the norm of the sum instead of the mean",

@@ -10,6 +10,8 @@ so in the backward pass the stream's gradient is one array, to which each branch
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import numpy as np
 
 from cktrain.nn.attention import Attention
@@ -43,23 +45,29 @@ class Block(Module):
     def forward(self, x: np.ndarray, slot: Slot) -> np.ndarray:
         """(N, C) -> (N, C); the output stays in the slot, since it is the next block's input."""
         h = self._h(slot, x.shape)
-        self.attention.forward_into(h, self.input_norm.forward(x, slot), x, slot)
+        with slot.phase("attention"):
+            self.attention.forward_into(h, self.input_norm.forward(x, slot), x, slot)
         y = slot.kept(self, "y", x.shape, self.num.real)
-        return self.mlp.forward_into(y, self.mlp_norm.forward(h, slot), h, slot)
+        with slot.phase("mlp"):
+            return self.mlp.forward_into(y, self.mlp_norm.forward(h, slot), h, slot)
 
     def recompute(self, x: np.ndarray, slot: Slot) -> None:
         """What `forward` saved besides its output, again."""
         h = self._h(slot, x.shape)
-        self.attention.forward_into(h, self.input_norm.forward(x, slot), x, slot)
-        self.mlp.expand(self.mlp_norm.forward(h, slot), slot)
+        with slot.phase("attention"):
+            self.attention.forward_into(h, self.input_norm.forward(x, slot), x, slot)
+        with slot.phase("mlp"):
+            self.mlp.expand(self.mlp_norm.forward(h, slot), slot)
 
     def backward_from(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
         """Turns dy (N, C), in place, into dx for the x that `forward` got."""
         h = self._h(slot, x.shape)
-        dbranch = self.mlp.backward_from(dy, self.mlp_norm.recompute(h, slot), slot)
-        self.mlp_norm.backward_into(dy, dbranch, h, slot)
-        dbranch = self.attention.backward_from(dy, self.input_norm.recompute(x, slot), slot)
-        return self.input_norm.backward_into(dy, dbranch, x, slot)
+        with slot.phase("mlp"):
+            dbranch = self.mlp.backward_from(dy, self.mlp_norm.recompute(h, slot), slot)
+            self.mlp_norm.backward_into(dy, dbranch, h, slot)
+        with slot.phase("attention"):
+            dbranch = self.attention.backward_from(dy, self.input_norm.recompute(x, slot), slot)
+            return self.input_norm.backward_into(dy, dbranch, x, slot)
 
     def _h(self, slot: Slot, shape: tuple[int, ...]) -> np.ndarray:
         return slot.saved(self, "h", shape, self.num.real)
@@ -122,25 +130,27 @@ class Transformer(Module):
         self, tokens: np.ndarray, targets: np.ndarray, slot: Slot, train: bool = True
     ) -> tuple[float, int]:
         """(sum of the losses over valid targets, their number). With `train`, `backward_loss` must follow."""
-        return self.loss(self.hidden(tokens, slot, train), targets, slot, train)
+        return self.loss(self.hidden(tokens, slot), targets, slot, train)
 
-    def hidden(self, tokens: np.ndarray, slot: Slot, train: bool) -> np.ndarray:
+    def hidden(self, tokens: np.ndarray, slot: Slot) -> np.ndarray:
         """The stream (N, C) after this stage's last block; `tokens` are read where the embedding is."""
         x = self.stream_input(slot)
         if self.embedding is not None:
             self.embedding.embed(x, tokens.reshape(-1), slot)
         for block in self.blocks:
-            if self.checkpointing and train:
-                with slot.recomputing():
-                    x = block.forward(x, slot)
-            else:
+            with slot.phase("block"), self._saving(slot):
                 x = block.forward(x, slot)
         return x
 
     def loss(self, x: np.ndarray, targets: np.ndarray, slot: Slot, train: bool) -> tuple[float, int]:
-        """(loss sum, valid targets) for the stream x after the last block."""
+        """(loss sum, valid targets) for the stream x after the last block.
+
+        With `train` the gradient of the norm's output is left in `stream_gradient`.
+        """
         assert self.norm is not None and self.head is not None
-        return self.head.loss(self.norm.forward(x, slot), targets.reshape(-1), slot, train)
+        dx = self.stream_gradient(slot) if train else None
+        with slot.phase("head"):
+            return self.head.loss(self.norm.forward(x, slot), dx, targets.reshape(-1), slot)
 
     def backward_loss(self, tokens: np.ndarray, slot: Slot) -> None:
         """Accumulates the gradients of the loss sum of the last `forward_loss` on this slot.
@@ -150,18 +160,19 @@ class Transformer(Module):
         """
         x, dy = self.stream_input(slot), self.stream_gradient(slot)
         inputs = [x, *(slot.kept(block, "y", x.shape, self.num.real) for block in self.blocks)]
-        if self.norm is not None and self.head is not None:
-            dy.fill(0)
-            self.norm.backward_into(dy, self.head.backward(dy, slot), inputs[-1], slot)
+        if self.norm is not None:
+            self.norm.backward_into(dy, dy, inputs[-1], slot, accumulate=False)
         for block, x in zip(reversed(self.blocks), reversed(inputs[:-1]), strict=True):
-            if self.checkpointing:
-                with slot.recomputing():
+            with slot.phase("block"), self._saving(slot):
+                if self.checkpointing:
                     block.recompute(x, slot)
-                    block.backward_from(dy, x, slot)
-            else:
                 block.backward_from(dy, x, slot)
         if self.embedding is not None:
             self.embedding.backward_ids(dy, tokens.reshape(-1), slot)
+
+    def _saving(self, slot: Slot) -> AbstractContextManager[None]:
+        """How a block's arrays are saved: for each block, or with checkpointing once for all."""
+        return slot.recomputing() if self.checkpointing else nullcontext()
 
     def stream_input(self, slot: Slot) -> np.ndarray:
         """The slot's stream (N, C) that enters this stage's first block; (N / row_shares, C) where ranks divide it."""
@@ -182,7 +193,7 @@ class Transformer(Module):
 
         def run(slot: Slot) -> None:
             ids = np.zeros((batch_size, sequence_length), np.int32)
-            x = self.hidden(ids, slot, train)
+            x = self.hidden(ids, slot)
             if self.head is not None:
                 self.loss(x, ids, slot, train)
             if train:

@@ -9,17 +9,28 @@ training step allocates nothing.
 Three lifetimes:
 - `slot.saved(module, name, …)`: belongs to this module and micro-batch, from the forward to the end of the backward;
 - `slot.shared(module, name, …)`: one array for all modules with the same role (the same place in every block), valid
-  until the next module of that role runs. Slots of one rank share these too.
-
+  until the next module of that role runs, or until the phase ends. Slots of one rank share these too;
 - `slot.kept(module, name, …)`: like saved, also under `memory.checkpointing: block`, where saved arrays inside a block
   are had once for all blocks (`slot.recomputing`) and only the block's output stays.
+
+`slot.phase(name)` surrounds code whose shared arrays nobody reads after it. Phases nest, and what is asked in one alone
+lies where the arrays of its sister phases lie: head, attention and MLP have their temporaries in the same memory, which
+is as large as the greatest of them (docs/memory.md).
+
+`arena_accounts` says what all arenas hold. Within `planning()` arenas have sizes and no memory, so that a run's memory
+can be added up, by the code that will ask for it, before anything is allocated.
 """
 
 from __future__ import annotations
 
+import itertools
 import mmap
+import weakref
+from collections import Counter
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,8 +44,45 @@ HUGE_PAGE = 2 << 20
 CACHE_LINE = 64
 
 Shape = tuple[int, ...]
+Path = tuple[str, ...]
+"""Phases, the outermost first."""
+_NO_PHASE: AbstractContextManager[None] = nullcontext()
 Allocate = Callable[[int], np.ndarray]
 """nbytes -> (nbytes,) uint8 zeros, 2 MiB aligned."""
+
+
+_ACCOUNTS: dict[int, tuple[str, int]] = {}
+"""Name and bytes of each arena whose memory exists, by number."""
+_NUMBERS = itertools.count()
+_PLANNED: ContextVar[Counter[str] | None] = ContextVar("planned arenas", default=None)
+
+
+def arena_accounts() -> Counter[str]:
+    """Bytes of all arenas of this process whose memory exists, by the arena's name."""
+    accounts: Counter[str] = Counter()
+    for name, nbytes in list(_ACCOUNTS.values()):
+        accounts[name] += nbytes
+    return accounts
+
+
+@contextmanager
+def planning() -> Iterator[Counter[str]]:
+    """Within the block arenas take no memory, and their arrays have a shape alone.
+
+    Gives the bytes that were asked for, by the arena's name.
+    """
+    token = _PLANNED.set(Counter())
+    try:
+        accounts = _PLANNED.get()
+        assert accounts is not None
+        yield accounts
+    finally:
+        _PLANNED.reset(token)
+
+
+def shape_alone(shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """An array of this shape whose elements are all the same one."""
+    return np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, (0,) * len(shape))
 
 
 class Arena:
@@ -49,8 +97,14 @@ class Arena:
         self.capacity = nbytes
         self.used = 0
         size = _round_up(max(nbytes, 1), HUGE_PAGE)
+        planned = _PLANNED.get()
+        self.is_planned = planned is not None
+        if planned is not None:
+            planned[name] += nbytes
+            return
         if allocate is not None:
             self._bytes = allocate(size)
+            self._account()
             return
         try:
             self._map = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -63,13 +117,25 @@ class Arena:
         raw = np.frombuffer(self._map, dtype=np.uint8)
         start = -raw.ctypes.data % HUGE_PAGE
         self._bytes = raw[start : start + size]
+        self._account()
 
     def array(self, shape: Shape, dtype: np.dtype) -> np.ndarray:
         """The next array of this arena, cache-line aligned; zero until written."""
         nbytes = _nbytes(shape, dtype)
         start, self.used = self.used, self.used + _round_up(nbytes, CACHE_LINE)
+        if self.is_planned:
+            return shape_alone(shape, dtype)
         assert self.used <= self._bytes.size, f"{self.name} arena: {self.used} of {self._bytes.size} bytes"
         return self._bytes[start : start + nbytes].view(dtype).reshape(shape)
+
+    def _account(self) -> None:
+        """Note this arena until the last of its arrays is gone."""
+        owner = self._bytes
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        number = next(_NUMBERS)
+        _ACCOUNTS[number] = (self.name, self.capacity)
+        weakref.finalize(owner, _ACCOUNTS.pop, number, None).atexit = False
 
 
 class Slot:
@@ -106,6 +172,10 @@ class Slot:
         """A temporary of `module`, overwritten by the next module of the same role."""
         return self._get((module.role, name), shape, dtype)
 
+    def phase(self, name: str) -> AbstractContextManager[None]:
+        """The block's shared arrays are free when it ends; no two phases of one name may be alive at once."""
+        return _NO_PHASE
+
     def view(self, module: Module, name: str, make: Callable[[], Any]) -> Any:
         """Views of this slot's arrays, made once by `make` and remembered."""
         key = (module.role if self._by_role else module.name, name)
@@ -133,24 +203,45 @@ class _Recorder(Slot):
     def __init__(self, batch_size: int, sequence_length: int) -> None:
         super().__init__(batch_size, sequence_length)
         self.asked: dict[tuple[str, str], tuple[Shape, np.dtype]] = {}
-        self.by_role: set[tuple[str, str]] = set()
+        self.paths: dict[tuple[str, str], Path] = {}
+        """Of each array that is had once per rank, the phases that hold all places where it was asked."""
+        self._path: Path = ()
+        self._block: Path = ()
 
     def shared(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
-        self.by_role.add((module.role, name))
+        self._had_once((module.role, name), self._path)
         return super().shared(module, name, shape, dtype)
 
     def saved(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
         if self._by_role:
-            self.by_role.add((module.role, name))
+            self._had_once((module.role, name), self._block)  # also read in later phases of the block
         return super().saved(module, name, shape, dtype)
+
+    @contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        before, self._path = self._path, (*self._path, name)
+        try:
+            yield
+        finally:
+            self._path = before
+
+    @contextmanager
+    def recomputing(self) -> Iterator[None]:
+        self._block = self._path
+        with super().recomputing():
+            yield
 
     def view(self, module: Module, name: str, make: Callable[[], Any]) -> Any:
         return make()
 
+    def _had_once(self, key: tuple[str, str], path: Path) -> None:
+        before = self.paths.setdefault(key, path)
+        self.paths[key] = tuple(a for a, _ in takewhile(_equal, zip(before, path, strict=False)))
+
     def _get(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
         before = self.asked.setdefault(key, (shape, dtype))
         assert before == (shape, dtype), f"{key} asked as {before} and as {(shape, dtype)}"
-        return np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, (0,) * len(shape))
+        return shape_alone(shape, dtype)
 
 
 class SlotPlan:
@@ -159,15 +250,23 @@ class SlotPlan:
     def __init__(self, recorder: _Recorder) -> None:
         self.batch_size = recorder.batch_size
         self.sequence_length = recorder.sequence_length
-        self._saved = {k: v for k, v in recorder.asked.items() if k not in recorder.by_role}
-        self._shared = {k: v for k, v in recorder.asked.items() if k in recorder.by_role}
+        self._saved = {k: v for k, v in recorder.asked.items() if k not in recorder.paths}
+        self._shared = {k: v for k, v in recorder.asked.items() if k in recorder.paths}
+        self.paths = recorder.paths
+        """The phases of each shared array."""
+        self._starts: dict[tuple[str, str], int] = {}
         self.saved_bytes = _total(self._saved)
-        self.shared_bytes = _total(self._shared)
+        self.shared_bytes = self._place((), 0)
 
     def allocate(self, count: int = 1) -> list[Slot]:
         """`count` slots in one new arena."""
         arena = Arena("activations", count * self.saved_bytes + self.shared_bytes)
-        shared = {key: arena.array(*spec) for key, spec in self._shared.items()}
+        once = arena.array((self.shared_bytes,), np.dtype(np.uint8))
+        shared = {}
+        for key, (shape, dtype) in self._shared.items():
+            start = self._starts[key]
+            place = once[start : start + _nbytes(shape, dtype)]
+            shared[key] = shape_alone(shape, dtype) if arena.is_planned else place.view(dtype).reshape(shape)
         slots = []
         for _ in range(count):
             slot = Slot(self.batch_size, self.sequence_length)
@@ -175,6 +274,16 @@ class SlotPlan:
             slot._arrays.update((key, arena.array(*spec)) for key, spec in self._saved.items())
             slots.append(slot)
         return slots
+
+    def _place(self, path: Path, start: int) -> int:
+        """Give the arrays of a phase their places from `start` on, those of phases within it behind; the end."""
+        for key, spec in self._shared.items():
+            if self.paths[key] == path:
+                self._starts[key] = start
+                start += _round_up(_nbytes(*spec), CACHE_LINE)
+        depth = len(path)
+        within = {p[: depth + 1] for p in self.paths.values() if len(p) > depth and p[:depth] == path}
+        return max([start, *(self._place(p, start) for p in sorted(within))])
 
 
 def plan_slot(
@@ -187,6 +296,10 @@ def plan_slot(
     with np.errstate(all="ignore"):  # the few lines of numpy in modules see zeros
         run(recorder)
     return SlotPlan(recorder)
+
+
+def _equal(pair: tuple[str, str]) -> bool:
+    return pair[0] == pair[1]
 
 
 def _nbytes(shape: Shape, dtype: np.dtype) -> int:

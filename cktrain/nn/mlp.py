@@ -33,12 +33,10 @@ class FeedForward(Module):
 
     def backward_from(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
         """dx (N, C) of the MLP branch, for dy (N, C) and the x that `forward_into` got."""
-        hidden = self._hidden(slot)
-        dhidden = slot.shared(self, "dhidden", hidden.shape, self.num.real)
+        dhidden = self._hidden(slot)
         dy = self.output_proj.output_gradient(dy, slot)
         self.output_proj.backward_input(dhidden, dy, slot)
-        expanded = self._expanded(slot)
-        dexpanded = self._backward_activation(hidden, dhidden, expanded, slot)
+        hidden, dexpanded = self._backward_activation(dhidden, self._expanded(slot), slot)
         self.output_proj.backward_weight(dy, hidden)
         self.input_proj.backward_weight(dexpanded, self.input_proj.input(x, slot))
         dx = slot.shared(self, "dx", x.shape, self.num.real)
@@ -48,9 +46,9 @@ class FeedForward(Module):
         raise NotImplementedError
 
     def _backward_activation(
-        self, hidden: np.ndarray, dhidden: np.ndarray, expanded: np.ndarray, slot: Slot
-    ) -> np.ndarray:
-        """The gradient of `expanded`; writes `hidden` again."""
+        self, dhidden: np.ndarray, expanded: np.ndarray, slot: Slot
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(`hidden` computed again, the gradient of `expanded`); both arguments may be used up."""
         raise NotImplementedError
 
     def _expanded(self, slot: Slot) -> np.ndarray:
@@ -92,11 +90,11 @@ class SwiGLU(FeedForward):
         self.num.kernels.swiglu_forward(hidden, expanded)
 
     def _backward_activation(
-        self, hidden: np.ndarray, dhidden: np.ndarray, expanded: np.ndarray, slot: Slot
-    ) -> np.ndarray:
-        # The gradient replaces what it is the gradient of, which nobody needs any more.
-        self.num.kernels.swiglu_backward(expanded, dhidden, expanded, hidden)
-        return expanded
+        self, dhidden: np.ndarray, expanded: np.ndarray, slot: Slot
+    ) -> tuple[np.ndarray, np.ndarray]:
+        # Each result replaces an operand that nobody needs any more.
+        self.num.kernels.swiglu_backward(expanded, dhidden, expanded, dhidden)
+        return dhidden, expanded
 
 
 class GeluMLP(FeedForward):
@@ -124,8 +122,9 @@ class GeluMLP(FeedForward):
         self.num.kernels.gelu_forward(hidden, expanded, self.tanh)
 
     def _backward_activation(
-        self, hidden: np.ndarray, dhidden: np.ndarray, expanded: np.ndarray, slot: Slot
-    ) -> np.ndarray:
+        self, dhidden: np.ndarray, expanded: np.ndarray, slot: Slot
+    ) -> tuple[np.ndarray, np.ndarray]:
+        hidden = slot.shared(self, "hidden_again", dhidden.shape, self.num.real)
         self.num.kernels.gelu_forward(hidden, expanded, self.tanh)
         self.num.kernels.gelu_backward(dhidden, dhidden, expanded, self.tanh)
-        return dhidden
+        return hidden, dhidden

@@ -28,8 +28,10 @@ class Norm(Module):
         """The output of `forward` again, for the same x."""
         return self.forward(x, slot)
 
-    def backward_into(self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """dx += the gradient of x; the weight's gradient is accumulated."""
+    def backward_into(
+        self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = True
+    ) -> np.ndarray:
+        """dx = or += the gradient of x, and dx may be dy; the weight's gradient is accumulated."""
         raise NotImplementedError
 
     def _stat(self, slot: Slot, name: str, x: np.ndarray) -> np.ndarray:
@@ -48,10 +50,12 @@ class RMSNorm(Norm):
         self.num.kernels.rms_norm_forward(y, self._stat(slot, "rstd", x), x, self.weight.value, self.eps)
         return y
 
-    def backward_into(self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """dx (N, C) += d x for dy (N, C)."""
+    def backward_into(
+        self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = True
+    ) -> np.ndarray:
+        """dx (N, C) = or += d x for dy (N, C)."""
         rstd = self._stat(slot, "rstd", x)
-        self.num.kernels.rms_norm_backward(dx, self.weight.grad, dy, x, self.weight.value, rstd, True)
+        self.num.kernels.rms_norm_backward(dx, self.weight.grad, dy, x, self.weight.value, rstd, accumulate)
         self.weight.grad_added()
         return dx
 
@@ -77,8 +81,10 @@ class LayerNorm(Norm):
         )
         return y
 
-    def backward_into(self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """dx (N, C) += d x for dy (N, C)."""
+    def backward_into(
+        self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = True
+    ) -> np.ndarray:
+        """dx (N, C) = or += d x for dy (N, C)."""
         self.num.kernels.layer_norm_backward(
             dx,
             self.weight.grad,
@@ -88,7 +94,7 @@ class LayerNorm(Norm):
             self.weight.value,
             self._stat(slot, "mean", x),
             self._stat(slot, "rstd", x),
-            True,
+            accumulate,
         )
         self.weight.grad_added()
         self.bias.grad_added()

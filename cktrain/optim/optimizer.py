@@ -60,7 +60,10 @@ class Optimizer:
             self._pieces.append(pieces)
 
     def step(self, lr: float, grad_scale: float, step: int) -> None:
-        """One update with gradients multiplied by grad_scale, of the bf16 copy too; `step` counts from 1."""
+        """One update with gradients multiplied by grad_scale, of the bf16 copy too; `step` counts from 1.
+
+        It leaves zeros in the gradients of its spans, for the next step's sums.
+        """
         for number in range(len(self.spans)):
             self.step_span(number, lr, grad_scale, step)
 
@@ -98,6 +101,7 @@ class AdamW(Optimizer):
             step,
             grad_scale,
             copy=piece.copy,
+            zero_grad=True,
         )
 
 
@@ -114,6 +118,7 @@ class SGD(Optimizer):
         )
         if piece.copy is not None:
             kernels.cast(piece.copy, piece.data)
+        piece.grad.fill(0)
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}

@@ -76,14 +76,16 @@ class VocabularyHead(CrossEntropyHead):
         self.border = border
         self.first_word, self.words = divide_vocabulary(self.weight, border.group.size, border.group.rank)
 
-    def loss(self, x: np.ndarray, targets: np.ndarray, slot: Slot, train: bool) -> tuple[float, int]:
-        """As the whole head's, the same on every rank; targets (N), x (N/t, C)."""
+    def loss(
+        self, x: np.ndarray, dx: np.ndarray | None, targets: np.ndarray, slot: Slot
+    ) -> tuple[float, int]:
+        """As the whole head's, the same on every rank; targets (N), x and dx (N/t, C)."""
         whole = self.border.gather(x, slot, "gathered")
-        dwhole = self.border.partial(slot, self.hidden_size) if train else None
+        dwhole = None if dx is None else self.border.partial(slot, self.hidden_size)
         total = self._chunks(whole, dwhole, targets, slot)
-        if dwhole is not None:
+        if dx is not None and dwhole is not None:
             self.weight.grad_added()
-            self.border.scatter(self._dx(x.shape, slot), dwhole)
+            self.border.scatter(dx, dwhole)
         return total, int(np.count_nonzero(targets != IGNORE_INDEX))
 
     def _combine(self, by_row: np.ndarray) -> None:

@@ -33,7 +33,7 @@ static void FN(cross_entropy_forward)(const void *args, const ck_team *team) {
 }
 
 /* dlogits = exp(l - lse) - onehot(target), unnormalised; an ignored row is zero. dlogits may be logits, which are
- * fp32 or real. */
+ * fp32 or real: bf16 written from left to right over the fp32 that were read. */
 INLINE void FN(cross_entropy_backward_rows)(const ck_cross_entropy_args *a, const ck_team *team, const int from_f32) {
     const ck_range rows = ck_split(a->n, ck_row_grain(a->v * sizeof(real)), team->size, team->index);
     const int streaming = a->dlogits != a->logits
@@ -50,7 +50,9 @@ INLINE void FN(cross_entropy_backward_rows)(const ck_cross_entropy_args *a, cons
         }
         const int64_t target = a->targets[r] - a->vocab_start;
         const int here = target >= 0 && target < a->v;
-        const float logit = !here ? 0.0f : from_f32 ? wide[target] : r_get(narrow + target);
+        float logit = 0.0f;
+        if (here && from_f32) memcpy(&logit, wide + target, sizeof logit);  /* not `=`: bf16 may be written there */
+        else if (here) logit = r_get(narrow + target);
         const vf shift = v_set1(a->lse[r] * -CK_LOG2_E);
         EACH_VECTOR(i, m, a->v,
             const vf l = from_f32 ? v_load_n(wide + i, m) : r_load_n(narrow + i, m);

@@ -109,6 +109,24 @@ def test_a_step_starts_from_no_gradient(tiny, composed):
     assert first.grad_norm > 0 and second.grad_norm == first.grad_norm
 
 
+@pytest.mark.parametrize("name", ["adamw", "sgd"])
+def test_a_step_starts_from_no_gradient_after_a_skipped_one(tiny, composed, monkeypatch, name):
+    """An update leaves zeros where it read; a step that is skipped reads nothing."""
+    trainer = composed(tiny(**FP64, **{"optimizer.lr": 0.0, "optimizer.name": name})).trainer
+    first = trainer.step(1)
+    assert not trainer.params.grad.any()
+    backward = trainer.model.backward_loss
+
+    def poisoned(tokens, slot):
+        backward(tokens, slot)
+        trainer.params.grad[5] = np.nan
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer.model, "backward_loss", poisoned)
+        assert not trainer.step(1).applied
+    assert trainer.step(1).grad_norm == first.grad_norm
+
+
 def test_clipping_bounds_the_norm(tiny, composed):
     run = composed(
         tiny(

@@ -61,6 +61,7 @@ def hello(**changes: object) -> dict[str, object]:
         "pid_namespace": "",
         "host": "here",
         "cpus": [0],
+        "reasons": {},
     } | changes
 
 
@@ -99,6 +100,7 @@ def message(content: object) -> bytes:
         (message(hello(local_rank=0)), b"already here"),
         (message(hello(local_rank=7)), b"not below 2"),
         (message(hello(local_rank="one")), b"refused"),
+        (message(hello(reasons=["tcp"])), b"reasons of an unknown form"),
         (message([1, 2]), b"not a message"),
         (message({}), b"refused"),
         (struct.pack("<I", 1 << 31), b"the limit is"),

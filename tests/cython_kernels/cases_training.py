@@ -11,7 +11,7 @@ from ml_dtypes import bfloat16
 
 
 class CrossEntropy(Case):
-    """Over a slice of a vocabulary; `wide` logits are f32 whatever the type of dlogits.
+    """Over a slice of a vocabulary; `wide` logits are f32 whatever the type of dlogits, which may lie in their rows.
 
     `rest` f32 (N) is the log-sum-exp of the logits of the other slices. "loss" is composed here: lse -
     target_logit, 0 where the target is ignored. The loss of a target of another slice lacks that target's logit,
@@ -73,6 +73,16 @@ class CrossEntropy(Case):
             "in_place": False,
             "wide": True,
         },
+        {
+            "n": 6,
+            "v": 75,
+            "before": 2,
+            "after": 0,
+            "ignored": "somewhere",
+            "ignore_index": -100,
+            "in_place": True,
+            "wide": True,
+        },
     )
     outputs = ("loss",)
     gradients = ("logits",)
@@ -94,7 +104,7 @@ class CrossEntropy(Case):
             "ignore_index": shape["ignore_index"],
             "rest": rest.astype(f32_of(dtype)),
             "dloss": np.ones(n, f32_of(dtype)),
-            "in_place": shape["in_place"] and full.dtype == dtype,
+            "in_place": shape["in_place"],
             "real": np.zeros(0, dtype),
         }
 
@@ -117,7 +127,8 @@ class CrossEntropy(Case):
         n, v = inputs["logits"].shape
         wide = np.full((n, v + 3), np.nan, inputs["logits"].dtype)
         wide[:, :v] = inputs["logits"]
-        dlogits = wide[:, :v] if inputs["in_place"] else blank(inputs["real"], (n, v))
+        real = inputs["real"]  # narrower than wide logits, a row of dlogits fills the first half of theirs
+        dlogits = wide.view(real.dtype)[:, :v] if inputs["in_place"] else blank(real, (n, v))
         kernels.cross_entropy_backward(
             dlogits,
             wide[:, :v],

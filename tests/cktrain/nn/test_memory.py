@@ -3,15 +3,28 @@
 from __future__ import annotations
 
 import itertools
+import re
 import resource
 import tracemalloc
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
 
+from cktrain import cython_kernels
 from cktrain.bench.step import RandomLoader
 from cktrain.models.build import build_model
-from cktrain.nn.memory import CACHE_LINE, HUGE_PAGE, Arena
+from cktrain.nn.memory import (
+    CACHE_LINE,
+    HUGE_PAGE,
+    Arena,
+    Slot,
+    SlotPlan,
+    arena_accounts,
+    plan_slot,
+    planning,
+)
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import FlatParams
 
@@ -33,6 +46,24 @@ def test_an_arena_starts_on_a_huge_page_and_its_arrays_on_cache_lines():
         assert end <= start
 
 
+def huge_bytes(array: np.ndarray) -> int:
+    """Bytes in huge pages of the mapping that the array lies in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= array.ctypes.data < int(found[2], 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            return 1024 * int(line.split()[1])
+    raise AssertionError("the array lies in no mapping")
+
+
+def test_an_arena_lies_in_huge_pages_where_the_system_gives_them():
+    array = Arena("test", 32 << 20).array((32 << 20,), np.dtype(np.uint8))
+    array.fill(1)
+    never = "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    assert (huge_bytes(array) == 0) if never else (huge_bytes(array) >= HUGE_PAGE)
+
+
 def test_a_size_that_cannot_be_had_is_named():
     with pytest.raises(MemoryError, match=r"the weights arena needs 1,152,921,504,606,846,976 bytes"):
         Arena("weights", 1 << 60)
@@ -52,8 +83,6 @@ def slots(composed_model, count: int, checkpointing: bool = False):
 
 @pytest.fixture
 def composed_model(tiny):
-    from cktrain import cython_kernels
-
     return tiny(), Numerics(cython_kernels.load(), "fp32")
 
 
@@ -68,9 +97,88 @@ def test_slots_keep_their_own_and_share_temporaries(composed_model):
             a, b = span(array), span(two._arrays[key])
             assert a[1] <= b[0] or b[1] <= a[0]
     assert own > common > 0
-    arrays = sorted(span(a) for a in one._arrays.values() if a.size)
+    arrays = sorted(span(one._arrays[key]) for key in plan._saved)
     assert all(end <= start for (_, end), (start, _) in itertools.pairwise(arrays))
     assert plan.saved_bytes > 0 < plan.shared_bytes
+
+
+def test_phases_lie_in_the_same_memory_unless_an_array_is_asked_in_several():
+    class Named:
+        def __init__(self, role: str) -> None:
+            self.role = self.name = role
+
+    def ask(slot, name, size):
+        return slot.shared(Named("m"), name, (size,), FP32)
+
+    def run(slot):
+        ask(slot, "always", 16)
+        with slot.phase("block"):
+            with slot.phase("attention"):
+                ask(slot, "a", 160)
+                ask(slot, "both", 32)
+            with slot.phase("mlp"):
+                ask(slot, "m", 320)
+                ask(slot, "both", 32)
+        with slot.phase("head"):
+            ask(slot, "h", 64)
+            ask(slot, "always", 16)
+
+    plan = plan_slot(1, 1, run)
+    (slot,) = plan.allocate()
+    base = min(span(a)[0] for a in slot._arrays.values())
+    starts = {name: (span(a)[0] - base) // 4 for (_, name), a in slot._arrays.items()}
+    assert starts == {"always": 0, "both": 16, "a": 48, "m": 48, "h": 16}
+    assert plan.shared_bytes == 4 * (16 + 32 + 320)
+
+
+class PoisonedSlot(Slot):
+    """Writes NaN over the arrays of a phase when it begins and when it ends."""
+
+    def __init__(self, plan: SlotPlan) -> None:
+        super().__init__(plan.batch_size, plan.sequence_length)
+        self.plan = plan
+        self.path: tuple[str, ...] = ()
+        self.poisoned: set[tuple[str, str]] = set()
+
+    @contextmanager
+    def phase(self, name):
+        before, self.path = self.path, (*self.path, name)
+        self.poison()
+        yield
+        self.poison()
+        self.path = before
+
+    def poison(self):
+        for key, path in self.plan.paths.items():
+            if path[: len(self.path)] == self.path:
+                self._arrays[key].fill(np.nan)
+                self.poisoned.add(key)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+@pytest.mark.parametrize("checkpointing", [False, True])
+def test_nothing_is_read_outside_its_phase(tiny, family, checkpointing):
+    """Losses and gradients are the same bits when all that has no right to be read is NaN."""
+    config = tiny(**{"model.family": family})
+    numerics = Numerics(cython_kernels.load(), "fp32")
+    model = build_model(config.model, numerics, 16, checkpointing)
+    params = FlatParams(model.params(), numerics)
+    params.initialize(3)
+    plan = model.plan(2, 16)
+    poisoned = PoisonedSlot(plan)
+    poisoned._arrays = plan.allocate()[0]._arrays
+    ids = np.random.default_rng(1).integers(0, 61, (2, 17)).astype(np.int32)
+    tokens, targets = np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
+    found = []
+    for slot in (plan.allocate()[0], poisoned):
+        params.zero_grad()
+        loss, _ = model.forward_loss(tokens, targets, slot)
+        model.backward_loss(tokens, slot)
+        found.append((loss, params.grad.copy()))
+    assert np.isfinite(found[0][1]).all() and found[0][1].any()
+    assert found[1][0] == found[0][0]
+    np.testing.assert_array_equal(found[1][1], found[0][1])
+    assert {"logits", "dqkv", "hidden"} <= {name for _, name in poisoned.poisoned}
 
 
 def test_block_checkpointing_saves_one_array_per_block(composed_model):
@@ -114,3 +222,24 @@ def test_page_faults_are_flat_from_step_3_and_python_keeps_nothing(tiny, compose
         assert tracemalloc.get_traced_memory()[0] - held < 4096
     finally:
         tracemalloc.stop()
+
+
+def test_accounts_name_what_exists_and_no_more():
+    held = arena_accounts()
+    array = Arena("accounted", 1000).array((100,), FP32)
+    view = array[10:20]
+    assert (arena_accounts() - held) == {"accounted": 1000}
+    del array
+    assert (arena_accounts() - held) == {"accounted": 1000}  # a view keeps it
+    del view
+    assert arena_accounts() == held
+
+
+def test_a_planned_arena_has_a_size_and_no_memory():
+    held = arena_accounts()
+    with planning() as accounts:
+        array = Arena("huge", 1 << 60).array((1 << 58,), FP32)
+        assert array[5:9].reshape(2, 2).shape == (2, 2)
+        assert array.nbytes == 1 << 60
+    assert accounts == {"huge": 1 << 60}
+    assert arena_accounts() == held

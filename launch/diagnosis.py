@@ -1,0 +1,295 @@
+"""What this machine offers a training run, and what is in the way, each with the command that mends it.
+
+`diagnose` reads; nothing is changed, started or bound. The roots of /sys, /proc and /dev are arguments, so that a
+machine made up of files can be looked at. The processor and its memory stand here, what joins ranks in
+`cktrain.launch.diagnosis_comm`.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from cktrain.launch.allowance import Allowance, read_allowance
+from cktrain.launch.topology import Topology, format_cpulist, read_topology
+
+_MIB = 1 << 20
+# Where tmpfs pages can be gathered into huge ones whatever the settings say (MADV_COLLAPSE).
+_COLLAPSE_KERNEL = (6, 1)
+_LITTLE_MEMORY = 512 * _MIB
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that is in the way, and the one thing to do about it."""
+
+    problem: str
+    remedy: str
+    blocks: bool = False
+    """Training cannot start."""
+    prevents: bool = False
+    """The transport of this section cannot be used; without either mark something is merely slower than need be."""
+
+
+@dataclass
+class Section:
+    """One subject: what there is, and what is wrong with it."""
+
+    name: str
+    facts: dict[str, str] = field(default_factory=dict)
+    findings: list[Finding] = field(default_factory=list)
+
+    def add(self, problem: str, remedy: str, *, blocks: bool = False, prevents: bool = False) -> None:
+        """Note a finding."""
+        self.findings.append(Finding(problem, remedy, blocks, prevents))
+
+
+@dataclass(frozen=True)
+class Transport:
+    """A way for bytes between ranks: usable here, or why not and what to do."""
+
+    name: str
+    usable: bool
+    reason: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What `comm.transport: auto` takes, or what was asked for."""
+
+    where: str
+    """"one node" or "several nodes"."""
+    transport: str | None
+    """None: ranks cannot be joined there."""
+    passed_over: tuple[Transport, ...]
+
+
+@dataclass
+class Diagnosis:
+    """All sections, and which transport would be used."""
+
+    host: str
+    sections: list[Section]
+    transports: list[Transport]
+    choices: list[Choice]
+
+    @property
+    def ready(self) -> bool:
+        """Whether training can start."""
+        return not any(finding.blocks for section in self.sections for finding in section.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """As JSON can hold it."""
+        return {"ready": self.ready, **asdict(self)}
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where to look."""
+
+    sysfs: Path = Path("/sys")
+    proc: Path = Path("/proc")
+    dev: Path = Path("/dev")
+    environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
+
+
+def software(place: Place) -> Section:
+    """Python, and whether the launcher's variables make sense."""
+    from cktrain import __version__
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.comm.errors import RendezvousError
+
+    section = Section("software")
+    section.facts["cktrain"] = f"{__version__}, Python {platform.python_version()} ({sys.executable})"
+    section.facts["kernel"] = platform.release()
+    try:
+        process = read_process_environment(place.environ)
+    except RendezvousError as error:
+        section.add(error.problem, error.remedy, blocks=True)
+    else:
+        alone = process.source == "none"
+        section.facts["started by"] = (
+            "hand" if alone else f"{process.source}, rank {process.rank} of {process.size}"
+        )
+    return section
+
+
+def processor(place: Place) -> Section:
+    """Instruction sets, as the kernels see them."""
+    from cktrain import cython_kernels
+
+    section = Section("processor")
+    model = [line for line in _read(place.proc / "cpuinfo").splitlines() if line.startswith("model name")]
+    section.facts["model"] = model[0].partition(":")[2].strip() if model else platform.machine()
+    available = cython_kernels.available()
+    section.facts["instruction sets"] = ", ".join(available[1:]) or "none"
+    if len(available) == 1:
+        section.add(
+            "the compiled kernels are not there; the reference in numpy is hundreds of times slower",
+            "Install cktrain again where a C compiler and Python's headers are: pip install --force-reinstall .",
+        )
+        return section
+    built = cython_kernels.build_info()
+    if built["left_out"]:
+        section.add(
+            f"the compiler ({built['compiler']}) does not know {', '.join(built['left_out'])}",
+            "Install gcc 10 or newer, then install cktrain again: pip install --force-reinstall .",
+        )
+    forced = place.environ.get("CKTRAIN_ISA")
+    if forced and forced not in available:
+        section.add(
+            f"CKTRAIN_ISA is {forced!r}, which this CPU or this build does not have",
+            "unset CKTRAIN_ISA",
+            blocks=True,
+        )
+    section.facts["used"] = forced or available[-1]
+    section.facts["bf16"] = (
+        "in hardware" if "avx512bf16" in available else "not in hardware; precision: auto takes fp32"
+    )
+    return section
+
+
+def cores(place: Place) -> Section:
+    """Sockets, NUMA nodes, and how many cores the mask and the cgroup leave."""
+    section = Section("cores")
+    try:
+        topology = read_topology(place.sysfs)
+    except (OSError, ValueError) as error:
+        section.add(f"the topology cannot be read ({error})", "Mount sysfs: mount -t sysfs sysfs /sys")
+        return section
+    allowance = read_allowance(topology, place.sysfs, place.proc)
+    every = topology.cores()
+    packages, nodes = {core.package for core in every}, {core.node for core in every}
+    threads = f", {len(topology.cpus)} hardware threads" if len(topology.cpus) > len(every) else ""
+    section.facts["machine"] = f"{_count(len(packages), 'socket')}, {_count(len(nodes), 'NUMA node')}, " + (
+        f"{_count(len(every), 'core')}{threads}"
+    )
+    for node in sorted(nodes):
+        section.facts[f"NUMA node {node}"] = _describe_node(place, topology, node)
+    _judge_allowance(section, topology, allowance)
+    return section
+
+
+def _judge_allowance(section: Section, topology: Topology, allowance: Allowance) -> None:
+    mine, granted = topology.cores(allowance.mask), topology.cores(allowance.cpuset)
+    quota = "" if allowance.quota is None else f", of which the cgroup grants the time of {allowance.quota:g}"
+    section.facts["for this process"] = (
+        f"{_count(len(mine), 'core')} ({format_cpulist(allowance.mask)}){quota}"
+    )
+    if allowance.quota is not None and allowance.quota < len(mine):
+        section.add(
+            f"the cgroup grants the CPU time of {allowance.quota:g} of {_count(len(mine), 'core')}: threads beyond "
+            "it are stopped again and again",
+            f"Set launch.threads: {max(1, int(allowance.quota))}, or raise the limit (docker: --cpus, Slurm: "
+            "--cpus-per-task, Kubernetes: resources.limits.cpu)",
+        )
+    if len(granted) < len(topology.cores()):
+        section.facts["cgroup's cpuset"] = (
+            f"{_count(len(granted), 'core')} ({format_cpulist(allowance.cpuset)})"
+        )
+    if len(mine) < len(granted):
+        section.add(
+            f"this process was started on {_count(len(mine), 'core')} of {len(granted)}",
+            f"taskset -c {format_cpulist(allowance.cpuset)} cktrain ... (a launcher's ranks take their share "
+            "themselves)",
+        )
+
+
+def _describe_node(place: Place, topology: Topology, node: int) -> str:
+    cpus = format_cpulist(thread.cpu for thread in topology.threads if thread.node == node)
+    total = _meminfo(place.sysfs / "devices" / "system" / "node" / f"node{node}" / "meminfo", "MemTotal")
+    return f"CPUs {cpus}" + (f", {_gib(total)}" if total else "")
+
+
+def memory(place: Place) -> Section:
+    """How much there is, and huge pages."""
+    section = Section("memory")
+    meminfo = place.proc / "meminfo"
+    total, free = _meminfo(meminfo, "MemTotal"), _meminfo(meminfo, "MemAvailable")
+    limit = _memory_limit(place)
+    if total and free:
+        section.facts["memory"] = f"{_gib(free)} of {_gib(total)} free"
+    if limit and (not total or limit < total):
+        section.facts["cgroup's limit"] = _gib(limit)
+    usable = min(x for x in (free, limit, 1 << 62) if x)
+    if usable < _LITTLE_MEMORY:
+        section.add(
+            f"{usable / _MIB:,.0f} MiB of memory are free: the interpreter and its libraries alone take 200",
+            "End other programs, or raise the container's limit (docker: --memory)",
+        )
+    huge = place.sysfs / "kernel" / "mm" / "transparent_hugepage"
+    anonymous, shared = _setting(huge / "enabled"), _setting(huge / "shmem_enabled")
+    section.facts["huge pages"] = f"{anonymous or 'unknown'}; of shared memory: {shared or 'unknown'}"
+    if anonymous == "never":
+        section.add(
+            "transparent huge pages are off: parameters and activations lie in pages of 4 KiB",
+            f"echo madvise | sudo tee {huge / 'enabled'}",
+        )
+    if shared in ("never", "deny") and _kernel() < _COLLAPSE_KERNEL:
+        section.add(
+            "shared memory gets no huge pages: gradients that ranks of a node reduce in place lie in pages of 4 KiB",
+            f"echo advise | sudo tee {huge / 'shmem_enabled'}",
+        )
+    return section
+
+
+def _memory_limit(place: Place) -> int | None:
+    """The smallest memory limit on the way from this process's cgroup to the root, bytes."""
+    limits = []
+    for line in _read(place.proc / "self" / "cgroup").splitlines():
+        hierarchy, controllers, path = line.split(":", 2)
+        if hierarchy == "0" and not controllers:
+            roots, name = ["", "unified"], "memory.max"
+        elif "memory" in controllers.split(","):
+            roots, name = ["memory"], "memory.limit_in_bytes"
+        else:
+            continue
+        for root in roots:
+            top = place.sysfs / "fs" / "cgroup" / root
+            group = top / path.strip("/")
+            for folder in (group, *(p for p in group.parents if p == top or top in p.parents)):
+                text = _read(folder / name)
+                if text.isdigit() and int(text) < 1 << 60:  # version 1's "no limit" is a very large number
+                    limits.append(int(text))
+    return min(limits, default=None)
+
+
+def _meminfo(path: Path, key: str) -> int | None:
+    """A line of a meminfo file in bytes; a node's has "Node 0 " before the key."""
+    for line in _read(path).splitlines():
+        words = line.replace(":", " ").split()
+        if key in words and words[-1] == "kB":
+            return int(words[-2]) << 10
+    return None
+
+
+def _setting(path: Path) -> str:
+    """The word in brackets."""
+    _, _, rest = _read(path).partition("[")
+    return rest.partition("]")[0]
+
+
+def _kernel() -> tuple[int, int]:
+    major, minor = platform.release().split(".")[:2]
+    return int(major), int("".join(c for c in minor if c.isdigit()) or 0)
+
+
+def _gib(nbytes: int) -> str:
+    return f"{nbytes / (1 << 30):.1f} GiB"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number != 1 else ''}"
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text().strip()
+    except OSError:
+        return ""
