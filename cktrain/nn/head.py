@@ -19,7 +19,8 @@ from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import Param
 
 IGNORE_INDEX = -100
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 36 << 20
+"""Of the logits of a chunk: about what attention's temporaries of the reference model take (docs/memory.md)."""
 
 
 class CrossEntropyHead(Module):
