@@ -242,6 +242,10 @@ class ParallelConfig(Section):
     """Pipeline stages."""
     schedule: Literal["gpipe", "1f1b"] = "1f1b"
     """Order of the micro-batches in the pipeline."""
+    cut: Literal["measured", "flops"] | list[Positive] = "measured"
+    """How layers are divided among the stages so that the slowest stage is fastest: `measured` times a layer of each
+    kind, the embedding and the head at the start and keeps the result in run.dir; `flops` counts; a list gives each
+    stage's layers. With run.deterministic measured means flops."""
     zero: Literal[0, 1] = 1
     """1: each data rank keeps a slice of the optimizer's state."""
 
@@ -259,10 +263,17 @@ class CommConfig(Section):
     """Traffic class (DSCP << 2) of RDMA packets."""
     interface: str | None = None
     """Network interface for TCP."""
+    tcp_sockets: Annotated[int, Field(ge=1, le=16)] | None = None
+    """Connections per pair of ranks over TCP. Default: two between hosts, one inside."""
+    table: str | None = None
+    """File of algorithms by length that `cktrain bench collectives --tune` wrote. Default: built-in borders."""
     algorithm: str | None = None
-    """Force a collective algorithm."""
+    """Force a collective algorithm, whatever the table says."""
     wire_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the gradients on the wire."""
+    weight_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of the updated weights on the wire (zero: 1). bf16, which needs precision: bf16, sends what the kernels
+    read and changes no loss; auto: bf16 where the precision is, else fp32."""
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     """Deadline of every wait, in seconds."""
 
@@ -274,8 +285,10 @@ class LaunchConfig(Section):
     """auto divides the node's cores among its ranks; inherit keeps the mask that was handed down; none unpins."""
     threads: Positive | None = None
     """Compute threads per rank. Default: the rank's cores."""
-    progress_core: NonNegative | None = None
-    """Core for the communication thread."""
+    progress_core: Annotated[int, Field(ge=-1)] | None = None
+    """CPU of the communication thread; -1: where the rank runs. Default: one of the rank's own, if it has 16 or more."""
+    end_margin_s: Annotated[float, Field(ge=0)] = 120.0
+    """Under Slurm: save and stop (status 75) so many seconds before the job's time ends; a step and a save must fit."""
 
 
 class MemoryConfig(Section):

@@ -16,13 +16,20 @@ Three lifetimes:
 `slot.phase(name)` surrounds code whose shared arrays nobody reads after it. Phases nest, and what is asked in one alone
 lies where the arrays of its sister phases lie: head, attention and MLP have their temporaries in the same memory, which
 is as large as the greatest of them (docs/memory.md).
+
+`arena_accounts` says what all arenas hold. Within `planning()` arenas have sizes and no memory, so that a run's memory
+can be added up, by the code that will ask for it, before anything is allocated.
 """
 
 from __future__ import annotations
 
+import itertools
 import mmap
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +51,40 @@ Allocate = Callable[[int], np.ndarray]
 """nbytes -> (nbytes,) uint8 zeros, 2 MiB aligned."""
 
 
+_ACCOUNTS: dict[int, tuple[str, int]] = {}
+"""Name and bytes of each arena whose memory exists, by number."""
+_NUMBERS = itertools.count()
+_PLANNED: ContextVar[Counter[str] | None] = ContextVar("planned arenas", default=None)
+
+
+def arena_accounts() -> Counter[str]:
+    """Bytes of all arenas of this process whose memory exists, by the arena's name."""
+    accounts: Counter[str] = Counter()
+    for name, nbytes in list(_ACCOUNTS.values()):
+        accounts[name] += nbytes
+    return accounts
+
+
+@contextmanager
+def planning() -> Iterator[Counter[str]]:
+    """Within the block arenas take no memory, and their arrays have a shape alone.
+
+    Gives the bytes that were asked for, by the arena's name.
+    """
+    token = _PLANNED.set(Counter())
+    try:
+        accounts = _PLANNED.get()
+        assert accounts is not None
+        yield accounts
+    finally:
+        _PLANNED.reset(token)
+
+
+def shape_alone(shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """An array of this shape whose elements are all the same one."""
+    return np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, (0,) * len(shape))
+
+
 class Arena:
     """A region of `nbytes` for one purpose; pages become real when they are first touched."""
 
@@ -56,8 +97,14 @@ class Arena:
         self.capacity = nbytes
         self.used = 0
         size = _round_up(max(nbytes, 1), HUGE_PAGE)
+        planned = _PLANNED.get()
+        self.is_planned = planned is not None
+        if planned is not None:
+            planned[name] += nbytes
+            return
         if allocate is not None:
             self._bytes = allocate(size)
+            self._account()
             return
         try:
             self._map = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -70,13 +117,25 @@ class Arena:
         raw = np.frombuffer(self._map, dtype=np.uint8)
         start = -raw.ctypes.data % HUGE_PAGE
         self._bytes = raw[start : start + size]
+        self._account()
 
     def array(self, shape: Shape, dtype: np.dtype) -> np.ndarray:
         """The next array of this arena, cache-line aligned; zero until written."""
         nbytes = _nbytes(shape, dtype)
         start, self.used = self.used, self.used + _round_up(nbytes, CACHE_LINE)
+        if self.is_planned:
+            return shape_alone(shape, dtype)
         assert self.used <= self._bytes.size, f"{self.name} arena: {self.used} of {self._bytes.size} bytes"
         return self._bytes[start : start + nbytes].view(dtype).reshape(shape)
+
+    def _account(self) -> None:
+        """Note this arena until the last of its arrays is gone."""
+        owner = self._bytes
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        number = next(_NUMBERS)
+        _ACCOUNTS[number] = (self.name, self.capacity)
+        weakref.finalize(owner, _ACCOUNTS.pop, number, None).atexit = False
 
 
 class Slot:
@@ -103,15 +162,15 @@ class Slot:
 
     def saved(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
         """The array `name` of `module`, kept until this micro-batch's backward is done."""
-        return self._arrays[module.role if self._by_role else module.name, name]
+        return self._get((module.role if self._by_role else module.name, name), shape, dtype)
 
     def kept(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
         """The array `name` of `module`, kept until the backward is done even where blocks are recomputed."""
-        return self._arrays[module.name, name]
+        return self._get((module.name, name), shape, dtype)
 
     def shared(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
         """A temporary of `module`, overwritten by the next module of the same role."""
-        return self._arrays[module.role, name]
+        return self._get((module.role, name), shape, dtype)
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """The block's shared arrays are free when it ends; no two phases of one name may be alive at once."""
@@ -134,6 +193,9 @@ class Slot:
         finally:
             self._by_role = before
 
+    def _get(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
+        return self._arrays[key]
+
 
 class _Recorder(Slot):
     """The slot of a dry run: hands out arrays that have a shape and no memory, and notes what was asked."""
@@ -148,16 +210,12 @@ class _Recorder(Slot):
 
     def shared(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
         self._had_once((module.role, name), self._path)
-        return self._dry((module.role, name), shape, dtype)
+        return super().shared(module, name, shape, dtype)
 
     def saved(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
-        if not self._by_role:
-            return self.kept(module, name, shape, dtype)
-        self._had_once((module.role, name), self._block)  # also read in later phases of the block
-        return self._dry((module.role, name), shape, dtype)
-
-    def kept(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
-        return self._dry((module.name, name), shape, dtype)
+        if self._by_role:
+            self._had_once((module.role, name), self._block)  # also read in later phases of the block
+        return super().saved(module, name, shape, dtype)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -180,10 +238,10 @@ class _Recorder(Slot):
         before = self.paths.setdefault(key, path)
         self.paths[key] = tuple(a for a, _ in takewhile(_equal, zip(before, path, strict=False)))
 
-    def _dry(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
+    def _get(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
         before = self.asked.setdefault(key, (shape, dtype))
         assert before == (shape, dtype), f"{key} asked as {before} and as {(shape, dtype)}"
-        return np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, (0,) * len(shape))
+        return shape_alone(shape, dtype)
 
 
 class SlotPlan:
@@ -207,7 +265,8 @@ class SlotPlan:
         shared = {}
         for key, (shape, dtype) in self._shared.items():
             start = self._starts[key]
-            shared[key] = once[start : start + _nbytes(shape, dtype)].view(dtype).reshape(shape)
+            place = once[start : start + _nbytes(shape, dtype)]
+            shared[key] = shape_alone(shape, dtype) if arena.is_planned else place.view(dtype).reshape(shape)
         slots = []
         for _ in range(count):
             slot = Slot(self.batch_size, self.sequence_length)

@@ -15,7 +15,16 @@ import pytest
 from cktrain import cython_kernels
 from cktrain.bench.step import RandomLoader
 from cktrain.models.build import build_model
-from cktrain.nn.memory import CACHE_LINE, HUGE_PAGE, Arena, Slot, SlotPlan, plan_slot
+from cktrain.nn.memory import (
+    CACHE_LINE,
+    HUGE_PAGE,
+    Arena,
+    Slot,
+    SlotPlan,
+    arena_accounts,
+    plan_slot,
+    planning,
+)
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import FlatParams
 
@@ -213,3 +222,24 @@ def test_page_faults_are_flat_from_step_3_and_python_keeps_nothing(tiny, compose
         assert tracemalloc.get_traced_memory()[0] - held < 4096
     finally:
         tracemalloc.stop()
+
+
+def test_accounts_name_what_exists_and_no_more():
+    held = arena_accounts()
+    array = Arena("accounted", 1000).array((100,), FP32)
+    view = array[10:20]
+    assert (arena_accounts() - held) == {"accounted": 1000}
+    del array
+    assert (arena_accounts() - held) == {"accounted": 1000}  # a view keeps it
+    del view
+    assert arena_accounts() == held
+
+
+def test_a_planned_arena_has_a_size_and_no_memory():
+    held = arena_accounts()
+    with planning() as accounts:
+        array = Arena("huge", 1 << 60).array((1 << 58,), FP32)
+        assert array[5:9].reshape(2, 2).shape == (2, 2)
+        assert array.nbytes == 1 << 60
+    assert accounts == {"huge": 1 << 60}
+    assert arena_accounts() == held
