@@ -11,6 +11,7 @@ import json
 import math
 import os
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -20,7 +21,9 @@ if TYPE_CHECKING:
     from cktrain.parallel.mesh import Mesh
     from cktrain.plan.plan import Machine
 
+EXIT_INPUT = 2
 LONGEST_MEASUREMENT = 5.0
+"""Predicted seconds of a micro-batch's parts; where they take longer they are not measured."""
 MATMUL_SHARE = 0.75
 """Of the peak, what a micro-batch's kernels together are taken to reach where they are not measured."""
 ASSUMED_LINK = 12.5e9
@@ -101,20 +104,21 @@ def run(options: argparse.Namespace) -> int:
 
     process = read_process_environment(os.environ)
     binding = bind(process, mode=config.launch.bind, threads=config.launch.threads)
+    if process.size == 1:
+        from cktrain.comm.solo_group import SoloGroup
+
+        return _plan(options, config, SoloGroup(), binding.threads)
     from cktrain.comm import bootstrap
 
-    group = bootstrap.init(
-        transport=config.comm.transport, environ=os.environ, interface=config.comm.interface
-    )
+    comm = config.comm
+    group = bootstrap.init(transport=comm.transport, environ=os.environ, interface=comm.interface)
     try:
         status = _plan(options, config, group, binding.threads)
-        group.close()
-        return status
     except BaseException as error:
-        if group.size == 1:
-            raise
-        print(f"cktrain: rank {group.rank}: {error}", flush=True)
-        bootstrap.abort(group, 2 if isinstance(error, ValueError) else 1)
+        print(f"cktrain: rank {group.rank}: {error}", file=sys.stderr, flush=True)
+        bootstrap.abort(group, EXIT_INPUT if isinstance(error, ValueError) else 1)
+    group.close()
+    return status
 
 
 def _plan(options: argparse.Namespace, config: Config, group: Group, threads: int) -> int:
@@ -150,15 +154,13 @@ def _plan(options: argparse.Namespace, config: Config, group: Group, threads: in
     if plan.fits:
         return 0
     if group.rank == 0:
-        import sys
-
         what = (
             f"{per_node} ranks on a node need {gib(plan.node_bytes)}, and it has {gib(machine.node_bytes)}."
         )
         print(
             f"cktrain: [plan] {what} {remedy(config, mesh, precision, machine)}", file=sys.stderr, flush=True
         )
-    return 2
+    return EXIT_INPUT
 
 
 def _ranks(options: argparse.Namespace, config: Config, group: Group) -> int:
