@@ -37,7 +37,9 @@ ISA_FLAGS = {"generic": [], "avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX5
 
 COMM = "comm/csrc"
 # comm moves bytes and has a plain reduction to fall back on: no instruction set beyond the baseline.
-COMM_SOURCES = {"_engine": ["world", "watch", "shm", "stream", "wire", "memory", "reduce"]}
+COMM_SOURCES = {
+    "_engine": ["world", "watch", "shm", "stream", "wire", "sockets", "delay", "rdma", "postbox", "memory", "reduce"]
+}
 
 THEMES = [
     "linear",
@@ -112,10 +114,11 @@ def extensions() -> list[Extension]:
         *(extension(theme, [f"cython_kernels/{theme}.pyx"], GLUE_FLAGS) for theme in THEMES),
         Extension(
             VERBS,
-            ["comm/transport/_verbs_native.pyx"],
+            ["comm/transport/_verbs_native.pyx", f"{COMM}/verbs_port.c"],
+            include_dirs=[COMM],
             libraries=["ibverbs"],
             extra_compile_args=GLUE_FLAGS,
-            depends=["comm/transport/_libibverbs.pxi"],
+            depends=["comm/transport/_libibverbs.pxi", *comm_headers],
         ),
     ]
 

@@ -11,6 +11,7 @@ from libc.stdint cimport int8_t, int32_t, int64_t, uint8_t, uint32_t, uint64_t, 
 from libc.stdlib cimport calloc, free
 from libc.string cimport memset
 
+cimport cython
 cimport numpy as cnp
 
 import os
@@ -97,11 +98,13 @@ cdef class Mapping:
             ckc_unmap(self.base, self.nbytes)
 
 
+@cython.no_gc_clear     # its threads use what it keeps until __dealloc__ has stopped them
 cdef class World:
     """The process among the ranks of its node: seats, arenas, the first failure, and two threads."""
 
     cdef ckc_world *w
     cdef ckc_watched *watched
+    cdef Mapping seat_memory
     cdef list kept
     cdef int[64] arena_group
     cdef int arena_count
@@ -117,12 +120,14 @@ cdef class World:
                  int engine_core=-1,
                  int64_t stream_bytes=32 << 20):
         """Take seat `local_rank` of `local_size`; `rank` is the world's name of it."""
-        assert seats.nbytes >= local_size * <int64_t> sizeof(ckc_seat)
+        cdef int i
+        assert seats.nbytes >= local_size * <int64_t> sizeof(ckc_seat) and local_size <= CKC_MAX_RANKS
         self.w.rank, self.w.local_rank, self.w.local_size = rank, local_rank, local_size
         self.w.spin, self.w.engine_core, self.w.stream_bytes = spin, engine_core, stream_bytes
-        self.w.seats = <ckc_seat *> seats.base
+        for i in range(local_size):
+            self.w.seats[i] = <ckc_seat *> seats.base + i
         self.w.reduce = ckc_plain_reduce_n
-        self.kept = [seats]
+        self.seat_memory, self.kept = seats, []
 
     @property
     def rank(self):
@@ -162,7 +167,7 @@ cdef class World:
 
     def seat(self, int local_rank):
         """(beat, activity, kind of the last operation, its number, left) of a rank of the node."""
-        cdef ckc_seat *seat = &self.w.seats[local_rank]
+        cdef ckc_seat *seat = self.w.seats[local_rank]
         cdef uint64_t operation = CKC_LOAD64(seat.operation)
         return (CKC_LOAD64(seat.beat), CKC_LOAD64(seat.activity), KINDS[operation >> 56],
                 operation & ((<uint64_t> 1 << 56) - 1), bool(CKC_LOAD(seat.left)))
@@ -171,6 +176,18 @@ cdef class World:
         """Say that this process ends in order."""
         CKC_STORE(self.w.seats[self.w.local_rank].left, 1)
         ckc_tell(self.w)
+
+    def share_seats(self, Mapping memory, numbers):
+        """The seats of these numbers stand in `memory`, one after another: of the ranks that share this node.
+        Before `watch`."""
+        cdef int i
+        for i in range(len(numbers)):
+            self.w.seats[<int> numbers[i]] = <ckc_seat *> memory.base + i
+        self.kept.append(memory)
+
+    def bell(self, int seat, int eventfd):
+        """Who rings a rank of this node that sleeps also writes to its eventfd: its engine may sleep on sockets."""
+        self.w.bells[seat] = eventfd
 
     def wake_by(self, int eventfd):
         """The engine sleeps on sockets: this eventfd wakes it."""
@@ -215,12 +232,15 @@ cdef class Op:
     cdef ckc_world *w
     cdef int64_t begins[257]
     cdef object kept
+    cdef object driver
     cdef bint submitted
 
     def run(self, double seconds):
         """In the caller: move it on, at most so long; returns its state."""
         cdef int64_t ns = <int64_t> (seconds * 1e9)
         cdef int got
+        if self.driver is not None:
+            return self.driver.run(self, seconds)
         with nogil:
             got = ckc_run(self.w, &self.o, ns)
         if got != CKC_PENDING:
@@ -229,7 +249,13 @@ cdef class Op:
 
     def submit(self):
         """Hand it over to the engine, which is started for it."""
-        cdef int error = ckc_start_engine(self.w)
+        cdef int error
+        if self.driver is not None:
+            self.submitted = True
+            CKC_ADD(self.o.queue.pending, 1)
+            self.driver.submit(self)
+            return
+        error = ckc_start_engine(self.w)
         if error:
             raise OSError(error, "the comm thread cannot start: " + os.strerror(error))
         self.submitted = True
@@ -239,14 +265,51 @@ cdef class Op:
         """Handed over: wait for its end, at most so long; returns its state."""
         cdef int64_t ns = <int64_t> (seconds * 1e9)
         cdef int got
+        if self.driver is not None:
+            return self.driver.run(self, seconds)
         with nogil:
             got = ckc_wait(self.w, &self.o, ns)
         return got
 
+    def speak(self, int kind, int dtype, int reduction, int root, int64_t count, uint64_t extra):
+        """Before it begins: what peers compare and messages show, where this operation is a part of a larger call.
+        A count that the operation needs must be the same; dtype always."""
+        self.o.call.kind, self.o.call.dtype, self.o.call.op = kind, dtype, reduction
+        self.o.call.root, self.o.call.count, self.o.call.extra = root, count, extra
+
+    def follow(self, Op before):
+        """On the engine, begin when `before` is done; it must live as long as this one."""
+        self.o.after = &before.o
+
+    def step(self):
+        """For a driver: move it once, without waiting; returns its state."""
+        cdef int got = CKC_LOAD(self.o.state)
+        if got != CKC_PENDING:
+            return got
+        if CKC_LOAD(self.o.queue.broken):
+            got = CKC_BROKEN
+        else:
+            with nogil:
+                got = ckc_move(self.w, &self.o)
+        if got != CKC_PENDING:
+            if self.submitted:
+                CKC_ADD(self.o.queue.pending, -1)
+                if got < 0:
+                    CKC_STORE(self.o.queue.broken, 1)
+            CKC_STORE(self.o.state, got)
+            self.kept = None
+        return got
+
+    @property
+    def queued(self):
+        """Whether it was handed over and is not complete."""
+        return self.submitted and CKC_LOAD(self.o.state) == CKC_PENDING
+
     @property
     def state(self):
-        """HANGUP, PIDFD, CONTROL = CKC_WATCH_HANGUP, CKC_WATCH_PIDFD, CKC_WATCH_CONTROL
-PENDING, DONE, or how it failed."""
+        """PENDING, DONE, or how it failed."""
+        if self.driver is not None and CKC_LOAD(self.o.state) == CKC_PENDING:
+            self.driver.progress()
         return CKC_LOAD(self.o.state)
 
     @property
@@ -391,6 +454,10 @@ cdef class Lane:
             found[r] = (call.kind, call.dtype, call.op, call.root, call.count, call.extra)
         return found
 
+    def passed_on(self, Op op):
+        """Calls that others told of: here all ranks see each other's."""
+        return {}
+
     def missing(self, Op op):
         """The ranks that have not come as far as this one in the operation."""
         cdef uint8_t here[256]
@@ -473,3 +540,4 @@ cdef class Stream:
 
 
 include "_engine_wire.pxi"
+include "_engine_rdma.pxi"

@@ -32,7 +32,7 @@ cdef extern from "world.h" nogil:
         int64_t count
         uint64_t extra
         int64_t offset
-        int32_t arena
+        int32_t arena, pad
     ctypedef struct ckc_op:
         int (*advance)(ckc_op *) noexcept
         int (*wanted)(ckc_op *, pollfd *fds, int limit) noexcept
@@ -45,10 +45,13 @@ cdef extern from "world.h" nogil:
         char *out
         const int64_t *begins
         uint64_t seq, base
+        ckc_op *after
+        void (*spoil)(ckc_op *, const ckc_op *after) noexcept
         int state
     ctypedef struct ckc_world:
         int rank, local_rank, local_size, spin
-        ckc_seat *seats
+        ckc_seat *seats[256]
+        int bells[256]
         ckc_span arenas[256][64]
         int64_t stream_bytes
         ckc_reduce_n reduce
@@ -58,6 +61,7 @@ cdef extern from "world.h" nogil:
     int64_t ckc_now_ns()
     int ckc_fail(ckc_world *world, int cause, int rank, const char *how)
     int ckc_run(ckc_world *world, ckc_op *op, int64_t slice_ns)
+    int ckc_move(ckc_world *world, ckc_op *op)
     int ckc_start_engine(ckc_world *world)
     void ckc_submit(ckc_world *world, ckc_op *op)
     int ckc_wait(ckc_world *world, ckc_op *op, int64_t slice_ns)
@@ -96,6 +100,11 @@ cdef extern from "shm.h" nogil:
     int ckc_stream_send(ckc_op *op) noexcept
     int ckc_stream_recv(ckc_op *op) noexcept
 
+cdef extern from "<sys/uio.h>" nogil:
+    ctypedef struct iovec "struct iovec":
+        void *iov_base
+        size_t iov_len
+
 cdef extern from "wire.h" nogil:
     const int CKC_HEADER_SENT, CKC_HEADER_RECEIVED
     ctypedef struct ckc_step:
@@ -103,8 +112,12 @@ cdef extern from "wire.h" nogil:
     ctypedef struct ckc_source:
         int64_t place, at
     ctypedef struct ckc_link:
+        int64_t (*push)(ckc_link *link, const iovec *parts, int count) noexcept
+        int64_t (*pull)(ckc_link *link, void *into, int64_t bytes) noexcept
+        int (*flushed)(ckc_link *link) noexcept
+        const char *(*why)(ckc_link *link) noexcept
         int fd
-    void ckc_make_socket_link(ckc_link *link, int fd)
+        int (*arm)(ckc_link *link, int waits_for) noexcept
     const char *CKC_LINK_CAPSULE
     ctypedef struct ckc_wire:
         ckc_queue queue
@@ -120,10 +133,75 @@ cdef extern from "wire.h" nogil:
         int64_t *moved
         char *scratch
         uint8_t partners[256]
+        uint8_t sent[256]
         uint8_t received[256]
+        int begun, agreed
         ckc_call theirs[256]
     int ckc_wire_advance(ckc_op *op) noexcept
+    void ckc_wire_spoil(ckc_op *op, const ckc_op *met) noexcept
     int ckc_wire_wanted(ckc_op *op, pollfd *fds, int limit) noexcept
+
+cdef extern from "delay.h" nogil:
+    ctypedef struct ckc_delay:
+        ckc_link link
+    int ckc_make_delay(ckc_delay *delay, int64_t latency_ns, double bytes_per_s)
+    void ckc_free_delay(ckc_delay *delay)
+
+cdef extern from "sockets.h" nogil:
+    const int CKC_MAX_STRIPES
+    ctypedef struct ckc_stripes:
+        ckc_link link
+    void ckc_make_socket_link(ckc_link *link, int fd)
+    int ckc_make_stripes(ckc_stripes *stripes, const int *fds, int count)
+    void ckc_free_stripes(ckc_stripes *stripes)
+
+cdef extern from "rdma.h" nogil:
+    const int CKC_RDMA_SENDS, CKC_RDMA_RECEIVES, CKC_RDMA_GRANTS, CKC_RDMA_REGIONS
+    const char *CKC_PORT_CAPSULE
+    ctypedef struct ckc_write:
+        uint64_t local, remote, id
+        uint32_t lkey, rkey, bytes, imm
+        int signaled, inlined
+    ctypedef struct ckc_completion:
+        uint64_t id
+        uint32_t imm
+        int arrival, status
+    ctypedef struct ckc_port:
+        int fd
+    ctypedef struct ckc_grant:
+        uint64_t position
+    ctypedef struct ckc_region:
+        uint64_t begin, end
+        uint32_t lkey, rkey
+    ctypedef struct ckc_regions:
+        ckc_region at[256]
+        int count
+    ctypedef struct ckc_rdma_link:
+        ckc_link link
+        ckc_port *port
+        const ckc_regions *regions
+        int64_t ring_bytes, chunk_bytes, inline_bytes, direct_bytes
+        int status
+        char *stage
+        char *ring
+        ckc_grant *granted
+        ckc_grant *grants
+        uint32_t own_key, remote_key
+        uint64_t remote_ring, remote_granted, sent, pushed, put
+    int ckc_open_rdma_link(ckc_rdma_link *link)
+    int ckc_end_rdma_link(ckc_rdma_link *link)
+
+cdef extern from "postbox.h" nogil:
+    ctypedef struct ckc_postbox
+    ctypedef struct ckc_postroom:
+        ckc_postbox *waiting
+    ctypedef struct ckc_postbox:
+        ckc_port port
+        ckc_postbox *next
+        int index, is_waiting, receives, write_count
+        ckc_write writes[64]
+    void ckc_make_postbox(ckc_postbox *box, ckc_postroom *room, int index)
+    void ckc_deliver(ckc_postbox *box, const ckc_completion *completion)
 
 cdef extern from "memory.h" nogil:
     void *ckc_map(int fd, int64_t bytes)
@@ -134,7 +212,9 @@ cdef extern from *:
     """
     #define CKC_LOAD(x) atomic_load_explicit(&(x), memory_order_acquire)
     #define CKC_STORE(x, value) atomic_store_explicit(&(x), (value), memory_order_release)
+    #define CKC_ADD(x, value) atomic_fetch_add_explicit(&(x), (value), memory_order_release)
     """
     int CKC_LOAD(...) nogil
     uint64_t CKC_LOAD64 "CKC_LOAD"(...) nogil
     void CKC_STORE(...) nogil
+    void CKC_ADD(...) nogil

@@ -5,7 +5,28 @@ cdef class WireOp(Op):
 
     cdef ckc_run_state run_state
     cdef object moved
-    cdef object plan
+    cdef tuple plan
+
+    @property
+    def wire(self):
+        """The wire that it runs on."""
+        return self.plan[3]
+
+    def again(self):
+        """Make a complete operation a new one with the same arguments."""
+        cdef ckc_run_state *run = &self.run_state
+        run.next = run.round_end = 0
+        run.begun = run.agreed = 0
+        memset(run.moved, 0, run.step_count * sizeof(int64_t))
+        memset(run.sent, 0, sizeof(run.sent))
+        memset(run.received, 0, sizeof(run.received))
+        self.o.pc = 0
+        CKC_STORE(self.o.state, CKC_PENDING)
+
+    def tell_of(self, Op met):
+        """Instead of running it in the caller: tell its peers of the mismatch that `met`, inside the node, ended with."""
+        with nogil:
+            ckc_wire_spoil(&self.o, &met.o)
 
     @property
     def sends(self):
@@ -23,35 +44,56 @@ cdef class Wire:
     """A lane of operations over sockets (csrc/wire.h)."""
 
     cdef ckc_wire *wire
-    cdef ckc_link *own
+    cdef ckc_stripes *own
     cdef World world
     cdef object given
     cdef object scratch
+    cdef object allocate
+    cdef object driver
 
     def __cinit__(self):
         self.wire = <ckc_wire *> calloc(1, sizeof(ckc_wire))
         if self.wire == NULL:
             raise MemoryError()
 
-    def __init__(self, World world, int rank, links, list names):
-        """`links` by member: a connected socket, a capsule with a ckc_link (csrc/link.h), None for this one.
-        They live as long as the wire. `names` are world ranks."""
-        cdef int r
+    def __init__(self, World world, int rank, links, list names, allocate=None, driver=None):
+        """Make a lane over links, which live as long as it.
+
+        Args:
+            links: by member: connected sockets, a capsule with a ckc_link (csrc/link.h), None for this one.
+            names: world ranks.
+            allocate: gives an array of so many bytes to work in; None: ordinary memory.
+            driver: moves the operations in the caller instead of the engine: `run(op, seconds)` to an operation's end,
+                `submit(op)`, `progress()`; all use `Op.step`.
+        """
+        cdef int r, i, error
+        cdef int[16] fds
         assert len(links) <= CKC_MAX_RANKS
         self.world, self.given = world, links
+        self.allocate, self.driver = allocate, driver
         self.wire.world, self.wire.rank, self.wire.size = world.w, rank, len(links)
-        self.own = <ckc_link *> calloc(len(links), sizeof(ckc_link))
+        self.own = <ckc_stripes *> calloc(len(links), sizeof(ckc_stripes))
         if self.own == NULL:
             raise MemoryError()
+        for r in range(self.wire.size):
+            self.own[r].link.fd = -1
         for r, link in enumerate(links):
             self.wire.names[r] = names[r]
             if link is None:
                 continue
             if PyCapsule_IsValid(link, CKC_LINK_CAPSULE):
                 self.wire.links[r] = <ckc_link *> PyCapsule_GetPointer(link, CKC_LINK_CAPSULE)
-            else:
-                ckc_make_socket_link(&self.own[r], link.fileno())
-                self.wire.links[r] = &self.own[r]
+                continue
+            self.wire.links[r] = &self.own[r].link
+            if len(link) == 1:
+                ckc_make_socket_link(&self.own[r].link, link[0].fileno())
+                continue
+            assert len(link) <= CKC_MAX_STRIPES
+            for i in range(len(link)):
+                fds[i] = link[i].fileno()
+            error = ckc_make_stripes(&self.own[r], fds, len(link))
+            if error:
+                raise OSError(error, "several sockets to one peer: " + os.strerror(error))
         self.scratch = None
 
     def make(self, int kind, int dtype, int reduction, int root, int64_t count, uint64_t extra, uintptr_t inp,
@@ -63,14 +105,15 @@ cdef class Wire:
         cdef WireOp op = WireOp.__new__(WireOp)
         cdef ckc_run_state *run = &op.run_state
         cdef int r
-        op.w = self.world.w
+        op.w, op.driver = self.world.w, self.driver
         op.o.on, op.o.queue, op.o.extra = self.wire, &self.wire.queue, run
-        op.o.advance, op.o.wanted = ckc_wire_advance, ckc_wire_wanted
+        op.o.advance, op.o.wanted, op.o.spoil = ckc_wire_advance, ckc_wire_wanted, ckc_wire_spoil
         op.o.call.kind, op.o.call.dtype, op.o.call.op = kind, dtype, reduction
         op.o.call.root, op.o.call.count, op.o.call.extra = root, count, extra
         op.o.inp, op.o.out = <const char *> inp, <char *> out
         if scratch_bytes and (self.scratch is None or self.scratch.size < scratch_bytes):
-            self.scratch = np.empty(scratch_bytes, np.uint8)    # operations before this one keep theirs
+            # Operations before this one keep theirs.
+            self.scratch = np.empty(scratch_bytes, np.uint8) if self.allocate is None else self.allocate(scratch_bytes)
         op.moved = np.zeros(len(steps), np.int64)
         op.kept, op.plan = kept, (steps, sources, self.scratch, self)
         run.steps = <const ckc_step *> cnp.PyArray_DATA(steps)
@@ -89,6 +132,18 @@ cdef class Wire:
             if op.run_state.received[r] == sizeof(ckc_call):
                 call = op.run_state.theirs[r]
                 found[r] = (call.kind, call.dtype, call.op, call.root, call.count, call.extra)
+        return found
+
+    def passed_on(self, WireOp op):
+        """Differing calls that peers were told of inside their nodes: {seat: (kind, dtype, op, root, count, extra)}."""
+        cdef uint32_t word
+        found = {}
+        for r in range(self.wire.size):
+            if op.run_state.received[r] == sizeof(ckc_call) and op.run_state.theirs[r].zero:
+                call = op.run_state.theirs[r]
+                word = <uint32_t> call.arena
+                found[call.pad] = (word >> 24, (word >> 16) & 255, (word >> 8) & 255, <int> (word & 255) - 1,
+                                   call.offset, call.seq)
         return found
 
     def missing(self, WireOp op):
@@ -119,5 +174,29 @@ cdef class Wire:
         return not CKC_LOAD(self.wire.queue.active) and not CKC_LOAD(self.wire.queue.pending)
 
     def __dealloc__(self):
+        cdef int r
+        if self.own != NULL:
+            for r in range(self.wire.size):
+                if self.own[r].link.arm != NULL:
+                    ckc_free_stripes(&self.own[r])
         free(self.own)
         free(self.wire)
+
+
+cdef void free_delay(object capsule) noexcept:
+    cdef ckc_delay *delay = <ckc_delay *> PyCapsule_GetPointer(capsule, CKC_LINK_CAPSULE)
+    ckc_free_delay(delay)
+    free(delay)
+
+
+def delay_link(double latency_s, double bytes_per_s):
+    """A link to a peer that does not exist (csrc/delay.h), as a capsule."""
+    cdef ckc_delay *delay = <ckc_delay *> calloc(1, sizeof(ckc_delay))
+    cdef int error
+    if delay == NULL:
+        raise MemoryError()
+    error = ckc_make_delay(delay, <int64_t> (latency_s * 1e9), bytes_per_s)
+    if error:
+        free(delay)
+        raise OSError(error, "a delayed link: " + os.strerror(error))
+    return PyCapsule_New(delay, CKC_LINK_CAPSULE, free_delay)

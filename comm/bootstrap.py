@@ -2,8 +2,9 @@
 
 `init` reads the launcher's environment (`cktrain.comm.environment`); a process on its own, or in a job of
 one, gets a `SoloGroup`. Several ranks meet once, tell each other what they cannot use and why, and all take the first
-transport that nobody has anything against (docs/transports.md): a `ShmGroup` on one node; on several an `MPIGroup`
-where MPI started them, else a `TcpGroup`. MPI is loaded only under its own launchers, and started only where it is used.
+transport that nobody has anything against (docs/transports.md): a `ShmGroup` on one node; on several an `RdmaGroup`
+where all have a device, an `MPIGroup` where MPI started them, else a `TcpGroup`. MPI is loaded only under its own
+launchers, and started only where it is used.
 
 A program's frame, as the command line has it:
 
@@ -34,7 +35,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, NamedTuple, NoReturn
 
 import numpy as np
 
@@ -47,6 +48,7 @@ from cktrain.comm.environment import (
 )
 from cktrain.comm.errors import RendezvousError, TransportUnavailableError
 from cktrain.comm.group import Group
+from cktrain.comm.layout import node_name
 from cktrain.comm.reasons import (
     Reason,
     Reasons,
@@ -57,16 +59,18 @@ from cktrain.comm.reasons import (
     unavailable,
 )
 from cktrain.comm.solo_group import SoloGroup
+from cktrain.comm.tuning import Tables, read_tables
 
 if TYPE_CHECKING:
     from cktrain.comm.node import NodeMeeting
     from cktrain.comm.rendezvous import Rendezvous
+    from cktrain.comm.tcp_group import TcpGroup
 
 log = logging.getLogger("cktrain.comm")
 
 # Launchers under which MPI finds the other ranks.
 _BY_MPI = ("openmpi", "pmi", "pmix", "slurm")
-TRANSPORTS = ("auto", "mpi", "shm", "tcp")
+TRANSPORTS = ("auto", "rdma", "mpi", "shm", "tcp")
 AUTO_ORDER = ("shm", "rdma", "mpi", "tcp")
 """What `auto` tries; the first that no rank has anything against is taken."""
 
@@ -80,17 +84,26 @@ def init(
     engine_core: int | None = None,
     interface: str | None = None,
     algorithm: str | None = None,
+    tcp_sockets: int | None = None,
+    table: str | None = None,
+    device: str | None = None,
+    gid_index: int | None = None,
+    traffic_class: int | None = None,
 ) -> Group:
     """Return the group of all ranks of this job, named "world".
 
     Args:
-        transport: "auto" (shared memory where all ranks are on one node, else MPI), "shm", "mpi" or "tcp".
+        transport: "auto" (shared memory where all ranks are on one node, else the first of rdma, MPI and TCP that
+            works), "shm", "rdma", "mpi" or "tcp".
         timeout_s: deadline of every wait, seconds.
         check: compare the calls of all ranks before each collective (for debugging: a round trip per call).
         environ: the environment to read.
         engine_core: core of the thread that moves asynchronous operations; None: where the process runs.
         interface: network interface or address for TCP; None: the one that leads to rank 0.
         algorithm: preferred algorithm (`cktrain.comm.algorithms`); None: by length.
+        tcp_sockets: connections per pair of ranks over TCP, rank 0's counts; None: two between hosts, one inside.
+        table: file of a measured table of algorithms (`cktrain.comm.tuning`), rank 0's counts; None: the defaults.
+        device, gid_index, traffic_class: of RDMA (docs/rdma_setup.md); None: found, chosen by content, 0.
 
     Raises:
         ValueError: unknown transport, or a deadline that is not above 0.
@@ -106,19 +119,54 @@ def init(
     process = read_process_environment(environ)
     if process.size == 1:
         return SoloGroup("world", timeout_s)
-    options = _Options(process, environ, transport, timeout_s, check, engine_core, interface, algorithm)
+    tables = read_tables(table) if table and process.rank == 0 else Tables()
+    rdma = _Rdma(device, gid_index, traffic_class)
+    options = _Options(
+        process,
+        environ,
+        transport,
+        timeout_s,
+        check,
+        engine_core,
+        interface,
+        algorithm,
+        tcp_sockets,
+        tables,
+        rdma,
+    )
     order = AUTO_ORDER if transport == "auto" else (transport,)
     meeting = _meet(options, _cannot_use(options, order))
-    chosen, passed = choose(order, meeting.reasons)
-    if chosen is None:
-        meeting.part()
-        raise unavailable(transport, passed)
-    group = {"shm": _init_shm, "mpi": _init_mpi, "tcp": _init_tcp}[chosen](options, meeting)
+    group = None
+    while group is None:
+        chosen, passed = choose(order, meeting.reasons)
+        if chosen is None:
+            meeting.part()
+            raise unavailable(transport, passed)
+        # None: what it needs did not work between the ranks after all, and the meeting has every rank's new reason.
+        group = {"shm": _init_shm, "rdma": _init_rdma, "mpi": _init_mpi, "tcp": _init_tcp}[chosen](
+            options, meeting
+        )
+    assert chosen is not None
     _self_test(group, chosen)
+    _compare_tables(group)
     if group.rank == 0:
-        why = "asked for" if transport != "auto" else "all ranks are on one node" if chosen == "shm" else ""
+        why = (
+            "asked for"
+            if transport != "auto"
+            else "all ranks are on one node"
+            if chosen == "shm"
+            else _way(group)
+        )
         log.info("%s", describe_choice(chosen, passed, group.size, why))
     return group
+
+
+class _Rdma(NamedTuple):
+    """What of RDMA was asked for."""
+
+    device: str | None
+    gid_index: int | None
+    traffic_class: int | None
 
 
 @dataclass(frozen=True)
@@ -133,6 +181,9 @@ class _Options:
     engine_core: int | None
     interface: str | None
     algorithm: str | None
+    tcp_sockets: int | None
+    tables: Tables
+    rdma: _Rdma
 
     @property
     def one_node(self) -> bool:
@@ -154,6 +205,8 @@ class _Meeting:
     node: NodeMeeting | None = None
     rendezvous: Rendezvous | None = None
     started_mpi: bool = False
+    at_close: Callable[[], object] = lambda: None
+    """What ends with the world besides the rendezvous."""
 
     def part(self) -> None:
         """End what is not going to be used."""
@@ -187,7 +240,15 @@ def _no_shm(options: _Options) -> Reason | None:
 
 
 def _no_rdma(options: _Options) -> Reason | None:
-    return Reason("this version has no group over it", "Use comm.transport: auto")
+    from cktrain.comm.transport.rdma import why_not
+
+    if (found := why_not(_verbs_provider(options), options.rdma.device, options.rdma.gid_index)) is not None:
+        return Reason(*found)
+    return _no_tcp(options)  # the ranks meet, and watch over each other, by TCP
+
+
+def _verbs_provider(options: _Options) -> str:
+    return options.environ.get("CKTRAIN_VERBS", "auto")
 
 
 def _no_mpi(options: _Options) -> Reason | None:
@@ -237,7 +298,7 @@ def _meet(options: _Options, mine: Reasons) -> _Meeting:
     """
     process, environ = options.process, options.environ
     address = meeting_address(environ)
-    if options.one_node and not (options.transport == "tcp" and address):
+    if options.one_node and not (options.transport in ("tcp", "rdma") and address):
         from cktrain.comm.node import meet_on_node
 
         assert process.size is not None
@@ -285,6 +346,9 @@ def _rendezvous(
         options.timeout_s,
         job=options.environ.get("CKTRAIN_JOB", ""),
         interface=None if "tcp" in mine else options.interface,
+        node=node_name(options.environ),
+        sockets=options.tcp_sockets or 0,
+        tables=options.tables.text,
         reasons=mine,
     )
 
@@ -308,19 +372,82 @@ def _self_test(group: Group, transport: str) -> None:
 def _init_tcp(options: _Options, meeting: _Meeting) -> Group:
     from cktrain.comm.tcp_group import TcpGroup, join_mesh
 
-    process, at_close, rendezvous = options.process, None, meeting.rendezvous
-    if rendezvous is None:
+    rendezvous = _by_address(options, meeting)
+
+    def make_flat(node: tuple[NodeMeeting, list[int]] | None) -> TcpGroup:
+        mesh = join_mesh(
+            rendezvous, spin=_may_spin(options, rendezvous), engine_core=options.engine_core, node=node
+        )
+        mesh.at_close = _taken(meeting)
+        return TcpGroup(mesh, range(rendezvous.size), "world", options.timeout_s, algorithm=options.algorithm)
+
+    return _in_levels(options, rendezvous, make_flat)
+
+
+def _in_levels(
+    options: _Options,
+    rendezvous: Rendezvous,
+    make_flat: Callable[[tuple[NodeMeeting, list[int]] | None], TcpGroup],
+) -> Group:
+    """With shared memory inside the nodes, unless one transport was asked for: then that alone."""
+    from cktrain.comm.two_level import over_wires
+
+    if options.transport != "auto":
+        return make_flat(None)
+    return over_wires(rendezvous, options.timeout_s, make_flat)
+
+
+def _init_rdma(options: _Options, meeting: _Meeting) -> Group | None:
+    """The group, or None where RDMA does not work between the ranks: all of them find so."""
+    from cktrain.comm.rdma_group import RdmaGroup
+    from cktrain.comm.tcp_group import join_mesh
+    from cktrain.comm.transport.rdma import RdmaTransport
+
+    rendezvous = _by_address(options, meeting)
+    transport = RdmaTransport(provider=_verbs_provider(options), **options.rdma._asdict())
+    try:
+        transport.connect(rendezvous)
+    except TransportUnavailableError as error:
+        for rank, reason in error.reasons.items():
+            meeting.reasons.setdefault(rank, {})["rdma"] = Reason(reason, error.remedy)
+        return None
+
+    def make_flat(node: tuple[NodeMeeting, list[int]] | None) -> TcpGroup:
+        mesh = join_mesh(
+            rendezvous,
+            spin=_may_spin(options, rendezvous),
+            engine_core=options.engine_core,
+            where="comm.rdma",
+            node=node,
+        )
+        others = _taken(meeting)
+        mesh.at_close = lambda: (transport.close(), others())
+        return RdmaGroup(
+            transport, mesh, range(rendezvous.size), "world", options.timeout_s, algorithm=options.algorithm
+        )
+
+    return _in_levels(options, rendezvous, make_flat)
+
+
+def _by_address(options: _Options, meeting: _Meeting) -> Rendezvous:
+    """The meeting by address, which begins now unless the ranks met that way."""
+    if meeting.rendezvous is None:
         address, secret = meeting_address(options.environ), _secret(options.environ)
         if address is None:
-            address, secret, at_close = _meeting_by_mpi(process, options.interface)
-        rendezvous = _rendezvous(options, address, secret, {})
+            address, secret, meeting.at_close = _meeting_by_mpi(options.process, options.interface)
+        meeting.rendezvous = _rendezvous(options, address, secret, {})
+    return meeting.rendezvous
+
+
+def _taken(meeting: _Meeting) -> Callable[[], object]:
+    """Leave the rendezvous to a group; what else is to be ended with the group."""
     meeting.rendezvous = None
     meeting.part()
-    spin = (process.local_size or rendezvous.size) <= len(os.sched_getaffinity(0))
-    mesh = join_mesh(rendezvous, spin=spin, engine_core=options.engine_core)
-    if at_close is not None:
-        mesh.at_close = at_close
-    return TcpGroup(mesh, range(rendezvous.size), "world", options.timeout_s, algorithm=options.algorithm)
+    return meeting.at_close
+
+
+def _may_spin(options: _Options, rendezvous: Rendezvous) -> bool:
+    return (options.process.local_size or rendezvous.size) <= len(os.sched_getaffinity(0))
 
 
 def _meeting_by_mpi(
@@ -354,7 +481,11 @@ def _init_mpi(options: _Options, meeting: _Meeting) -> Group:
     meeting.part()
     group = init_world(options.timeout_s, options.check, started=meeting.started_mpi)
     _check_mpi_size(options, group.size)
-    return group
+    if options.transport != "auto":
+        return group
+    from cktrain.comm.two_level import over_mpi
+
+    return over_mpi(group, options.timeout_s, options.environ, options.engine_core)
 
 
 def _check_mpi_size(options: _Options, size: int) -> None:
@@ -381,8 +512,39 @@ def abort(group: Group, code: int) -> NoReturn:
 
 
 def transport_of(group: Group) -> str:
-    """Which transport a group uses: "shm", "tcp", "mpi" or "none"."""
+    """Which transport a group uses: "shm", "tcp", "mpi", "shm+tcp" or "shm+mpi" in two levels, or "none"."""
+    if (flat := getattr(group, "flat", None)) is not None:
+        return f"shm+{transport_of(flat)}"
     return {"ShmGroup": "shm", "TcpGroup": "tcp", "MPIGroup": "mpi"}.get(type(group).__name__, "none")
+    """Which transport a group uses: "shm", "rdma", "tcp", "mpi" or "none"."""
+    return {"ShmGroup": "shm", "RdmaGroup": "rdma", "TcpGroup": "tcp", "MPIGroup": "mpi"}.get(
+        type(group).__name__, "none"
+    )
+
+
+def tables_of(group: Group) -> Tables | None:
+    """The tables of algorithms that a group and its parts choose by; None where there is nothing to choose."""
+    mesh = getattr(getattr(group, "flat", group), "_mesh", None)
+    return None if mesh is None else mesh.tables
+
+
+def _compare_tables(group: Group) -> None:
+    """Ranks that chose differently would wait for each other for ever."""
+    if (tables := tables_of(group)) is None:
+        return
+    digests = group.all_gather_bytes(tables.digest())
+    if len(set(digests)) > 1:
+        differing = [rank for rank, digest in enumerate(digests) if digest != digests[0]]
+        raise RendezvousError(
+            "comm",
+            f"ranks {', '.join(map(str, differing))} have another table of algorithms than rank 0",
+            "Run one version of cktrain on all hosts",
+        )
+
+
+def _way(group: Group) -> str:
+    """How ranks on several nodes use the transport between them, in words."""
+    return str(getattr(group, "layout", ""))
 
 
 def finalize_rivals() -> None:

@@ -92,6 +92,27 @@ class EngineGroup(Group):
         self._lane: Any = None
         self._engine_lane: Any = None
         self._streams: dict[tuple[int, bool], Any] = {}
+        self._outer = self._seats
+        self._mates: dict[int, list[int]] = {}
+
+    def belong_to(self, seats: Sequence[int], mates: dict[int, list[int]]) -> None:
+        """This group does a part of a larger one's operations: its errors speak of that one's ranks.
+
+        Args:
+            seats: of the larger group.
+            mates: for a rank of this group, the seats of ranks that it may be waiting for itself; as long as one of
+                them is at work it is not late.
+        """
+        self._outer, self._mates = list(seats), mates
+
+    def _shown(self, rank: int) -> int:
+        """The rank by which errors name a rank of this group."""
+        return self._outer.index(self._seats[rank])
+
+    def _signs(self, rank: int) -> tuple[int, int]:
+        """Heartbeat and activity of a rank: numbers that grow."""
+        beat, activity = self._peers.world.seat(self._seats[rank])[:2]
+        return beat, activity + sum(self._peers.world.seat(seat)[1] for seat in self._mates.get(rank, ()))
 
     # What a kind of group adds.
 
@@ -100,6 +121,9 @@ class EngineGroup(Group):
 
     @abstractmethod
     def _stream(self, peer: int, sends: bool) -> Any: ...
+
+    def _disconnect(self) -> None:
+        """No operation will be begun: give back what carried their bytes."""
 
     @abstractmethod
     def _make_message(self, stream: Any, array: np.ndarray, peer: int, sends: bool) -> _engine.Op: ...
@@ -150,6 +174,7 @@ class EngineGroup(Group):
         self._closed = True
         while not all(on.idle for on in (self._engine_lane, *self._streams.values())):
             time.sleep(0)  # the engine has ended the last operation and is about to let go of its queue
+        self._disconnect()
         if self._is_world:
             self._peers.close()
 
@@ -166,14 +191,14 @@ class EngineGroup(Group):
 
     def _reduce_scatter(self, output: np.ndarray, input: np.ndarray, op: str, counts: list[int]) -> Work:
         begins = [0, *accumulate(counts)]
-        extra = _checksum(counts)
+        extra = checksum(counts)
         return self._start(
             Call("reduce_scatter", input.size, output, input, begins, op=op, read=input.nbytes, extra=extra)
         )
 
     def _all_gather(self, output: np.ndarray, input: np.ndarray, counts: list[int]) -> Work:
         begins = [0, *accumulate(counts)]
-        extra = _checksum(counts)
+        extra = checksum(counts)
         return self._start(
             Call("all_gather", output.size, output, input, begins, read=input.nbytes, extra=extra)
         )
@@ -229,14 +254,14 @@ class EngineGroup(Group):
                 missing = [peer] if peer is not None else on.missing(op)
                 if gone := [r for r in missing if self._peers.world.seat(self._seats[r])[4]]:
                     raise self._fail(self._gone(gone[0], self._spell(op, on, peer)))
-                shown = {r: self._peers.world.seat(self._seats[r])[:2] for r in missing}
+                shown = {r: self._signs(r) for r in missing}
                 if not patience.look(shown, lambda ranks: self._stall(self._spell(op, on, peer), ranks)):
                     error = CollectiveTimeoutError(
                         self._where,
-                        self.rank,
+                        self._shown(self.rank),
                         f"{self._spell(op, on, peer)} on group {self.name}",
                         patience.timeout_s,
-                        missing,
+                        [self._shown(r) for r in missing],
                     )
                     raise error if timeout is not None else self._fail(error)
         except KeyboardInterrupt:
@@ -251,12 +276,14 @@ class EngineGroup(Group):
             return self._failure
         if state == _engine.MISMATCH:
             if peer is None:
-                calls = {r: _spell(*call) for r, call in on.calls(op).items()}
-                mine = calls.pop(self.rank)
+                calls = {self._shown(r): _spell(*call) for r, call in on.calls(op).items()}
+                mine = calls.pop(self._shown(self.rank))
+                for seat, call in on.passed_on(op).items():
+                    calls[self._outer.index(seat)] = _spell(*call)
                 differing = {r: call for r, call in calls.items() if call != mine}
             else:
-                mine, differing = self._spell(op, on, peer), {peer: self._refused(op, on)}
-            return self._fail(CollectiveMismatchError(self._where, self.rank, mine, differing))
+                mine, differing = self._spell(op, on, peer), {self._shown(peer): self._refused(op, on)}
+            return self._fail(CollectiveMismatchError(self._where, self._shown(self.rank), mine, differing))
         lost = self._peers.lost(f"{self._spell(op, on, peer)} on group {self.name}")
         assert lost is not None, state
         return self._fail(lost)
@@ -293,12 +320,12 @@ class EngineGroup(Group):
         )  # fmt: skip
 
     def _fail(self, error: CommError) -> CommError:
-        self._failure = error
-        self._break_off()
+        self._break_off(error)
         return error
 
-    def _break_off(self) -> None:
+    def _break_off(self, error: CommError | None = None) -> None:
         """Let the engine drop the group's operations: no thread of this process touches their arrays again."""
+        self._failure = self._failure or error
         for on in (self._lane, self._engine_lane, *self._streams.values()):
             on.break_off()
 
@@ -329,6 +356,23 @@ class EngineWork(Work):
         node.live.append(self)
         self._submitted = True
         self._op.submit()
+
+    def speak(self, call: tuple[int, ...]) -> None:
+        """Before it begins: what peers compare instead (`Op.speak`)."""
+        make = self._make
+        assert make is not None
+
+        def spoken(lane: Any, own: bool) -> _engine.Op:
+            op = make(lane, own)
+            op.speak(*call)
+            return op
+
+        self._make = spoken
+
+    @property
+    def operation(self) -> _engine.Op | None:
+        """The engine's, once it has begun."""
+        return self._op
 
     def ended(self) -> bool:
         """Whether nothing touches its arrays any more."""
@@ -379,5 +423,6 @@ def _spell(kind: int, dtype: int, op: int, root: int, count: int, extra: int) ->
     return f"{name}({', '.join(words)})"
 
 
-def _checksum(counts: Sequence[int]) -> int:
+def checksum(counts: Sequence[int]) -> int:
+    """Of counts per rank, for comparing calls."""
     return zlib.crc32(np.asarray(counts, np.int64).tobytes())

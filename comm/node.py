@@ -32,15 +32,20 @@ _HELLO_S = 5.0
 _POLL_S = 0.05
 _HANDED = struct.Struct("<8sQQ")
 _MAGIC = b"cktrain\n"
+_BELL = 0xBE11
 
 
 @dataclass
 class Node(Peers):
-    """The ranks of one node. Seats are numbered by local rank; members hold rank, pid, host, cpus, pid_namespace."""
+    """The ranks of one node; those that share it have rank, pid, host, cpus and pid_namespace in `members`.
+
+    Seats are numbered by local rank, or by rank where the node is one of several (`cktrain.comm.two_level`).
+    """
 
     sockets: dict[int, socket.socket] = field(default_factory=dict)
     """To each other seat."""
     pidfds: list[int] = field(default_factory=list)
+    bells: list[int] = field(default_factory=list)
 
     def hand(self, seat: int, fd: int, nbytes: int, tag: int) -> None:
         """Give a descriptor to another rank."""
@@ -86,15 +91,39 @@ class Node(Peers):
         assert lost is not None
         return lost
 
+    def watch_over(self) -> list[tuple[int, int, int, int]]:
+        """What the watch thread looks at to see the other ranks of this node end."""
+        members = self.members
+        watched = [
+            (s.fileno(), members[seat]["rank"], seat, _engine.HANGUP) for seat, s in self.sockets.items()
+        ]
+        for seat in self.sockets:
+            # A child that was forked off keeps the sockets open; the pidfd knows the process itself.
+            if members[seat]["pid_namespace"] == members[self.seat]["pid_namespace"]:
+                with contextlib.suppress(OSError, AttributeError):
+                    self.pidfds.append(os.pidfd_open(members[seat]["pid"]))
+                    watched.append((self.pidfds[-1], members[seat]["rank"], seat, _engine.PIDFD))
+        return watched
+
+    def exchange_bells(self, wake_fd: int, timeout_s: float) -> None:
+        """Every rank of the node can wake every other one's engine where it sleeps on sockets."""
+        for seat in self.sockets:
+            self.hand(seat, wake_fd, 0, _BELL)
+        for seat in self.sockets:
+            fd, _ = self.take(seat, _BELL, timeout_s)
+            self.bells.append(fd)
+            self.world.bell(seat, fd)
+
     def close(self) -> None:
         """Leave in order: the others do not take the end of this process for a failure."""
         self.world.leave()
         self.world.stop()
         for other in self.sockets.values():
             other.close()
-        for fd in self.pidfds:
+        for fd in (*self.pidfds, *self.bells):
             os.close(fd)
         self.pidfds.clear()
+        self.bells.clear()
 
 
 @dataclass
@@ -186,15 +215,27 @@ def watch_node(meeting: NodeMeeting, *, engine_core: int | None = None) -> Node:
         engine_core=-1 if engine_core is None else engine_core,
     )
     node = Node(meeting.seat, members, world, _WHERE, meeting.sockets)
-    watched = [(s.fileno(), members[seat]["rank"], seat, _engine.HANGUP) for seat, s in node.sockets.items()]
-    for seat, member in enumerate(members):
-        # A child that was forked off keeps the sockets open; the pidfd knows the process itself.
-        if seat != meeting.seat and member["pid_namespace"] == me["pid_namespace"]:
-            with contextlib.suppress(OSError, AttributeError):
-                node.pidfds.append(os.pidfd_open(member["pid"]))
-                watched.append((node.pidfds[-1], member["rank"], seat, _engine.PIDFD))
-    world.watch(watched)
+    world.watch(node.watch_over())
     return node
+
+
+def share_node(
+    world: _engine.World, seat: int, met: NodeMeeting, seats: list[int], members: list[dict[str, Any]]
+) -> Node:
+    """The ranks that have met as a part of a larger world.
+
+    Args:
+        world: of all ranks; it is not yet watched.
+        seat: this rank's.
+        met: who has met on this node.
+        seats: in the world, of those, by local rank.
+        members: of the world; those of this node get what is known of them here.
+    """
+    world.share_seats(met.map_seats(), seats)
+    known = list(members)
+    for local_rank, number in enumerate(seats):
+        known[number] = met.members[local_rank] | {"rank": members[number]["rank"]}
+    return Node(seat, known, world, _WHERE, {seats[local]: s for local, s in met.sockets.items()})
 
 
 def _pid_namespace() -> str:

@@ -1,4 +1,4 @@
-"""Group over TCP: one connection per pair of ranks and lane, schedules as data (comm/schedules), no pickle.
+"""Group over TCP: one or more connections per pair of ranks and lane, schedules as data (comm/schedules), no pickle.
 
 Bytes on a connection come in the order of the schedule, so they carry no tags; each operation begins with a header of
 one cache line, which the other side compares with its own call before it takes any payload. A further connection per
@@ -8,25 +8,30 @@ dead link after 5 s without an acknowledgement (TCP_USER_TIMEOUT), and a rank th
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import socket
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from cktrain.comm import _engine
-from cktrain.comm.algorithms import DEFAULT, Table, choose, plan
+from cktrain.comm.algorithms import Table, choose, plan
 from cktrain.comm.engine_group import DTYPE, KIND, Call, EngineGroup, MakeOp
 from cktrain.comm.group import Group
+from cktrain.comm.node import Node, NodeMeeting, share_node
 from cktrain.comm.peers import Peers
 from cktrain.comm.reduction import BFLOAT16
-from cktrain.comm.rendezvous import Rendezvous
+from cktrain.comm.rendezvous import Rendezvous, find_out_dead_link
 from cktrain.comm.solo_group import SoloGroup
+from cktrain.comm.tuning import Tables
 
 WHERE = "comm.tcp"
 _LANES = 3  # synchronous, asynchronous, messages
-_WORLD, _FIRST_GROUP = 1, 2  # purposes of connections (rendezvous.py)
+_WORLD, FIRST_GROUP = 1, 2  # purposes of connections (rendezvous.py)
 
 
 @dataclass
@@ -36,6 +41,12 @@ class Mesh(Peers):
     meeting: Rendezvous = field(kw_only=True)
     control: dict[int, socket.socket] = field(kw_only=True)
     wake_fd: int = field(kw_only=True)
+    tables: Tables = field(default_factory=Tables, kw_only=True)
+    """Of algorithms, rank 0's."""
+    sockets: int = field(default=1, kw_only=True)
+    """Per pair of ranks and lane; the same on all ranks."""
+    node: Node | None = field(default=None, kw_only=True)
+    """The ranks that share this node, where they are used as such (`cktrain.comm.two_level`)."""
     at_close: Callable[[], None] = field(default=lambda: None, kw_only=True)
     """What else ends with the world."""
 
@@ -46,14 +57,35 @@ class Mesh(Peers):
         for connection in self.control.values():
             connection.close()
         self.meeting.close()
+        if self.node is not None:
+            self.node.close()
         os.close(self.wake_fd)
         self.at_close()
 
 
-def join_mesh(meeting: Rendezvous, *, spin: bool, engine_core: int | None = None) -> Mesh:
-    """Connect with all ranks of the meeting, and begin to watch them."""
-    others = [r for r in range(meeting.size) if r != meeting.rank]
+def join_mesh(
+    meeting: Rendezvous,
+    *,
+    spin: bool,
+    engine_core: int | None = None,
+    where: str = WHERE,
+    node: tuple[NodeMeeting, list[int]] | None = None,
+) -> Mesh:
+    """Connect with all ranks of the meeting, and begin to watch them.
+
+    Args:
+        meeting: of all ranks.
+        spin: cores are at least as many as ranks.
+        engine_core: core of the comm thread; None: where the process runs.
+        where: who speaks in messages.
+        node: who has met on this node, and their ranks: they are watched as `cktrain.comm.node` does, and the
+            mesh has a `node` in the same world.
+    """
+    met, ranks = node or (None, [meeting.rank])
+    others = [r for r in range(meeting.size) if r not in ranks]
     control = {r: sockets[0] for r, sockets in meeting.connect_all(others, _WORLD, 1).items()}
+    for connection in control.values():
+        find_out_dead_link(connection)
     fd = os.memfd_create("cktrain seats", os.MFD_CLOEXEC)
     os.ftruncate(fd, meeting.size * _engine.SEAT_BYTES)
     seats = _engine.Mapping(fd, meeting.size * _engine.SEAT_BYTES)
@@ -69,9 +101,47 @@ def join_mesh(meeting: Rendezvous, *, spin: bool, engine_core: int | None = None
     wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC) if hasattr(os, "eventfd") else -1
     world.wake_by(wake_fd)
     members = [member | {"rank": r} for r, member in enumerate(meeting.members)]
-    mesh = Mesh(meeting.rank, members, world, WHERE, meeting=meeting, control=control, wake_fd=wake_fd)
-    world.watch([(s.fileno(), r, r, _engine.CONTROL) for r, s in control.items()])
+    watched = [(s.fileno(), r, r, _engine.CONTROL) for r, s in control.items()]
+    neighbours = None
+    if met is not None:
+        neighbours = share_node(world, meeting.rank, met, ranks, members)
+        watched += neighbours.watch_over()
+    mesh = Mesh(
+        meeting.rank,
+        members,
+        world,
+        where,
+        meeting=meeting,
+        control=control,
+        wake_fd=wake_fd,
+        tables=Tables(meeting.members[0]["tables"]),
+        sockets=sockets_per_pair(meeting.members),
+        node=neighbours,
+    )
+    world.watch(watched)
+    if neighbours is not None:
+        neighbours.exchange_bells(wake_fd, meeting.timeout_s)
+    _let_children_go(mesh)
     return mesh
+
+
+def _let_children_go(mesh: Mesh) -> None:
+    """A forked child closes its copies of the control connections: it must not keep them open when this process ends."""
+    known = weakref.ref(mesh)
+
+    def close() -> None:
+        if (ours := known()) is not None:
+            for connection in ours.control.values():
+                connection.close()
+
+    os.register_at_fork(after_in_child=close)
+
+
+def sockets_per_pair(members: Sequence[dict[str, Any]]) -> int:
+    """What rank 0 was told (`comm.tcp_sockets`), or two between hosts: one connection is one queue of a network card,
+    and one core's work for the receiving kernel. Inside a host one is as fast as several."""
+    inside = all(ipaddress.ip_address(member["address"]).is_loopback for member in members)
+    return int(members[0]["sockets"]) or (1 if inside else 2)
 
 
 class TcpGroup(EngineGroup):
@@ -85,8 +155,8 @@ class TcpGroup(EngineGroup):
         timeout_s: float,
         *,
         ancestors: Sequence[int] = (),
-        purpose: int = _FIRST_GROUP,
-        table: Table = DEFAULT,
+        purpose: int = FIRST_GROUP,
+        table: Table | None = None,
         algorithm: str | None = None,
     ):
         """Make the group of the ranks in `seats`, in this order; all of them call it.
@@ -98,19 +168,67 @@ class TcpGroup(EngineGroup):
             timeout_s: deadline of every wait, seconds.
             ancestors: numbers of the groups that it was split from.
             purpose: what its connections are told apart by; the same on all members, and no other group's of theirs.
-            table: which algorithm for which length.
+            table: which algorithm for which length; None: by the tables of the mesh.
             algorithm: one that is preferred whatever the length.
         """
         super().__init__(mesh, seats, name, timeout_s, ancestors)
-        self._mesh, self._purpose, self._table, self._algorithm = mesh, purpose, table, algorithm
+        self._mesh, self._purpose, self._algorithm = mesh, purpose, algorithm
+        nodes = {mesh.members[seat].get("node") for seat in seats}
+        self.node_count = len(nodes)
+        """On how many nodes its ranks are."""
+        self._table = table or mesh.tables.pick(self.transport, self.node_count, self.size)
         self._splits = 0
-        found = mesh.meeting.connect_all([s for s in seats if s != mesh.seat], purpose, _LANES)
+        self._connect(purpose)
+
+    def prefer(self, algorithm: str | None) -> None:
+        """Use this algorithm from now on where it can be, instead of the table's; all ranks call it."""
+        self._algorithm = algorithm
+
+    # What differs where other links than sockets carry the bytes.
+
+    transport = "tcp"
+    """As in `comm.transport`."""
+
+    @property
+    def node(self) -> Node | None:
+        """The ranks that share this rank's node, where they are used as such."""
+        return self._mesh.node
+
+    moved_by_caller = False
+    """Whether asynchronous operations get on only while the caller asks or waits."""
+
+    def prepare(self, memory: np.ndarray) -> None:
+        """Make memory that this rank has from elsewhere fit to be sent from and received into."""
+
+    def _connect(self, purpose: int) -> None:
+        """Make the links, and the lanes of collectives over them."""
+        k, others = self._mesh.sockets, [s for s in self._seats if s != self._mesh.seat]
+        found = self._mesh.meeting.connect_all(others, purpose, _LANES * k)
         self._connections = [
-            [found[s][lane] if s in found else None for s in seats] for lane in range(_LANES)
+            [found[s][lane * k : (lane + 1) * k] if s in found else None for s in self._seats]
+            for lane in range(_LANES)
         ]
         self._lane, self._engine_lane = (
-            _engine.Wire(mesh.world, self.rank, sockets, list(seats)) for sockets in self._connections[:2]
+            _engine.Wire(self._mesh.world, self.rank, sockets, self._seats)
+            for sockets in self._connections[:2]
         )
+
+    def _part(self, seats: list[int], name: str, purpose: int) -> TcpGroup:
+        """The group of some of the ranks."""
+        return TcpGroup(
+            self._mesh,
+            seats,
+            name,
+            self.timeout_s,
+            ancestors=self._lineage,
+            purpose=purpose,
+            algorithm=self._algorithm,
+        )
+
+    def _disconnect(self) -> None:
+        for sockets in self._connections:
+            for connection in (one for several in sockets for one in several or ()):
+                connection.close()
 
     def split(self, color: int, key: int = 0) -> Group:
         """Return the group of the ranks that gave the same `color`, ordered by (key, rank)."""
@@ -120,26 +238,7 @@ class TcpGroup(EngineGroup):
             return SoloGroup(name, self.timeout_s)
         # Of all groups that two ranks share, this one alone has this number of splits below this purpose.
         purpose = (self._purpose * 1009 + self._splits) % (1 << 32)
-        return TcpGroup(
-            self._mesh,
-            [self._seats[rank] for rank in members],
-            name,
-            self.timeout_s,
-            ancestors=self._lineage,
-            purpose=purpose,
-            table=self._table,
-            algorithm=self._algorithm,
-        )
-
-    def close(self) -> None:
-        """End the use of this group; the world's close also ends the threads and the watch over the other ranks."""
-        if self._closed:
-            return
-        super().close()
-        for sockets in self._connections:
-            for connection in sockets:
-                if connection is not None:
-                    connection.close()
+        return self._part([self._seats[rank] for rank in members], name, purpose)
 
     def _make(self, call: Call) -> MakeOp:
         itemsize = call.input.itemsize

@@ -5,6 +5,7 @@ Each function makes a contender for an operation and an array, or returns None w
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import select
 import socket
@@ -40,10 +41,10 @@ def traffic_bound(group: Group, op: str, array: np.ndarray) -> Contender | None:
 
 
 class RawSockets:
-    """Both directions of one connection at once: as many bytes as an all-reduce of two ranks sends."""
+    """Both directions of some connections at once: as many bytes as an all-reduce of two ranks sends."""
 
-    def __init__(self, group: Group):
-        self.connection: socket.socket | None = None
+    def __init__(self, group: Group, count: int = 1):
+        self.connections: list[socket.socket] = []
         if group.size != 2:
             return
         listener = socket.create_server(("127.0.0.1", 0))
@@ -51,42 +52,51 @@ class RawSockets:
             struct.unpack("<I", x)[0]
             for x in group.all_gather_bytes(struct.pack("<I", listener.getsockname()[1]))
         ]
-        if group.rank == 0:
-            self.connection, _ = listener.accept()
-        else:
-            self.connection = socket.create_connection(("127.0.0.1", ports[0]))
+        for _ in range(count):
+            if group.rank == 0:
+                self.connections.append(listener.accept()[0])
+            else:
+                self.connections.append(socket.create_connection(("127.0.0.1", ports[0])))
         listener.close()
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
-        self.connection.setblocking(False)
+        for connection in self.connections:
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
+            connection.setblocking(False)
 
     def make(self, group: Group, op: str, array: np.ndarray) -> Contender | None:
         """The contender for this length."""
-        if self.connection is None or op != "all_reduce":
+        if not self.connections or op != "all_reduce":
             return None
-        out = memoryview(bytearray(array.nbytes))
-        into = memoryview(bytearray(array.nbytes))
-        connection = self.connection
+        k = len(self.connections)
+        share = array.nbytes // k
+        out, into = (
+            [memoryview(bytearray(share + array.nbytes % k * (i == 0))) for i in range(k)] for _ in range(2)
+        )
 
         def exchange() -> None:
-            sent = received = 0
-            while sent < out.nbytes or received < into.nbytes:
+            sent, received = [0] * k, [0] * k
+            while True:
+                sending = [i for i in range(k) if sent[i] < out[i].nbytes]
+                receiving = [i for i in range(k) if received[i] < into[i].nbytes]
+                if not sending and not receiving:
+                    return
                 moved = 0
-                try:
-                    if sent < out.nbytes:
-                        moved += connection.send(out[sent : sent + (1 << 20)])
-                        sent += moved
-                except BlockingIOError:
-                    pass
-                try:
-                    if received < into.nbytes:
-                        got = connection.recv_into(into[received : received + (1 << 20)])
-                        received += got
-                        moved += got
-                except BlockingIOError:
-                    pass
+                for i in sending:
+                    with contextlib.suppress(BlockingIOError):
+                        n = self.connections[i].send(out[i][sent[i] : sent[i] + (1 << 20)])
+                        sent[i] += n
+                        moved += n
+                for i in receiving:
+                    with contextlib.suppress(BlockingIOError):
+                        n = self.connections[i].recv_into(into[i][received[i] : received[i] + (1 << 20)])
+                        received[i] += n
+                        moved += n
                 if not moved:
-                    select.select([connection], [connection] if sent < out.nbytes else [], [], 1)
+                    readers, writers = (
+                        [self.connections[i] for i in receiving],
+                        [self.connections[i] for i in sending],
+                    )
+                    select.select(readers, writers, [], 1)
 
         return Contender("sockets", "bound", exchange)
 

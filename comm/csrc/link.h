@@ -12,6 +12,8 @@
 
 #define CKC_LINK_CAPSULE "cktrain.link"
 
+enum { CKC_FOR_PUSH = 1, CKC_FOR_PULL = 2, CKC_FOR_FLUSH = 4 };
+
 typedef struct ckc_link ckc_link;
 struct ckc_link {
     /* Take up to all bytes of the parts, in their order; how many, 0 when none can be taken now, below 0 when the link is
@@ -21,8 +23,10 @@ struct ckc_link {
     int64_t (*pull)(ckc_link *link, void *into, int64_t bytes);
     /* 1 when all that was pushed has left its buffers; NULL where push copies. */
     int (*flushed)(ckc_link *link);
-    /* About to sleep until `fd` shows `events`: 1 if something came just now, so that nobody should. NULL: nothing to do. */
-    int (*arm)(ckc_link *link);
+    /* About to sleep until `fd` shows events, in wait for CKC_FOR_*: 1 if that came just now, so that nobody should.
+     * NULL: nothing to do. */
+    int (*arm)(ckc_link *link, int waits_for);
+    const char *(*why)(ckc_link *link);     /* once it is gone: how, in words; NULL: its connection broke */
     int fd;                                 /* -1: there is nothing to sleep on */
     short can_push;                         /* the event of fd that push waits for; pull waits for POLLIN */
 };

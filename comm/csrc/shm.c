@@ -38,7 +38,7 @@ static void arrive(ckc_op *o, const void *payload, int64_t bytes) {
     memcpy((char *)mine + offsetof(ckc_call, kind), (char *)&o->call + offsetof(ckc_call, kind),
            sizeof(ckc_call) - offsetof(ckc_call, kind));
     if (bytes) memcpy(slot(ch, ch->rank, o->seq), payload, (size_t)bytes);
-    atomic_store_explicit(&ch->world->seats[ch->world->local_rank].operation, (uint64_t)o->call.kind << 56 | o->seq,
+    atomic_store_explicit(&ch->world->seats[ch->world->local_rank]->operation, (uint64_t)o->call.kind << 56 | o->seq,
                           memory_order_relaxed);
     atomic_store_explicit(&mine->seq, o->seq, memory_order_release);
     ckc_ring(ch->world, ch->seats, ch->size);

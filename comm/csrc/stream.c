@@ -40,7 +40,7 @@ static int refused(const ckc_stream *s) {
 
 static void note(ckc_op *o) {
     ckc_stream *s = o->on;
-    atomic_store_explicit(&s->world->seats[s->world->local_rank].operation,
+    atomic_store_explicit(&s->world->seats[s->world->local_rank]->operation,
                           (uint64_t)o->call.kind << 56 | ++s->messages, memory_order_relaxed);
 }
 

@@ -1,10 +1,11 @@
 #include "wire.h"
 
-#include <errno.h>
+#include "shm.h"
+
 #include <string.h>
-#include <sys/socket.h>
 
 #define GRACE_NS 1000000000         /* the watch thread finds the cause of a closed connection; then we do not wait on */
+#define SPOIL_NS 50000000           /* the socket may still be full of the operation before */
 #define HEADER ((int64_t)sizeof(ckc_call))
 
 static char *place(const ckc_op *o, int64_t which, int64_t at) {
@@ -16,9 +17,10 @@ static char *place(const ckc_op *o, int64_t which, int64_t at) {
 /* A closed or broken socket is no verdict: the watch thread knows whether the peer ended, and of what. */
 static int64_t closed(ckc_op *o, int peer) {
     ckc_wire *wire = o->on;
+    ckc_link *link = wire->links[peer];
     if (!wire->gone_ns[peer]) wire->gone_ns[peer] = ckc_now_ns();
     if (ckc_now_ns() - wire->gone_ns[peer] > GRACE_NS)
-        ckc_fail(wire->world, CKC_LOST, wire->names[peer], "its connection broke");
+        ckc_fail(wire->world, CKC_LOST, wire->names[peer], link->why ? link->why(link) : "its connection broke");
     return 0;
 }
 
@@ -107,7 +109,8 @@ static void compute(ckc_op *o) {
         const int64_t bytes = step->count * ckc_item_bytes(o->call.dtype);
         const ckc_source *from = run->sources + step->first;
         if (step->kind == CKC_STEP_COPY) {
-            memmove(place(o, step->place, step->at), place(o, from->place, from->at), (size_t)bytes);
+            char *to = place(o, step->place, step->at), *source = place(o, from->place, from->at);
+            if (to != source) memmove(to, source, (size_t)bytes);
         } else if (step->kind == CKC_STEP_REDUCE && step->count) {
             const ckc_wire *wire = o->on;
             const void *src[CKC_MAX_RANKS];
@@ -144,7 +147,7 @@ static int move_on(ckc_op *o) {
     if (!run->begun) {
         run->begun = 1;
         o->seq = ++wire->seq;
-        atomic_store_explicit(&wire->world->seats[wire->world->local_rank].operation,
+        atomic_store_explicit(&wire->world->seats[wire->world->local_rank]->operation,
                               (uint64_t)o->call.kind << 56 | o->seq, memory_order_relaxed);
         find_round(run);
     }
@@ -176,6 +179,34 @@ int ckc_wire_advance(ckc_op *o) {
     return got;
 }
 
+void ckc_wire_spoil(ckc_op *o, const ckc_op *met) {
+    const ckc_wire *wire = o->on;
+    ckc_run_state *run = o->extra;
+    const ckc_channel *ch = met->on;
+    if (met->wanted != NULL || run->begun) return;
+    o->call.zero = 1;
+    for (int r = 0; r < ch->size; r++) {
+        const ckc_call *call = ckc_call_of(ch, r, met->seq);
+        if (r == ch->rank || atomic_load_explicit(&call->seq, memory_order_acquire) != met->seq ||
+            !memcmp((const char *)call + offsetof(ckc_call, kind), (const char *)&met->call + offsetof(ckc_call, kind),
+                    CKC_CALL_COMPARED))
+            continue;
+        atomic_store_explicit(&o->call.seq, call->extra, memory_order_relaxed);
+        o->call.offset = call->count;
+        o->call.arena = (int32_t)((uint32_t)call->kind << 24 | (uint32_t)call->dtype << 16 | (uint32_t)call->op << 8 |
+                                  (uint32_t)((call->root + 1) & 255));
+        o->call.pad = ch->seats[r];
+    }
+    const int64_t until = ckc_now_ns() + SPOIL_NS;
+    for (int peer = 0, all = 0; !all && ckc_now_ns() < until;) {
+        for (peer = 0, all = 1; peer < wire->size; peer++) {
+            if (!(run->partners[peer] & CKC_HEADER_SENT) || run->sent[peer] == HEADER) continue;
+            push(o, peer, NULL, 0);
+            all &= run->sent[peer] == HEADER;
+        }
+    }
+}
+
 int ckc_wire_wanted(ckc_op *o, struct pollfd *fds, int limit) {
     const ckc_wire *wire = o->on;
     const ckc_run_state *run = o->extra;
@@ -192,31 +223,14 @@ int ckc_wire_wanted(ckc_op *o, struct pollfd *fds, int limit) {
         if (run->partners[peer] & CKC_HEADER_SENT && run->sent[peer] < HEADER) pushes[peer] = 1;
         if (run->partners[peer] & CKC_HEADER_RECEIVED && run->received[peer] < HEADER) pulls[peer] = 1;
         /* A closed link is always ready: polling it would spin until the watch thread knows the cause. */
-        if (link == NULL || !(pushes[peer] | pulls[peer]) || wire->gone_ns[peer] || count == limit) continue;
-        if (link->arm != NULL && link->arm(link)) return -1;
+        if (link == NULL || wire->gone_ns[peer] || count == limit) continue;
+        const int waits_for = (pushes[peer] ? CKC_FOR_PUSH : 0) | (pulls[peer] ? CKC_FOR_PULL : 0)
+                              | (link->flushed != NULL && !link->flushed(link) ? CKC_FOR_FLUSH : 0);
+        if (!waits_for) continue;
+        if (link->arm != NULL && link->arm(link, waits_for)) return -1;
         if (link->fd < 0) return -1;
-        const short events = (short)((pushes[peer] ? link->can_push : 0) | (pulls[peer] ? POLLIN : 0));
+        const short events = (short)((waits_for & CKC_FOR_PUSH ? link->can_push : 0) | (waits_for > 1 ? POLLIN : 0));
         fds[count++] = (struct pollfd){.fd = link->fd, .events = events};
     }
     return count;
-}
-
-/* ------------------------------------------------------------------------------------------------ TCP's links */
-
-static int64_t socket_result(ssize_t n) {
-    if (n > 0) return n;
-    return n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR) ? 0 : -1;
-}
-
-static int64_t socket_push(ckc_link *link, const struct iovec *parts, int count) {
-    const struct msghdr message = {.msg_iov = (struct iovec *)parts, .msg_iovlen = (size_t)count};
-    return socket_result(sendmsg(link->fd, &message, MSG_NOSIGNAL | MSG_DONTWAIT));
-}
-
-static int64_t socket_pull(ckc_link *link, void *into, int64_t bytes) {
-    return socket_result(recv(link->fd, into, (size_t)bytes, MSG_DONTWAIT));
-}
-
-void ckc_make_socket_link(ckc_link *link, int fd) {
-    *link = (ckc_link){.push = socket_push, .pull = socket_pull, .fd = fd, .can_push = POLLOUT};
 }

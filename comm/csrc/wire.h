@@ -45,8 +45,11 @@ typedef struct {                            /* an operation's `extra` */
     int begun, agreed;                      /* agreed: all headers have come and are alike */
 } ckc_run_state;
 
-void ckc_make_socket_link(ckc_link *link, int fd);
 int ckc_wire_advance(ckc_op *op);
+/* In place of this operation: tell its peers that `met`, an operation of csrc/shm.h on a group inside the node, met a
+ * mismatch. The header then has `zero` set, so that it agrees with none, and names one of the differing calls: its root
+ * (+ 1), op, dtype and kind as bytes of `arena`, its count in `offset`, its extra in `seq`, its seat in `pad`. */
+void ckc_wire_spoil(ckc_op *op, const ckc_op *met);
 int ckc_wire_wanted(ckc_op *op, struct pollfd *fds, int limit);
 
 #endif

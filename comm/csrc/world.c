@@ -42,23 +42,26 @@ void ckc_ring_seat(ckc_seat *seat) {
     syscall(SYS_futex, &seat->bell, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
 }
 
+static void wake(int eventfd) {
+    const uint64_t one = 1;
+    if (write(eventfd, &one, sizeof one) < 0) return;   /* a full counter wakes as well */
+}
+
 void ckc_ring(ckc_world *w, const int *seats, int count) {
     atomic_thread_fence(memory_order_seq_cst);
     for (int i = 0; i < count; i++) {
-        ckc_seat *seat = &w->seats[seats[i]];
-        if (seats[i] != w->local_rank && atomic_load_explicit(&seat->sleepers, memory_order_relaxed))
-            ckc_ring_seat(seat);
+        ckc_seat *seat = w->seats[seats[i]];
+        if (seats[i] == w->local_rank || !atomic_load_explicit(&seat->sleepers, memory_order_relaxed)) continue;
+        ckc_ring_seat(seat);
+        if (w->bells[seats[i]] > 0) wake(w->bells[seats[i]]);
     }
 }
 
 static void ring_self(ckc_world *w) {
-    ckc_seat *seat = &w->seats[w->local_rank];
+    ckc_seat *seat = w->seats[w->local_rank];
     atomic_thread_fence(memory_order_seq_cst);
     if (atomic_load_explicit(&seat->sleepers, memory_order_relaxed)) ckc_ring_seat(seat);
-    if (w->wake_fd >= 0) {
-        const uint64_t one = 1;
-        if (write(w->wake_fd, &one, sizeof one) < 0) return;    /* a full counter wakes as well */
-    }
+    if (w->wake_fd >= 0) wake(w->wake_fd);
 }
 
 int ckc_fail(ckc_world *w, int cause, int rank, const char *how) {
@@ -70,7 +73,7 @@ int ckc_fail(ckc_world *w, int cause, int rank, const char *how) {
         w->failed_ns = ckc_now_ns();
         snprintf(w->failed_how, sizeof w->failed_how, "%s", how);
         if (cause == CKC_LOST)
-            atomic_store_explicit(&w->seats[w->local_rank].cause, (uint32_t)rank + 1, memory_order_release);
+            atomic_store_explicit(&w->seats[w->local_rank]->cause, (uint32_t)rank + 1, memory_order_release);
         atomic_store_explicit(&w->failure, cause, memory_order_release);
     }
     pthread_mutex_unlock(&lock);
@@ -82,7 +85,7 @@ int ckc_fail(ckc_world *w, int cause, int rank, const char *how) {
 /* One nap of a thread whose wait `ready(arg)` ends with anything but CKC_PENDING. The look between joining the sleepers
  * and sleeping is what makes a lost wake-up impossible (world.h). */
 static int nap(ckc_world *w, int (*ready)(void *), void *arg, int64_t ns) {
-    ckc_seat *seat = &w->seats[w->local_rank];
+    ckc_seat *seat = w->seats[w->local_rank];
     const uint32_t bell = atomic_load_explicit(&seat->bell, memory_order_acquire);
     atomic_fetch_add_explicit(&seat->sleepers, 1, memory_order_seq_cst);
     atomic_thread_fence(memory_order_seq_cst);
@@ -150,6 +153,11 @@ static int wait_until(ckc_world *w, int (*ready)(void *), void *arg, int64_t sli
 static int advance(void *op) { return ((ckc_op *)op)->advance(op); }
 static int state_of(void *op) { return atomic_load_explicit(&((ckc_op *)op)->state, memory_order_acquire); }
 
+int ckc_move(ckc_world *w, ckc_op *op) {
+    const int failed = given_up(w), got = op->advance(op);
+    return got == CKC_PENDING && failed ? CKC_LOST : got;
+}
+
 int ckc_run(ckc_world *w, ckc_op *op, int64_t slice_ns) {
     return wait_until(w, advance, op, slice_ns, op, op->wanted ? op : NULL);
 }
@@ -202,6 +210,18 @@ static int accept_new(ckc_world *w) {
     return 1;
 }
 
+/* CKC_DONE when the operation may go on; CKC_PENDING while the one before it in its chain has not ended. If that one
+ * failed so does this one, and its peers, who know nothing of the chain, are told of a mismatch. */
+static int may_begin(ckc_op *op) {
+    if (op->after == NULL) return CKC_DONE;
+    const int before = state_of(op->after);
+    if (before >= 0) return before;
+    const ckc_op *first = op->after;
+    while (first->after != NULL && state_of((ckc_op *)first->after) < 0) first = first->after;
+    if (op->spoil != NULL && state_of((ckc_op *)first) == CKC_MISMATCH) op->spoil(op, first);
+    return CKC_BROKEN;
+}
+
 /* Move the head of every queue as far as it goes. CKC_DONE when anything ended, began or got on. */
 static int move_all(void *world) {
     ckc_world *w = world;
@@ -212,7 +232,9 @@ static int move_all(void *world) {
         while (queue->head != NULL) {
             ckc_op *op = queue->head;
             const int64_t before = op->moved;
-            int got = atomic_load_explicit(&queue->broken, memory_order_acquire) ? CKC_BROKEN : op->advance(op);
+            int got = may_begin(op);        /* also of a broken queue: peers may have to be told */
+            if (atomic_load_explicit(&queue->broken, memory_order_acquire)) got = CKC_BROKEN;
+            if (got == CKC_DONE) got = op->advance(op);
             if (got == CKC_PENDING && failed) got = CKC_LOST;
             if (got == CKC_PENDING) {
                 got_on |= op->moved != before;
@@ -238,31 +260,37 @@ static int move_all(void *world) {
     return moved || got_on ? CKC_DONE : CKC_PENDING;
 }
 
-/* Where a queue's head waits for sockets, the engine sleeps on all of them and on the eventfd. */
+static int on_sockets(const ckc_op *op) {
+    return op->wanted != NULL && (op->after == NULL || state_of(op->after) != CKC_PENDING);
+}
+
+/* Where a queue's head waits for sockets, the engine sleeps on all of them and on the eventfd. It joins the sleepers too,
+ * and looks once more, as in `nap`: another queue's head may wait for a bell, and the ranks of the node that ring it
+ * then write to the eventfd. */
 static int nap_on_all_sockets(ckc_world *w) {
+    ckc_seat *seat = w->seats[w->local_rank];
+    atomic_fetch_add_explicit(&seat->sleepers, 1, memory_order_seq_cst);
+    atomic_thread_fence(memory_order_seq_cst);
+    const int got = move_all(w);
     struct pollfd fds[4 * CKC_MAX_RANKS];
-    int count = 1;
+    int count = 1, more = 0;
     fds[0] = (struct pollfd){.fd = w->wake_fd, .events = POLLIN};
-    for (const ckc_queue *queue = w->active; queue != NULL; queue = queue->next) {
-        if (!queue->head->wanted) continue;
-        const int more = queue->head->wanted(queue->head, fds + count, 4 * CKC_MAX_RANKS - count);
-        if (more < 0) {
-            sched_yield();
-            return CKC_PENDING;
-        }
+    for (const ckc_queue *queue = w->active; got == CKC_PENDING && queue != NULL && more >= 0; queue = queue->next) {
+        if (!on_sockets(queue->head)) continue;
+        more = queue->head->wanted(queue->head, fds + count, 4 * CKC_MAX_RANKS - count);
         count += more;
     }
-    poll(fds, (nfds_t)count, LAST_SLEEP_NS / 1000000);
-    if (fds[0].revents) {
-        uint64_t rung;
-        if (read(w->wake_fd, &rung, sizeof rung) < 0) return CKC_PENDING;
-    }
-    return CKC_PENDING;
+    if (more < 0) sched_yield();
+    else if (got == CKC_PENDING) poll(fds, (nfds_t)count, LAST_SLEEP_NS / 1000000);
+    atomic_fetch_sub_explicit(&seat->sleepers, 1, memory_order_relaxed);
+    uint64_t rung;
+    if (fds[0].revents && read(w->wake_fd, &rung, sizeof rung) < 0) return got;
+    return got;
 }
 
 static int any_on_sockets(const ckc_world *w) {
     for (const ckc_queue *queue = w->active; queue != NULL; queue = queue->next)
-        if (queue->head->wanted) return 1;
+        if (on_sockets(queue->head)) return 1;
     return 0;
 }
 
@@ -311,6 +339,7 @@ int ckc_start_engine(ckc_world *w) {
 }
 
 void ckc_stop_threads(ckc_world *w) {
+    if (!w->engine_runs && !w->watch_runs) return;
     atomic_store_explicit(&w->stop, 1, memory_order_release);
     ring_self(w);
     if (w->engine_runs) pthread_join(w->engine, NULL);

@@ -79,6 +79,8 @@ struct ckc_op {
     uint64_t seq, base;
     int (*wanted)(ckc_op *, struct pollfd *fds, int limit);     /* sockets it waits for (-1: it must not
                                      * sleep); NULL where a bell wakes it */
+    ckc_op *after;                  /* on the engine: begins when that one is done, and fails with it */
+    void (*spoil)(ckc_op *, const ckc_op *after);   /* tell this one's peers that `after` met a mismatch; or NULL */
     void *extra;                    /* csrc/wire.h: what it has moved */
     _Atomic int state;              /* CKC_PENDING until the engine is through with it */
     ckc_op *next;
@@ -87,7 +89,8 @@ struct ckc_op {
 typedef struct {
     int rank, local_rank, local_size;
     int spin;                               /* cores are at least as many as ranks: waiting may burn one */
-    ckc_seat *seats;                        /* (local_size) */
+    ckc_seat *seats[CKC_MAX_RANKS];         /* of each rank: where it shows what it does */
+    int bells[CKC_MAX_RANKS];               /* eventfd of a rank whose engine sleeps on sockets; 0: it has none */
     ckc_span arenas[CKC_MAX_RANKS][CKC_MAX_ARENAS];     /* of each rank of the node, where this process maps them */
     int64_t stream_bytes;                   /* reductions that touch more than this write past the caches */
     ckc_reduce_n reduce;
@@ -117,6 +120,9 @@ int ckc_fail(ckc_world *world, int cause, int rank, const char *how);
 
 /* In the caller: move the operation on until its end, or until slice_ns have passed (CKC_PENDING). */
 int ckc_run(ckc_world *world, ckc_op *op, int64_t slice_ns);
+
+/* In the caller: move the operation once, without waiting. */
+int ckc_move(ckc_world *world, ckc_op *op);
 
 /* On the engine: hand over, and wait for the end for at most slice_ns. */
 int ckc_start_engine(ckc_world *world);

@@ -5,7 +5,7 @@ round's local steps run in their order. Between two ranks the k-th send of one m
 Nothing here touches a network: a simulator runs every schedule for 1 to 17 ranks (`tests/comm/schedules`), and
 csrc/wire.h carries them out over sockets.
 
-Places: `in` is what the caller gives, `out` what it gets (one array in all_reduce and broadcast), `scratch` the
+Places: `in` is what the caller gives, `out` what it gets (often one array in all_reduce and broadcast), `scratch` the
 schedule's own; `at` and `count` are elements of them. Legend: n ranks, S elements of the whole array, begins[r] where
 rank r's part begins, segment the elements that are under way per peer at a time.
 

@@ -40,9 +40,9 @@ def halving_doubling_all_reduce(rank: int, size: int, count: int) -> Schedule:
     """Rabenseifner's: vector halving with distance doubling, then back. Ranks beyond the power of two fold in."""
     power = 1 << (size.bit_length() - 1)
     extra = size - power
-    rounds: list[list[Step]] = []
+    rounds: list[list[Step]] = [[copy(OUT, 0, count, (IN, 0))]]
     if rank >= power:
-        return schedule([[send(rank - power, OUT, 0, count)], [recv(rank - power, OUT, 0, count)]])
+        return schedule([[send(rank - power, IN, 0, count)], [recv(rank - power, OUT, 0, count)]])
     if rank < extra:
         rounds.append([recv(rank + power, SCRATCH, 0, count), reduce(OUT, 0, count, (OUT, 0), (SCRATCH, 0))])
     begin, end = 0, count

@@ -25,7 +25,7 @@ def ring_all_gather(rank: int, begins: Sequence[int]) -> Schedule:
 def ring_all_reduce(rank: int, begins: Sequence[int]) -> Schedule:
     """Partial sums go round, then the results do."""
     n = len(begins) - 1
-    rounds: list[list[Step]] = []
+    rounds: list[list[Step]] = [[copy(OUT, 0, begins[n], (IN, 0))]]
     longest = max(begins[r + 1] - begins[r] for r in range(n))
     for k in range(n - 1):
         out, got = (rank - 1 - k) % n, (rank - 2 - k) % n

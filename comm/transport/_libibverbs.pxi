@@ -198,3 +198,12 @@ cdef extern from "<infiniband/verbs.h>" nogil:
     int ibv_destroy_qp(ibv_qp *)
     int ibv_post_send(ibv_qp *, ibv_send_wr *, ibv_send_wr **)
     int ibv_post_recv(ibv_qp *, ibv_recv_wr *, ibv_recv_wr **)
+
+
+cdef extern from "verbs_port.h" nogil:
+    const char *CKC_PORT_CAPSULE
+    ctypedef struct ckc_port:
+        int fd
+    ctypedef struct ckc_verbs_port:
+        ckc_port port
+    void ckc_make_verbs_port(ckc_verbs_port *, ibv_qp *, ibv_cq *, ibv_comp_channel *)

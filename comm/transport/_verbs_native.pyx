@@ -5,6 +5,7 @@ caller's context, and a poll may wait.
 """
 
 from cpython.mem cimport PyMem_Free, PyMem_Malloc
+from cpython.pycapsule cimport PyCapsule_New
 from libc.errno cimport EINTR, ENODEV, errno
 from libc.stdint cimport uint8_t, uint16_t, uint32_t, uint64_t, uintptr_t
 from libc.string cimport memcpy, memset
@@ -285,6 +286,7 @@ cdef class QueuePair:
     cdef CompletionQueue send_queue, receive_queue
     cdef uint32_t send_entries, receive_entries
     cdef readonly uint32_t number
+    cdef ckc_verbs_port driven
 
     def __init__(
         self, Context context, CompletionQueue send_queue, CompletionQueue receive_queue,
@@ -323,6 +325,14 @@ cdef class QueuePair:
     cdef _open(self):
         if self.pair == NULL:
             raise verbs.closed(f"queue pair {self.number}")
+
+    def port(self):
+        """The queue pair as a capsule with a ckc_port (csrc/rdma.h), for a link to drive. It must outlive the link,
+        and its queue must serve no other queue pair."""
+        assert self.send_queue is self.receive_queue
+        self._open()
+        ckc_make_verbs_port(&self.driven, self.pair, self.send_queue.queue, self.send_queue.channel)
+        return PyCapsule_New(&self.driven.port, CKC_PORT_CAPSULE, NULL)
 
     @property
     def state(self):

@@ -13,6 +13,7 @@ synchronous one and for messages, the engine's for the asynchronous one.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -31,47 +32,58 @@ class RemoteMemory:
     key: int
 
 
+@dataclass
+class Links:
+    """The links of one group."""
+
+    capsules: dict[int, list[Any]]
+    """By world rank: one per lane, named "cktrain.link"."""
+    allocate: Callable[[int], Any] | None
+    """Gives memory that travels without a copy, for what groups keep between steps; None: any will do."""
+    driver: Any
+    """Moves the operations, where the engine's thread must not (`_engine.Wire`); or None."""
+    sent: Callable[[], tuple[int, int]]
+    """Bytes that were written straight into the peers' buffers, and bytes that passed through rings."""
+    close: Callable[[], None]
+    """The group is at its end: all its ranks have called this, or are gone."""
+
+
 class Transport(ABC):
     """Carries bytes between the ranks of a world."""
 
     name: str
     """As in `comm.transport`."""
 
-    @classmethod
-    @abstractmethod
-    def unavailable(cls) -> str | None:
-        """Why this process cannot use it, in words, with the command that mends it; None when it can."""
-
     @abstractmethod
     def connect(self, meeting: Rendezvous) -> None:
         """Prepare for all ranks of the meeting; every rank calls it.
 
         Raises:
-            TransportUnavailableError: what `unavailable` could not foresee.
+            TransportUnavailableError: on all ranks alike, with the reason of each that cannot use it.
         """
 
     @abstractmethod
-    def links(self, peers: list[int], purpose: int, lanes: int) -> dict[int, list[Any]]:
-        """`lanes` links to each of `peers`, which make the same call: sockets, or capsules named "cktrain.link"."""
+    def links(self, peers: list[int], purpose: int) -> Links:
+        """Links to each of `peers`, which make the same call with the same purpose."""
 
     @abstractmethod
-    def register(self, memory: np.ndarray) -> list[RemoteMemory]:
-        """Make an arena (uint8) known to the hardware; every rank's, in the order of ranks. All ranks call it."""
+    def register(self, memory: np.ndarray) -> RemoteMemory:
+        """Make memory (uint8) known to the hardware; what the other ranks need to write and read it."""
 
     @abstractmethod
-    def write(self, local: np.ndarray, remote: RemoteMemory, offset: int) -> None:
-        """Write `local`, a part of a registered arena, to remote memory; complete when `flush` returns."""
+    def write(self, local: np.ndarray, remote: RemoteMemory, offset: int = 0) -> None:
+        """Write `local`, a part of registered memory, to remote memory; complete when `flush` returns."""
 
     @abstractmethod
-    def read(self, local: np.ndarray, remote: RemoteMemory, offset: int) -> None:
-        """Read remote memory into `local`, a part of a registered arena; complete when `flush` returns."""
+    def read(self, local: np.ndarray, remote: RemoteMemory, offset: int = 0) -> None:
+        """Read remote memory into `local`, a part of registered memory; complete when `flush` returns."""
 
     @abstractmethod
     def flush(self, rank: int, timeout_s: float) -> None:
         """Wait until all writes to and reads from that rank are complete.
 
         Raises:
-            PeerLostError: the rank is gone.
+            WorkRequestError: one of them failed.
             CollectiveTimeoutError: the time is over.
         """
 

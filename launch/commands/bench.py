@@ -1,11 +1,13 @@
-"""`cktrain bench {peak,gemm,ops,step,collectives}`: measurements, as a table or as JSON."""
+"""`cktrain bench {peak,gemm,ops,step,overlap,collectives}`: measurements, as a table or as JSON."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import os
+import sys
 import traceback
+from pathlib import Path
 from typing import Any
 
 
@@ -40,6 +42,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--steps", type=int, default=5, help="steps to measure")
     step.add_argument("--json", action="store_true", help="print one JSON object")
     step.set_defaults(run=_step)
+    overlap = actions.add_parser("overlap", help="what of the reductions a backward pass cannot hide")
+    overlap.add_argument(
+        "--share", type=float, default=0.5, help="of the communication in the backward's time"
+    )
+    overlap.add_argument("--latency-us", type=float, default=20.0, help="of the imitated network")
+    overlap.add_argument("--threads", type=int, help="computing threads; default: all cores but one")
+    overlap.add_argument("--json", action="store_true", help="print one JSON object")
+    overlap.set_defaults(run=_overlap)
     collectives = actions.add_parser(
         "collectives", help="operations between ranks, beside MPI, gloo and the bound"
     )
@@ -47,9 +57,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     collectives.add_argument("--op", dest="ops", action="append", metavar="OP", help="default: all of them")
     collectives.add_argument("--sizes", default="4k,64k,1m,16m,64m", help="bytes of the whole array")
     collectives.add_argument("--algorithm", help="prefer one algorithm")
+    collectives.add_argument("--tcp-sockets", type=int, help="connections per pair of ranks over TCP")
+    collectives.add_argument(
+        "--tune", action="store_true", help="measure which algorithm is the fastest at which length"
+    )
+    collectives.add_argument("--table", help="file of the measured table; with --tune it is written")
+    collectives.add_argument(
+        "--any-order", action="store_true", help="--tune may choose sums in other orders"
+    )
     collectives.add_argument("--no-rivals", action="store_true", help="measure cktrain alone")
     collectives.add_argument("--json", action="store_true", help="print a list of objects")
     collectives.set_defaults(run=_collectives)
+
+
+def _overlap(options: argparse.Namespace) -> int:
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.launch.bind import bind
+
+    cores = sorted(os.sched_getaffinity(0))
+    threads = options.threads or max(1, len(cores) - 1)
+    binding = bind(read_process_environment({}), mode="auto", threads=threads)
+    from cktrain import cython_kernels
+    from cktrain.bench.overlap import bench_overlap
+
+    kernels = cython_kernels.load()
+    kernels.set_num_threads(binding.threads)
+    report = bench_overlap(kernels, cores[-1], share=options.share, latency_s=options.latency_us * 1e-6)
+    print(json.dumps(report.as_dict()) if options.json else report.table())
+    return 0
 
 
 def _peak(options: argparse.Namespace) -> int:
@@ -140,7 +175,17 @@ def _collectives(options: argparse.Namespace) -> int:
         raise ValueError(
             f"[bench] --op {unknown.pop()!r} is unknown. Give one of {', '.join(collectives.OPS)}."
         )
-    group = bootstrap.init(transport=options.transport, environ=os.environ, algorithm=options.algorithm)
+    if options.tune and not options.table:
+        raise ValueError("[bench] --tune: give --table FILE, where the measured table is kept.")
+    group = bootstrap.init(
+        transport=options.transport,
+        environ=os.environ,
+        algorithm=options.algorithm,
+        tcp_sockets=options.tcp_sockets,
+        table=options.table
+        if options.table and (not options.tune or os.path.exists(options.table))
+        else None,
+    )
     if group.size == 1:
         raise ValueError(
             "[bench] collectives need ranks. Start them: mpirun -n 2 cktrain bench collectives ..."
@@ -148,9 +193,24 @@ def _collectives(options: argparse.Namespace) -> int:
     try:
         group.use_reduction(getattr(cython_kernels.load(), "reduction", None))
         found: list[Any] = []
+        if options.tune:
+            from cktrain.bench.tune import tune
+            from cktrain.comm.tuning import Tables
+
+            tables, rows = tune(group, bootstrap.tables_of(group) or Tables(), any_order=options.any_order)
+            if group.rank == 0:
+                Path(options.table).write_text(tables.text)
+                print(collectives.as_json(rows) if options.json else collectives.as_table(rows), flush=True)
+                print(f"written to {options.table}; use it with comm.table: {options.table}", file=sys.stderr)
+            group.close()
+            return 0
         if not options.no_rivals:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
-            found = [rivals.traffic_bound, rivals.RawSockets(group).make, rivals.Gloo(group).make]
+            found = [
+                rivals.traffic_bound,
+                rivals.RawSockets(group, options.tcp_sockets or 1).make,
+                rivals.Gloo(group).make,
+            ]
             if process.source in ("openmpi", "pmi", "pmix"):
                 found.append(rivals.mpi)
         rows = collectives.bench_collectives(group, bootstrap.transport_of(group), ops, sizes, found)

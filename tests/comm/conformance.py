@@ -34,8 +34,20 @@ def contribution(rank: int, length: int, dtype: np.dtype, seed: int = 0) -> np.n
     return (generator.standard_normal(length) * 10.0 ** generator.integers(-2, 3, length)).astype(dtype)
 
 
+NODES: list[list[int]] = []
+"""Where a group has two levels, its ranks by node: sums of fp32 and fp64 are first those of each node."""
+
+
 def in_canonical_order(contributions: list[np.ndarray], op: str) -> np.ndarray:
     """The bits that every rank must hold."""
+    if NODES and op == "sum" and contributions[0].dtype != BFLOAT16:
+        assert sum(map(len, NODES)) == len(contributions)
+        return in_one_order([in_one_order([contributions[r] for r in node], op) for node in NODES], op)
+    return in_one_order(contributions, op)
+
+
+def in_one_order(contributions: list[np.ndarray], op: str) -> np.ndarray:
+    """One after the other."""
     dtype = contributions[0].dtype
     acc = contributions[0].astype(np.float32 if dtype == BFLOAT16 else dtype)
     for x in contributions[1:]:

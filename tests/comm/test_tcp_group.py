@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from cktrain.comm.algorithms import DEFAULT, KNOWN, check_override, choose, even_parts, plan
+from cktrain.comm.tcp_group import sockets_per_pair
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -28,10 +29,27 @@ def test_every_algorithm_gives_the_same_numbers(algorithm):
     assert "compared" in ends[0].output
 
 
-def test_many_operations_back_to_back():
-    with job.start(3, "rank_program.py", "stress", "2000", "2", CKTRAIN_TEST_TRANSPORT="tcp") as started:
+@pytest.mark.parametrize("sockets, steps", [("1", "2000"), ("3", "1000")])
+def test_many_operations_back_to_back(sockets, steps):
+    """Also over several connections per pair, which carry one stream in turns."""
+    with job.start(
+        3,
+        "rank_program.py",
+        "stress",
+        steps,
+        "2",
+        CKTRAIN_TEST_TRANSPORT="tcp",
+        CKTRAIN_TEST_SOCKETS=sockets,
+    ) as started:
         ends = started.ends(150)
     assert [end.status for end in ends] == [0] * 3, ends
+
+
+def test_rank_0_says_how_many_connections_there_are():
+    inside, between = {"address": "127.0.0.1"}, {"address": "192.0.2.7"}
+    assert sockets_per_pair([inside | {"sockets": 0}, inside | {"sockets": 4}]) == 1
+    assert sockets_per_pair([between | {"sockets": 0}, inside | {"sockets": 4}]) == 2
+    assert sockets_per_pair([between | {"sockets": 5}, between | {"sockets": 4}]) == 5
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 import resource
 import tracemalloc
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -42,6 +44,24 @@ def test_an_arena_starts_on_a_huge_page_and_its_arrays_on_cache_lines():
     assert all(a.sum() == 0 for a in arrays)
     for (_, end), (start, _) in itertools.pairwise(span(a) for a in arrays if a.size):
         assert end <= start
+
+
+def huge_bytes(array: np.ndarray) -> int:
+    """Bytes in huge pages of the mapping that the array lies in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= array.ctypes.data < int(found[2], 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            return 1024 * int(line.split()[1])
+    raise AssertionError("the array lies in no mapping")
+
+
+def test_an_arena_lies_in_huge_pages_where_the_system_gives_them():
+    array = Arena("test", 32 << 20).array((32 << 20,), np.dtype(np.uint8))
+    array.fill(1)
+    never = "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    assert (huge_bytes(array) == 0) if never else (huge_bytes(array) >= HUGE_PAGE)
 
 
 def test_a_size_that_cannot_be_had_is_named():
@@ -158,7 +178,7 @@ def test_nothing_is_read_outside_its_phase(tiny, family, checkpointing):
     assert np.isfinite(found[0][1]).all() and found[0][1].any()
     assert found[1][0] == found[0][0]
     np.testing.assert_array_equal(found[1][1], found[0][1])
-    assert {"logits", "dqkv", "dhidden"} <= {name for _, name in poisoned.poisoned}
+    assert {"logits", "dqkv", "hidden"} <= {name for _, name in poisoned.poisoned}
 
 
 def test_block_checkpointing_saves_one_array_per_block(composed_model):

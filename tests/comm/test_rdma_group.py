@@ -1,0 +1,158 @@
+"""RdmaGroup without a device: ranks are threads of this process over a provider that copies memory (rdma/fake_verbs.py).
+
+What needs a real device is in rdma/: the same checks over soft-RoCE, with both providers, and every fault.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import conformance
+import numpy as np
+import pytest
+
+from cktrain.comm.errors import TransportUnavailableError
+from cktrain.comm.rdma_group import RdmaGroup
+from cktrain.comm.rendezvous import meet
+from cktrain.comm.tcp_group import join_mesh
+from cktrain.comm.transport.gid import ROCE_V2, Gid
+from cktrain.comm.transport.rdma import LANES, RING_BUDGET, RdmaTransport, ring_bytes
+from cktrain.comm.transport.rdma_device import DeviceDescription, PortDescription, SystemDescription
+from cktrain.comm.transport.verbs import WorkRequestError
+
+sys.path.insert(0, str(Path(__file__).parent / "rdma"))
+import fake_verbs
+
+ADDRESS = bytes(10) + b"\xff\xff" + bytes([10, 9, 0, 1])
+PORT = PortDescription(1, "ACTIVE", "Ethernet", (Gid(1, ADDRESS, ROCE_V2, "eth0"),))
+SYSTEM = SystemDescription("6.1", True, (DeviceDescription("fake0", Path("/dev/null"), True, (PORT,)),), None)
+NO_DEVICE = SystemDescription("6.1", True, (), None)
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def on_ranks(
+    size: int, program: Callable[[RdmaGroup], Any], systems: list[SystemDescription] | None = None
+) -> list[Any]:
+    """What the program returned, or raised, on each rank."""
+    port, results = free_port(), [None] * size
+
+    def take_part(rank: int) -> None:
+        try:
+            meeting = meet(rank, size, ("127.0.0.1", port), None, 20)
+            transport = RdmaTransport(
+                open_provider=lambda name: fake_verbs, describe=lambda: systems[rank] if systems else SYSTEM
+            )
+            transport.connect(meeting)
+            mesh = join_mesh(meeting, spin=False, where="comm.rdma")
+            mesh.at_close = transport.close
+            group = RdmaGroup(transport, mesh, range(size), "world", 20)
+            results[rank] = program(group)
+            group.close()
+        except BaseException as error:
+            results[rank] = error
+
+    threads = [threading.Thread(target=take_part, args=(rank,), daemon=True) for rank in range(size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    for result in results:
+        if isinstance(result, Exception) and not isinstance(result, TransportUnavailableError):
+            raise result
+    return results
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_conformance(size):
+    checks = [c for c in conformance.CHECKS if c is not conformance.check_large or size == 2]
+    ran = on_ranks(size, lambda group: [check(group) or check.__name__ for check in checks])
+    assert ran == [[check.__name__ for check in checks]] * size
+
+
+def test_arrays_of_allocate_travel_without_a_copy():
+    n = 500_000
+
+    def program(group: RdmaGroup) -> tuple[bool, int]:
+        array = group.allocate(4 * n).view(np.float32)
+        for turn in range(3):
+            array[:] = group.rank + turn
+            group.all_reduce(array)
+            assert np.all(array == sum(r + turn for r in range(group.size)))
+            array[:] = group.rank + turn
+            group.all_reduce(array, async_=True).wait()
+        return bool(np.all(array == 2 * 2 + 1)), group.bytes_sent
+
+    for right, (direct, ring) in on_ranks(2, program):
+        assert right
+        assert direct > 0 and ring > 0  # what goes which way is a race of grants
+
+
+def test_one_sided_access():
+    def program(group: RdmaGroup) -> bool:
+        memory = group.allocate(1 << 16)
+        memory[:] = group.rank
+        remote = group.rdma_register(memory)
+        own = np.full(100, 10 + group.rank, np.uint8)
+        group.rdma_register(own)
+        other = (group.rank + 1) % group.size
+        group.rdma_write(own, remote[other], 50)
+        group.rdma_flush(remote[other])
+        group.barrier()
+        before = (group.rank - 1) % group.size
+        assert np.all(memory[50:150] == 10 + before) and np.all(memory[:50] == group.rank)
+        group.rdma_read(own, remote[other], 60)
+        group.rdma_flush(remote[other])
+        assert np.all(own[:90] == 10 + group.rank)
+        for array, offset, words in (
+            (own, 1 << 16, "are not within"),
+            (np.zeros(8, np.uint8), 0, "no registered memory"),
+        ):
+            with pytest.raises(ValueError, match=words):
+                group.rdma_write(array, remote[other], offset)
+        with pytest.raises(ValueError, match="no other rank"):
+            group.rdma_write(own, remote[group.rank], 0)
+        group.barrier()
+        return True
+
+    assert on_ranks(3, program) == [True] * 3
+
+
+def test_a_write_that_the_peer_refuses_is_an_error_with_its_status():
+    from dataclasses import replace
+
+    def program(group: RdmaGroup) -> bool:
+        memory = group.allocate(4096)
+        remote = group.rdma_register(memory)
+        if group.rank == 0:
+            group.rdma_write(memory, replace(remote[1], key=12345678))
+            with pytest.raises(WorkRequestError, match="REM_ACCESS_ERR"):
+                group.rdma_flush(remote[1])
+        group.barrier()
+        return True
+
+    assert on_ranks(2, program) == [True] * 2
+
+
+def test_every_rank_hears_every_reason():
+    errors = on_ranks(3, lambda group: None, [SYSTEM, NO_DEVICE, SYSTEM])
+    for error in errors:
+        assert isinstance(error, TransportUnavailableError)
+        assert set(error.reasons) == {1}
+        assert "there is no RDMA device" in error.reasons[1]
+
+
+def test_the_memory_of_64_ranks_is_within_32_mb():
+    for peers in (1, 3, 7, 15, 63, 127):
+        taken = 2 * LANES * peers * ring_bytes(peers)
+        assert taken <= max(RING_BUDGET, 2 * LANES * peers * (16 << 10)), peers
+    assert 2 * LANES * 63 * ring_bytes(63) < 17 << 20
