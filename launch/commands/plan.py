@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from cktrain.comm.group import Group
     from cktrain.config import Config
+    from cktrain.launch.bind import Binding
     from cktrain.nn.numerics import Numerics
     from cktrain.parallel.mesh import Mesh
     from cktrain.plan.plan import Machine
@@ -103,17 +104,34 @@ def run(options: argparse.Namespace) -> int:
     from cktrain.launch.bind import bind
 
     process = read_process_environment(os.environ)
-    binding = bind(process, mode=config.launch.bind, threads=config.launch.threads)
+    binding = bind(
+        process,
+        mode=config.launch.bind,
+        threads=config.launch.threads,
+        tensor=config.parallel.tensor,
+        progress_core=config.launch.progress_core,
+    )
     if process.size == 1:
         from cktrain.comm.solo_group import SoloGroup
 
-        return _plan(options, config, SoloGroup(), binding.threads)
+        return _plan(options, config, SoloGroup(), binding)
     from cktrain.comm import bootstrap
 
     comm = config.comm
-    group = bootstrap.init(transport=comm.transport, environ=os.environ, interface=comm.interface)
+    group = bootstrap.init(
+        transport=comm.transport,
+        timeout_s=comm.timeout_s,
+        environ=os.environ,
+        engine_core=binding.progress_core,
+        interface=comm.interface,
+        algorithm=comm.algorithm,
+        tcp_sockets=comm.tcp_sockets,
+        device=comm.device,
+        gid_index=comm.gid_index,
+        traffic_class=comm.traffic_class,
+    )
     try:
-        status = _plan(options, config, group, binding.threads)
+        status = _plan(options, config, group, binding)
     except BaseException as error:
         print(f"cktrain: rank {group.rank}: {error}", file=sys.stderr, flush=True)
         bootstrap.abort(group, EXIT_INPUT if isinstance(error, ValueError) else 1)
@@ -121,7 +139,7 @@ def run(options: argparse.Namespace) -> int:
     return status
 
 
-def _plan(options: argparse.Namespace, config: Config, group: Group, threads: int) -> int:
+def _plan(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> int:
     from cktrain import cython_kernels
     from cktrain.launch.precision import agree_on_precision
     from cktrain.metrics import proportional_set_size
@@ -137,6 +155,7 @@ def _plan(options: argparse.Namespace, config: Config, group: Group, threads: in
     precision = agree_on_precision(config.precision, kernels.isa, None, group)
     per_node = min(options.ranks_per_node or mesh.world, mesh.world)
     here = group.size > 1
+    threads = binding.threads
     cores = threads if here else max(1, threads // per_node)
     machine = Machine(
         options.threads or config.launch.threads or cores,
@@ -148,7 +167,10 @@ def _plan(options: argparse.Namespace, config: Config, group: Group, threads: in
     if options.memory_only:
         plan, source = make_plan(config, mesh, precision, machine), ""
     else:
-        plan, source = _with_time(options, config, group, Numerics(kernels, precision), mesh, machine)
+        own_core = binding.progress_core is not None
+        plan, source = _with_time(
+            options, config, group, Numerics(kernels, precision), mesh, machine, own_core
+        )
     if group.rank == 0:
         print(json.dumps(plan.as_dict()) if options.json else plan_text(plan, source), flush=True)
     if plan.fits:
@@ -200,7 +222,7 @@ def _with_time(
     )
     if group.size > 1:
         ranks = divide_world(group, mesh)
-        links = measure_links(ranks, beside=config.launch.progress_core is not None)
+        links = measure_links(ranks, beside=progress_has_a_core)
         told.append("links measured between these ranks")
     else:
         ranks = None
