@@ -204,6 +204,7 @@ def _with_time(
     numerics: Numerics,
     mesh: Mesh,
     machine: Machine,
+    progress_has_a_core: bool,
 ) -> tuple[Any, str]:
     """The plan with its step's time, and where the rates come from."""
     from cktrain.bench.peak import measure_bandwidth, measure_flops
