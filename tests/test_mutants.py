@@ -115,9 +115,10 @@ PARALLEL_MUTANTS = [
     ),
     Mutant(
         "padding in the softmax",
-        "cktrain/nn/head.py",
-        "valid = padded[:, : self.words]",
-        "valid = padded",
+        "cktrain/parallel/vocabulary.py",
+        "self.first_word, self.words = divide_vocabulary(self.weight, border.group.size, border.group.rank)",
+        "self.first_word, _ = divide_vocabulary(self.weight, border.group.size, border.group.rank)\n"
+        "        self.words = self.weight.shape[0]",
         f"{EQUALITY}[gpt2-tensor 2]",
     ),
     Mutant(
