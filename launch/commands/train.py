@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> int:
         algorithm=config.comm.algorithm,
         tcp_sockets=config.comm.tcp_sockets,
         table=_table(config),
-        device=config.comm.device,
+        device=config.comm.device or binding.rdma_device,
         gid_index=config.comm.gid_index,
         traffic_class=config.comm.traffic_class,
     )
