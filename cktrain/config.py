@@ -170,7 +170,8 @@ class DataConfig(Section):
     dtype: Literal["uint16", "uint32"] | None = None
     """Type of the ids in a raw .bin. Default: uint16 when the vocabulary fits."""
     document_mask: bool = False
-    """No attention across a document's border (needs an end-of-text id in the data)."""
+    """Nothing crosses a document's border: no attention, and no loss for the token after a document's end (needs an
+    end-of-text id in the data)."""
     validation: ValidationConfig = ValidationConfig()
     """Validation during the run."""
 
@@ -241,6 +242,10 @@ class ParallelConfig(Section):
     """Pipeline stages."""
     schedule: Literal["gpipe", "1f1b"] = "1f1b"
     """Order of the micro-batches in the pipeline."""
+    cut: Literal["measured", "flops"] | list[Positive] = "measured"
+    """How layers are divided among the stages so that the slowest stage is fastest: `measured` times a layer of each
+    kind, the embedding and the head at the start and keeps the result in run.dir; `flops` counts; a list gives each
+    stage's layers. With run.deterministic measured means flops."""
     zero: Literal[0, 1] = 1
     """1: each data rank keeps a slice of the optimizer's state."""
 
@@ -266,6 +271,9 @@ class CommConfig(Section):
     """Force a collective algorithm, whatever the table says."""
     wire_dtype: Literal["fp32", "bf16"] = "fp32"
     """Type of the gradients on the wire."""
+    weight_dtype: Literal["auto", "fp32", "bf16"] = "auto"
+    """Type of the updated weights on the wire (zero: 1). bf16, which needs precision: bf16, sends what the kernels
+    read and changes no loss; auto: bf16 where the precision is, else fp32."""
     timeout_s: Annotated[float, Field(gt=0)] = 120.0
     """Deadline of every wait, in seconds."""
 
@@ -277,8 +285,10 @@ class LaunchConfig(Section):
     """auto divides the node's cores among its ranks; inherit keeps the mask that was handed down; none unpins."""
     threads: Positive | None = None
     """Compute threads per rank. Default: the rank's cores."""
-    progress_core: NonNegative | None = None
-    """Core for the communication thread."""
+    progress_core: Annotated[int, Field(ge=-1)] | None = None
+    """CPU of the communication thread; -1: where the rank runs. Default: one of the rank's own, if it has 16 or more."""
+    end_margin_s: Annotated[float, Field(ge=0)] = 120.0
+    """Under Slurm: save and stop (status 75) so many seconds before the job's time ends; a step and a save must fit."""
 
 
 class MemoryConfig(Section):

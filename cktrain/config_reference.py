@@ -80,7 +80,7 @@ def _spell(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return " \\| ".join(f"`{choice}`" for choice in get_args(annotation))
     if get_origin(annotation) in (types.UnionType, typing.Union):
-        return _spell(next(arg for arg in get_args(annotation) if arg is not type(None)))
+        return " or ".join(_spell(arg) for arg in get_args(annotation) if arg is not type(None))
     if get_origin(annotation) is list:
         return f"list of {_spell(get_args(annotation)[0])}"
     if get_origin(annotation) is dict:

@@ -13,7 +13,7 @@ from functools import lru_cache
 
 import numpy as np
 
-from cktrain.comm.schedules import RECV, SEND, Schedule
+from cktrain.comm.schedules import Schedule
 from cktrain.comm.schedules.direct import (
     direct_all_gather,
     direct_all_reduce,
@@ -125,15 +125,15 @@ def even_parts(count: int, size: int, itemsize: int) -> tuple[int, ...]:
     return tuple(min(r * part, count) for r in range(size + 1))
 
 
-# Everyone tells everyone what it calls, up to so many ranks; beyond, only ranks that exchange payload do.
-_ALL_PARTNERS = 16
-
-
 def rows(made: Schedule, rank: int, size: int) -> tuple[np.ndarray, np.ndarray, int, bytes]:
-    """A schedule as the rows of csrc/wire.h, and per member which headers go: 1 sent, 2 received."""
+    """A schedule as the rows of csrc/wire.h, and per member which headers go: 1 sent, 2 received.
+
+    Everyone tells everyone what it calls, so that all ranks see a call that differs, not only those that exchange
+    payload with the odd one: a cache line to each, which the large operations send to each anyway.
+    """
     steps: list[tuple[int, ...]] = []
     sources: list[tuple[int, int]] = []
-    partners = bytearray(3 if size <= _ALL_PARTNERS and r != rank else 0 for r in range(size))
+    partners = bytes(3 if r != rank else 0 for r in range(size))
     for number, round_ in enumerate(made.rounds):
         for step in round_:
             steps.append(
@@ -149,11 +149,9 @@ def rows(made: Schedule, rank: int, size: int) -> tuple[np.ndarray, np.ndarray, 
                 )
             )
             sources += step.sources
-            if step.kind in (SEND, RECV):
-                partners[step.peer] |= 1 if step.kind == SEND else 2
     return (
         np.array(steps, np.int64).reshape(-1, 8),
         np.array(sources, np.int64).reshape(-1, 2),
         made.scratch,
-        bytes(partners),
+        partners,
     )

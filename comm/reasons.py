@@ -35,7 +35,7 @@ class Passed(NamedTuple):
 
 def choose(order: Sequence[str], of_ranks: Mapping[int, Reasons]) -> tuple[str | None, list[Passed]]:
     """The first transport of `order` that no rank has a reason against, or None; and those that were passed over."""
-    passed = []
+    passed: list[Passed] = []
     for transport in order:
         against = {rank: said[transport] for rank, said in of_ranks.items() if transport in said}
         if not against:

@@ -24,6 +24,7 @@ import hmac
 import ipaddress
 import json
 import os
+import select
 import socket
 import stat
 import struct
@@ -41,6 +42,7 @@ _NONCE_BYTES = 32
 _HELLO = struct.Struct("<8sI16sIIIQI")  # magic, protocol, job, size, caller, called, purpose, channel
 _CALL_BYTES = _HELLO.size + _NONCE_BYTES + hashlib.sha256().digest_size
 _HANDSHAKE_S = 5.0
+_MAX_CALLERS = 512
 MAX_SOCKETS = 16
 """Per pair of ranks (csrc/sockets.h)."""
 _MAX_MESSAGE_BYTES = 4 << 20
@@ -72,6 +74,15 @@ class Refused(Exception):
 
 
 @dataclass
+class Caller:
+    """What is known of a caller who has not yet proved who it is."""
+
+    nonce: bytes
+    deadline: float
+    said: bytearray = field(default_factory=bytearray)
+
+
+@dataclass
 class Rendezvous:
     """This rank's door, open as long as the world, and what it knows of the others."""
 
@@ -85,6 +96,8 @@ class Rendezvous:
     """Per rank: host (name), address, port, pid, node (name), sockets, tables, reasons (what it cannot use)."""
     early: dict[tuple[int, int, int], socket.socket] = field(default_factory=dict)
     """Connections that came before this rank asked for them, by (purpose, caller, channel)."""
+    callers: dict[socket.socket, Caller] = field(default_factory=dict)
+    """Those who have not yet proved who they are, in the order in which they came."""
 
     def connect_all(self, peers: list[int], purpose: int, channels: int) -> dict[int, list[socket.socket]]:
         """`channels` connections to each of `peers` (world ranks), which make the same call with the same purpose."""
@@ -112,27 +125,74 @@ class Rendezvous:
         return found
 
     def _accept(self, deadline: float, what: str) -> None:
-        """Let one caller in who proves to belong to this job; drop any other."""
-        self.listener.settimeout(max(0.001, deadline - time.monotonic()))
-        try:
+        """Let one caller in who proves to belong to this job. Whoever says nothing, or the wrong thing, holds up nobody."""
+        self.listener.setblocking(False)
+        while True:
+            now = time.monotonic()
+            for connection in [c for c, caller in self.callers.items() if now > caller.deadline]:
+                self._drop(connection)
+            if now > deadline:
+                raise RendezvousError(
+                    _WHERE,
+                    f"rank {self.rank} of {self.size}: {what} did not come within {self.timeout_s:g} s",
+                    "Check that they were started, reach this host, and have the same secret",
+                )
+            first = min([deadline, *(caller.deadline for caller in self.callers.values())])
+            poll = select.poll()
+            for each in (self.listener, *self.callers):
+                poll.register(each, select.POLLIN)
+            ready = {fd for fd, _ in poll.poll(max(1.0, 1000 * (first - now)))}
+            for connection in [c for c in self.callers if c.fileno() in ready]:
+                if self._hear(connection):
+                    return
+            if self.listener.fileno() in ready:
+                self._open()
+
+    def _open(self) -> None:
+        """A caller comes: it is told this side's nonce, and has a while to answer."""
+        with contextlib.suppress(OSError):
             connection, _ = self.listener.accept()
-        except TimeoutError:
-            raise RendezvousError(
-                _WHERE,
-                f"rank {self.rank} of {self.size}: {what} did not come within {self.timeout_s:g} s",
-                "Check that they were started, reach this host, and have the same secret",
-            ) from None
+            connection.setblocking(False)
+            if len(self.callers) == _MAX_CALLERS:
+                self._drop(next(iter(self.callers)))
+            caller = Caller(os.urandom(_NONCE_BYTES), time.monotonic() + _HANDSHAKE_S)
+            self.callers[connection] = caller
+            connection.send(caller.nonce)  # so few bytes always fit
+
+    def _hear(self, connection: socket.socket) -> bool:
+        """Take what a caller says; True when it is let in, and then stands in `early`."""
+        caller = self.callers[connection]
         try:
-            hello = answer(connection, self.job, self.secret, self.size, self.rank)
+            part = connection.recv(_CALL_BYTES - len(caller.said))
+            if not part:
+                raise Refused("it went away")
+            caller.said += part
+            if len(caller.said) < _CALL_BYTES:
+                return False
+            hello, proof = answer(
+                bytes(caller.said), caller.nonce, self.job, self.secret, self.size, self.rank
+            )
             key = (hello.purpose, hello.caller, hello.channel)
             if key in self.early:
                 raise Refused(f"rank {hello.caller} is already here")
-            self.early[key] = connection
+            connection.send(proof)
+        except BlockingIOError:
+            return False
         except (OSError, Refused):
-            connection.close()
+            self._drop(connection)
+            return False
+        del self.callers[connection]
+        self.early[key] = connection
+        return True
+
+    def _drop(self, connection: socket.socket) -> None:
+        del self.callers[connection]
+        connection.close()
 
     def close(self) -> None:
         """Shut the door."""
+        for connection in list(self.callers):
+            self._drop(connection)
         self.listener.close()
 
 
@@ -257,12 +317,12 @@ def _checked_member(given: Any) -> dict[str, Any]:
 # --------------------------------------------------------------------------------------------- the handshake
 
 
-def answer(connection: socket.socket, job: bytes, secret: bytes, size: int, rank: int) -> Hello:
-    """The listener's side; raises Refused or OSError for whoever does not belong here."""
-    connection.settimeout(_HANDSHAKE_S)
-    nonce = os.urandom(_NONCE_BYTES)
-    connection.sendall(nonce)
-    data = _exactly(connection, _CALL_BYTES)
+def answer(data: bytes, nonce: bytes, job: bytes, secret: bytes, size: int, rank: int) -> tuple[Hello, bytes]:
+    """The listener's side: who calls, and this side's proof, for what a caller said in answer to `nonce`.
+
+    Raises:
+        Refused: it does not belong here.
+    """
     hello, theirs, proof = data[: _HELLO.size], data[_HELLO.size : -32], data[-32:]
     if not hmac.compare_digest(proof, _proof(secret, b"caller", hello, nonce, theirs)):
         raise Refused("wrong secret")
@@ -271,8 +331,8 @@ def answer(connection: socket.socket, job: bytes, secret: bytes, size: int, rank
         raise Refused(f"protocol {protocol}, this is {PROTOCOL}")
     if their_job != job or their_size != size or called != rank or not rank < caller < size:
         raise Refused(f"rank {caller} of {their_size} calls rank {called} of another job")
-    connection.sendall(_proof(secret, b"listener", hello, nonce, theirs))
-    return Hello(their_job, their_size, caller, called, purpose, channel)
+    given = Hello(their_job, their_size, caller, called, purpose, channel)
+    return given, _proof(secret, b"listener", hello, nonce, theirs)
 
 
 def call(address: tuple[str, int], hello: Hello, secret: bytes, deadline: float) -> socket.socket:
@@ -349,15 +409,26 @@ def read_secret(path: str | Path) -> bytes:
 
 
 def prepare(connection: socket.socket) -> None:
-    """For the traffic of groups: no waiting for more bytes, no blocking, and a dead link is found out in 5 s."""
+    """For the traffic of groups: no waiting for more bytes, no blocking."""
     connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
     if ipaddress.ip_address(connection.getpeername()[0]).is_loopback:
         # Inside a host there is no congestion to control; BBR's pacing would leave both cores idle. Reno is always
         # there. Between hosts the system's choice stands.
         with contextlib.suppress(OSError):
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_CONGESTION, b"reno")
     connection.setblocking(False)
+
+
+def find_out_dead_link(connection: socket.socket) -> None:
+    """For heartbeats: the connection breaks when what was sent, or a probe, is not acknowledged for 5 s.
+
+    Not for payload: a rank that is late does not read, and its full buffers would be taken for a dead link.
+    """
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 5000)
+    # Probes are for a peer that is stopped, to which no more heartbeats are sent.
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 1)
+    connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 1)
 
 
 def address_of_interface(name: str) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import socket
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +25,7 @@ from cktrain.comm.group import Group
 from cktrain.comm.node import Node, NodeMeeting, share_node
 from cktrain.comm.peers import Peers
 from cktrain.comm.reduction import BFLOAT16
-from cktrain.comm.rendezvous import Rendezvous
+from cktrain.comm.rendezvous import Rendezvous, find_out_dead_link
 from cktrain.comm.solo_group import SoloGroup
 from cktrain.comm.tuning import Tables
 
@@ -83,6 +84,8 @@ def join_mesh(
     met, ranks = node or (None, [meeting.rank])
     others = [r for r in range(meeting.size) if r not in ranks]
     control = {r: sockets[0] for r, sockets in meeting.connect_all(others, _WORLD, 1).items()}
+    for connection in control.values():
+        find_out_dead_link(connection)
     fd = os.memfd_create("cktrain seats", os.MFD_CLOEXEC)
     os.ftruncate(fd, meeting.size * _engine.SEAT_BYTES)
     seats = _engine.Mapping(fd, meeting.size * _engine.SEAT_BYTES)
@@ -118,7 +121,20 @@ def join_mesh(
     world.watch(watched)
     if neighbours is not None:
         neighbours.exchange_bells(wake_fd, meeting.timeout_s)
+    _let_children_go(mesh)
     return mesh
+
+
+def _let_children_go(mesh: Mesh) -> None:
+    """A forked child closes its copies of the control connections: it must not keep them open when this process ends."""
+    known = weakref.ref(mesh)
+
+    def close() -> None:
+        if (ours := known()) is not None:
+            for connection in ours.control.values():
+                connection.close()
+
+    os.register_at_fork(after_in_child=close)
 
 
 def sockets_per_pair(members: Sequence[dict[str, Any]]) -> int:

@@ -15,6 +15,7 @@ EXIT_INPUT = 2
 
 _COMMANDS = {
     "train": ("cktrain.launch.commands.train", "train a model from a YAML file"),
+    "launch": ("cktrain.launch.commands.launch", "start a command's ranks, here or on several hosts"),
     "data": ("cktrain.launch.commands.data", "prepare token shards"),
     "generate": ("cktrain.launch.commands.generate", "continue a text with a trained model"),
     "export": ("cktrain.launch.commands.export", "write a checkpoint as a Hugging Face folder"),
@@ -22,6 +23,7 @@ _COMMANDS = {
         "cktrain.launch.commands.import_folder",
         "check a Hugging Face folder and print a config that starts from it",
     ),
+    "plan": ("cktrain.launch.commands.plan", "memory, bytes on the wire and time of a run, before it starts"),
     "report": ("cktrain.launch.commands.report", "loss curve and bits per byte of a run"),
     "doctor": ("cktrain.launch.commands.doctor", "say what this machine offers, and what is in the way"),
     "bench": ("cktrain.launch.commands.bench", "measure this machine and the framework on it"),

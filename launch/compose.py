@@ -21,9 +21,11 @@ from cktrain.models.hf_weights import hf_tensors, load_weights
 from cktrain.models.hugging_face import resolve_model
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.optimizer import OPTIMIZERS
+from cktrain.parallel.cuts import choose_cuts
 from cktrain.parallel.mesh import resolve_mesh
 from cktrain.parallel.part import Part
 from cktrain.parallel.ranks import Ranks, divide_world
+from cktrain.shared_folder import check_shared_folder
 from cktrain.trainer import Trainer
 from cktrain.validation import Validator
 
@@ -52,6 +54,7 @@ def compose(
     kernels.set_num_threads(threads)
     group.use_reduction(getattr(kernels, "reduction", None))
     run_dir = Path(config.run.dir)
+    check_shared_folder(run_dir, group)
     checkpoint = find_checkpoint(run_dir / "checkpoints", config.checkpoint.resume)
     precision = agree_on_precision(config.precision, kernels.isa, checkpoint, group)
     model_config, pretrained = resolve_model(config.model)
@@ -79,7 +82,7 @@ def compose(
     )
     model = build_model(model_config, numerics, length, config.memory.checkpointing == "block")
     names = [tensor.name for tensor in hf_tensors(model.params())]
-    part = Part(config, model, ranks)
+    part = Part(config, model, ranks, choose_cuts(config, numerics, ranks))
     params = part.params
     optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer, part.data.update_spans)
     if checkpoint is not None:

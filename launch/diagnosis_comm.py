@@ -80,7 +80,7 @@ def _choose(where: str, asked: str, order: Sequence[str], transports: Sequence[T
     by_name = {transport.name: transport for transport in transports}
     if asked != "auto":
         order = (asked,) if asked != "shm" or where == "one node" else ()
-    passed = []
+    passed: list[Transport] = []
     for name in order:
         if by_name[name].usable:
             return Choice(where, name, tuple(passed))
@@ -204,7 +204,7 @@ def _providers() -> dict[str, Problem | None]:
     """Each provider of verbs, and why it does not load."""
     from cktrain.comm.transport import verbs as seam
 
-    found = {}
+    found: dict[str, Problem | None] = {}
     for name in seam.PROVIDERS:
         try:
             seam.load_provider(name)

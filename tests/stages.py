@@ -10,6 +10,7 @@ pytest from the JUnit file that pytest writes.
 
 import ast
 import contextlib
+import ctypes.util
 import importlib.util
 import os
 import re
@@ -105,9 +106,23 @@ def needs_index() -> str | None:
     return None if reached else "pip reaches no package index"
 
 
+def needs_libibverbs() -> str | None:
+    """A precondition: what is built against libibverbs has it, and pkg-config."""
+    if ctypes.util.find_library("ibverbs") is None:
+        return "libibverbs is not installed (apt-get install ibverbs-providers librdmacm1)"
+    return None if shutil.which("pkg-config") else "pkg-config is not installed (apt-get install pkg-config)"
+
+
 def can_boot_guests() -> str | None:
     """A precondition: what tests/guest needs is installed (`python tests/guest/guest.py setup` as root installs it)."""
     ask = "import sys; sys.path.insert(0, 'tests/guest'); import guest; print(guest.not_ready() or '')"
+    shown = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
+    return shown.stdout.strip() or None
+
+
+def can_make_namespaces() -> str | None:
+    """A precondition: root, and what makes network namespaces (tests/namespaces/cluster.py)."""
+    ask = "import sys; sys.path.insert(0, 'tests/namespaces'); import cluster; print(cluster.not_ready() or '')"
     shown = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
     return shown.stdout.strip() or None
 
@@ -146,9 +161,10 @@ STAGES = (
                 "pytest",
                 # Half of the time goes by in tests that wait for a deadline: two workers share the rest.
                 *("-n", "2", "--dist", "worksteal"),
-                *("-m", "not judge and not mpi and not guest"),
+                *("-m", "not judge and not mpi and not guest and not namespaces"),
                 "--ignore=tests/integration",
                 "--ignore=tests/test_packaging.py",
+                "--ignore=tests/test_build_pyverbs.py",
             ),
         ),
         minutes=30,
@@ -159,6 +175,14 @@ STAGES = (
         (("pytest", "-m", "mpi and not judge"),),
         all_of(needs_modules("mpi4py", extra="mpi"), needs_program("mpirun", extra="mpi")),
         minutes=20,
+    ),
+    Stage(
+        "namespaces",
+        "jobs over two hosts made of network namespaces, by mpirun and by cktrain launch",
+        (("pytest", "tests/namespaces", "-m", "namespaces"),),
+        all_of(
+            needs_modules("mpi4py", extra="mpi"), needs_program("mpirun", extra="mpi"), can_make_namespaces
+        ),
     ),
     Stage(
         "judges",
@@ -182,6 +206,13 @@ STAGES = (
         (("pytest", "tests/guest", "-m", "guest and not slow"),),
         can_boot_guests,
         minutes=30,
+    ),
+    Stage(
+        "pyverbs",
+        "the recipe for a pyverbs that fits the system's libibverbs",
+        (("pytest", "tests/test_build_pyverbs.py"),),
+        all_of(needs_index, needs_libibverbs),
+        minutes=6,
     ),
     Stage(
         "packaging",

@@ -16,13 +16,20 @@ Three lifetimes:
 `slot.phase(name)` surrounds code whose shared arrays nobody reads after it. Phases nest, and what is asked in one alone
 lies where the arrays of its sister phases lie: head, attention and MLP have their temporaries in the same memory, which
 is as large as the greatest of them (docs/memory.md).
+
+`arena_accounts` says what all arenas hold. Within `planning()` arenas have sizes and no memory, so that a run's memory
+can be added up, by the code that will ask for it, before anything is allocated.
 """
 
 from __future__ import annotations
 
+import itertools
 import mmap
+import weakref
+from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextvars import ContextVar
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +51,40 @@ Allocate = Callable[[int], np.ndarray]
 """nbytes -> (nbytes,) uint8 zeros, 2 MiB aligned."""
 
 
+_ACCOUNTS: dict[int, tuple[str, int]] = {}
+"""Name and bytes of each arena whose memory exists, by number."""
+_NUMBERS = itertools.count()
+_PLANNED: ContextVar[Counter[str] | None] = ContextVar("planned arenas", default=None)
+
+
+def arena_accounts() -> Counter[str]:
+    """Bytes of all arenas of this process whose memory exists, by the arena's name."""
+    accounts: Counter[str] = Counter()
+    for name, nbytes in list(_ACCOUNTS.values()):
+        accounts[name] += nbytes
+    return accounts
+
+
+@contextmanager
+def planning() -> Iterator[Counter[str]]:
+    """Within the block arenas take no memory, and their arrays have a shape alone.
+
+    Gives the bytes that were asked for, by the arena's name.
+    """
+    token = _PLANNED.set(Counter())
+    try:
+        accounts = _PLANNED.get()
+        assert accounts is not None
+        yield accounts
+    finally:
+        _PLANNED.reset(token)
+
+
+def shape_alone(shape: Shape, dtype: np.dtype) -> np.ndarray:
+    """An array of this shape whose elements are all the same one."""
+    return np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, (0,) * len(shape))
+
+
 class Arena:
     """A region of `nbytes` for one purpose; pages become real when they are first touched."""
 
@@ -56,8 +97,14 @@ class Arena:
         self.capacity = nbytes
         self.used = 0
         size = _round_up(max(nbytes, 1), HUGE_PAGE)
+        planned = _PLANNED.get()
+        self.is_planned = planned is not None
+        if planned is not None:
+            planned[name] += nbytes
+            return
         if allocate is not None:
             self._bytes = allocate(size)
+            self._account()
             return
         try:
             self._map = mmap.mmap(-1, size + HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
@@ -70,13 +117,25 @@ class Arena:
         raw = np.frombuffer(self._map, dtype=np.uint8)
         start = -raw.ctypes.data % HUGE_PAGE
         self._bytes = raw[start : start + size]
+        self._account()
 
     def array(self, shape: Shape, dtype: np.dtype) -> np.ndarray:
         """The next array of this arena, cache-line aligned; zero until written."""
         nbytes = _nbytes(shape, dtype)
         start, self.used = self.used, self.used + _round_up(nbytes, CACHE_LINE)
+        if self.is_planned:
+            return shape_alone(shape, dtype)
         assert self.used <= self._bytes.size, f"{self.name} arena: {self.used} of {self._bytes.size} bytes"
         return self._bytes[start : start + nbytes].view(dtype).reshape(shape)
+
+    def _account(self) -> None:
+        """Note this arena until the last of its arrays is gone."""
+        owner = self._bytes
+        while isinstance(owner.base, np.ndarray):
+            owner = owner.base
+        number = next(_NUMBERS)
+        _ACCOUNTS[number] = (self.name, self.capacity)
+        weakref.finalize(owner, _ACCOUNTS.pop, number, None).atexit = False
 
 
 class Slot:
@@ -182,7 +241,7 @@ class _Recorder(Slot):
     def _get(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
         before = self.asked.setdefault(key, (shape, dtype))
         assert before == (shape, dtype), f"{key} asked as {before} and as {(shape, dtype)}"
-        return np.lib.stride_tricks.as_strided(np.zeros(1, dtype), shape, (0,) * len(shape))
+        return shape_alone(shape, dtype)
 
 
 class SlotPlan:
@@ -206,7 +265,8 @@ class SlotPlan:
         shared = {}
         for key, (shape, dtype) in self._shared.items():
             start = self._starts[key]
-            shared[key] = once[start : start + _nbytes(shape, dtype)].view(dtype).reshape(shape)
+            place = once[start : start + _nbytes(shape, dtype)]
+            shared[key] = shape_alone(shape, dtype) if arena.is_planned else place.view(dtype).reshape(shape)
         slots = []
         for _ in range(count):
             slot = Slot(self.batch_size, self.sequence_length)

@@ -10,8 +10,9 @@ a dry run of the real code. Then, with `zero`:
     1   reduce-scatter: a rank has the sums of its pieces -> it updates its pieces -> all-gather of the weights
     0   all-reduce: every rank has all sums and updates all weights
 
-Weights travel as they are (fp32). Gradients travel as fp32, or rounded to bf16: they are then summed in fp32 and
-rounded once more.
+Gradients travel as fp32, or rounded to bf16: they are then summed in fp32 and rounded once more. Weights travel as fp32
+masters; or, where kernels read bf16 copies, as these copies, and what is read in fp32 (norms, biases) beside them. Then
+a rank's masters are up to date in its own pieces alone, which are what it updates and saves.
 
 **Deterministic.** Sums depend on the order of their terms. With `deterministic` each micro-batch's gradient is
 computed on its own and added in the order of its index in the global batch, so that D ranks with one micro-batch each
@@ -22,18 +23,18 @@ where several ranks have several.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 
 import ml_dtypes
 import numpy as np
 
-from cktrain.comm.group import Group
+from cktrain.comm.group import Group, offsets_of
 from cktrain.comm.work import Work
 from cktrain.nn.memory import Arena
 from cktrain.nn.params import FlatParams, Param
 from cktrain.optim.optimizer import Optimizer
-from cktrain.parallel.buckets import BUCKET_BYTES, Bucket, Span, join, plan_buckets, without
+from cktrain.parallel.buckets import BUCKET_BYTES, Bucket, Span, join, overlap, plan_buckets, without
 from cktrain.parallel.waiting import Waiting
 
 
@@ -48,12 +49,16 @@ class DataParallel:
         *,
         zero: int = 1,
         wire_bf16: bool = False,
+        weights_bf16: bool = False,
         deterministic: bool = False,
         micro_batches: int = 1,
         alone: Collection[Param] = (),
         bucket_bytes: int = BUCKET_BYTES,
     ) -> None:
-        """Raises ValueError for deterministic with bf16 on the wire: one rank alone does not round."""
+        """Raises ValueError for deterministic with bf16 on the wire: one rank alone does not round.
+
+        `weights_bf16` needs parameters with bf16 copies.
+        """
         if deterministic and wire_bf16:
             raise ValueError(
                 "[parallel.data] run.deterministic is true and comm.wire_dtype bf16: rounding on the wire would make "
@@ -63,6 +68,8 @@ class DataParallel:
         self.params = params
         self.waiting = waiting
         self.sharded = zero == 1 and group.size > 1
+        self.wire_bf16 = wire_bf16
+        self.weights_bf16 = weights_bf16 and self.sharded
         self.deterministic = deterministic
         self.micro_batches = micro_batches
         self.buckets = plan_buckets(params, group.size, alone, bucket_bytes)
@@ -82,6 +89,9 @@ class DataParallel:
             bf16 = np.dtype(ml_dtypes.bfloat16)
             self._wire = Arena("gradients on the wire", params.size * 2).array((params.size,), bf16)
         self._kept = self._buffers()
+        assert params.copy is not None or not weights_bf16
+        self._weights = params.copy if self.weights_bf16 else None
+        self._unrounded = _Unrounded(params, self.buckets, group) if self._weights is not None else None
 
     @property
     def update_spans(self) -> list[Span]:
@@ -176,19 +186,23 @@ class DataParallel:
             optimizer.step(lr, grad_scale, step)
             return
         works = []
+        flat = self.params.data if self._weights is None else self._weights
         for number, bucket in enumerate(self.buckets):  # a bucket travels while the next one is updated
             optimizer.step_span(number, lr, grad_scale, step)
             start, stop = bucket.piece(self.group.rank)
-            data = self.params.data
             works.append(
                 self.group.all_gather(
-                    data[bucket.start : bucket.stop], data[start:stop], bucket.counts, async_=True
+                    flat[bucket.start : bucket.stop], flat[start:stop], bucket.counts, async_=True
                 )
             )
         with self.waiting:
             for work in works:
                 work.wait()
-        self.params.refresh()  # the optimizer wrote the bf16 copy of this rank's pieces alone
+        if self._unrounded is None:
+            self.params.refresh()  # the optimizer wrote the bf16 copy of this rank's pieces alone
+        else:
+            with self.waiting:
+                self._unrounded.gather()
 
     def _buffers(self) -> list[np.ndarray]:
         if not self.deterministic or self.micro_batches == 1:
@@ -248,3 +262,30 @@ class DataParallel:
                         grad[part] = term
                     else:
                         np.add(grad[part], term, out=grad[part])
+
+
+class _Unrounded:
+    """The parameters that kernels read in fp32 while the others travel as bf16: gathered in one message."""
+
+    def __init__(self, params: FlatParams, buckets: Sequence[Bucket], group: Group) -> None:
+        self.group = group
+        self.data = params.data
+        read = [(p.start, p.start + p.size) for p in params.params if p.compute == "f32"]
+        self.spans = [overlap(read, [b.piece(rank) for b in buckets]) for rank in range(group.size)]
+        self.counts = [sum(stop - start for start, stop in spans) for spans in self.spans]
+        size, f32 = sum(self.counts), params.numerics.f32
+        self.packed = Arena("fp32 weights on the wire", size * f32.itemsize).array((size,), f32)
+
+    def gather(self) -> None:
+        """This rank's to the others, and theirs to their places."""
+        offsets = offsets_of(self.counts)
+        start = at = offsets[self.group.rank]
+        for low, high in self.spans[self.group.rank]:
+            self.packed[at : at + high - low] = self.data[low:high]
+            at += high - low
+        self.group.all_gather(self.packed, self.packed[start:at], self.counts)
+        for rank, spans in enumerate(self.spans):
+            at = offsets[rank]
+            for low, high in spans:
+                self.data[low:high] = self.packed[at : at + high - low]
+                at += high - low

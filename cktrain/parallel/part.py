@@ -15,17 +15,18 @@ from cktrain.parallel.pipeline import Stage
 from cktrain.parallel.ranks import Ranks
 from cktrain.parallel.replicas import Replica, Replicas
 from cktrain.parallel.schedules import Schedule, make_schedule, slots_needed
-from cktrain.parallel.stages import cut_by_flops, keep_stage
+from cktrain.parallel.stages import Cuts, cut_by_flops, keep_stage
 from cktrain.parallel.tensor import ColumnLinear, divide_layers
 
 
 class Part:
     """A rank's part of the model: its stage and tensor share, its parameters, and their sums over other ranks."""
 
-    def __init__(self, config: Config, model: Transformer, ranks: Ranks) -> None:
+    def __init__(self, config: Config, model: Transformer, ranks: Ranks, cuts: Cuts | None = None) -> None:
         """Divide the whole `model`, whose parameters have no storage yet, and give this rank's parameters theirs.
 
-        Collective. Raises ValueError, with the numbers, for what does not divide.
+        `cuts` are the blocks [start, stop) of each stage, the same on all ranks; None: cut by floating-point
+        operations. Collective. Raises ValueError, with the numbers, for what does not divide.
         """
         batch, length = config.batch, config.data.sequence_length
         self.model = model
@@ -44,7 +45,8 @@ class Part:
                 "parallel.schedule gpipe puts others between. Set parallel.schedule: 1f1b."
             )
         self._slot_shape = batch.micro_batch_size, length
-        cuts = cut_by_flops(model, ranks.pipeline.size, length)
+        if cuts is None:
+            cuts = cut_by_flops(model, ranks.pipeline.size, length)
         tied = _tied_weight(model) if ranks.pipeline.size > 1 else None
         rows = batch.micro_batch_size * length
         divide_layers(model, STYLES[config.model.family], ranks.tensor, ranks.waiting, rows)
@@ -56,6 +58,7 @@ class Part:
             ranks.waiting,
             zero=config.parallel.zero,
             wire_bf16=config.comm.wire_dtype == "bf16",
+            weights_bf16=_weights_travel_as_bf16(config, model.num.precision),
             deterministic=config.run.deterministic,
             micro_batches=self.micro_batches,
             alone={tied} if tied is not None else (),
@@ -122,6 +125,15 @@ def micro_batches_per_rank(config: Config, ranks: Ranks) -> int:
             f"{batch.micro_batch_size} x {data} data ranks = {batch.micro_batch_size * data}. Change one of them."
         )
     return batch.global_batch_size // (batch.micro_batch_size * data)
+
+
+def _weights_travel_as_bf16(config: Config, precision: str) -> bool:
+    if config.comm.weight_dtype == "bf16" and precision != "bf16":
+        raise ValueError(
+            f"[parallel] comm.weight_dtype is bf16 and the precision {precision}: rounded weights would change the "
+            "model. Set comm.weight_dtype: auto, or precision: bf16."
+        )
+    return precision == "bf16" and config.comm.weight_dtype != "fp32"
 
 
 def _tied_weight(model: Transformer) -> Param | None:

@@ -48,6 +48,11 @@ class Replicas:
             packed = Arena("replicated gradients", size * f32.itemsize).array((size,), f32)
             self._by_group.append((group, spans, packed))
 
+    @property
+    def messages(self) -> list[tuple[Group, int]]:
+        """The group and the bytes of each message of a step."""
+        return [(group, packed.nbytes) for group, _, packed in self._by_group]
+
     def sum_gradients(self) -> None:
         """Sum the gradients of the copies, in place: one message per group (collective over each)."""
         grad = self.params.grad

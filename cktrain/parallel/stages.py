@@ -10,8 +10,11 @@ from functools import cache
 
 from cktrain.models.transformer import Transformer
 
+Cuts = list[tuple[int, int]]
+"""The blocks [start, stop) of each stage."""
 
-def cut(blocks: Sequence[float], first: float, last: float, stages: int) -> list[tuple[int, int]]:
+
+def cut(blocks: Sequence[float], first: float, last: float, stages: int) -> Cuts:
     """The blocks [start, stop) of each stage, so that the dearest stage is as cheap as can be.
 
     `blocks` are the costs of the blocks, in any unit; `first` and `last` what the first and last stage have besides.
@@ -46,7 +49,7 @@ def cut(blocks: Sequence[float], first: float, last: float, stages: int) -> list
     return list(zip((0, *stops[:-1]), stops, strict=True))
 
 
-def cut_by_flops(model: Transformer, stages: int, sequence_length: int) -> list[tuple[int, int]]:
+def cut_by_flops(model: Transformer, stages: int, sequence_length: int) -> Cuts:
     """The blocks of each stage of a whole model, by floating-point operations per token."""
     assert model.head is not None
     blocks = []

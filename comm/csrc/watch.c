@@ -26,10 +26,10 @@ static uint64_t written_bytes(int fd) {
     return at ? strtoull(at + 7, NULL, 10) : 0;
 }
 
-void ckc_tell(ckc_world *w) {
+static void tell(ckc_world *w, uint64_t limit) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     const ckc_seat *mine = w->seats[w->local_rank];
-    const ckc_frame frame = {
+    ckc_frame frame = {
         .beat = atomic_load_explicit(&mine->beat, memory_order_relaxed),
         .activity = atomic_load_explicit(&mine->activity, memory_order_relaxed),
         .operation = atomic_load_explicit(&mine->operation, memory_order_relaxed),
@@ -37,11 +37,18 @@ void ckc_tell(ckc_world *w) {
         .left = atomic_load_explicit(&mine->left, memory_order_acquire),
     };
     pthread_mutex_lock(&lock);
-    for (int i = 0; i < w->watched_count; i++)      /* a peer that takes nothing is found out by the timeout */
-        if (w->watched[i].kind == CKC_WATCH_CONTROL && !w->watched[i].gone)
-            (void)!send(w->watched[i].fd, &frame, sizeof frame, MSG_NOSIGNAL | MSG_DONTWAIT);
+    for (int i = 0; i < w->watched_count; i++) {
+        ckc_watched *it = &w->watched[i];
+        if (it->kind != CKC_WATCH_CONTROL || it->gone) continue;
+        if (it->told - atomic_load_explicit(&it->answered, memory_order_relaxed) >= limit) continue;
+        frame.heard = atomic_load_explicit(&it->heard, memory_order_relaxed);
+        it->told++;
+        (void)!send(it->fd, &frame, sizeof frame, MSG_NOSIGNAL | MSG_DONTWAIT);
+    }
     pthread_mutex_unlock(&lock);
 }
+
+void ckc_tell(ckc_world *w) { tell(w, UINT64_MAX); }
 
 static void ended(ckc_world *w, ckc_watched *it, const char *how) {
     ckc_seat *theirs = w->seats[it->local_rank];
@@ -65,6 +72,8 @@ static void hear(ckc_world *w, ckc_watched *it) {
         it->have += (int)n;
         if (it->have < (int)sizeof it->frame) continue;
         it->have = 0;
+        atomic_fetch_add_explicit(&it->heard, 1, memory_order_relaxed);
+        atomic_store_explicit(&it->answered, it->frame.heard, memory_order_relaxed);
         atomic_store_explicit(&theirs->beat, it->frame.beat, memory_order_relaxed);
         atomic_store_explicit(&theirs->activity, it->frame.activity, memory_order_relaxed);
         atomic_store_explicit(&theirs->operation, it->frame.operation, memory_order_relaxed);
@@ -95,7 +104,7 @@ static void *run_watch(void *world) {
         const int64_t now = ckc_now_ns();
         if (now - last_told >= TELL_NS) {
             last_told = now;
-            ckc_tell(w);
+            tell(w, CKC_UNHEARD_LIMIT);
         }
         if (now - last_looked < PERIOD_MS * INT64_C(1000000)) continue;
         last_looked = now;

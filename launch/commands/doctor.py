@@ -10,6 +10,9 @@ import json
 import os
 from typing import TYPE_CHECKING
 
+from cktrain.config import CommConfig
+from cktrain.config_file import load_config
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -36,17 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     if options.overrides and options.config is None:
         raise ValueError("[doctor] --set changes keys of a CONFIG, and none is given. Give one.")
-    comm = {}
+    comm = CommConfig()
     if options.config is not None:
-        from cktrain.config_file import load_config
-
-        chosen = load_config(options.config, options.overrides).comm
-        comm = {
-            "transport": chosen.transport,
-            "device": chosen.device,
-            "gid_index": chosen.gid_index,
-            "interface": chosen.interface,
-        }
+        comm = load_config(options.config, options.overrides).comm
     from cktrain.comm.environment import ProcessEnvironment, read_process_environment
     from cktrain.comm.errors import RendezvousError
     from cktrain.launch.diagnosis_comm import diagnose
@@ -55,7 +50,9 @@ def _run(options: argparse.Namespace) -> int:
         process = read_process_environment(os.environ)
     except RendezvousError:  # one of the findings
         process = ProcessEnvironment()
-    found = diagnose(**comm)
+    found = diagnose(
+        transport=comm.transport, device=comm.device, gid_index=comm.gid_index, interface=comm.interface
+    )
     if process.local_rank in (0, None):
         if options.json:
             print(json.dumps(found.as_dict()), flush=True)

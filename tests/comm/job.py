@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from hosts import Lab
+
 FOLDER = Path(__file__).resolve().parent
 
 
@@ -65,7 +67,7 @@ class Ranks:
         return time.monotonic()
 
     def ends(self, limit_s: float = 60) -> list[Ended]:
-        """Wait for all ranks; a rank that does not end fails the test."""
+        """Wait for all ranks; a rank that does not end fails the test. Their children may live on."""
         deadline = time.monotonic() + limit_s
         at: dict[int, float] = {}
         while len(at) < len(self.processes) and time.monotonic() < deadline:
@@ -89,7 +91,8 @@ class Ranks:
 _jobs = 0
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of the loopback interface that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -101,15 +104,16 @@ def start(
     *arguments: str,
     only: Sequence[int] | None = None,
     each: Sequence[Mapping[str, str]] | None = None,
+    lab: Lab | None = None,
     **environment: str,
 ) -> Ranks:
     """Start `ranks` processes of a program (or `only` some of them), as a launcher of torchrun's kind would.
 
-    `each` has variables of single ranks, beyond the `environment` of all.
+    `each` has variables of single ranks, beyond the `environment` of all. With a `lab` each runs on a host of it.
     """
     global _jobs
     _jobs += 1
-    port = _free_port()
+    port = free_port()
     processes = []
     for rank in range(ranks) if only is None else only:
         place = {
@@ -120,9 +124,15 @@ def start(
         }
         place |= {"CKTRAIN_JOB": f"test-{os.getpid()}-{_jobs}", "PYTHONUNBUFFERED": "1"}
         place["CKTRAIN_RENDEZVOUS"] = f"127.0.0.1:{port}"
+        if lab is not None:
+            place |= {
+                "LOCAL_RANK": "0",
+                "LOCAL_WORLD_SIZE": "1",
+                "CKTRAIN_RENDEZVOUS": f"{lab.address(0)}:{port}",
+            }
         processes.append(
             subprocess.Popen(
-                [sys.executable, str(FOLDER / program), *arguments],
+                [*(lab.inside(rank) if lab else []), sys.executable, str(FOLDER / program), *arguments],
                 env={**os.environ, **place, **environment, **(each[rank] if each else {})},
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,

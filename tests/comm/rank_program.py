@@ -6,16 +6,19 @@ import hashlib
 import logging
 import os
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
 
 import conformance
 import numpy as np
+import soak
 
 from cktrain.comm import bootstrap
 from cktrain.comm.errors import CollectiveMismatchError, CommError
 from cktrain.comm.group import Group
+from cktrain.comm.rdma_group import RdmaGroup
 from cktrain.comm.tuning import Tables
 
 
@@ -25,6 +28,23 @@ def run_conformance(group: Group) -> None:
     names = conformance.run(group)
     if group.rank == 0:
         print(f"checks run: {len(names)}", flush=True)
+
+
+def short_conformance(group: Group) -> None:
+    """The checks that are quick where every byte costs."""
+    checks = [
+        conformance.check_all_reduce_is_reduce_scatter_and_all_gather,
+        conformance.check_reduce_scatter_counts,
+        conformance.check_all_gather_counts,
+        conformance.check_send_and_recv,
+        conformance.check_bytes,
+        conformance.check_async,
+        conformance.check_split,
+    ]
+    for check in checks:
+        check(group)
+    if group.rank == 0:
+        print(f"checks run: {len(checks)}", flush=True)
 
 
 def say(text: str) -> None:
@@ -91,6 +111,12 @@ def stress(group: Group) -> None:
         say(f"steps: {steps}")
 
 
+def run_soak(group: Group) -> None:
+    done = soak.soak(group, 1_000_000_000, int(sys.argv[3]), float(sys.argv[2]))
+    if group.rank == 0:
+        say(f"operations: {done}")
+
+
 def repeat(group: Group) -> None:
     """One operation again and again, until a rank is lost; says "running" once all go round."""
     kind = sys.argv[2]
@@ -137,6 +163,54 @@ def wait_for_one(group: Group) -> None:
     assert np.all(array == sum(range(group.size)))
     group.barrier()
     say("all came")
+
+
+def late_for(group: Group) -> None:
+    """The last rank comes late to an operation of which the others' buffers hold a part only."""
+    n, seconds = 4_000_000, float(sys.argv[3])
+    array = np.full(n, group.rank, np.float32)
+    everyone = np.zeros(n * group.size, np.float32)
+    last = group.size - 1
+    if group.rank == last:
+        time.sleep(seconds)
+    if sys.argv[2] == "all_gather":
+        group.all_gather(everyone, array)
+        assert np.array_equal(everyone[::n], np.arange(group.size))
+    elif group.rank == 0:
+        group.send(array, last)
+    elif group.rank == last:
+        group.recv(array, 0)
+        assert not array.any()
+    group.barrier()
+    say("all came")
+
+
+def fork_and_repeat(group: Group) -> None:
+    """Like `repeat`, with a child on each rank that was forked off and does nothing."""
+    parent = os.getpid()
+    if os.fork() == 0:
+        os.close(1)  # the test reads the ranks' output to its end
+        os.close(2)
+        while os.getppid() == parent:
+            time.sleep(0.1)
+        time.sleep(5)
+        os._exit(0)
+    repeat(group)
+
+
+def share_a_core(group: Group) -> None:
+    """All ranks on one core, so that each waits for others that cannot run; one of them computes beside."""
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
+    if group.rank == 0:
+        threading.Thread(target=lambda: [sum(range(10_000)) for _ in range(4000)], daemon=True).start()
+    for step in range(200):
+        small, large = np.full(100, group.rank + step, np.int64), np.full(50_000, group.rank, np.float32)
+        work = group.all_reduce(large, async_=True)
+        group.all_reduce(small)
+        work.wait()
+        assert np.all(small == sum(range(group.size)) + step * group.size)
+        assert np.all(large == sum(range(group.size)))
+    say("shared")
 
 
 def differ(group: Group) -> None:
@@ -293,6 +367,35 @@ def cpu_time_of_waiting(group: Group) -> None:
         say(f"cpu: {ended.user - began.user + ended.system - began.system}")
 
 
+def cpu_of_the_engine(group: Group) -> None:
+    """Share of a core that comm's threads take (and, where ranks wait, the whole process)."""
+    how = sys.argv[2]
+    array = np.ones(100_000, np.float32)
+    group.all_reduce(array, async_=True).wait()  # the engine runs from now on
+    group.barrier()
+    began, before, process = time.monotonic(), _thread_ns(), time.process_time()
+    if how == "idle" or group.rank == group.size - 1:
+        time.sleep(2)
+    else:
+        group.all_reduce(array, async_=True).wait()
+    elapsed = time.monotonic() - began
+    threads = (_thread_ns() - before) / 1e9 / elapsed
+    whole = (time.process_time() - process) / elapsed
+    say(f"threads: {threads:.5f} process: {whole:.5f}")
+    if how != "idle" and group.rank == group.size - 1:
+        group.all_reduce(array, async_=True).wait()
+
+
+def _thread_ns() -> int:
+    """CPU time of comm's threads so far."""
+    total = 0
+    for task in os.listdir("/proc/self/task"):
+        with open(f"/proc/self/task/{task}/comm") as name, open(f"/proc/self/task/{task}/schedstat") as times:
+            if name.read().startswith("cktrain-"):
+                total += int(times.read().split()[0])
+    return total
+
+
 def memory_of_a_group(group: Group) -> None:
     """What a rank's groups cost beyond the arrays, once every path was taken."""
     large = np.ones(3_000_000, np.float32)
@@ -318,13 +421,61 @@ def _proportional_set_size() -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
 
 
+def one_sided(group: Group) -> None:
+    """Write to and read from the next rank's memory, which takes no part; 3 MiB, and a few bytes at an offset."""
+    assert isinstance(group, RdmaGroup)
+    after, before = (group.rank + 1) % group.size, (group.rank - 1) % group.size
+    memory, own = group.allocate(8 << 20), group.allocate(4 << 20)
+    remote = group.rdma_register(memory)
+    steps = 0
+    for offset, length in ((0, 3 << 20), (4_000_001, 77)):
+        memory[:] = 0
+        own[:length] = np.random.default_rng(group.rank).integers(0, 256, length, dtype=np.uint8)
+        group.barrier()
+        group.rdma_write(own[:length], remote[after], offset)
+        group.rdma_flush(remote[after])
+        group.barrier()
+        wanted = np.random.default_rng(before).integers(0, 256, length, dtype=np.uint8)
+        assert np.array_equal(memory[offset : offset + length], wanted)
+        assert not memory[:offset].any() and not memory[offset + length :].any()
+        own[:] = 0
+        group.rdma_read(own[:length], remote[after], offset)
+        group.rdma_flush(remote[after])
+        wanted = np.random.default_rng(group.rank).integers(0, 256, length, dtype=np.uint8)
+        assert np.array_equal(own[:length], wanted)
+        group.barrier()
+        steps += 2
+    if group.rank == 0:
+        say(f"one-sided: {steps}")
+
+
+def reduce_arena(group: Group) -> None:
+    """How the bytes of arrays from `allocate` travel."""
+    assert isinstance(group, RdmaGroup)
+    array = group.allocate(8 << 20).view(np.float32)
+    for turn in range(2):
+        array[:] = group.rank + turn
+        group.all_reduce(array)
+        group.all_reduce(array, "max", async_=True).wait()
+        assert np.all(array == sum(r + turn for r in range(group.size)))
+    if group.rank == 0:
+        say(f"sent: {dict(zip(('direct', 'ring'), group.bytes_sent, strict=True))}")
+
+
 PROGRAMS = {
     program.__name__: program
     for program in (
         run_conformance,
+        short_conformance,
+        one_sided,
+        reduce_arena,
         stress,
+        run_soak,
         repeat,
         wait_for_one,
+        late_for,
+        fork_and_repeat,
+        share_a_core,
         differ,
         compare_algorithms,
         receive_another_length,
@@ -336,6 +487,7 @@ PROGRAMS = {
         exit_with,
         loaded_modules,
         cpu_time_of_waiting,
+        cpu_of_the_engine,
         memory_of_a_group,
     )
 }
@@ -366,15 +518,21 @@ def _nodes(sizes: list[int]) -> list[list[int]]:
 
 
 def main() -> int:
+    if cores := os.environ.get("CKTRAIN_TEST_CORES"):
+        os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
     logging.basicConfig(level=os.environ.get("CKTRAIN_TEST_LOG", "WARNING"), format="%(message)s")
     group = bootstrap.init(
         transport=os.environ.get("CKTRAIN_TEST_TRANSPORT", "shm"),
         timeout_s=float(os.environ.get("CKTRAIN_TEST_TIMEOUT", "30")),
-        algorithm=sys.argv[2] if sys.argv[1] == "compare_algorithms" else None,
+        algorithm=sys.argv[2]
+        if sys.argv[1] == "compare_algorithms"
+        else os.environ.get("CKTRAIN_TEST_ALGORITHM"),
         environ=environment(),
         table=os.environ.get("CKTRAIN_TEST_TABLE") if os.environ.get("RANK") == "0" else None,
         tcp_sockets=int(os.environ.get("CKTRAIN_TEST_SOCKETS", "0")) or None,
         interface=os.environ.get("CKTRAIN_TEST_INTERFACE"),
+        device=os.environ.get("CKTRAIN_TEST_DEVICE") or None,
+        gid_index=int(os.environ["CKTRAIN_TEST_GID"]) if "CKTRAIN_TEST_GID" in os.environ else None,
     )
     try:
         status = PROGRAMS[sys.argv[1]](group) or 0

@@ -140,6 +140,22 @@ def test_strangers_are_dropped_and_the_meeting_goes_on(data):
     meeting.close()
 
 
+def test_silent_strangers_hold_up_nobody():
+    """A hundred connections that say nothing, or half of it: the ranks meet as fast as without them."""
+    meeting = Meeting(2, only=[0])
+    knock(meeting.port, b"")
+    strangers = [socket.create_connection(("127.0.0.1", meeting.port)) for _ in range(100)]
+    for number, stranger in enumerate(strangers):
+        stranger.sendall(b"x" * number)
+    began = time.monotonic()
+    assert not isinstance(meeting.add(1, 2), RendezvousError)
+    assert len(meeting.wait()[0].members) == 2
+    assert time.monotonic() - began < 4  # below the 5 s that a single one may take to answer
+    for stranger in strangers:
+        stranger.close()
+    meeting.close()
+
+
 def test_wrong_secret_is_refused_and_the_right_one_let_in():
     meeting = Meeting(2, only=[0])
     error = meeting.add(1, 2, secret=b"another secret of 32 bytes......")

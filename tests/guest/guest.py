@@ -49,7 +49,7 @@ CANNOT_BOOT, TIME_LIMIT, GUEST_DIED = 123, 124, 125
 PACKAGES = (
     *("qemu-system-x86", "busybox-static", "cpio", "kmod", "iproute2", "procps"),
     *("rdma-core", "ibverbs-providers", "ibverbs-utils", "perftest", "libibverbs-dev"),
-    *("python3-pyverbs", "python3-venv", "numactl"),
+    *("python3-pyverbs", "python3-venv", "pkg-config", "numactl"),
 )
 # Modules that the root directory, the output and the random numbers come through.
 EARLY_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console", "virtio_rng")

@@ -1,0 +1,99 @@
+"""Memory of a rank by kind, found by composing the rank with arenas that take no memory.
+
+The same code that will ask for the arrays is asked here (`nn/memory.py`, `planning`), so the sizes are those of the
+arenas' accounting. One rank of each stage stands for all: its data and tensor peers hold as much, but for a cache line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+
+from cktrain import cython_kernels
+from cktrain.config import Config
+from cktrain.models.build import build_model
+from cktrain.nn.memory import planning
+from cktrain.nn.numerics import Numerics
+from cktrain.optim.optimizer import OPTIMIZERS
+from cktrain.parallel.mesh import Mesh
+from cktrain.parallel.part import Part
+from cktrain.parallel.pipeline import Stage
+from cktrain.parallel.planned import planned_ranks
+from cktrain.parallel.stages import Cuts
+
+KINDS = {
+    "parameters": "weights",
+    "compute weights": "bf16_copy",
+    "gradients": "gradients",
+    "gradients of single micro-batches": "gradients",
+    "optimizer": "optimizer",
+    "activations": "activations",
+    "gradients on the wire": "comm_buffers",
+    "fp32 weights on the wire": "comm_buffers",
+    "replicated gradients": "comm_buffers",
+}
+"""What each of a run's arenas is for."""
+
+
+@dataclass(frozen=True)
+class RankMemory:
+    """Bytes of one rank."""
+
+    weights: int = 0
+    bf16_copy: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    activations: int = 0
+    """What backwards read, of all micro-batches that are under way at a time."""
+    workspaces: int = 0
+    """Temporaries that layers share, and the kernels' own."""
+    comm_buffers: int = 0
+    process: int = 0
+    """Python and its libraries."""
+
+    @property
+    def total(self) -> int:
+        """All kinds."""
+        return sum(getattr(self, kind.name) for kind in fields(self))
+
+
+@dataclass(frozen=True, eq=False)
+class PlannedRank:
+    """A rank that was composed without memory."""
+
+    part: Part
+    stage: Stage
+    arenas: dict[str, int]
+    """Bytes by the arena's name, as `arena_accounts` of the real rank will say."""
+    memory: RankMemory
+
+
+def plan_rank(
+    config: Config, mesh: Mesh, stage: int, precision: str, cuts: Cuts | None = None, threads: int = 1
+) -> PlannedRank:
+    """The first rank of a pipeline stage. `config.model` is resolved; ValueError for what does not divide."""
+    numerics = Numerics(cython_kernels.load(), precision)
+    length = config.data.sequence_length
+    kv_heads = config.model.num_key_value_heads or config.model.num_attention_heads
+    assert kv_heads is not None
+    with planning() as arenas:
+        model = build_model(config.model, numerics, length, config.memory.checkpointing == "block")
+        part = Part(config, model, planned_ranks(mesh, stage, kv_heads), cuts)
+        OPTIMIZERS[config.optimizer.name](part.params, config.optimizer, part.data.update_spans)
+        training = part.stage
+    by_kind = dict.fromkeys((kind.name for kind in fields(RankMemory)), 0)
+    for name, nbytes in arenas.items():
+        by_kind[KINDS[name]] += nbytes
+    shared = model.plan(config.batch.micro_batch_size, length).shared_bytes
+    by_kind["activations"] -= shared
+    by_kind["workspaces"] += shared + kernel_workspace(numerics, threads)
+    return PlannedRank(part, training, dict(arenas), RankMemory(**by_kind))
+
+
+def kernel_workspace(numerics: Numerics, threads: int) -> int:
+    """Bytes that the compiled kernels keep for their threads; the reference kernels keep none."""
+    if numerics.kernels.isa == "reference":
+        return 0
+    from cktrain.cython_kernels import _runtime
+
+    each, team = _runtime.workspace()
+    return each * threads + team

@@ -1,0 +1,255 @@
+"""`cktrain plan CONFIG`: memory, bytes on the wire and time of a run, before anything of it is allocated.
+
+Alone it plans for `--ranks` ranks; under mpirun or srun for the ranks that were started, whose links it measures.
+Exit status 2 when the run does not fit, with the numbers and one thing to do.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cktrain.comm.group import Group
+    from cktrain.config import Config
+    from cktrain.nn.numerics import Numerics
+    from cktrain.parallel.mesh import Mesh
+    from cktrain.plan.plan import Machine
+
+LONGEST_MEASUREMENT = 5.0
+MATMUL_SHARE = 0.75
+"""Of the peak, what a micro-batch's kernels together are taken to reach where they are not measured."""
+ASSUMED_LINK = 12.5e9
+
+_BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
+_RATES = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `cktrain plan`."""
+    parser.add_argument("config", help="YAML file of the run")
+    parser.add_argument(
+        "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key"
+    )
+    parser.add_argument(
+        "--ranks", type=int, help="ranks; default: the degrees' product, or those that were started"
+    )
+    parser.add_argument("--ranks-per-node", type=int, metavar="N", help="default: all ranks on one node")
+    parser.add_argument(
+        "--threads", type=int, help="threads of a rank; default: this node's cores over its ranks"
+    )
+    parser.add_argument(
+        "--memory", type=parse_bytes, metavar="SIZE", help="of a node, like 64GiB; default: this one's"
+    )
+    parser.add_argument(
+        "--peak",
+        type=parse_rate,
+        metavar="RATE",
+        help="FLOP/s of a rank, like 2.1T; default: this machine is measured",
+    )
+    parser.add_argument(
+        "--bandwidth",
+        type=parse_rate,
+        metavar="RATE",
+        help="bytes/s from memory of a rank, like 40G; default: measured",
+    )
+    parser.add_argument(
+        "--link", type=parse_link, metavar="RATE", help="of a rank between nodes, like 100Gb/s or 12.5GB/s"
+    )
+    parser.add_argument("--memory-only", action="store_true", help="measure nothing and predict no time")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def parse_bytes(text: str) -> int:
+    """64GiB -> bytes; units of 1024, with or without iB."""
+    match = re.fullmatch(r"([\d.]+)\s*([KMGT]?)(?:I?B)?", text.strip().upper())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no size; write it like 64GiB")
+    return int(float(match[1]) * _BYTES[match[2]])
+
+
+def parse_rate(text: str) -> float:
+    """2.1T or 40G -> per second; units of 1000."""
+    match = re.fullmatch(r"([\d.]+)\s*([KMGT])(?:B|FLOPS?|FLOP)?(?:/S)?", text.strip().upper())
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text!r} is no rate; write it like 270G or 2.1T")
+    return float(match[1]) * _RATES[match[2]]
+
+
+def parse_link(text: str) -> float:
+    """100Gb/s (bits) or 12.5GB/s (bytes) -> bytes per second."""
+    match = re.fullmatch(r"([\d.]+)\s*([KMGT])(b(?:it)?|B)(?:/s|ps)", text.strip())
+    if not match:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no link; write it like 100Gb/s (bits) or 12.5GB/s (bytes)"
+        )
+    return float(match[1]) * _RATES[match[2]] / (1 if match[3] == "B" else 8)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Plan; returns the exit status."""
+    from cktrain.config_file import load_config
+
+    config = load_config(options.config, options.overrides)
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.launch.bind import bind
+
+    process = read_process_environment(os.environ)
+    binding = bind(process, mode=config.launch.bind, threads=config.launch.threads)
+    from cktrain.comm import bootstrap
+
+    group = bootstrap.init(
+        transport=config.comm.transport, environ=os.environ, interface=config.comm.interface
+    )
+    try:
+        status = _plan(options, config, group, binding.threads)
+        group.close()
+        return status
+    except BaseException as error:
+        if group.size == 1:
+            raise
+        print(f"cktrain: rank {group.rank}: {error}", flush=True)
+        bootstrap.abort(group, 2 if isinstance(error, ValueError) else 1)
+
+
+def _plan(options: argparse.Namespace, config: Config, group: Group, threads: int) -> int:
+    from cktrain import cython_kernels
+    from cktrain.launch.precision import agree_on_precision
+    from cktrain.metrics import proportional_set_size
+    from cktrain.models.hugging_face import resolve_model
+    from cktrain.nn.numerics import Numerics
+    from cktrain.parallel.mesh import resolve_mesh
+    from cktrain.plan.plan import Machine, gib, make_plan, remedy
+    from cktrain.plan.text import plan_text
+
+    kernels = cython_kernels.load()
+    config = config.model_copy(update={"model": resolve_model(config.model)[0]})
+    mesh = resolve_mesh(config.parallel, _ranks(options, config, group))
+    precision = agree_on_precision(config.precision, kernels.isa, None, group)
+    per_node = min(options.ranks_per_node or mesh.world, mesh.world)
+    here = group.size > 1
+    cores = threads if here else max(1, threads // per_node)
+    machine = Machine(
+        options.threads or config.launch.threads or cores,
+        per_node,
+        options.memory or node_memory(),
+        proportional_set_size(),
+    )
+    kernels.set_num_threads(min(machine.threads, threads))
+    if options.memory_only:
+        plan, source = make_plan(config, mesh, precision, machine), ""
+    else:
+        plan, source = _with_time(options, config, group, Numerics(kernels, precision), mesh, machine)
+    if group.rank == 0:
+        print(json.dumps(plan.as_dict()) if options.json else plan_text(plan, source), flush=True)
+    if plan.fits:
+        return 0
+    if group.rank == 0:
+        import sys
+
+        what = (
+            f"{per_node} ranks on a node need {gib(plan.node_bytes)}, and it has {gib(machine.node_bytes)}."
+        )
+        print(
+            f"cktrain: [plan] {what} {remedy(config, mesh, precision, machine)}", file=sys.stderr, flush=True
+        )
+    return 2
+
+
+def _ranks(options: argparse.Namespace, config: Config, group: Group) -> int:
+    if group.size > 1:
+        if options.ranks not in (None, group.size):
+            raise ValueError(
+                f"[plan] --ranks is {options.ranks}, and {group.size} were started. Leave it out."
+            )
+        return group.size
+    parallel = config.parallel
+    degrees = parallel.data, parallel.pipeline, parallel.tensor
+    return options.ranks or math.prod(abs(degree) for degree in degrees)
+
+
+def _with_time(
+    options: argparse.Namespace,
+    config: Config,
+    group: Group,
+    numerics: Numerics,
+    mesh: Mesh,
+    machine: Machine,
+) -> tuple[Any, str]:
+    """The plan with its step's time, and where the rates come from."""
+    from cktrain.bench.peak import measure_bandwidth, measure_flops
+    from cktrain.parallel.costs import PredictedKernels, measure_costs
+    from cktrain.parallel.cuts import mean_costs
+    from cktrain.parallel.ranks import divide_world
+    from cktrain.plan.plan import make_plan, predict_whole_model
+    from cktrain.plan.rates import measure_links, measure_update, predict_update
+
+    told = []
+    bandwidth = options.bandwidth or measure_bandwidth(numerics.kernels, "copy", False, runs=3)
+    flops = options.peak or measure_flops(numerics.kernels, numerics.precision)
+    told.append(f"peak {flops / 1e9:,.0f} GFLOP/s and memory {bandwidth / 1e9:,.1f} GB/s of a rank")
+    predicted = predict_whole_model(
+        config, mesh, numerics.precision, PredictedKernels(MATMUL_SHARE * flops, bandwidth)
+    )
+    if group.size > 1:
+        ranks = divide_world(group, mesh)
+        links = measure_links(ranks, beside=config.launch.progress_core is not None)
+        told.append("links measured between these ranks")
+    else:
+        ranks = None
+        links = _stated_links(options, mesh, machine, bandwidth)
+        told.append(
+            f"links {(options.link or ASSUMED_LINK) * 8 / 1e9:,.0f} Gb/s between nodes, "
+            f"{'stated' if options.link else 'assumed (--link)'}; half the memory's rate inside one"
+        )
+    parts = sum(dict.fromkeys(block.both for block in predicted.blocks)) + predicted.head.both
+    if options.peak or options.bandwidth or parts > LONGEST_MEASUREMENT:
+        costs, rates = predicted, predict_update(bandwidth, numerics.precision == "bf16")
+        told.insert(
+            0, f"kernels take {100 * MATMUL_SHARE:.0f} % of the peak or the memory's rate, not measured"
+        )
+    else:
+        group.barrier()
+        costs = measure_costs(config, numerics, mesh)
+        costs = costs if ranks is None else mean_costs(costs, ranks)
+        group.barrier()
+        rates = measure_update(config, numerics)
+        told.insert(0, "layers, head and update measured on this machine")
+    return make_plan(config, mesh, numerics.precision, machine, costs, rates, links), "; ".join(told)
+
+
+def _stated_links(
+    options: argparse.Namespace, mesh: Mesh, machine: Machine, bandwidth: float
+) -> dict[str, Any]:
+    """The link of each axis: memory where rank 0's group stays on its node, else the network."""
+    from cktrain.plan.rates import Link
+
+    links = {}
+    stride = 1
+    for name, size in (("tensor", mesh.tensor), ("pipeline", mesh.pipeline), ("data", mesh.data)):
+        one_node = (size - 1) * stride < machine.ranks_per_node
+        links[name] = (
+            Link(bandwidth / 2, 5e-6) if one_node else Link(options.link or ASSUMED_LINK, 2e-5, True)
+        )
+        stride *= size
+    return links
+
+
+def node_memory(proc: str = "/proc", sysfs: str = "/sys") -> int:
+    """Bytes of memory that this process's node, or its cgroup, has for it."""
+    from pathlib import Path
+
+    found = re.search(r"^MemTotal:\s+(\d+) kB", (Path(proc) / "meminfo").read_text(), re.MULTILINE)
+    assert found is not None, "meminfo names MemTotal"
+    total = int(found[1]) * 1024
+    for name in ("memory.max", "memory/memory.limit_in_bytes"):
+        try:
+            total = min(total, int((Path(sysfs) / "fs" / "cgroup" / name).read_text()))
+        except (OSError, ValueError):  # not this version, or "max"
+            continue
+    return total

@@ -1,0 +1,27 @@
+"""Random operations on several groups, many in flight: for seconds here, for as long as one likes by a variable.
+
+CKTRAIN_TEST_SOAK_S=1800 runs each case for half an hour; the seed stands in the test's name.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+
+import job
+import pytest
+
+SECONDS = float(os.environ.get("CKTRAIN_TEST_SOAK_S", "3"))
+
+
+@pytest.mark.parametrize("seed", [1])
+@pytest.mark.parametrize("ranks", [2, 4])
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+def test_soak(transport, ranks, seed):
+    with job.start(
+        ranks, "rank_program.py", "run_soak", str(SECONDS), str(seed), CKTRAIN_TEST_TRANSPORT=transport
+    ) as started:
+        ends = started.ends(SECONDS + 60)
+    assert [end.status for end in ends] == [0] * ranks, "\n".join(end.output for end in ends)
+    match = re.search(r"operations: (\d+)", ends[0].output)
+    assert match is not None and int(match[1]) >= 100, ends[0].output
