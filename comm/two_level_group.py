@@ -80,8 +80,7 @@ class TwoLevelGroup(Group):
             at_close: what ends with the group; None: nothing.
         """
         super().__init__(flat.rank, flat.size, flat.name, flat.timeout_s)
-        self.flat = flat
-        """All its ranks, over the network alone."""
+        self._network = flat
         self._peers, self._seats, self._names = node, list(seats), list(names)
         self._at_close = at_close
         self._ancestors = list(ancestors)
@@ -123,6 +122,11 @@ class TwoLevelGroup(Group):
             if isinstance(part, EngineGroup):
                 part.belong_to(self._seats, mates if part is self.rail else {})
         self._chained = isinstance(self.flat, TcpGroup) and not self.flat.moved_by_caller
+
+    @property
+    def flat(self) -> Group:
+        """All its ranks, over the network alone."""
+        return self._network
 
     # Memory, membership and lifetime.
 
@@ -169,7 +173,7 @@ class TwoLevelGroup(Group):
         """End the use of this group; the world's close also ends what joins the ranks."""
         if self._closed:
             return
-        for work in list(self.flying):
+        for work in [*self.flying, *(w for w in self._peers.live if getattr(w, "group", None) is self)]:
             work.wait()
         for part in self._parts:
             part.close()
