@@ -143,7 +143,7 @@ def _allow_files(connections: int) -> None:
     """Raise this process's limit of open files as far as it may be, where many connections come near to it."""
     wanted = 1024 + 8 * _LANES * connections  # of several groups, each with descriptors to sleep on
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < wanted:
+    if 0 <= soft < wanted:  # below 0: there is none
         resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard) if hard >= 0 else wanted, hard))
 
 
