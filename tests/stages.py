@@ -122,7 +122,9 @@ def can_boot_guests() -> str | None:
 
 def can_make_namespaces() -> str | None:
     """A precondition: root, and what makes network namespaces (tests/namespaces/cluster.py)."""
-    ask = "import sys; sys.path.insert(0, 'tests/namespaces'); import cluster; print(cluster.not_ready() or '')"
+    ask = (
+        "import sys; sys.path.insert(0, 'tests/namespaces'); import cluster; print(cluster.not_ready() or '')"
+    )
     shown = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
     return shown.stdout.strip() or None
 

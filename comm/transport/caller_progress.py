@@ -159,4 +159,3 @@ class CallerProgress:
                 else:
                     self._room.ended(number, wr_id, status)
         return found
-

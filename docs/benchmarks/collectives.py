@@ -122,9 +122,10 @@ def main() -> None:
 
     own, bound = 1e3 * float(overlap["exposed_s"]), 1e3 * float(overlap["bound_s"])  # type: ignore[arg-type]
     sent, hidden = 1e3 * float(overlap["communication_s"]), 1e3 * float(overlap["backward_s"])  # type: ignore[arg-type]
+    verdict = "reached" if own <= bound else "NOT reached"
+    print("\nOverlap on a network that is only a clock (`cktrain bench overlap`):")
     print(
-        f"\nOverlap on a network that is only a clock (`cktrain bench overlap`): backward {hidden:.0f} ms, communication "
-        f"{sent:.0f} ms, exposed {own:.1f} ms; at most {bound:.1f} ms wanted: {'reached' if own <= bound else 'NOT reached'}."
+        f"backward {hidden:.0f} ms, communication {sent:.0f} ms, exposed {own:.1f} ms, at most {bound:.1f} wanted: {verdict}."
     )
 
 

@@ -48,7 +48,13 @@ def test_losses_equal_those_over_mpi(
         path.write_text(yaml.safe_dump({**CONFIG, "run": run, "comm": {"transport": transport}}))
         command = [*mpirun(2), sys.executable, "-m", "cktrain.launch.cli", "train", str(path)]
         done = subprocess.run(
-            command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=180, check=False
+            command,
+            cwd=tmp_path,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=180,
+            check=False,
         )
         assert done.returncode == 0, done.stdout
         return [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
