@@ -125,7 +125,8 @@ def main() -> None:
     verdict = "reached" if own <= bound else "NOT reached"
     print("\nOverlap on a network that is only a clock (`cktrain bench overlap`):")
     print(
-        f"backward {hidden:.0f} ms, communication {sent:.0f} ms, exposed {own:.1f} ms, at most {bound:.1f} wanted: {verdict}."
+        f"backward {hidden:.0f} ms, communication {sent:.0f} ms, exposed {own:.1f} ms, "
+        f"at most {bound:.1f} wanted: {verdict}."
     )
 
 
