@@ -29,7 +29,6 @@ Groups whose nodes have unequal numbers of ranks, or whose ranks do not follow e
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -421,6 +420,8 @@ class TwoLevelGroup(Group):
         Operations in flight take turns with two pieces, so that their memory does not grow with their number; a
         synchronous one (`work` None) has a third piece. Pieces grow to what was needed once.
         """
+        if count == 0:
+            return np.empty(0, dtype), None
         number = _PIECES - 1 if work is None else self._turn
         if work is not None:
             self._turn = (self._turn + 1) % (_PIECES - 1)
@@ -453,10 +454,6 @@ class TwoLevelGroup(Group):
             earlier = self.flying[:number]
             work.advance(lambda on, earlier=earlier: all(not other.will_use(on) for other in earlier))
         self.flying = [work for work in self.flying if not work.ended()]
-
-    def sleep(self) -> None:
-        """Between two looks."""
-        time.sleep(20e-6)
 
 
 def _copied(output: np.ndarray, input: np.ndarray) -> np.ndarray:
