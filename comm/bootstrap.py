@@ -513,8 +513,8 @@ def abort(group: Group, code: int) -> NoReturn:
 
 def transport_of(group: Group) -> str:
     """Which transport a group uses: "shm", "tcp", "mpi", "shm+tcp" or "shm+mpi" in two levels, or "none"."""
-    if (flat := getattr(group, "flat", None)) is not None:
-        return f"shm+{transport_of(flat)}"
+    if group.flat is not group:
+        return f"shm+{transport_of(group.flat)}"
     return {"ShmGroup": "shm", "TcpGroup": "tcp", "MPIGroup": "mpi"}.get(type(group).__name__, "none")
     """Which transport a group uses: "shm", "rdma", "tcp", "mpi" or "none"."""
     return {"ShmGroup": "shm", "RdmaGroup": "rdma", "TcpGroup": "tcp", "MPIGroup": "mpi"}.get(
@@ -524,7 +524,7 @@ def transport_of(group: Group) -> str:
 
 def tables_of(group: Group) -> Tables | None:
     """The tables of algorithms that a group and its parts choose by; None where there is nothing to choose."""
-    mesh = getattr(getattr(group, "flat", group), "_mesh", None)
+    mesh = getattr(group.flat, "_mesh", None)
     return None if mesh is None else mesh.tables
 
 
