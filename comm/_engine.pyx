@@ -225,6 +225,7 @@ cdef class World:
         free(self.watched)
 
 
+@cython.no_gc_clear     # as long as the engine has it, what it runs on must live
 cdef class Op:
     """One operation. It keeps its arrays alive; the memory that C reads stands in this object."""
 
@@ -233,7 +234,13 @@ cdef class Op:
     cdef int64_t begins[257]
     cdef object kept
     cdef object driver
+    cdef object holder      # of its queue
     cdef bint submitted
+
+    def __dealloc__(self):
+        if self.submitted and self.driver is None and CKC_LOAD(self.o.state) == CKC_PENDING:
+            with nogil:
+                ckc_retire(self.w, self.o.queue)
 
     def run(self, double seconds):
         """In the caller: move it on, at most so long; returns its state."""
@@ -329,6 +336,7 @@ cdef class Op:
         return self.o.call.zero, self.o.call.extra
 
 
+@cython.no_gc_clear
 cdef class Lane:
     """A channel of csrc/shm.h: collectives of one group, one after another."""
 
@@ -430,6 +438,8 @@ cdef class Lane:
         """
         cdef Op op = self._make() if own else self.op
         cdef int r
+        if own:
+            op.holder = self
         self._fill(op, kind, dtype, reduction, root, count, extra)
         op.o.inp, op.o.out, op.kept = <const char *> inp, <char *> out, kept
         if read_bytes:
@@ -477,9 +487,13 @@ cdef class Lane:
         return not CKC_LOAD(self.ch.queue.active) and not CKC_LOAD(self.ch.queue.pending)
 
     def __dealloc__(self):
+        if self.ch != NULL and self.ch.world != NULL:
+            with nogil:
+                ckc_retire(self.ch.world, &self.ch.queue)
         free(self.ch)
 
 
+@cython.no_gc_clear
 cdef class Stream:
     """A rank's end of a ring of csrc/stream.c: messages to (or from) one peer, in their order."""
 
@@ -507,7 +521,7 @@ cdef class Stream:
     def make(self, bint sends, int dtype, int64_t count, uintptr_t address, kept):
         """A send or a recv of `count` elements at `address`."""
         cdef Op op = Op.__new__(Op)
-        op.w = self.world.w
+        op.w, op.holder = self.world.w, self
         op.o.on = self.s
         op.o.queue = &self.s.queue
         op.o.advance = ckc_stream_send if sends else ckc_stream_recv
@@ -536,6 +550,9 @@ cdef class Stream:
         return not CKC_LOAD(self.s.queue.active) and not CKC_LOAD(self.s.queue.pending)
 
     def __dealloc__(self):
+        if self.s != NULL and self.s.world != NULL:
+            with nogil:
+                ckc_retire(self.s.world, &self.s.queue)
         free(self.s)
 
 

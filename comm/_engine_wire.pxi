@@ -1,5 +1,6 @@
 # Operations over links (csrc/wire.h); a part of _engine.pyx.
 
+@cython.no_gc_clear
 cdef class WireOp(Op):
     """An operation of a wire: a schedule under way."""
 
@@ -40,6 +41,7 @@ cdef class WireOp(Op):
         return self.run_state.theirs[peer].dtype, self.run_state.theirs[peer].count
 
 
+@cython.no_gc_clear
 cdef class Wire:
     """A lane of operations over sockets (csrc/wire.h)."""
 
@@ -175,6 +177,9 @@ cdef class Wire:
 
     def __dealloc__(self):
         cdef int r
+        if self.wire != NULL and self.wire.world != NULL and self.driver is None:
+            with nogil:
+                ckc_retire(self.wire.world, &self.wire.queue)
         if self.own != NULL:
             for r in range(self.wire.size):
                 if self.own[r].link.arm != NULL:

@@ -40,7 +40,7 @@ def main() -> None:
         peers = group._peers  # type: ignore[attr-defined]
         work = group.all_reduce(np.zeros(300_000, np.float32), async_=True) if group.rank != 1 else None
         if work is None:
-            ends = peers.sockets if hasattr(peers, "sockets") else peers.control
+            ends = peers.control if hasattr(peers, "control") else peers.sockets
             for end in ends.values():  # what its peers see when it ends
                 end.shutdown(socket.SHUT_RDWR)
         try:
