@@ -29,6 +29,9 @@ MAX_RANKS = CKC_MAX_RANKS
 MAX_ARENAS = CKC_MAX_ARENAS
 KINDS = ("barrier", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "send", "recv")
 BYTES_DTYPE = CKC_BYTES
+# What threads use by its descriptor: the garbage collector finalizes (closes) a socket before it frees what refers to
+# it, so the owners are held here, from where it collects nothing, until the threads are through. By address of the user.
+cdef dict in_use = {}
 cdef int64_t SLICE_NS = 50000000    # a call without the GIL: then signals are looked at
 
 # numpy's type number -> our dtype; bf16's number is given by the process's ml_dtypes (World).
@@ -144,13 +147,17 @@ cdef class World:
         self.w.reduce = <ckc_reduce_n> PyCapsule_GetPointer(capsule, CKC_REDUCE_CAPSULE)
         self.reduction = capsule
 
-    def watch(self, watched):
-        """Start the watch thread on `watched`: (fd, world rank, seat, HANGUP, PIDFD or CONTROL)."""
+    def watch(self, watched, owners=()):
+        """Start the watch thread on `watched`: (fd, world rank, seat, HANGUP, PIDFD or CONTROL).
+
+        Their `owners` (sockets) live until the thread has ended, unless they are closed by name.
+        """
         cdef int i, error
         self.watched = <ckc_watched *> calloc(max(1, len(watched)), sizeof(ckc_watched))
         for i, (fd, rank, seat, kind) in enumerate(watched):
             self.watched[i].fd, self.watched[i].rank = fd, rank
             self.watched[i].local_rank, self.watched[i].kind = seat, kind
+        in_use[<uintptr_t> self.w] = list(owners)
         error = ckc_start_watch(self.w, self.watched, len(watched))
         if error:
             raise OSError(error, "the watch thread cannot start: " + os.strerror(error))
@@ -216,11 +223,14 @@ cdef class World:
         """End the threads."""
         with nogil:
             ckc_stop_threads(self.w)
+        in_use.pop(<uintptr_t> self.w, None)
 
     def __dealloc__(self):
         if self.w != NULL:
             with nogil:
                 ckc_stop_threads(self.w)
+            if in_use is not None:      # it is, at the interpreter's end
+                in_use.pop(<uintptr_t> self.w, None)
             free(self.w)
         free(self.watched)
 

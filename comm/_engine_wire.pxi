@@ -48,7 +48,6 @@ cdef class Wire:
     cdef ckc_wire *wire
     cdef ckc_stripes *own
     cdef World world
-    cdef object given
     cdef object scratch
     cdef object allocate
     cdef object driver
@@ -71,7 +70,7 @@ cdef class Wire:
         cdef int r, i, error
         cdef int[16] fds
         assert len(links) <= CKC_MAX_RANKS
-        self.world, self.given = world, links
+        self.world, in_use[<uintptr_t> self.wire] = world, links
         self.allocate, self.driver = allocate, driver
         self.wire.world, self.wire.rank, self.wire.size = world.w, rank, len(links)
         self.own = <ckc_stripes *> calloc(len(links), sizeof(ckc_stripes))
@@ -180,6 +179,8 @@ cdef class Wire:
         if self.wire != NULL and self.wire.world != NULL and self.driver is None:
             with nogil:
                 ckc_retire(self.wire.world, &self.wire.queue)
+        if in_use is not None:
+            in_use.pop(<uintptr_t> self.wire, None)
         if self.own != NULL:
             for r in range(self.wire.size):
                 if self.own[r].link.arm != NULL:

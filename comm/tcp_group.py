@@ -118,7 +118,7 @@ def join_mesh(
         sockets=sockets_per_pair(meeting.members),
         node=neighbours,
     )
-    world.watch(watched)
+    world.watch(watched, [*control.values(), *(neighbours.sockets.values() if neighbours else ())])
     if neighbours is not None:
         neighbours.exchange_bells(wake_fd, meeting.timeout_s)
     _let_children_go(mesh)
