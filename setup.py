@@ -38,7 +38,19 @@ ISA_FLAGS = {"generic": [], "avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX5
 COMM = "comm/csrc"
 # comm moves bytes and has a plain reduction to fall back on: no instruction set beyond the baseline.
 COMM_SOURCES = {
-    "_engine": ["world", "watch", "shm", "stream", "wire", "sockets", "delay", "rdma", "postbox", "memory", "reduce"]
+    "_engine": [
+        "world",
+        "watch",
+        "shm",
+        "stream",
+        "wire",
+        "sockets",
+        "delay",
+        "rdma",
+        "postbox",
+        "memory",
+        "reduce",
+    ]
 }
 
 THEMES = [

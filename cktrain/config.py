@@ -170,7 +170,8 @@ class DataConfig(Section):
     dtype: Literal["uint16", "uint32"] | None = None
     """Type of the ids in a raw .bin. Default: uint16 when the vocabulary fits."""
     document_mask: bool = False
-    """No attention across a document's border (needs an end-of-text id in the data)."""
+    """Nothing crosses a document's border: no attention, and no loss for the token after a document's end (needs an
+    end-of-text id in the data)."""
     validation: ValidationConfig = ValidationConfig()
     """Validation during the run."""
 
@@ -284,8 +285,10 @@ class LaunchConfig(Section):
     """auto divides the node's cores among its ranks; inherit keeps the mask that was handed down; none unpins."""
     threads: Positive | None = None
     """Compute threads per rank. Default: the rank's cores."""
-    progress_core: NonNegative | None = None
-    """Core for the communication thread."""
+    progress_core: Annotated[int, Field(ge=-1)] | None = None
+    """CPU of the communication thread; -1: where the rank runs. Default: one of the rank's own, if it has 16 or more."""
+    end_margin_s: Annotated[float, Field(ge=0)] = 120.0
+    """Under Slurm: save and stop (status 75) so many seconds before the job's time ends; a step and a save must fit."""
 
 
 class MemoryConfig(Section):

@@ -31,7 +31,7 @@ class SavedModel:
     def load(self, numerics: Numerics, positions: int) -> tuple[Transformer, FlatParams]:
         """The model with its weights, for up to `positions` tokens. Raises ValueError for bad files."""
         model = build_model(self.config, numerics, positions)
-        params = FlatParams(model.params(), numerics)
+        params = FlatParams(model.params(), numerics, train=False)
         if self.hugging_face:
             load_weights(self.path, params)
         else:

@@ -75,6 +75,8 @@ class Trainer:
         self.validator = validator
         self.peak_flops = peak_flops
         self.bar = bar
+        self.stop_at: float | None = None
+        """Save and stop after the step in which this time comes, seconds since the epoch."""
         self.stage = part.stage
         self._actions = part.schedule[part.ranks.pipeline.rank]
         self._skipped_in_a_row = 0
@@ -125,7 +127,7 @@ class Trainer:
             return [empty_batch(*shape)] * self.part.micro_batches, str(error)
 
     def run(self) -> bool:
-        """Train to the last step. Returns True when done, False when a signal stopped it (a checkpoint was written)."""
+        """Train to the last step. Returns True when done, False when a signal or the clock stopped it, after saving."""
         first = self.progress.step + 1
         last = self.config.run.steps
         if first > last:
@@ -138,7 +140,7 @@ class Trainer:
         )
         window = _Window()
         try:
-            with StopFlag() as flag:
+            with StopFlag(self.stop_at) as flag:
                 for step in range(first, last + 1):
                     data_before = self.loader.wait_seconds
                     result = self.step(step, bool(flag))
@@ -242,7 +244,11 @@ class Trainer:
             )
 
     def _say_how_to_resume(self, flag: StopFlag, step: int, path: Path) -> None:
-        reason = flag.signal.name if flag.signal else "another rank's signal"
+        reason = "another rank's signal"
+        if flag.time_is_up:
+            reason = "the end of the job's time"
+        if flag.signal:
+            reason = flag.signal.name
         log.info("stopped by %s after step %d; checkpoint %s", reason, step, path)
 
 

@@ -190,7 +190,7 @@ cdef extern from "rdma.h" nogil:
         uint32_t own_key, remote_key
         uint64_t remote_ring, remote_granted, sent, pushed, put
     int ckc_open_rdma_link(ckc_rdma_link *link)
-    int ckc_rdma_idle(ckc_rdma_link *link)
+    int ckc_end_rdma_link(ckc_rdma_link *link)
 
 cdef extern from "postbox.h" nogil:
     ctypedef struct ckc_postbox

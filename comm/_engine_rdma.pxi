@@ -99,10 +99,9 @@ cdef class RdmaLink:
         """How the queue pair broke, or None."""
         return self.l.link.why(&self.l.link).decode() if self.l.status else None
 
-    @property
-    def idle(self):
-        """For the end: whether the peer's device has all that was sent, or is gone."""
-        return ckc_rdma_idle(&self.l) != 0
+    def end(self):
+        """The last use, until it returns True: each side has what the other sent, or the other is gone."""
+        return ckc_end_rdma_link(&self.l) != 0
 
     @property
     def counts(self):

@@ -3,7 +3,8 @@
 `init` reads the launcher's environment (`cktrain.comm.environment`); a process on its own, or in a job of
 one, gets a `SoloGroup`. Several ranks meet once, tell each other what they cannot use and why, and all take the first
 transport that nobody has anything against (docs/transports.md): a `ShmGroup` on one node; on several an `RdmaGroup`
-where all have a device, an `MPIGroup` where MPI started them, else a `TcpGroup`. MPI is loaded only under its own launchers, and started only where it is used.
+where all have a device, an `MPIGroup` where MPI started them, else a `TcpGroup`. MPI is loaded only under its own
+launchers, and started only where it is used.
 
 A program's frame, as the command line has it:
 

@@ -9,6 +9,7 @@ no group, and the next operation uses the node's memory while this one is on the
 from __future__ import annotations
 
 import time
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -46,36 +47,68 @@ class Phase:
         return op
 
 
-class ChainWork(Work):
-    """Phases that the engine carries out, or the caller who waits at once."""
+class FlyingWork(Work):
+    """An operation in flight on a group, whose phases are made when it begins."""
 
     def __init__(
-        self, group: TwoLevelGroup, phases: list[Phase], call: tuple[int, ...], borrowed: np.ndarray | None
+        self,
+        group: TwoLevelGroup,
+        make: Callable[[np.ndarray], list[Phase]],
+        call: tuple[int, ...],
+        memory: tuple[int, np.dtype],
     ):
-        self.group, self._phases, self._borrowed = group, phases, borrowed
+        """`make` gives the phases, for a piece of memory of so many elements of a dtype; `call` is the user's."""
+        self.group, self._make, self._call, self._memory = group, make, call, memory
+        self._before: FlyingWork | None = None
+
+    def _phases_of(self, work: FlyingWork | None) -> list[Phase]:
+        piece, self._before = self.group.lend(*self._memory, work)
+        return self._make(piece)
+
+    @abstractmethod
+    def ended(self) -> bool:
+        """Whether nothing touches its arrays any more."""
+
+
+class ChainWork(FlyingWork):
+    """Phases that the engine carries out, or the caller who waits at once."""
+
+    def __init__(self, *given: Any):
+        super().__init__(*given)
         self._ops: list[tuple[_engine.Op, Any, EngineGroup]] = []
         self._complete = False
 
     def begin(self) -> None:
         """Hand all phases to the engine."""
-        for phase in self._phases:
+        phases = self._phases_of(self)
+        before = self._before.last if isinstance(self._before, ChainWork) else None
+        for phase in phases:
             on = phase.on
             assert isinstance(on, EngineGroup)
             op = phase.operation(on._engine_lane, own=True)
-            if self._ops:
-                op.follow(self._ops[-1][0])
+            if before is not None:
+                op.follow(before)
             self._ops.append((op, on._engine_lane, on))
+            before = op
         peers = self.group.peers
         peers.live = [work for work in peers.live if not work.ended()]
         peers.live.append(self)
         for op, _, _ in self._ops:
             op.submit()
 
+    @property
+    def last(self) -> _engine.Op | None:
+        """What ends it, once it has begun."""
+        return self._ops[-1][0] if self._ops else None
+
     def ended(self) -> bool:
         """Whether nothing touches its arrays any more."""
-        return self._complete or (
+        over = self._complete or (
             bool(self._ops) and all(op.state != _engine.PENDING for op, _, _ in self._ops)
         )
+        if over:  # until then the engine looks at it
+            self._before = None
+        return over
 
     def done(self) -> bool:
         """Say whether it is complete; the engine moves it."""
@@ -89,7 +122,7 @@ class ChainWork(Work):
                 self._let_all_end()
                 self.group.broken(error)
                 raise error
-        self._finish()
+        self._complete = True
         return True
 
     def wait(self, timeout: float | None = None) -> None:
@@ -108,7 +141,7 @@ class ChainWork(Work):
                         raise
             else:
                 self._run_in_caller()
-        self._finish()
+        self._complete = True
 
     def _let_all_end(self) -> None:
         """The engine still tells the peers of later phases; then it lets go of them."""
@@ -117,41 +150,39 @@ class ChainWork(Work):
             time.sleep(0.001)
 
     def _run_in_caller(self) -> None:
-        for number, phase in enumerate(self._phases):
+        phases = self._phases_of(None)
+        for number, phase in enumerate(phases):
             on = phase.on
             assert isinstance(on, EngineGroup)
             op = phase.operation(on._lane, own=False)
             try:
                 on._run(op, on._lane)
             except CollectiveMismatchError:
-                _tell(self._phases[number + 1 :], op)
+                _tell(phases[number + 1 :], op)
                 raise
 
-    def _finish(self) -> None:
-        self._complete = True
-        if self._borrowed is not None:
-            self.group.give_back(self._borrowed)
-            self._borrowed = None
 
-
-class PolledWork(Work):
+class PolledWork(FlyingWork):
     """Phases that the caller moves on, when it asks or waits."""
 
-    def __init__(
-        self, group: TwoLevelGroup, phases: list[Phase], call: tuple[int, ...], borrowed: np.ndarray | None
-    ):
-        self.group, self._phases, self._borrowed = group, phases, borrowed
-        self._name = f"{_engine.KINDS[call[0]]} of {call[4]:,} elements"
+    def __init__(self, *given: Any):
+        super().__init__(*given)
+        self._phases: list[Phase] = []
+        self._begun = False
         self._current: Work | None = None
         self._next = 0
 
     def begin(self) -> None:
         """Take a place behind the operations in flight."""
+        self._phases, self._begun = self._phases_of(self), True
         self.group.flying.append(self)
         self.group.poll()
 
     def advance(self, may_start: Callable[[Group], bool]) -> None:
         """Go on as far as possible without waiting; `may_start` says on which groups."""
+        if self._before is not None and not self._before.ended():
+            return
+        self._before = None
         while self._current is None or self._current_done():
             self._current = None
             if self._next == len(self._phases) or not may_start(self._phases[self._next].on):
@@ -172,34 +203,34 @@ class PolledWork(Work):
                 _tell(self._phases[self._next :], met)
             raise
 
+    def _spelled(self) -> str:
+        return f"{_engine.KINDS[self._call[0]]} of {self._call[4]:,} elements"
+
     def will_use(self, on: Group) -> bool:
         """Whether a phase on this group has not been started."""
         return any(phase.on is on for phase in self._phases[self._next :])
 
     def ended(self) -> bool:
         """Whether it is complete."""
-        return self._current is None and self._next == len(self._phases)
+        return self._begun and self._current is None and self._next == len(self._phases)
 
     def done(self) -> bool:
         """Move all operations on and say whether this one is complete."""
         if not self.ended():
             with _Failing(self.group, None):
                 self.group.poll()
-        if self.ended() and self._borrowed is not None:
-            self.group.give_back(self._borrowed)
-            self._borrowed = None
         return self.ended()
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until complete, at most `timeout` seconds, or the group's deadline."""
-        if self not in self.group.flying and not self.ended():
+        if not self._begun:
             self.begin()
         limit = self.group.timeout_s if timeout is None else timeout
         until = time.monotonic() + limit
         while not self.done():
             if time.monotonic() > until:
                 error = CollectiveTimeoutError(
-                    "comm.two_level", self.group.rank, f"{self._name} on group {self.group.name}", limit
+                    "comm.two_level", self.group.rank, f"{self._spelled()} on group {self.group.name}", limit
                 )
                 if timeout is None:
                     self.group.broken(error)

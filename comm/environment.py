@@ -5,6 +5,7 @@ cores. Launchers are looked for in this order, and the first that is found speak
 
 | source | variables |
 |---|---|
+| cktrain | CKTRAIN_{RANK,SIZE,LOCAL_RANK,LOCAL_SIZE} (`cktrain launch`) |
 | openmpi | OMPI_COMM_WORLD_{SIZE,RANK,LOCAL_RANK,LOCAL_SIZE} (Open MPI's mpirun) |
 | pmi | PMI_{SIZE,RANK}, MPI_LOCALRANKID, MPI_LOCALNRANKS (MPICH's and Intel MPI's mpiexec, srun --mpi=pmi2) |
 | slurm | SLURM_{STEP_ID,PROCID,LOCALID,NODEID,STEP_NUM_TASKS,STEP_TASKS_PER_NODE} (srun) |
@@ -84,6 +85,7 @@ def _read(environ: Mapping[str, str]) -> ProcessEnvironment:
         return ProcessEnvironment(rank, size, local_rank, local_size, source)
 
     for source, rank_name, size_name, local_rank_name, local_size_name in (
+        ("cktrain", "CKTRAIN_RANK", "CKTRAIN_SIZE", "CKTRAIN_LOCAL_RANK", "CKTRAIN_LOCAL_SIZE"),
         (
             "openmpi",
             "OMPI_COMM_WORLD_RANK",

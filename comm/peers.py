@@ -22,6 +22,8 @@ class Peers:
     """Who speaks in messages, e.g. "comm.shm"."""
     live: list[Any] = field(default_factory=list, kw_only=True)
     """Work that the engine may still have."""
+    polled: list[Any] = field(default_factory=list, kw_only=True)
+    """Groups with operations in flight that the caller moves (`cktrain.comm.two_level_group`)."""
     groups: int = field(default=0, kw_only=True)
     """Numbers given to groups in this process."""
 

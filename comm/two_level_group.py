@@ -31,13 +31,14 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import NoReturn
 
 import numpy as np
 
 from cktrain.comm.algorithms import even_parts
-from cktrain.comm.chain import ChainWork, Phase, PolledWork
+from cktrain.comm.chain import ChainWork, FlyingWork, Phase, PolledWork
 from cktrain.comm.engine_group import DTYPE, KIND, OP, Call, EngineGroup, EngineWork, checksum
 from cktrain.comm.errors import CommError
 from cktrain.comm.group import Group, offsets_of
@@ -51,6 +52,8 @@ from cktrain.comm.work import Work
 
 SMALL_ALL_REDUCE_BYTES = 8 << 10
 SMALL_BROADCAST_BYTES = 64 << 10
+_PIECES = 3
+_BYTE = np.dtype(np.uint8)
 
 
 class TwoLevelGroup(Group):
@@ -84,7 +87,8 @@ class TwoLevelGroup(Group):
         self._ancestors = list(ancestors)
         self._failure: CommError | None = None
         self._closed = False
-        self._free: list[np.ndarray] = []
+        self._pieces: list[tuple[np.ndarray, FlyingWork | None]] = [(np.empty(0, np.uint8), None)] * _PIECES
+        self._turn = 0
         self.flying: list[PolledWork] = []
         """Begun, not complete, where the caller moves the network's operations; oldest first."""
         nodes = nodes_of([names[seat] for seat in seats])
@@ -216,50 +220,55 @@ class TwoLevelGroup(Group):
         for work in list(self.flying):
             work.wait()
 
-    # Collectives, as phases.
+    # Collectives, as phases. `sums` and `parts` are the group's own memory, given when the operation begins.
 
     def _all_reduce(self, array: np.ndarray, op: str) -> Work:
         call = (KIND["all_reduce"], DTYPE[array.dtype], OP[op], -1, array.size, 0)
         if self._goes_flat(array, op):
             return self._flatly("all_reduce", call, lambda: self.flat._all_reduce(array, op), array, op=op)
         if array.nbytes <= SMALL_ALL_REDUCE_BYTES:
-            sums = self._borrow(array.size, array.dtype)
-            phases = [
-                self._phase(self._first, "all_reduce", array.size, sums, array, op=op),
-                self._phase(self.rail, "all_reduce", array.size, array, sums, op=op),
-            ]
-            return self._work(phases, call, sums)
+            return self._work(
+                lambda sums: [
+                    self._phase(self._first, "all_reduce", array.size, sums, array, op=op),
+                    self._phase(self.rail, "all_reduce", array.size, array, sums, op=op),
+                ],
+                call,
+                (array.size, array.dtype),
+            )
         begins = even_parts(array.size, len(self._nodes[0]), array.itemsize)
         part = array[begins[self._l] : begins[self._l + 1]]
-        sums = self._borrow(part.size, array.dtype)
-        phases = [
-            self._announce(call),
-            self._phase(self._first, "reduce_scatter", array.size, sums, array, begins, op=op),
-            self._phase(self.rail, "all_reduce", part.size, part, sums, op=op, call=call),
-            self._phase(self._second, "all_gather", array.size, array, part, begins),
-        ]
-        return self._work(phases, call, sums)
+        return self._work(
+            lambda sums: [
+                self._announce(call),
+                self._phase(self._first, "reduce_scatter", array.size, sums, array, begins, op=op),
+                self._phase(self.rail, "all_reduce", part.size, part, sums, op=op, call=call),
+                self._phase(self._second, "all_gather", array.size, array, part, begins),
+            ],
+            call,
+            (part.size, array.dtype),
+        )
 
     def _reduce_scatter(self, output: np.ndarray, input: np.ndarray, op: str, counts: list[int]) -> Work:
         call = (KIND["reduce_scatter"], DTYPE[input.dtype], OP[op], -1, input.size, checksum(counts))
         if self._goes_flat(input, op):
             begins = [*offsets_of(counts), input.size]
-            return self._flatly(
-                "reduce_scatter", call, lambda: self.flat._reduce_scatter(output, input, op, counts),
-                input, output, begins, op,
-            )  # fmt: skip
+            start = partial(self.flat._reduce_scatter, output, input, op, counts)
+            return self._flatly("reduce_scatter", call, start, input, output, begins, op)
         rail, blocks = self._blocks(counts)
-        partial = self._borrow(rail[-1], input.dtype)
-        phases = [self._announce(call)]
-        for m, (begin, end, begins) in enumerate(blocks):
-            out = partial[rail[m] : rail[m + 1]]
-            phases.append(
-                self._phase(self._first, "reduce_scatter", end - begin, out, input[begin:end], begins, op=op)
-            )
-        phases.append(
-            self._phase(self.rail, "reduce_scatter", rail[-1], output, partial, rail, op=op, call=call)
-        )
-        return self._work(phases, call, partial)
+
+        def phases(sums: np.ndarray) -> list[Phase]:
+            found = [self._announce(call)]
+            for m, (begin, end, begins) in enumerate(blocks):
+                out = sums[rail[m] : rail[m + 1]]
+                found.append(
+                    self._phase(
+                        self._first, "reduce_scatter", end - begin, out, input[begin:end], begins, op=op
+                    )
+                )
+            last = self._phase(self.rail, "reduce_scatter", rail[-1], output, sums, rail, op=op, call=call)
+            return [*found, last]
+
+        return self._work(phases, call, (rail[-1], input.dtype))
 
     def _all_gather(self, output: np.ndarray, input: np.ndarray, counts: list[int]) -> Work:
         call = (KIND["all_gather"], DTYPE[input.dtype], OP["sum"], -1, output.size, checksum(counts))
@@ -268,17 +277,20 @@ class TwoLevelGroup(Group):
                 "all_gather", call, lambda: self.flat._all_gather(output, input, counts), input
             )
         rail, blocks = self._blocks(counts)
-        parts = self._borrow(rail[-1], input.dtype)
-        phases = [
-            self._announce(call),
-            self._phase(self.rail, "all_gather", rail[-1], parts, input, rail, call=call),
-        ]
-        for m, (begin, end, begins) in enumerate(blocks):
-            part = input if m == self._k else parts[rail[m] : rail[m + 1]]
-            phases.append(
-                self._phase(self._second, "all_gather", end - begin, output[begin:end], part, begins)
-            )
-        return self._work(phases, call, parts)
+
+        def phases(parts: np.ndarray) -> list[Phase]:
+            found = [
+                self._announce(call),
+                self._phase(self.rail, "all_gather", rail[-1], parts, input, rail, call=call),
+            ]
+            for m, (begin, end, begins) in enumerate(blocks):
+                part = input if m == self._k else parts[rail[m] : rail[m + 1]]
+                found.append(
+                    self._phase(self._second, "all_gather", end - begin, output[begin:end], part, begins)
+                )
+            return found
+
+        return self._work(phases, call, (rail[-1], input.dtype))
 
     def _broadcast(self, array: np.ndarray, root: int) -> Work:
         call = (KIND["broadcast"], DTYPE[array.dtype], OP["sum"], root, array.size, 0)
@@ -295,7 +307,7 @@ class TwoLevelGroup(Group):
             else:
                 phases.append(self._announce(call, self.rail))
             phases.append(self._phase(self._second, "broadcast", array.size, array, array, root=place))
-            return self._work(phases, call)
+            return self._work(lambda _: phases, call)
         begins = even_parts(array.size, len(self._nodes[0]), array.itemsize)
         part = array[begins[self._l] : begins[self._l + 1]]
         phases.append(self._announce(call, self.rail))
@@ -304,21 +316,20 @@ class TwoLevelGroup(Group):
         phases.append(self._phase(self.rail, "broadcast", part.size, part, part, root=k))
         if self._k != k:
             phases.append(self._phase(self._second, "all_gather", array.size, array, part, begins))
-        return self._work(phases, call)
+        return self._work(lambda _: phases, call)
 
     def _all_to_all(self, output: np.ndarray, input: np.ndarray) -> Work:
         call = (KIND["all_to_all"], DTYPE[input.dtype], OP["sum"], -1, input.size, 0)
         begins = [r * (input.size // self.size) for r in range(self.size + 1)]
-        return self._flatly(
-            "all_to_all", call, lambda: self.flat._all_to_all(output, input), input, output, begins
-        )
+        start = partial(self.flat._all_to_all, output, input)
+        return self._flatly("all_to_all", call, start, input, output, begins)
 
     def _barrier(self) -> Work:
         nothing = np.empty(0, np.uint8)
         call = (KIND["barrier"], DTYPE[nothing.dtype], OP["sum"], -1, 0, 0)
         if self.why_flat is not None:
             return self._flatly("barrier", call, self.flat._barrier, nothing)
-        return self._work([self._announce(call), self._announce(call, self.rail)], call)
+        return self._work(lambda _: [self._announce(call), self._announce(call, self.rail)], call)
 
     # Phases.
 
@@ -387,27 +398,35 @@ class TwoLevelGroup(Group):
             phase = Phase(flat, lambda: EngineWork(flat, make), make)
         else:
             phase = Phase(flat, start)
-        return self._work([self._announce(call), self._announce(call, self.rail), phase], call)
+        return self._work(lambda _: [self._announce(call), self._announce(call, self.rail), phase], call)
 
-    def _work(self, phases: list[Phase], call: tuple[int, ...], borrowed: np.ndarray | None = None) -> Work:
+    def _work(
+        self,
+        phases: Callable[[np.ndarray], list[Phase]],
+        call: tuple[int, ...],
+        memory: tuple[int, np.dtype] = (0, _BYTE),
+    ) -> Work:
         self._check_usable("an operation")
-        return (ChainWork if self._chained else PolledWork)(self, phases, call, borrowed)
+        return (ChainWork if self._chained else PolledWork)(self, phases, call, memory)
 
-    # Memory between phases: kept, so that a step allocates nothing once the first ones have.
+    def lend(
+        self, count: int, dtype: np.dtype, work: FlyingWork | None
+    ) -> tuple[np.ndarray, FlyingWork | None]:
+        """Memory for the phases of an operation, and the asynchronous operation that must have ended before they begin.
 
-    def _borrow(self, count: int, dtype: np.dtype) -> np.ndarray:
+        Operations in flight take turns with two pieces, so that their memory does not grow with their number; a
+        synchronous one (`work` None) has a third piece. Pieces grow to what was needed once.
+        """
+        number = _PIECES - 1 if work is None else self._turn
+        if work is not None:
+            self._turn = (self._turn + 1) % (_PIECES - 1)
+        piece, before = self._pieces[number]
         nbytes = count * dtype.itemsize
-        fitting = [x for x in self._free if x.size >= nbytes]
-        if not fitting:
+        if piece.size < nbytes:  # the operation that has the old one keeps it alive
             large = nbytes > SMALL_ALL_REDUCE_BYTES
-            return (self.flat.allocate(nbytes) if large else np.empty(nbytes, np.uint8)).view(dtype)
-        best = min(fitting, key=lambda x: x.size)
-        self._free = [x for x in self._free if x is not best]
-        return best[:nbytes].view(dtype)
-
-    def give_back(self, borrowed: np.ndarray) -> None:
-        """What `_borrow` gave, when nothing reads or writes it any more."""
-        self._free.append(borrowed.view(np.uint8))
+            piece, before = (self.flat.allocate(nbytes) if large else np.empty(nbytes, np.uint8)), None
+        self._pieces[number] = (piece, work)
+        return piece[:nbytes].view(dtype), before if before is not None and not before.ended() else None
 
     # What the works need.
 
@@ -417,6 +436,14 @@ class TwoLevelGroup(Group):
         return self._peers
 
     def poll(self) -> None:
+        """Move what is in flight, of all groups of the process: a rank may be waited for in any of them."""
+        if self.flying and self not in self._peers.polled:
+            self._peers.polled.append(self)
+        for group in self._peers.polled:
+            group.start_phases()
+        self._peers.polled = [group for group in self._peers.polled if group.flying]
+
+    def start_phases(self) -> None:
         """Start phases that may start: an operation's on a group when all operations before it have started theirs."""
         for number, work in enumerate(self.flying):
             earlier = self.flying[:number]

@@ -74,6 +74,7 @@ cdef extern from "gemm_plan.h":
         int64_t rows, cols, depth, item_rows, item_cols
     ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int c_is_f32,
                               int threads, const ck_caches *caches)
+    int64_t ck_item_tiles(const ck_gemm_plan *plan, int64_t mr, int64_t begin, int64_t down, int64_t all, int threads)
 
 # Written by setup.py: what was built, and what the compiler did not know.
 cdef extern from *:
@@ -181,6 +182,21 @@ def plan_gemm(
     """csrc/gemm_plan.h's ck_plan_gemm: the blocks of a matmul, lengths along k in 4-byte units."""
     cdef ck_caches caches = ck_caches(32 << 10, l2, l3)
     return ck_plan_gemm(m, n, k, mr, nr, c_is_f32, threads, &caches)
+
+
+def gemm_items(m: int, n: int, k: int, mr: int, nr: int, threads: int, l2: int, l3: int) -> list[tuple[int, int]]:
+    """The items of the first block of an fp32 product, in the order in which threads take them: first tile, tiles."""
+    cdef ck_caches caches = ck_caches(32 << 10, l2, l3)
+    cdef ck_gemm_plan plan = ck_plan_gemm(m, n, k, mr, nr, True, threads, &caches)
+    cdef int64_t down = -(-min(m, plan.rows) // mr), every = down * -(-min(n, plan.cols) // plan.item_cols)
+    cdef int64_t begin = 0, count = 0
+    items = []
+    while True:
+        count = ck_item_tiles(&plan, mr, begin, down, every, threads)
+        if count == 0:
+            return items
+        items.append((begin, count))
+        begin += count
 
 
 def workspace() -> tuple[int, int]:

@@ -8,6 +8,7 @@ mount, which is the container's own group, is read instead.
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,9 +27,16 @@ class Allowance:
     """All that sched_setaffinity will grant: the cgroup's cpuset, of what is online."""
     quota: float | None
     """CPU time per time that the cgroup grants to all its processes together; None: no limit."""
+    granted: int | None = None
+    """Logical CPUs of this node that Slurm says it granted to the job; None: nobody says."""
 
 
-def read_allowance(topology: Topology, sysfs: str | Path = "/sys", proc: str | Path = "/proc") -> Allowance:
+def read_allowance(
+    topology: Topology,
+    sysfs: str | Path = "/sys",
+    proc: str | Path = "/proc",
+    environ: Mapping[str, str] = os.environ,
+) -> Allowance:
     """Return what the calling process may use."""
     mask = frozenset(os.sched_getaffinity(0))
     try:
@@ -36,7 +44,10 @@ def read_allowance(topology: Topology, sysfs: str | Path = "/sys", proc: str | P
     except OSError:  # another PID namespace
         parent_mask = mask
     cpuset, quota = read_cgroup(sysfs, proc)
-    return Allowance(mask, parent_mask, (cpuset & topology.cpus) if cpuset else topology.cpus, quota)
+    told = environ.get("SLURM_CPUS_ON_NODE", "")
+    granted = int(told) if told.isdigit() else None
+    cpuset = (cpuset & topology.cpus) if cpuset else topology.cpus
+    return Allowance(mask, parent_mask, cpuset, quota, granted)
 
 
 def read_cgroup(sysfs: str | Path, proc: str | Path) -> tuple[frozenset[int], float | None]:

@@ -2,13 +2,15 @@
 
 mpirun and srun hand a rank one core, or all of them, or a socket shared with other ranks, depending on their
 defaults; a training rank wants a share of its own. `bind: auto` splits what the job may use on this node
-among the node's ranks: contiguous by socket, NUMA node, last-level cache and core, one hardware thread per
-core. `inherit` keeps the mask that the launcher gave. `none` leaves the mask alone too, but takes it as
-shared by the node's ranks, so it divides the threads.
+among the node's ranks (`cktrain.launch.placement`): neighbouring cores, one hardware thread each, memory from
+the NUMA nodes of those cores. `inherit` keeps the mask that the launcher gave. `none` leaves the mask alone
+too, but takes it as shared by the node's ranks, so it divides the threads. Both leave the memory policy alone.
 
 What the job may use: a process on its own keeps to its mask (`taskset` is obeyed). Under a launcher it is the
 mask of the parent, which is the launcher's own before it bound its ranks, and where that says nothing, the
-cgroup's cpuset, up to which a process may widen its mask.
+cgroup's cpuset, up to which a process may widen its mask. Slurm's masks of several cores are its user's
+choice and are kept; and where Slurm granted fewer CPUs than the cpuset holds, the others may be another
+job's, so nothing is widened.
 
 Never more threads than cores; a cgroup's CPU quota counts, shared by the node's ranks. When ranks outnumber
 cores they share them, one thread each, with a warning.
@@ -24,16 +26,20 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import MutableMapping, Sequence
-from dataclasses import dataclass
-from itertools import accumulate, pairwise
+from collections.abc import MutableMapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from cktrain.comm.environment import ProcessEnvironment
 from cktrain.launch.allowance import Allowance, read_allowance
+from cktrain.launch.memory_policy import policy_of, set_memory_policy
+from cktrain.launch.placement import Place, nearest_nic, place_ranks
 from cktrain.launch.topology import Core, Topology, format_cpulist, read_topology
 
 MODES = ("auto", "inherit", "none")
+# A mask under these is its user's own.
+_BINDS_NOTHING = ("none", "cktrain")
 
 
 @dataclass(frozen=True)
@@ -44,20 +50,19 @@ class Binding:
     """Logical CPUs of the affinity mask, ascending."""
     threads: int
     """Threads that the kernels' pool is to have."""
-    node: int | None
-    """NUMA node that holds all the cpus; None where they span several, or the topology is unknown."""
+    nodes: tuple[int, ...]
+    """NUMA nodes that hold the cpus; empty where the topology is unknown."""
     message: str
     """What was done and why, one or more lines, warnings included."""
+    progress_core: int | None = None
+    """Logical CPU of the communication thread; None: where the process runs."""
+    rdma_device: str | None = None
+    """The nearest of several RDMA devices that are up; None where there is nothing to choose."""
 
-
-@dataclass(frozen=True)
-class Share:
-    """One rank's part of a node's cores."""
-
-    cpus: tuple[int, ...]
-    threads: int
-    shared: bool
-    """Another rank runs on the same core."""
+    @property
+    def node(self) -> int | None:
+        """NUMA node that holds all the cpus; None where they span several, or the topology is unknown."""
+        return self.nodes[0] if len(self.nodes) == 1 else None
 
 
 def bind(
@@ -65,6 +70,8 @@ def bind(
     *,
     mode: str = "auto",
     threads: int | None = None,
+    tensor: int = 1,
+    progress_core: int | None = None,
     environ: MutableMapping[str, str] = os.environ,
     sysfs: str | Path = "/sys",
     proc: str | Path = "/proc",
@@ -75,6 +82,8 @@ def bind(
         process: this process's place among the node's ranks.
         mode: "auto", "inherit" or "none".
         threads: threads of this rank; None: one per core of its share.
+        tensor: size of a tensor group, whose ranks are to be neighbours.
+        progress_core: logical CPU of the communication thread; -1: none; None: chosen.
         environ: where the variables are set.
         sysfs: where the machine is described.
         proc: where this process is described.
@@ -86,17 +95,17 @@ def bind(
         raise ValueError(f"[launch] bind: {mode!r} is unknown. Give one of {', '.join(MODES)}.")
     try:
         topology = read_topology(sysfs)
-        allowance = read_allowance(topology, sysfs, proc)
+        allowance = read_allowance(topology, sysfs, proc, environ)
     except (OSError, ValueError) as error:
         binding = _unpinned(threads, error)
     else:
-        binding = plan_binding(topology, allowance, process, mode, threads)
+        binding = plan_binding(topology, allowance, process, mode, threads, tensor, progress_core)
         if mode == "auto":
-            binding = _apply(binding, allowance)
-    _set_thread_variables(binding.threads, environ)
+            binding = _apply(binding, allowance, several_nodes=len({t.node for t in topology.threads}) > 1)
+    binding = _with_line(binding, _set_thread_variables(binding.threads, environ))
     if "numpy" in sys.modules:
         late = "warning: numpy was loaded before the binding; its BLAS may run threads of its own."
-        binding = Binding(binding.cpus, binding.threads, binding.node, f"{binding.message}\n[launch] {late}")
+        binding = _with_line(binding, late)
     return binding
 
 
@@ -106,148 +115,180 @@ def plan_binding(
     process: ProcessEnvironment,
     mode: str,
     threads: int | None = None,
+    tensor: int = 1,
+    progress_core: int | None = None,
 ) -> Binding:
     """Decide where a rank runs: a pure function of the machine, what is allowed, and the rank's place."""
-    lines = []
-    ranks = process.local_size or 1
-    if process.local_rank is None or process.local_size is None:
-        if mode == "auto":
-            lines.append(
-                f"warning: the {process.source} launcher does not say how many ranks share this node; "
-                "each keeps the mask it was given. Set launch.bind: inherit to accept that."
-            )
-            mode = "inherit"
-        local_rank = 0
-    else:
-        local_rank = process.local_rank
-
-    if mode == "auto":
-        job = _job_cpus(allowance, process)
-        cores = topology.cores(job)
-        share = split_cores(cores, ranks)[local_rank]
-        if not allowance.mask.issuperset(share.cpus):
-            how = "widened" if allowance.mask.issubset(share.cpus) else "moved"
-            lines.append(
-                f"mask {how} from cpu {format_cpulist(allowance.mask)}, given by the launcher, to "
-                f"{format_cpulist(share.cpus)}."
-            )
-    else:
-        cores = topology.cores(allowance.mask)
-        count = len(cores) if mode == "inherit" else max(1, len(cores) // ranks)
-        share = Share(tuple(sorted(allowance.mask)), count, mode == "none" and ranks > len(cores))
-
-    if share.shared:
+    lines: list[str] = []
+    if mode == "auto" and (process.local_rank is None or process.local_size is None):
         lines.append(
+            f"warning: the {process.source} launcher does not say how many ranks share this node; "
+            "each keeps the mask it was given. Set launch.bind: inherit to accept that."
+        )
+        mode = "inherit"
+    if mode == "auto":
+        cores, place = _own_share(topology, allowance, process, threads, tensor, progress_core, lines)
+    else:
+        cores, place = _as_given(topology, allowance, process, mode, threads, progress_core, lines)
+    lines += _warnings(topology, allowance, process, mode, cores, place)
+
+    device = None
+    if place.nic is not None and sum(nic.rdma and nic.up for nic in topology.nics) > 1:
+        device = place.nic.name
+    where = f"NUMA node {place.nodes[0]}" if len(place.nodes) == 1 else "several NUMA nodes"
+    summary = f"rank {process.rank}: {_count(place.threads, 'thread')} on cpu {format_cpulist(place.cpus)} ({where})"
+    if mode == "auto" and len(topology.memory) > 1:
+        summary += f", memory {policy_of(place.nodes)}"
+    if place.progress_core is not None:
+        summary += f", communication on cpu {place.progress_core}"
+    if device is not None:
+        summary += f", RDMA by {device}"
+    message = "\n".join(f"[launch] {line}" for line in [f"{summary}, bind {mode}.", *lines])
+    return Binding(place.cpus, place.threads, place.nodes, message, place.progress_core, device)
+
+
+def _own_share(
+    topology: Topology,
+    allowance: Allowance,
+    process: ProcessEnvironment,
+    threads: int | None,
+    tensor: int,
+    progress_core: int | None,
+    lines: list[str],
+) -> tuple[list[Core], Place]:
+    """`auto`: the cores that the ranks share, and this rank's place among them. What is to be said goes to `lines`."""
+    assert process.local_rank is not None and process.local_size is not None
+    if _chosen_by_slurm(topology, allowance, process):
+        job, sharing, index = allowance.mask & allowance.cpuset, 1, 0
+        lines.append(f"srun gave this rank cpu {format_cpulist(allowance.mask)}: it keeps to these.")
+    else:
+        job, sharing, index = _job_cpus(allowance, process), process.local_size, process.local_rank
+    place_with = partial(place_ranks, topology, job, sharing, tensor=tensor, alone=process.size == 1)
+    available = len(place_with(progress_core=-1)[index].cpus)
+    _check_threads(threads, available, process)
+    limit = _quota_limit(allowance, process, threads, available, lines)
+    if limit != threads and progress_core is None:
+        progress_core = -1  # a quota leaves cores over, but no time for them
+    place = place_with(threads=limit, progress_core=progress_core)[index]
+    if not allowance.mask.issuperset(place.cpus):
+        how = "widened" if allowance.mask.issubset(place.cpus) else "moved"
+        lines.append(
+            f"mask {how} from cpu {format_cpulist(allowance.mask)}, given by the launcher, to "
+            f"{format_cpulist(place.cpus)}."
+        )
+    return topology.cores(job), place
+
+
+def _as_given(
+    topology: Topology,
+    allowance: Allowance,
+    process: ProcessEnvironment,
+    mode: str,
+    threads: int | None,
+    progress_core: int | None,
+    lines: list[str],
+) -> tuple[list[Core], Place]:
+    """`inherit` and `none`: the mask as it is, all of its cores' threads or the rank's part of them."""
+    ranks = process.local_size or 1
+    cores = topology.cores(allowance.mask)
+    count = len(cores) if mode == "inherit" else max(1, len(cores) // ranks)
+    _check_threads(threads, len(cores), process)
+    limit = _quota_limit(allowance, process, threads, count, lines)
+    nodes = tuple(sorted({core.node for core in cores}))
+    place = Place(
+        cpus=tuple(sorted(allowance.mask)),
+        threads=count if limit is None else limit,
+        packages=tuple(sorted({core.package for core in cores})),
+        nodes=nodes,
+        nic=None if process.size == 1 else nearest_nic(topology, nodes, {}),
+        progress_core=None if progress_core == -1 else progress_core,
+        shared=mode == "none" and ranks > len(cores),
+    )
+    return cores, place
+
+
+def _warnings(
+    topology: Topology,
+    allowance: Allowance,
+    process: ProcessEnvironment,
+    mode: str,
+    cores: list[Core],
+    place: Place,
+) -> list[str]:
+    """Ranks that are in each other's way, and a rank that was given less than it could use."""
+    ranks, every = process.local_size or 1, len(topology.cores())
+    if place.shared:
+        return [
             f"warning: {ranks} ranks share {_count(len(cores), 'core')}; each runs one thread and waits for "
             "the others. Start fewer ranks, or give the job more cores (srun --cpus-per-task, "
             "mpirun --map-by)."
-        )
-    elif mode == "inherit" and ranks > 1 and allowance.mask == allowance.cpuset:
-        lines.append(
+        ]
+    if mode == "inherit" and ranks > 1 and allowance.mask == allowance.cpuset:
+        return [
             f"warning: launch.bind is inherit, and each of the {ranks} ranks was given all "
             f"{_count(len(cores), 'core')}, so their threads collide. Let the launcher bind, or set "
             "launch.bind: auto."
+        ]
+    if process.source not in _BINDS_NOTHING and len(cores) == 1 < every:
+        held = "cgroup" if len(topology.cores(allowance.cpuset)) == 1 else "job's mask"
+        return [
+            f"warning: the {held} holds 1 of this node's {every} cores, so the rank runs one thread and communicates "
+            "on the same core. Ask for more: srun or sbatch --cpus-per-task=N."
+        ]
+    return []
+
+
+def _check_threads(threads: int | None, available: int, process: ProcessEnvironment) -> None:
+    if threads is not None and not 1 <= threads <= available:
+        raise ValueError(
+            f"[launch] threads: {threads} on rank {process.rank}, which has {_count(available, 'core')}. "
+            f"Give 1 to {available}, or leave launch.threads out."
         )
-    count = share.threads
-    if allowance.quota is not None:
-        granted = max(1, int(allowance.quota / ranks))
-        if granted < count:
-            lines.append(
-                f"the cgroup's quota of {allowance.quota:g} CPUs for {_count(ranks, 'rank')} allows "
-                f"{granted} of {count} threads."
-            )
-            count = granted
-    if threads is not None:
-        available = len(topology.cores(share.cpus))
-        if not 1 <= threads <= available:
-            raise ValueError(
-                f"[launch] threads: {threads} on rank {process.rank}, which has {_count(available, 'core')}. "
-                f"Give 1 to {available}, or leave launch.threads out."
-            )
-        count = threads
-    nodes = {core.node for core in topology.cores(share.cpus)}
-    node = nodes.pop() if len(nodes) == 1 else None
-    where = "several NUMA nodes" if node is None else f"NUMA node {node}"
-    summary = (
-        f"rank {process.rank}: {_count(count, 'thread')} on cpu {format_cpulist(share.cpus)} ({where}), "
-        f"bind {mode}."
-    )
-    message = "\n".join(f"[launch] {line}" for line in [summary, *lines])
-    return Binding(tuple(sorted(share.cpus)), count, node, message)
 
 
-def split_cores(cores: Sequence[Core], ranks: int) -> list[Share]:
-    """Split `cores` (nearest neighbours first) among `ranks`, one hardware thread per core.
-
-    Every core goes to exactly one rank, and the smallest share is as large as it can be. Among such splits
-    one that keeps ranks inside NUMA nodes is taken where there is one. With more ranks than cores, rank r
-    gets one hardware thread of core r·cores//ranks, and the ranks of one core get different ones as far as it
-    has them.
-    """
-    if not cores:
-        raise ValueError("[launch] no core is allowed to this process. Check its affinity mask and cpuset.")
-    if ranks > len(cores):
-        shares = []
-        core_of = [rank * len(cores) // ranks for rank in range(ranks)]
-        for rank, index in enumerate(core_of):
-            cpus = cores[index].cpus
-            place = rank - core_of.index(index)
-            shares.append(Share((cpus[place % len(cpus)],), 1, True))
-        return shares
-    bounds = _node_bounds(cores, ranks)
-    if bounds is None:
-        bounds = [rank * len(cores) // ranks for rank in range(ranks + 1)]
-    return [
-        Share(tuple(core.cpus[0] for core in cores[begin:end]), end - begin, False)
-        for begin, end in pairwise(bounds)
-    ]
-
-
-def _node_bounds(cores: Sequence[Core], ranks: int) -> list[int] | None:
-    """Return where each rank's cores begin so that no rank crosses a NUMA node without filling whole ones.
-
-    None where that would make the smallest share smaller than an even split does: ranks wait for the slowest.
-    """
-    nodes: list[int] = []  # cores per node, in the order of the cores
-    for index, core in enumerate(cores):
-        if index and (core.package, core.node) == (cores[index - 1].package, cores[index - 1].node):
-            nodes[-1] += 1
-        else:
-            nodes.append(1)
-    smallest = len(cores) // ranks
-    sizes: list[int] = []
-    if ranks >= len(nodes):
-        # As many ranks per node as fit with full shares; then one more where the share suffers least.
-        per_node = [1] * len(nodes)
-        for _ in range(ranks - len(nodes)):
-            widest = max(range(len(nodes)), key=lambda i: nodes[i] / (per_node[i] + 1))
-            per_node[widest] += 1
-        for count, parts in zip(nodes, per_node, strict=True):
-            sizes += [(part + 1) * count // parts - part * count // parts for part in range(parts)]
-    else:
-        ends = list(accumulate(nodes))
-        # Each rank takes whole nodes, up to the boundary nearest to its even share.
-        bounds = [0]
-        for rank in range(1, ranks):
-            ideal = rank * len(cores) / ranks
-            candidates = [end for end in ends if end > bounds[-1]][: len(nodes)]
-            bounds.append(min(candidates, key=lambda end: abs(end - ideal)))
-        bounds.append(len(cores))
-        sizes = [end - begin for begin, end in pairwise(bounds)]
-    if min(sizes) < smallest:
+def _quota_limit(
+    allowance: Allowance, process: ProcessEnvironment, threads: int | None, available: int, lines: list[str]
+) -> int | None:
+    """Threads as asked for, else as the cgroup's quota allows; None: as many as cores."""
+    if threads is not None or allowance.quota is None:
+        return threads
+    ranks = process.local_size or 1
+    granted = max(1, int(allowance.quota / ranks))
+    if granted >= available:
         return None
-    return list(accumulate(sizes, initial=0))
+    lines.append(
+        f"the cgroup's quota of {allowance.quota:g} CPUs for {_count(ranks, 'rank')} allows "
+        f"{granted} of {available} threads."
+    )
+    return granted
 
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
+def _chosen_by_slurm(topology: Topology, allowance: Allowance, process: ProcessEnvironment) -> bool:
+    """Slurm gave this rank a mask of its own that is to be kept.
+
+    Several cores, and not so many that the node's ranks must share them, are somebody's choice (--cpus-per-task,
+    --cpu-bind). A single one is srun's default, to be widened within the cpuset, unless the cpuset holds more than
+    Slurm says that it granted: then the other CPUs may be another job's.
+    """
+    if process.source != "slurm":
+        return False
+    mask = allowance.mask & allowance.cpuset
+    if len(topology.cores(mask)) > 1:
+        ranks = process.local_size or 1
+        own = len(topology.cores(mask)) * ranks <= len(topology.cores(allowance.cpuset))
+        return ranks > 1 and own
+    return allowance.granted is not None and allowance.granted < len(allowance.cpuset)
+
+
 def _job_cpus(allowance: Allowance, process: ProcessEnvironment) -> frozenset[int]:
     """Return the CPUs that are the job's on this node, all its ranks together."""
     mask = allowance.mask & allowance.cpuset or allowance.cpuset
     alone = process.local_size == 1
-    if process.source == "none" or (alone and len(mask) > 1):
+    if process.source in _BINDS_NOTHING or (alone and len(mask) > 1):
         return mask
     parent = allowance.parent_mask & allowance.cpuset
     if parent and not parent <= mask:
@@ -256,14 +297,30 @@ def _job_cpus(allowance: Allowance, process: ProcessEnvironment) -> frozenset[in
     return mask if len(mask) > 1 else allowance.cpuset
 
 
-def _apply(binding: Binding, allowance: Allowance) -> Binding:
+def _with_line(binding: Binding, line: str) -> Binding:
+    return replace(binding, message=f"{binding.message}\n[launch] {line}") if line else binding
+
+
+def _apply(binding: Binding, allowance: Allowance, *, several_nodes: bool) -> Binding:
     try:
         os.sched_setaffinity(0, binding.cpus)
     except OSError as error:
         mask = format_cpulist(allowance.mask)
-        line = f"[launch] warning: could not bind ({error}); the process stays on cpu {mask}, unpinned."
-        threads = min(binding.threads, len(allowance.mask))
-        return Binding(tuple(sorted(allowance.mask)), threads, None, f"{binding.message}\n{line}")
+        binding = replace(
+            binding,
+            cpus=tuple(sorted(allowance.mask)),
+            threads=min(binding.threads, len(allowance.mask)),
+            nodes=(),
+            progress_core=None,
+        )
+        line = f"warning: could not bind ({error}); the process stays on cpu {mask}, unpinned."
+        return _with_line(binding, line)
+    if several_nodes:
+        try:
+            set_memory_policy(binding.nodes)
+        except OSError as error:
+            line = f"warning: the kernel refused the memory policy ({error}); memory comes from where it is first used."
+            return _with_line(binding, line)
     return binding
 
 
@@ -273,13 +330,16 @@ def _unpinned(threads: int | None, error: Exception) -> Binding:
     return Binding(
         mask,
         threads or len(mask),
-        None,
+        (),
         f"[launch] warning: the topology cannot be read ({error}); the process stays on cpu "
         f"{format_cpulist(mask)}, unpinned.",
     )
 
 
-def _set_thread_variables(threads: int, environ: MutableMapping[str, str]) -> None:
+def _set_thread_variables(threads: int, environ: MutableMapping[str, str]) -> str:
+    """Set them; return what there is to say about it."""
+    before = environ.get("OMP_NUM_THREADS")
     environ["OMP_NUM_THREADS"] = str(threads)
     environ.setdefault("OPENBLAS_NUM_THREADS", "1")
     environ.setdefault("MKL_NUM_THREADS", "1")
+    return f"OMP_NUM_THREADS was 1 and is now {threads}." if before == "1" and threads > 1 else ""

@@ -15,6 +15,7 @@ EXIT_INPUT = 2
 
 _COMMANDS = {
     "train": ("cktrain.launch.commands.train", "train a model from a YAML file"),
+    "launch": ("cktrain.launch.commands.launch", "start a command's ranks, here or on several hosts"),
     "data": ("cktrain.launch.commands.data", "prepare token shards"),
     "generate": ("cktrain.launch.commands.generate", "continue a text with a trained model"),
     "export": ("cktrain.launch.commands.export", "write a checkpoint as a Hugging Face folder"),

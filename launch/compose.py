@@ -25,6 +25,7 @@ from cktrain.parallel.cuts import choose_cuts
 from cktrain.parallel.mesh import resolve_mesh
 from cktrain.parallel.part import Part
 from cktrain.parallel.ranks import Ranks, divide_world
+from cktrain.shared_folder import check_shared_folder
 from cktrain.trainer import Trainer
 from cktrain.validation import Validator
 
@@ -53,6 +54,7 @@ def compose(
     kernels.set_num_threads(threads)
     group.use_reduction(getattr(kernels, "reduction", None))
     run_dir = Path(config.run.dir)
+    check_shared_folder(run_dir, group)
     checkpoint = find_checkpoint(run_dir / "checkpoints", config.checkpoint.resume)
     precision = agree_on_precision(config.precision, kernels.isa, checkpoint, group)
     model_config, pretrained = resolve_model(config.model)

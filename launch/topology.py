@@ -1,4 +1,4 @@
-"""The node's processors as sysfs describes them: hardware threads, cores, packages, NUMA nodes, caches.
+"""The node as sysfs describes it: hardware threads, cores, packages, NUMA nodes, caches, memory, network cards.
 
 Plain data, read from a tree whose root is an argument, so that made-up machines can be described as files.
 What a file does not say is given its simplest value (one package, one node, no sibling): containers and
@@ -39,10 +39,23 @@ class Core:
 
 
 @dataclass(frozen=True)
+class Nic:
+    """A network card: an RDMA device, or a network interface that a device stands behind."""
+
+    name: str
+    rdma: bool
+    node: int | None
+    """NUMA node that it is attached to; None where the machine does not say."""
+    up: bool = True
+
+
+@dataclass(frozen=True)
 class Topology:
-    """The online hardware threads of one node, ascending."""
+    """The online hardware threads of one node, ascending; its network cards by name; bytes of memory per NUMA node."""
 
     threads: tuple[HardwareThread, ...]
+    nics: tuple[Nic, ...] = ()
+    memory: tuple[tuple[int, int], ...] = ()
 
     @property
     def cpus(self) -> frozenset[int]:
@@ -73,6 +86,8 @@ class Topology:
 def read_topology(sysfs: str | Path = "/sys") -> Topology:
     """Read the topology below `sysfs`.
 
+    Network cards are the RDMA devices and the interfaces with a device; bridges and the like have none.
+
     Raises:
         OSError: there is no `devices/system/cpu/online`.
         ValueError: a list of CPUs is not in the kernel's format.
@@ -98,7 +113,57 @@ def read_topology(sysfs: str | Path = "/sys") -> Topology:
                 cache=_last_level_cache(directory, cpu),
             )
         )
-    return Topology(tuple(threads))
+    memory = [(int(d.name.removeprefix("node")), _total_bytes(d)) for d in system.glob("node/node[0-9]*")]
+    return Topology(tuple(threads), tuple(_read_nics(Path(sysfs))), tuple(sorted(memory)))
+
+
+def describe(topology: Topology) -> str:
+    """Return the topology in words, a line per NUMA node and per network card."""
+    cores = topology.cores()
+    threads = len(topology.threads)
+    packages, nodes = {core.package for core in cores}, sorted({core.node for core in cores})
+    caches = len({core.cache for core in cores})
+    lines = [
+        f"{_count(len(packages), 'socket')}, {_count(len(nodes), 'NUMA node')}, "
+        f"{_count(caches, 'last-level cache')}, {_count(len(cores), 'core')}, "
+        f"{_count(threads, 'hardware thread')}"
+    ]
+    memory = dict(topology.memory)
+    for node in nodes:
+        inside = [core for core in cores if core.node == node]
+        cpus = format_cpulist(cpu for core in inside for cpu in core.cpus)
+        sockets = ",".join(map(str, sorted({core.package for core in inside})))
+        size = f", {memory[node] / 2**30:.1f} GiB" if memory.get(node) else ""
+        lines.append(f"node {node}: socket {sockets}, {_count(len(inside), 'core')}, cpu {cpus}{size}")
+    for nic in topology.nics:
+        where = "no NUMA node told" if nic.node is None else f"node {nic.node}"
+        kind = "RDMA device" if nic.rdma else "interface"
+        lines.append(f"{kind} {nic.name}: {where}, {'up' if nic.up else 'down'}")
+    return "\n".join(lines)
+
+
+def _read_nics(sysfs: Path) -> list[Nic]:
+    found = []
+    for rdma, pattern in ((True, "class/infiniband/*"), (False, "class/net/*")):
+        for directory in sorted(sysfs.glob(pattern)):
+            node = _read(directory / "device" / "numa_node")
+            if rdma:
+                states = [_read(port / "state") for port in directory.glob("ports/*")]
+                up = any("ACTIVE" in state for state in states)
+            elif not (directory / "device").exists():
+                continue
+            else:
+                up = _read(directory / "operstate") == "up"
+            found.append(Nic(directory.name, rdma, int(node) if node and int(node) >= 0 else None, up))
+    return found
+
+
+def _total_bytes(node: Path) -> int:
+    """Bytes of memory of a NUMA node, from its `meminfo`; 0 where it is not told."""
+    for line in _read(node / "meminfo").splitlines():
+        if "MemTotal:" in line:
+            return int(line.split()[-2]) * 1024
+    return 0
 
 
 def parse_cpulist(text: str) -> list[int]:
@@ -137,3 +202,7 @@ def _read(path: Path) -> str:
         return path.read_text().strip()
     except OSError:
         return ""
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' * (number != 1)}"

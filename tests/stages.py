@@ -120,6 +120,15 @@ def can_boot_guests() -> str | None:
     return shown.stdout.strip() or None
 
 
+def can_make_namespaces() -> str | None:
+    """A precondition: root, and what makes network namespaces (tests/namespaces/cluster.py)."""
+    ask = (
+        "import sys; sys.path.insert(0, 'tests/namespaces'); import cluster; print(cluster.not_ready() or '')"
+    )
+    shown = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True, check=True)
+    return shown.stdout.strip() or None
+
+
 def all_of(*conditions: Callable[[], str | None]) -> Callable[[], str | None]:
     """The first reason that any of the preconditions gives."""
     return lambda: next((reason for condition in conditions if (reason := condition())), None)
@@ -154,7 +163,7 @@ STAGES = (
                 "pytest",
                 # Half of the time goes by in tests that wait for a deadline: two workers share the rest.
                 *("-n", "2", "--dist", "worksteal"),
-                *("-m", "not judge and not mpi and not guest"),
+                *("-m", "not judge and not mpi and not guest and not namespaces"),
                 "--ignore=tests/integration",
                 "--ignore=tests/test_packaging.py",
                 "--ignore=tests/test_build_pyverbs.py",
@@ -168,6 +177,14 @@ STAGES = (
         (("pytest", "-m", "mpi and not judge"),),
         all_of(needs_modules("mpi4py", extra="mpi"), needs_program("mpirun", extra="mpi")),
         minutes=20,
+    ),
+    Stage(
+        "namespaces",
+        "jobs over two hosts made of network namespaces, by mpirun and by cktrain launch",
+        (("pytest", "tests/namespaces", "-m", "namespaces"),),
+        all_of(
+            needs_modules("mpi4py", extra="mpi"), needs_program("mpirun", extra="mpi"), can_make_namespaces
+        ),
     ),
     Stage(
         "judges",

@@ -1,9 +1,12 @@
 """`cktrain bench ops`: every op but the matmuls beside its limit, and beside PyTorch where that is installed.
 
-Ops that move memory run on arrays of four times the last-level cache; their limit is the bandwidth of a loop that
-reads and writes as many arrays (csrc/peak.h), with plain or streaming stores, whichever is faster. Attention's limit
-is the measured multiply-add rate of its precision. Op, limit and rival take turns in one process and the best round of
-each counts, so that a disturbance from outside hits all three.
+Ops that move memory run on arrays of four times the last-level cache. Two things bound them: the bandwidth of a loop
+that reads and writes as many arrays (csrc/peak.h), with plain or streaming stores, whichever is faster; and their own
+arithmetic, which is the op's rate on operands that fit the second-level cache. The lower one is the limit; the share
+of the bandwidth is printed beside it. Attention's limit is the measured multiply-add rate of its precision.
+
+Op, limit and rival take turns in one process and the best round of each counts, so that a disturbance from outside
+hits all three.
 
 Shapes: N rows of C elements; attention B, T, H, D.
 """
@@ -15,6 +18,7 @@ import importlib.util
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,8 +39,11 @@ class Trial:
     """An op on its arrays. `streams`: arrays of equal bytes only read, only written, and updated in place."""
 
     op: str
-    run: Callable[[], Any]
+    call: Callable[[int], Callable[[], Any]]
+    """The op on the first so many rows (elements, where it knows none)."""
+    rows: int = 0
     nbytes: int = 0
+    """Of all rows."""
     streams: tuple[int, int, int] = (0, 0, 0)
     flops: int = 0
     rival: Callable[[], Any] | None = None
@@ -44,7 +51,12 @@ class Trial:
 
 @dataclass(frozen=True)
 class OpResult:
-    """A line of the report. `limit` is in GB/s or GFLOP/s; `roofline` the part of it that was reached."""
+    """A line of the report, rates in GB/s or GFLOP/s.
+
+    `limit` is the least of what bounds the op, which `bound` names, and `roofline` the part of it that was reached.
+    For an op that moves memory, `stream` is the bandwidth of its mix of reads and writes, and `in_cache` the op's own
+    rate on operands that fit the second-level cache: what its arithmetic allows.
+    """
 
     op: str
     shape: str
@@ -53,8 +65,11 @@ class OpResult:
     s: float
     gflops: float | None
     gbs: float | None
+    bound: str
     limit: float
     roofline: float
+    stream: float | None
+    in_cache: float | None
     torch_s: float | None
     vs_torch: float | None
 
@@ -144,7 +159,8 @@ def _norms(w: Workbench) -> Iterator[Trial]:
     one = x.nbytes
     yield Trial(
         "rms_norm_forward",
-        lambda: k.rms_norm_forward(y, rstd, x, scale, 1e-5),
+        lambda m: partial(k.rms_norm_forward, y[:m], rstd[:m], x[:m], scale, 1e-5),
+        n,
         2 * one,
         (1, 1, 0),
         0,
@@ -152,7 +168,8 @@ def _norms(w: Workbench) -> Iterator[Trial]:
     )
     yield Trial(
         "rms_norm_backward",
-        lambda: k.rms_norm_backward(dx, dscale, y, x, scale, rstd, True),
+        lambda m: partial(k.rms_norm_backward, dx[:m], dscale, y[:m], x[:m], scale, rstd[:m], True),
+        n,
         4 * one,
         (2, 0, 1),
         0,
@@ -160,7 +177,8 @@ def _norms(w: Workbench) -> Iterator[Trial]:
     )
     yield Trial(
         "layer_norm_forward",
-        lambda: k.layer_norm_forward(y, mean, rstd, x, scale, bias, 1e-5),
+        lambda m: partial(k.layer_norm_forward, y[:m], mean[:m], rstd[:m], x[:m], scale, bias, 1e-5),
+        n,
         2 * one,
         (1, 1, 0),
         0,
@@ -168,7 +186,10 @@ def _norms(w: Workbench) -> Iterator[Trial]:
     )
     yield Trial(
         "layer_norm_backward",
-        lambda: k.layer_norm_backward(dx, dscale, dbias, y, x, scale, mean, rstd, True),
+        lambda m: partial(
+            k.layer_norm_backward, dx[:m], dscale, dbias, y[:m], x[:m], scale, mean[:m], rstd[:m], True
+        ),
+        n,
         4 * one,
         (2, 0, 1),
         0,
@@ -188,7 +209,8 @@ def _pointwise(w: Workbench) -> Iterator[Trial]:
 
     yield Trial(
         "swiglu_forward",
-        lambda: k.swiglu_forward(y, gate_up),
+        lambda m: partial(k.swiglu_forward, y[:m], gate_up[:m]),
+        n,
         3 * one,
         (2, 1, 0),
         0,
@@ -196,7 +218,8 @@ def _pointwise(w: Workbench) -> Iterator[Trial]:
     )
     yield Trial(
         "swiglu_backward",
-        lambda: k.swiglu_backward(dgate_up, x, gate_up, y),
+        lambda m: partial(k.swiglu_backward, dgate_up[:m], x[:m], gate_up[:m], y[:m]),
+        n,
         6 * one,
         (3, 3, 0),
         0,
@@ -206,7 +229,7 @@ def _pointwise(w: Workbench) -> Iterator[Trial]:
     yield from _gelu(w, x, y, True)
     out = dgate_up.reshape(-1)[: n * C].reshape(n, C)
     total = w.value(lambda b, c, a: w.torch.add(b, c, out=a), x, y, out)
-    yield Trial("add", lambda: k.add(out, x, y), 3 * one, (2, 1, 0), 0, total)
+    yield Trial("add", lambda m: partial(k.add, out[:m], x[:m], y[:m]), n, 3 * one, (2, 1, 0), 0, total)
 
 
 def _gelu(w: Workbench, x: np.ndarray, y: np.ndarray, tanh: bool) -> Iterator[Trial]:
@@ -215,11 +238,23 @@ def _gelu(w: Workbench, x: np.ndarray, y: np.ndarray, tanh: bool) -> Iterator[Tr
 
     k, form, one = w.kernels, "_tanh" * tanh, x.nbytes
     yield Trial(
-        f"gelu_forward{form}", lambda: k.gelu_forward(y, x, tanh), 2 * one, (1, 1, 0), 0, w.value(rival, x)
+        f"gelu_forward{form}",
+        lambda m: partial(k.gelu_forward, y[:m], x[:m], tanh),
+        len(x),
+        2 * one,
+        (1, 1, 0),
+        0,
+        w.value(rival, x),
     )
     backward = w.gradient(rival, y, x)
     yield Trial(
-        f"gelu_backward{form}", lambda: k.gelu_backward(y, y, x, tanh), 3 * one, (1, 0, 1), 0, backward
+        f"gelu_backward{form}",
+        lambda m: partial(k.gelu_backward, y[:m], y[:m], x[:m], tanh),
+        len(x),
+        3 * one,
+        (1, 0, 1),
+        0,
+        backward,
     )
 
 
@@ -229,7 +264,11 @@ def _rope(w: Workbench) -> Iterator[Trial]:
     cos, sin = w.array((2048, 32), np.float32), w.array((2048, 32), np.float32)
     positions = np.arange(n, dtype=np.int32) % 2048
     yield Trial(
-        "rope_forward", lambda: w.kernels.rope_forward(q, q, cos, sin, positions), 2 * q.nbytes, (0, 0, 1)
+        "rope_forward",
+        lambda m: partial(w.kernels.rope_forward, q[:m], q[:m], cos, sin, positions[:m]),
+        n,
+        2 * q.nbytes,
+        (0, 0, 1),
     )
 
 
@@ -241,7 +280,10 @@ def _cross_entropy(w: Workbench) -> Iterator[Trial]:
     row_max, row_sum, target = (np.zeros(n, np.float32) for _ in range(3))
     yield Trial(
         "cross_entropy_forward",
-        lambda: k.cross_entropy_forward(row_max, row_sum, target, logits, targets),
+        lambda m: partial(
+            k.cross_entropy_forward, row_max[:m], row_sum[:m], target[:m], logits[:m], targets[:m]
+        ),
+        n,
         logits.nbytes,
         (1, 0, 0),
         0,
@@ -251,7 +293,8 @@ def _cross_entropy(w: Workbench) -> Iterator[Trial]:
     in_place = dlogits is logits
     yield Trial(
         "cross_entropy_backward",
-        lambda: k.cross_entropy_backward(dlogits, logits, lse, targets),
+        lambda m: partial(k.cross_entropy_backward, dlogits[:m], logits[:m], lse[:m], targets[:m]),
+        n,
         logits.nbytes + dlogits.nbytes,
         (0, 0, 1) if in_place else (2, 1, 0),
     )
@@ -264,7 +307,8 @@ def _embedding(w: Workbench) -> Iterator[Trial]:
     ids = w.rng.permutation(np.arange(n, dtype=np.int32) % VOCABULARY)
     yield Trial(
         "embedding_forward",
-        lambda: k.embedding_forward(y, ids, table),
+        lambda m: partial(k.embedding_forward, y[:m], ids[:m], table),
+        n,
         2 * y.nbytes,
         (1, 1, 0),
         0,
@@ -272,7 +316,13 @@ def _embedding(w: Workbench) -> Iterator[Trial]:
     )
     f32 = 4 * y.size
     mix = (1, 0, 1) if w.precision == "fp32" else (1, 0, 2)
-    yield Trial("embedding_backward", lambda: k.embedding_backward(dtable, y, ids), y.nbytes + 2 * f32, mix)
+    yield Trial(
+        "embedding_backward",
+        lambda m: partial(k.embedding_backward, dtable, y[:m], ids[:m]),
+        n,
+        y.nbytes + 2 * f32,
+        mix,
+    )
 
 
 def _optimizer(w: Workbench) -> Iterator[Trial]:
@@ -289,17 +339,30 @@ def _optimizer(w: Workbench) -> Iterator[Trial]:
         rival = w.torch.optim.AdamW([tensor], lr=1e-6, weight_decay=0.1, fused=True).step
     yield Trial(
         "adamw_step",
-        lambda: k.adamw_step(param, m, v, grad, *settings, copy=copy),
+        lambda j: partial(
+            k.adamw_step,
+            param[:j],
+            m[:j],
+            v[:j],
+            grad[:j],
+            *settings,
+            copy=None if copy is None else copy[:j],
+        ),
+        n,
         28 * n + extra,
         (1, 0, 3),
         0,
         rival,
     )
-    yield Trial("sum_of_squares", lambda: k.sum_of_squares(grad), 4 * n, (1, 0, 0))
+    yield Trial("sum_of_squares", lambda m: partial(k.sum_of_squares, grad[:m]), n, 4 * n, (1, 0, 0))
     if copy is not None:
         rounded = w.value(lambda a, b: a.copy_(b), copy, grad)
-        yield Trial("cast_to_bf16", lambda: k.cast(copy, grad), 6 * n, (2, 1, 0), 0, rounded)
-        yield Trial("cast_to_f32", lambda: k.cast(grad, copy), 6 * n, (1, 2, 0))
+        down, up = (
+            (lambda m: partial(k.cast, copy[:m], grad[:m])),
+            (lambda m: partial(k.cast, grad[:m], copy[:m])),
+        )
+        yield Trial("cast_to_bf16", down, n, 6 * n, (2, 1, 0), 0, rounded)
+        yield Trial("cast_to_f32", up, n, 6 * n, (1, 2, 0))
 
 
 def attention_trials(w: Workbench) -> Iterator[tuple[str, Trial]]:
@@ -354,7 +417,7 @@ def _attention(w: Workbench, b: int, t: int, h: int, d: int) -> Iterator[Trial]:
         rivals,
         strict=True,
     ):
-        yield Trial(name, run, flops=int(flops * factor), rival=rival)
+        yield Trial(name, lambda _, run=run: run, flops=int(flops * factor), rival=rival)
 
 
 def bench_ops(
@@ -367,23 +430,45 @@ def bench_ops(
     peak = measure_flops(kernels, precision)
     for shape, trial in attention_trials(w):
         if _wanted(trial, names):
-            seconds, rival = _best([trial.run, trial.rival], 3 * rounds, threads)
+            seconds, rival = _best([trial.call(0), trial.rival], 3 * rounds, threads)
             peak = max(peak, measure_flops(kernels, precision, 0.1))
             rate = trial.flops / seconds
-            yield _result(
-                trial, shape, w, seconds, rival, gflops=rate / 1e9, limit=peak / 1e9, roofline=rate / peak
-            )
+            yield _result(trial, shape, w, seconds, rival, "multiply-adds", peak, gflops=rate / 1e9)
     streams = _Streams(w.operand_bytes)
     for trial in memory_trials(w):
         if _wanted(trial, names):
             plain, streaming = streams.runs(*trial.streams)
-            seconds, rival, *limits = _best([trial.run, trial.rival, plain, streaming], rounds, threads)
-            nbytes = streams.nbytes(*trial.streams)
-            limit = nbytes / min(limits)
-            rate = trial.nbytes / seconds
+            runs = [trial.call(trial.rows), trial.rival, plain, streaming]
+            seconds, rival, *limits = _best(runs, rounds, threads)
+            stream, in_cache = streams.nbytes(*trial.streams) / min(limits), _in_cache(trial, threads)
             yield _result(
-                trial, "", w, seconds, rival, gbs=rate / 1e9, limit=limit / 1e9, roofline=rate / limit
+                trial,
+                "",
+                w,
+                seconds,
+                rival,
+                "memory" if stream <= in_cache else "arithmetic",
+                min(stream, in_cache),
+                gbs=trial.nbytes / seconds / 1e9,
+                stream=stream / 1e9,
+                in_cache=in_cache / 1e9,
             )
+
+
+def _in_cache(trial: Trial, threads: int) -> float:
+    """Bytes per second on as many rows as fit half of the second-level caches, called until they are there."""
+    from cktrain.cython_kernels import _runtime
+
+    fitting = threads * _runtime.caches()[1] // 2
+    rows = max(1, min(trial.rows, trial.rows * fitting // trial.nbytes))
+    call = trial.call(rows)
+    nbytes = trial.nbytes * rows / trial.rows
+
+    def run() -> None:
+        for _ in range(20):
+            call()
+
+    return float(20 * nbytes / _best([run], 10, threads)[0])
 
 
 class _Streams:
@@ -432,8 +517,16 @@ def _best(runs: list[Callable[[], Any] | None], rounds: int, threads: int) -> li
 
 
 def _result(
-    trial: Trial, shape: str, w: Workbench, seconds: float, rival: float | None, **rates: float
+    trial: Trial,
+    shape: str,
+    w: Workbench,
+    seconds: float,
+    rival: float | None,
+    bound: str,
+    limit: float,
+    **rates: float,
 ) -> OpResult:
+    reached = (trial.flops or trial.nbytes) / seconds
     return OpResult(
         trial.op,
         shape,
@@ -442,24 +535,31 @@ def _result(
         seconds,
         rates.get("gflops"),
         rates.get("gbs"),
-        rates["limit"],
-        rates["roofline"],
+        bound,
+        limit / 1e9,
+        reached / limit,
+        rates.get("stream"),
+        rates.get("in_cache"),
         rival,
         None if rival is None else rival / seconds,
     )
 
 
 def ops_table(results: list[OpResult]) -> str:
-    """Lines for people."""
+    """Lines for people; "% stream" is the part of the bandwidth, whatever the bound."""
     lines = [
-        f"{'op':<24}{'shape':<24}{'type':<6}{'ms':>9}{'GFLOP/s':>9}{'GB/s':>8}{'limit':>8}{'%':>7}{'x PyTorch':>11}"
+        f"{'op':<22}{'shape':<20}{'type':<6}{'ms':>9}{'GFLOP/s':>9}{'GB/s':>7}{'stream':>8}{'%':>6}{'in cache':>10}"
+        f"{'bound':>15}{'% of it':>9}{'x PyTorch':>11}"
     ]
     for r in results:
-        flops, bandwidth = (f"{x:.1f}" if x is not None else "" for x in (r.gflops, r.gbs))
+        flops, bandwidth, stream, in_cache = (
+            f"{x:.1f}" if x is not None else "" for x in (r.gflops, r.gbs, r.stream, r.in_cache)
+        )
         rival = "" if r.vs_torch is None else f"{r.vs_torch:.2f}"
+        share = f"{100 * r.gbs / r.stream:.0f}" if r.gbs and r.stream else ""
         lines.append(
-            f"{r.op:<24}{r.shape:<24}{r.precision:<6}{r.s * 1e3:>9.3f}{flops:>9}{bandwidth:>8}{r.limit:>8.1f}"
-            f"{100 * r.roofline:>7.1f}{rival:>11}"
+            f"{r.op:<22}{r.shape:<20}{r.precision:<6}{r.s * 1e3:>9.3f}{flops:>9}{bandwidth:>7}{stream:>8}{share:>6}"
+            f"{in_cache:>10}{r.bound:>15}{100 * r.roofline:>9.1f}{rival:>11}"
         )
     return "\n".join(lines)
 

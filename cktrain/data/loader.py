@@ -32,7 +32,7 @@ class Batch:
 
     `targets` is -100 where there is nothing to predict. With a document mask, `first` is the index in the row
     of the first token of the same document (what attention may see at most) and `positions` counts from it;
-    both are None without.
+    both are None without. The mask also takes the target of a document's end, which is the next one's first token.
     """
 
     tokens: npt.NDArray[np.int32]
@@ -221,6 +221,7 @@ def _read_windows(
         return Batch(tokens, targets)
     assert source.eos_id is not None
     first, positions = document_bounds(tokens, source.eos_id)
+    targets[tokens == source.eos_id] = IGNORE_INDEX
     return Batch(tokens, targets, first, positions)
 
 

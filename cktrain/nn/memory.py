@@ -30,6 +30,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -97,7 +98,7 @@ class Arena:
         self.used = 0
         size = _round_up(max(nbytes, 1), HUGE_PAGE)
         planned = _PLANNED.get()
-        self._is_planned = planned is not None
+        self.is_planned = planned is not None
         if planned is not None:
             planned[name] += nbytes
             return
@@ -122,7 +123,7 @@ class Arena:
         """The next array of this arena, cache-line aligned; zero until written."""
         nbytes = _nbytes(shape, dtype)
         start, self.used = self.used, self.used + _round_up(nbytes, CACHE_LINE)
-        if self._is_planned:
+        if self.is_planned:
             return shape_alone(shape, dtype)
         assert self.used <= self._bytes.size, f"{self.name} arena: {self.used} of {self._bytes.size} bytes"
         return self._bytes[start : start + nbytes].view(dtype).reshape(shape)
@@ -235,7 +236,7 @@ class _Recorder(Slot):
 
     def _had_once(self, key: tuple[str, str], path: Path) -> None:
         before = self.paths.setdefault(key, path)
-        self.paths[key] = tuple(a for a, _ in itertools.takewhile(_equal, zip(before, path, strict=False)))
+        self.paths[key] = tuple(a for a, _ in takewhile(_equal, zip(before, path, strict=False)))
 
     def _get(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
         before = self.asked.setdefault(key, (shape, dtype))
@@ -264,7 +265,8 @@ class SlotPlan:
         shared = {}
         for key, (shape, dtype) in self._shared.items():
             start = self._starts[key]
-            shared[key] = once[start : start + _nbytes(shape, dtype)].view(dtype).reshape(shape)
+            place = once[start : start + _nbytes(shape, dtype)]
+            shared[key] = shape_alone(shape, dtype) if arena.is_planned else place.view(dtype).reshape(shape)
         slots = []
         for _ in range(count):
             slot = Slot(self.batch_size, self.sequence_length)

@@ -33,7 +33,7 @@ class FeedForward(Module):
 
     def backward_from(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
         """dx (N, C) of the MLP branch, for dy (N, C) and the x that `forward_into` got."""
-        dhidden = slot.shared(self, "dhidden", (slot.rows, self.output_proj.in_features), self.num.real)
+        dhidden = self._hidden(slot)
         dy = self.output_proj.output_gradient(dy, slot)
         self.output_proj.backward_input(dhidden, dy, slot)
         hidden, dexpanded = self._backward_activation(dhidden, self._expanded(slot), slot)
@@ -124,7 +124,7 @@ class GeluMLP(FeedForward):
     def _backward_activation(
         self, dhidden: np.ndarray, expanded: np.ndarray, slot: Slot
     ) -> tuple[np.ndarray, np.ndarray]:
-        hidden = self._hidden(slot)
+        hidden = slot.shared(self, "hidden_again", dhidden.shape, self.num.real)
         self.num.kernels.gelu_forward(hidden, expanded, self.tanh)
         self.num.kernels.gelu_backward(dhidden, dhidden, expanded, self.tanh)
         return hidden, dhidden

@@ -116,9 +116,16 @@ class FlatParams:
     """The parameters of a model (or a stage of it) and their two flat buffers, (size,) f32 each."""
 
     def __init__(
-        self, params_in_forward_order: Sequence[Param], numerics: Numerics, allocate: Allocate | None = None
+        self,
+        params_in_forward_order: Sequence[Param],
+        numerics: Numerics,
+        allocate: Allocate | None = None,
+        train: bool = True,
     ) -> None:
-        """With `allocate`, the buffers lie in memory that the data group works on in place."""
+        """With `allocate`, the buffers lie in memory that the data group works on in place.
+
+        Without `train` there are no gradients.
+        """
         self.numerics = numerics
         self.params = list(dict.fromkeys(reversed(params_in_forward_order)))  # a tied parameter stands once
         names = [param.name for param in self.params]
@@ -130,7 +137,8 @@ class FlatParams:
             self.size += -(-param.size // align) * align
         f32 = numerics.f32
         self.data = Arena("parameters", self.size * f32.itemsize, allocate).array((self.size,), f32)
-        self.grad = Arena("gradients", self.size * f32.itemsize, allocate).array((self.size,), f32)
+        size = self.size if train else 0
+        self.grad = Arena("gradients", size * f32.itemsize, allocate).array((size,), f32)
         self.copy: np.ndarray | None = None
         """The weights in `real`, where that is not f32: (size,), element for element that of `data`."""
         if numerics.real != f32:
@@ -139,7 +147,8 @@ class FlatParams:
         for param in self.params:
             span = slice(param.start, param.start + param.size)
             param.data = self.data[span].reshape(param.shape)
-            param.grad = self.grad[span].reshape(param.shape)
+            if train:
+                param.grad = self.grad[span].reshape(param.shape)
             param.value = param.data
             if self.copy is not None and param.compute == "real":
                 param.value = self.copy[span].reshape(param.shape)

@@ -187,7 +187,7 @@ def time_parts(
         watch(block, "recompute", f"block {number} backward")
         watch(block, "backward_from", f"block {number} backward")
     try:
-        x = model.hidden(tokens, slot, True)
+        x = model.hidden(tokens, slot)
         began = clock()
         if model.head is not None:
             model.loss(x, targets, slot, True)

@@ -46,7 +46,9 @@ def choose_cuts(config: Config, numerics: Numerics, ranks: Ranks) -> Cuts | None
     cuts = cut_by_costs(costs, stages)
     if ranks.world.rank == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps({"of": question, "layers": [b - a for a, b in cuts], "costs": asdict(costs)}))
+        file.write_text(
+            json.dumps({"of": question, "layers": [b - a for a, b in cuts], "costs": asdict(costs)})
+        )
         log.info("pipeline stages of %s by measured cost: %s", _spelled(cuts), _spelled_costs(costs))
     return cuts
 

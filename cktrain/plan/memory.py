@@ -79,9 +79,7 @@ def plan_rank(
         model = build_model(config.model, numerics, length, config.memory.checkpointing == "block")
         part = Part(config, model, planned_ranks(mesh, stage, kv_heads), cuts)
         OPTIMIZERS[config.optimizer.name](part.params, config.optimizer, part.data.update_spans)
-        if config.data.validation.every:
-            part.validation_stage()
-        training = part.training_stage()
+        training = part.stage
     by_kind = dict.fromkeys((kind.name for kind in fields(RankMemory)), 0)
     for name, nbytes in arenas.items():
         by_kind[KINDS[name]] += nbytes

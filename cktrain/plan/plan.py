@@ -100,7 +100,9 @@ def make_plan(
     Raises ValueError, with the numbers, for what does not divide.
     """
     cuts = plan_cuts(config, mesh, costs)
-    ranks = [plan_rank(config, mesh, stage, precision, cuts, machine.threads) for stage in range(mesh.pipeline)]
+    ranks = [
+        plan_rank(config, mesh, stage, precision, cuts, machine.threads) for stage in range(mesh.pipeline)
+    ]
     memory = [replace(rank.memory, process=machine.process_bytes) for rank in ranks]
     layers = [len(rank.part.model.blocks) for rank in ranks]
     first, model = ranks[0].part, config.model
@@ -166,15 +168,18 @@ def gib(nbytes: float) -> str:
 def _changes(config: Config) -> Iterator[tuple[str, Config]]:
     """(what to set, the config with it), the cheapest first."""
     if config.parallel.zero == 0:
-        yield "parallel.zero: 1", config.model_copy(
-            update={"parallel": config.parallel.model_copy(update={"zero": 1})}
+        yield (
+            "parallel.zero: 1",
+            config.model_copy(update={"parallel": config.parallel.model_copy(update={"zero": 1})}),
         )
     size = config.batch.micro_batch_size
     smaller = [n for n in range(size - 1, 0, -1) if size % n == 0]
     for n in smaller:
         yield f"batch.micro_batch_size: {n}", _with_micro_batch(config, n)
     if config.memory.checkpointing == "none":
-        block = config.model_copy(update={"memory": config.memory.model_copy(update={"checkpointing": "block"})})
+        block = config.model_copy(
+            update={"memory": config.memory.model_copy(update={"checkpointing": "block"})}
+        )
         yield "memory.checkpointing: block", block
         for n in smaller:
             yield f"memory.checkpointing: block and batch.micro_batch_size: {n}", _with_micro_batch(block, n)

@@ -42,7 +42,7 @@ class UpdateRates:
     """Seconds per element of the flat parameters."""
 
     clear: float
-    """To set gradients to zero."""
+    """To set gradients to zero, where the optimizer does not."""
     norm: float
     """To add their squares."""
     update: float
@@ -64,7 +64,7 @@ def measure_update(config: Config, numerics: Numerics) -> UpdateRates:
         return _median_seconds(work) / params.size
 
     return UpdateRates(
-        clear=per_element(params.zero_grad),
+        clear=per_element(lambda: params.grad.fill(0)),
         norm=per_element(lambda: kernels.sum_of_squares(params.grad)),
         update=per_element(lambda: optimizer.step(1e-3, 1.0, 2)),
         refresh=0.0 if params.copy is None else per_element(params.refresh),
@@ -72,10 +72,12 @@ def measure_update(config: Config, numerics: Numerics) -> UpdateRates:
 
 
 def predict_update(bytes_rate: float, bf16_copy: bool) -> UpdateRates:
-    """The same from a memory bandwidth: AdamW reads 16 bytes and writes 12, and 2 more with a bf16 copy."""
+    """The same from a memory bandwidth: AdamW reads 16 bytes and writes 16, and 2 more with a bf16 copy."""
     copy = 2 if bf16_copy else 0
     per_byte = 1 / bytes_rate
-    return UpdateRates(4 * per_byte, 4 * per_byte, (28 + copy) * per_byte, (4 + copy) * per_byte if copy else 0.0)
+    return UpdateRates(
+        4 * per_byte, 4 * per_byte, (32 + copy) * per_byte, (4 + copy) * per_byte if copy else 0.0
+    )
 
 
 def measure_links(ranks: Ranks, beside: bool = False) -> dict[str, Link]:
@@ -108,7 +110,10 @@ def _measure_link(group: Group, arena: np.ndarray, beside: bool) -> Link:
 
 
 def _slowest(world: Group, link: Link) -> Link:
-    told = [text.decode().split() for text in world.all_gather_bytes(f"{link.bytes_per_second} {link.latency}".encode())]
+    told = [
+        text.decode().split()
+        for text in world.all_gather_bytes(f"{link.bytes_per_second} {link.latency}".encode())
+    ]
     return Link(min(float(rate) for rate, _ in told), max(float(wait) for _, wait in told), link.beside)
 
 

@@ -92,16 +92,16 @@ def predict_step(
 ) -> StepPrediction:
     """The step of a rank per stage, whose works are given."""
     schedule = ranks[0].part.schedule
-    transfer = max(links["pipeline"].seconds(_stream_bytes(rank)) for rank in ranks) if len(ranks) > 1 else 0.0
+    transfer = (
+        max(links["pipeline"].seconds(_stream_bytes(rank)) for rank in ranks) if len(ranks) > 1 else 0.0
+    )
     played = simulate(
         schedule,
         [work.compute.forward + work.messages.forward for work in works],
         [work.compute.backward + work.messages.backward for work in works],
         transfer,
     )
-    tails = [
-        _tail(rank, work, rates, links) for rank, work in zip(ranks, works, strict=True)
-    ]
+    tails = [_tail(rank, work, rates, links) for rank, work in zip(ranks, works, strict=True)]
     gradients, update, weights = max(tails, key=sum)
     micro_batches = ranks[0].part.micro_batches
     return StepPrediction(
@@ -129,7 +129,7 @@ def _tail(
     gradients += between.seconds(work.wire.replicas)
     updated = sum(stop - start for start, stop in data.update_spans)
     normed = sum(stop - start for start, stop in data.norm_spans)
-    update = size * rates.clear + normed * rates.norm + updated * rates.update
+    update = (size - updated) * rates.clear + normed * rates.norm + updated * rates.update
     weights = link.seconds(work.wire.weights, len(buckets))
     if link.beside:
         weights = max(weights * largest, weights - updated * rates.update)
@@ -150,7 +150,9 @@ def _wire(rank: PlannedRank, tensor_bytes_of_a_micro_batch: float) -> WireBytes:
         gradients = all_reduce_bytes(size * itemsize, ranks.data.size)
     weights = 0.0
     if data.sharded:
-        weights = half_all_reduce_bytes(size * (2 if data.weights_bf16 else part.params.data.itemsize), ranks.data.size)
+        weights = half_all_reduce_bytes(
+            size * (2 if data.weights_bf16 else part.params.data.itemsize), ranks.data.size
+        )
     number, last = ranks.pipeline.rank, ranks.last_stage
     sends = (number != last) + (number != 0)
     replicas = sum(all_reduce_bytes(nbytes, group.size) for group, nbytes in part.replicas.messages)

@@ -32,7 +32,8 @@ static int settle(ckc_rdma_link *l) {
             }
             heard++;
             for (uint32_t k = imm >> 24 & 63; k > 0; k--) l->freed += l->lengths[l->credited++ % CKC_RDMA_MESSAGES];
-            if (imm >> 30 == CKC_RDMA_GRANT) l->grant = l->granted[l->grants_come++ % CKC_RDMA_GRANTS];
+            if (imm >> 30 == CKC_RDMA_END) l->peer_ended = 1;
+            else if (imm >> 30 == CKC_RDMA_GRANT) l->grant = l->granted[l->grants_come++ % CKC_RDMA_GRANTS];
             else if (bytes) l->arrivals[l->arrived++ % CKC_RDMA_MESSAGES] = (imm >> 30) << 24 | bytes;
         }
     } while (n == BATCH);
@@ -48,7 +49,6 @@ static int post(ckc_rdma_link *l, ckc_write *write, uint32_t kind, int signaled)
     write->imm = kind << 30 | l->owed << 24 | (kind == CKC_RDMA_GRANT ? 0 : write->bytes);
     write->id = ++l->posted;
     write->signaled = signaled || l->posted % SIGNAL_EVERY == 0;
-    if (write->signaled) l->signaled = l->posted;
     write->rkey = write->rkey ? write->rkey : l->remote_key;
     write->lkey = write->lkey ? write->lkey : l->own_key;
     write->inlined = write->bytes > 0 && (int64_t)write->bytes <= l->inline_bytes;
@@ -243,10 +243,11 @@ int ckc_open_rdma_link(ckc_rdma_link *l) {
     return l->port->receive(l->port, CKC_RDMA_RECEIVES);
 }
 
-int ckc_rdma_idle(ckc_rdma_link *l) {
-    if (!l->status && l->signaled < l->posted && entries_left(l) > 0) {
+int ckc_end_rdma_link(ckc_rdma_link *l) {
+    if (!l->status && !l->ending && entries_left(l) > 0) {
         ckc_write write = {.local = (uint64_t)(uintptr_t)l->stage, .remote = l->remote_ring};
-        post(l, &write, CKC_RDMA_RING, 1);
+        l->ending = 1;
+        post(l, &write, CKC_RDMA_END, 1);
     }
-    return settle(l) ? -1 : l->complete == l->posted;
+    return settle(l) ? -1 : l->ending && l->peer_ended && l->complete == l->posted;
 }

@@ -12,7 +12,7 @@
  * Credit. The sender has at most MESSAGES messages and `ring_bytes` bytes that it got no credit for. Credit travels with
  * messages, and alone when a quarter of either is owed, so at most 8 such messages are under way; likewise at most
  * GRANTS grants, since a buffer worth one is at least a quarter of a ring. A receive is posted for each of all these:
- * the device never finds none ("receiver not ready").
+ * the device never finds none ("receiver not ready"). One more is for the END, the last message of each side.
  *
  * immediate data = kind << 30 | messages credited << 24 | bytes */
 #ifndef CKC_RDMA_H
@@ -25,8 +25,8 @@
 #define CKC_PORT_CAPSULE "cktrain.port"
 
 enum { CKC_RDMA_MESSAGES = 32, CKC_RDMA_GRANTS = 8, CKC_RDMA_REGIONS = 256 };
-enum { CKC_RDMA_RECEIVES = CKC_RDMA_MESSAGES + 8 + CKC_RDMA_GRANTS, CKC_RDMA_SENDS = 64 };
-enum { CKC_RDMA_RING, CKC_RDMA_DIRECT, CKC_RDMA_GRANT };
+enum { CKC_RDMA_RECEIVES = CKC_RDMA_MESSAGES + 8 + CKC_RDMA_GRANTS + 1, CKC_RDMA_SENDS = 64 };
+enum { CKC_RDMA_RING, CKC_RDMA_DIRECT, CKC_RDMA_GRANT, CKC_RDMA_END };
 
 /* A write to the peer's memory with immediate data. */
 typedef struct {
@@ -86,7 +86,8 @@ typedef struct {
     uint64_t put, freed;                /* bytes of it that went through the ring; those credited */
     uint64_t sent, credited;            /* messages, of either kind */
     uint32_t lengths[CKC_RDMA_MESSAGES];    /* in the ring, of those not credited */
-    uint64_t posted, signaled, complete;    /* entries of the send queue */
+    uint64_t posted, complete;          /* entries of the send queue */
+    int ending, peer_ended;             /* END was posted; has come */
     uint64_t borrowed;                  /* `posted` after the last write from memory that is not ours */
     ckc_grant grant;                    /* the latest one that came */
     uint64_t grants_come;
@@ -105,6 +106,7 @@ typedef struct {
 /* The fields that are given are set, the others 0. Post the receives before the peer may send; 0 or an errno. */
 int ckc_open_rdma_link(ckc_rdma_link *link);
 
-/* For the end: no write of ours is under way any more. Below 0 when the queue pair broke. */
-int ckc_rdma_idle(ckc_rdma_link *link);
+/* The last use of a link, on both sides, called until it returns 1: the peer has all that was sent and says that it will
+ * send no more, so neither needs the other's queue pair. Below 0 when the queue pair broke. */
+int ckc_end_rdma_link(ckc_rdma_link *link);
 #endif

@@ -14,10 +14,8 @@ from collections.abc import Sequence
 from typing import Any
 
 from cktrain.comm import _engine
-from cktrain.comm.transport.verbs import WC_RECEIVE_IMM, MemoryRegion, QueuePair, VerbsError
+from cktrain.comm.transport.verbs import SPIN_S, WC_RECEIVE_IMM, MemoryRegion, QueuePair, VerbsError
 
-SPIN_S = 0.1
-"""Looking again and again so long, before napping. Under soft-RoCE a nap is many messages long."""
 _NAP_S = 100e-6
 _BROKEN = -1
 
@@ -32,6 +30,7 @@ class CallerProgress:
         self._regions: dict[int, MemoryRegion] = {}
         self._queues: list[Any] = []
         self._lanes: dict[Any, deque[Any]] = {}
+        self._idle_since = 0.0
 
     # What it drives.
 
@@ -65,32 +64,39 @@ class CallerProgress:
         if op.queued:
             return self._until_done(op, seconds)
         state: int = op.step()
-        began = 0.0
+        end = 0.0
         while not state:
-            if self._move():
-                state = op.step()
-                continue
+            moved = self._move()
             state = op.step()
-            if not state and not self._room.waiting:
-                now = time.monotonic()
-                began = began or now
-                if now - began > seconds:
+            if not (state or moved or self._room.waiting):
+                now = self._rest()
+                end = end or now + seconds
+                if now > end:
                     return state
-                _rest(now - began)
         if self._room.waiting:
             self._post()
         return state
 
     def _until_done(self, op: Any, seconds: float) -> int:
-        began = time.monotonic()
+        end = 0.0
         while op.queued:
             if not self._move():
-                waited = time.monotonic() - began
-                if waited > seconds:
+                now = self._rest()
+                end = end or now + seconds
+                if now > end:
                     break
-                _rest(waited)
         state: int = op.state
         return state
+
+    def _rest(self) -> float:
+        """Nothing came: leave the processor to others, after SPIN_S of that for longer; returns the time."""
+        now = time.monotonic()
+        self._idle_since = self._idle_since or now
+        if now - self._idle_since < SPIN_S:
+            os.sched_yield()
+        else:
+            time.sleep(_NAP_S)
+        return now
 
     def submit(self, op: Any) -> None:
         """Move an operation whenever there is an opportunity, after those before it on the same wire."""
@@ -118,7 +124,10 @@ class CallerProgress:
         if self._room.waiting:
             self._post()
             moved = True
-        return self._poll() or moved
+        moved = self._poll() or moved
+        if moved:
+            self._idle_since = 0.0
+        return moved
 
     def _post(self) -> None:
         for number, receives, writes in self._room.take():
@@ -150,10 +159,3 @@ class CallerProgress:
                 else:
                     self._room.ended(number, wr_id, status)
         return found
-
-
-def _rest(waited: float) -> None:
-    if waited < SPIN_S:
-        os.sched_yield()
-    else:
-        time.sleep(_NAP_S)

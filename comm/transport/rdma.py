@@ -54,6 +54,7 @@ _INLINE_BYTES = 128
 _SIDE = 3  # purpose of the connections that `connect` talks over (rendezvous.py); groups have others
 _TEST_BYTES = 64
 _TEST_S = 10.0
+_LAST_WORDS_S = 2.0
 _ONE_SIDED_SENDS = 64
 _REMEDY = "Use another comm.transport, or mend it: docs/rdma_setup.md"
 
@@ -375,9 +376,9 @@ class RdmaTransport(Transport):
 
     def _add(self, memory: np.ndarray) -> verbs.MemoryRegion:
         region: verbs.MemoryRegion = self._context.register(memory)
-        if self.regions.add(region.address, region.length, region.lkey, region.rkey, memory):
-            if self.driver:
-                self.driver.know(region)
+        known = self.regions.add(region.address, region.length, region.lkey, region.rkey, memory)
+        if known and self.driver:
+            self.driver.know(region)
         self._registered.append(region)
         return region
 
@@ -462,9 +463,9 @@ class RdmaTransport(Transport):
 
 
 def _let_go(links: list[Any], driver: Any) -> None:
-    """Wait until the peers' devices have what was sent: a queue pair that is gone sends nothing again."""
-    deadline = time.monotonic() + 1.0
-    while not all([link.idle for link in links]) and time.monotonic() < deadline:
+    """Wait until the peers have what was sent, for a queue pair that is gone sends nothing again."""
+    deadline = time.monotonic() + _LAST_WORDS_S
+    while not all([link.end() for link in links]) and time.monotonic() < deadline:
         if driver:
             driver.progress()
         os.sched_yield()

@@ -1,6 +1,7 @@
 /* Blocked matmul (Goto & van de Geijn 2008) around the register tile of gemm_kernel.h; the blocks are those of
  * gemm_plan.h. b's block is packed once, by all threads, into the team's shared workspace; a's rows by the
- * thread that takes them, into its own. Included once per storage type. */
+ * thread that takes them, into its own. Who finds no more items of a block packs columns of the next one, into the
+ * other of two places, so that threads wait once for a block, and little. Included once per storage type. */
 
 #if CK_PAIRED
 #define CK_GEMM_TILES gemm_tiles_paired
@@ -11,12 +12,14 @@
 /* What all threads know of one step along k of one block of C. */
 typedef struct {
     int64_t row0, rows, col0, cols;     /* the block of C */
-    int64_t units;                      /* of this step along k */
-    int first, last;                    /* step along k */
+    int64_t k0, k;                      /* the step along k, in elements */
     const float *b;                     /* packed */
     float *sums;                        /* (rows, cols) fp32, or NULL */
     int64_t sums_row;
 } FN(gemm_step);
+
+/* Where the next item and the next columns to pack begin, of two steps in turn. */
+typedef struct { int64_t item[2], column[2]; } FN(gemm_counters);
 
 /* Up to so many units along k, C's traffic outweighs the products: tiles follow one another along C's rows, and the
  * next tile of C is asked for before this one is multiplied. Deeper, they go down, so that b's panel stays near. */
@@ -26,29 +29,30 @@ typedef struct {
 INLINE void FN(gemm_one_tile)(const ck_gemm_args *g, const FN(gemm_step) *s, const int c_is_f32, const float *a,
                               const float *b, int64_t i, int64_t j, int64_t high, int64_t wide) {
     _Alignas(64) float tile[CK_GEMM_MR * CK_GEMM_NR];
-    const int64_t row = s->row0 + i, col = s->col0 + j;
+    const int64_t row = s->row0 + i, col = s->col0 + j, units = FN(units)(s->k);
+    const int first = s->k0 == 0, last = s->k0 + s->k >= g->k;
     const int64_t c_bytes = c_is_f32 ? 4 : sizeof(real), near_row = g->c_row * c_bytes;
     const gemm_tile_fn multiply = CK_GEMM_TILES[ck_ceil_div(wide, VL) - 1][high - 1];
     const char *near = (const char *)g->c + (row * g->c_row + col) * c_bytes;
     if (c_is_f32) {
         float *c = (float *)g->c + row * g->c_row + col;
-        const int add = !s->first || g->accumulate, extras = s->first && (g->bias || g->residual);
+        const int add = !first || g->accumulate, extras = first && (g->bias || g->residual);
         if (wide % VL == 0 && !extras) {
-            multiply(s->units, a, b, c, g->c_row, add, near, near_row);
+            multiply(units, a, b, c, g->c_row, add, near, near_row);
         } else {
-            multiply(s->units, a, b, tile, CK_GEMM_NR, 0, near, near_row);
+            multiply(units, a, b, tile, CK_GEMM_NR, 0, near, near_row);
             FN(finish)(c, 1, g->c_row, tile, CK_GEMM_NR, high, wide, add,
-                       s->first && g->bias ? g->bias + col : NULL,
-                       s->first && g->residual ? (const float *)g->residual + row * g->residual_row + col : NULL,
+                       first && g->bias ? g->bias + col : NULL,
+                       first && g->residual ? (const float *)g->residual + row * g->residual_row + col : NULL,
                        g->residual_row);
         }
         return;
     }
     float *t = s->sums ? s->sums + i * s->sums_row + j : tile;
     const int64_t t_row = s->sums ? s->sums_row : CK_GEMM_NR;
-    if (!s->last) near = (const char *)t;
-    multiply(s->units, a, b, t, t_row, !s->first, near, s->last ? near_row : t_row * 4);
-    if (s->last)
+    if (!last) near = (const char *)t;
+    multiply(units, a, b, t, t_row, !first, near, last ? near_row : t_row * 4);
+    if (last)
         FN(finish)((real *)g->c + row * g->c_row + col, 0, g->c_row, t, t_row, high, wide, g->accumulate,
                    g->bias ? g->bias + col : NULL,
                    g->residual ? (const real *)g->residual + row * g->residual_row + col : NULL, g->residual_row);
@@ -57,10 +61,11 @@ INLINE void FN(gemm_one_tile)(const ck_gemm_args *g, const FN(gemm_step) *s, con
 /* Rows [i0, i0 + m) and columns [j0, j0 + n) of the step's block, a's rows packed in pa. */
 INLINE void FN(gemm_item)(const ck_gemm_args *g, const FN(gemm_step) *s, const int c_is_f32, const float *pa, int64_t i0,
                           int64_t m, int64_t j0, int64_t n) {
-    if (s->units > CK_GEMM_SHALLOW) {
+    const int64_t units = FN(units)(s->k);
+    if (units > CK_GEMM_SHALLOW) {
         for (int64_t j = 0; j < n; j += CK_GEMM_NR)
             for (int64_t i = 0; i < m; i += CK_GEMM_MR)
-                FN(gemm_one_tile)(g, s, c_is_f32, pa + i * s->units, s->b + (j0 + j) * s->units, i0 + i, j0 + j,
+                FN(gemm_one_tile)(g, s, c_is_f32, pa + i * units, s->b + (j0 + j) * units, i0 + i, j0 + j,
                                   ck_min(CK_GEMM_MR, m - i), ck_min(CK_GEMM_NR, n - j));
         return;
     }
@@ -72,29 +77,58 @@ INLINE void FN(gemm_item)(const ck_gemm_args *g, const FN(gemm_step) *s, const i
             for (int64_t r = 0; r < high; r++)
                 for (int64_t at = 0; at < CK_GEMM_NR * c_bytes; at += 64)
                     ck_prefetch(c + (r * g->c_row + j + CK_GEMM_NR) * c_bytes + at);
-            FN(gemm_one_tile)(g, s, c_is_f32, pa + i * s->units, s->b + (j0 + j) * s->units, i0 + i, j0 + j, high,
+            FN(gemm_one_tile)(g, s, c_is_f32, pa + i * units, s->b + (j0 + j) * units, i0 + i, j0 + j, high,
                               ck_min(CK_GEMM_NR, n - j));
         }
     }
 }
 
-/* The items of one step, taken in turn by whichever thread is free. */
+/* The items of one step, taken in turn by whichever thread is free: a run of tiles that go down, at most the plan's
+ * item, and a share of what is left towards the end, so that the threads end together. */
 INLINE void FN(gemm_items)(const ck_gemm_args *g, const ck_team *team, const ck_gemm_plan *plan,
-                           const FN(gemm_step) *s, const int c_is_f32, int64_t k0, int64_t k, unsigned *next) {
+                           const FN(gemm_step) *s, const int c_is_f32, int64_t *next) {
     float *pa = (float *)team->scratch;
-    const int64_t across = ck_ceil_div(s->cols, plan->item_cols);
-    const int64_t items = across * ck_ceil_div(s->rows, plan->item_rows);
-    int64_t packed = -1;
-    for (int64_t mine = 0;; mine++) {
-        const int64_t item = team->size > 1 ? (int64_t)__atomic_fetch_add(next, 1, __ATOMIC_RELAXED) : mine;
-        if (item >= items) return;
-        const int64_t i0 = item / across * plan->item_rows, j0 = item % across * plan->item_cols;
-        const int64_t m = ck_min(plan->item_rows, s->rows - i0), n = ck_min(plan->item_cols, s->cols - j0);
-        if (packed != i0)
-            FN(pack_left)(pa, (const real *)g->a + (s->row0 + i0) * g->a_row + k0 * g->a_col, g->a_row, g->a_col, m, k);
-        packed = i0;
+    const int64_t down = ck_ceil_div(s->rows, CK_GEMM_MR), all = down * ck_ceil_div(s->cols, plan->item_cols);
+    int64_t begin = 0, count = 0;
+    for (;;) {
+        if (team->size > 1) {
+            begin = __atomic_load_n(next, __ATOMIC_RELAXED);
+            do count = ck_item_tiles(plan, CK_GEMM_MR, begin, down, all, team->size);
+            while (!__atomic_compare_exchange_n(next, &begin, begin + count, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+        } else {
+            begin += count;
+            count = ck_item_tiles(plan, CK_GEMM_MR, begin, down, all, 1);
+        }
+        if (count == 0) return;
+        const int64_t i0 = begin % down * CK_GEMM_MR, j0 = begin / down * plan->item_cols;
+        const int64_t m = ck_min(count * CK_GEMM_MR, s->rows - i0), n = ck_min(plan->item_cols, s->cols - j0);
+        FN(pack_left)(pa, (const real *)g->a + (s->row0 + i0) * g->a_row + s->k0 * g->a_col, g->a_row, g->a_col, m,
+                      s->k);
         FN(gemm_item)(g, s, c_is_f32, pa, i0, m, j0, n);
     }
+}
+
+/* Go on along k, then down, then to the right; false at the end. */
+INLINE int FN(gemm_next_step)(const ck_gemm_args *g, const ck_gemm_plan *plan, int64_t depth, FN(gemm_step) *s) {
+    s->k0 += s->k;
+    if (s->k0 >= g->k) {
+        s->k0 = 0;
+        s->row0 += s->rows;
+    }
+    if (s->row0 >= g->m) {
+        s->row0 = 0;
+        s->col0 += s->cols;
+    }
+    s->rows = ck_min(plan->rows, g->m - s->row0);
+    s->cols = ck_min(plan->cols, g->n - s->col0);
+    s->k = ck_min(depth, g->k - s->k0);
+    return s->col0 < g->n;
+}
+
+/* Some columns of the step's block of b into their place. */
+INLINE void FN(pack_columns)(const ck_gemm_args *g, const FN(gemm_step) *s, float *packed, ck_range columns) {
+    FN(pack_right)(packed, (const real *)g->b + s->k0 * g->b_row + s->col0 * g->b_col, g->b_row, g->b_col,
+                   columns.begin, columns.end, s->k);
 }
 
 /* column_sums[i] += sum over p of a[i, p], where a's rows are contiguous along i; each thread takes a
@@ -133,31 +167,25 @@ INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int 
         FN(gemm_narrow)(g, team, c_is_f32, depth);
         return;
     }
-    unsigned *next = (unsigned *)team->shared;
-    float *packed_b = (float *)(team->shared + 64);
-    float *sums = !c_is_f32 && depth < g->k
-        ? (float *)(team->shared + 64 + ck_round_up(plan.cols * plan.depth * 4 + VL * 4, 64)) : NULL;
+    FN(gemm_counters) *next = (FN(gemm_counters) *)team->shared;
+    const int64_t block = ck_round_up(plan.cols * plan.depth + VL, 16);
+    float *const packed_b[2] = {(float *)(team->shared + 64), (float *)(team->shared + 64) + block};
+    const int several = !c_is_f32 && depth < g->k;
 
-    for (int64_t col0 = 0; col0 < g->n; col0 += plan.cols)
-    for (int64_t row0 = 0; row0 < g->m; row0 += plan.rows) {
-        FN(gemm_step) s = {.row0 = row0, .rows = ck_min(plan.rows, g->m - row0),
-                           .col0 = col0, .cols = ck_min(plan.cols, g->n - col0),
-                           .b = packed_b, .sums = sums, .sums_row = plan.cols};
-        int64_t k0 = 0;
-        do {  /* once even when k = 0: c is still written */
-            const int64_t k = ck_min(depth, g->k - k0);
-            s.units = FN(units)(k);
-            s.first = k0 == 0;
-            s.last = k0 + k >= g->k;
-            const ck_range mine = ck_split(s.cols, CK_GEMM_NR, team->size, team->index);
-            FN(pack_right)(packed_b, (const real *)g->b + k0 * g->b_row + col0 * g->b_col, g->b_row, g->b_col,
-                           mine.begin, mine.end, k);
-            if (team->index == 0) __atomic_store_n(next, 0, __ATOMIC_RELAXED);
-            ck_barrier(team);
-            FN(gemm_items)(g, team, &plan, &s, c_is_f32, k0, k, next);
-            k0 += depth;
-            ck_barrier(team);
-        } while (k0 < g->k);
+    FN(gemm_step) s = {.rows = ck_min(plan.rows, g->m), .cols = ck_min(plan.cols, g->n), .k = ck_min(depth, g->k),
+                       .sums = several ? packed_b[1] + block : NULL, .sums_row = plan.cols};
+    FN(pack_columns)(g, &s, packed_b[0], ck_split(s.cols, CK_GEMM_NR, team->size, team->index));
+    if (team->index == 0) *next = (FN(gemm_counters)){{0, 0}, {0, 0}};
+    ck_barrier(team);
+    for (int now = 0;; now = 1 - now) {
+        if (team->index == 0) next->item[1 - now] = next->column[now] = 0;  /* those of the step after, and of this one */
+        s.b = packed_b[now];
+        FN(gemm_items)(g, team, &plan, &s, c_is_f32, &next->item[now]);
+        if (!FN(gemm_next_step)(g, &plan, depth, &s)) return;
+        const int64_t some = CK_GEMM_NR * ck_max(1, s.cols / CK_GEMM_NR / (8 * team->size));
+        for (int64_t begin; (begin = __atomic_fetch_add(&next->column[1 - now], some, __ATOMIC_RELAXED)) < s.cols;)
+            FN(pack_columns)(g, &s, packed_b[1 - now], (ck_range){begin, ck_min(s.cols, begin + some)});
+        ck_barrier(team);
     }
 }
 

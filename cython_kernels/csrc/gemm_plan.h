@@ -25,7 +25,8 @@ static inline ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t
     const int64_t share = ck_min(caches->l2 / 2, CK_SCRATCH_BYTES / 2);
     const int sums = !c_is_f32 && depth < k;
 
-    const int64_t b_bytes = ck_min(caches->l3 / 2, sums ? CK_SHARED_BYTES / 2 : CK_SHARED_BYTES - 4096);
+    /* Two blocks of b stand in the workspace. Larger ones do not stay in the third level's share of a few cores. */
+    const int64_t b_bytes = ck_min(caches->l3 / 4, CK_SHARED_BYTES / 4 - 4096);
     int64_t cols = ck_max(nr, b_bytes / (depth * 4) / nr * nr);
     cols = ck_max(nr, ck_round_up(ck_ceil_div(n, ck_max(1, ck_ceil_div(n, cols))), nr));
     int64_t rows = ck_max(1, m);
@@ -49,6 +50,15 @@ static inline ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t
     /* even shares */
     item_rows = ck_round_up(ck_ceil_div(rows, ck_ceil_div(rows, item_rows)), mr);
     return (ck_gemm_plan){rows, cols, depth, item_rows, item_cols};
+}
+
+/* Tiles of the item that begins with tile `begin` of `all`, which stand in columns of `down`: the plan's item, or, with
+ * several threads, half of what is left for each, but two tiles, whose rows of a are worth packing. 0 at the end. */
+static inline int64_t ck_item_tiles(const ck_gemm_plan *plan, int64_t mr, int64_t begin, int64_t down, int64_t all,
+                                    int threads) {
+    const int64_t most = plan->item_rows / mr, left = ck_max(0, all - begin);
+    const int64_t share = threads > 1 ? ck_max(2, left / (2 * threads)) : most;
+    return ck_min(ck_min(share, most), ck_min(left, down - begin % down));
 }
 
 #endif

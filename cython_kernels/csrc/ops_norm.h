@@ -4,8 +4,11 @@
 
 #define ROW(pointer, prefix, r) ((pointer) + ((r) / a->h) * a->prefix##_n + ((r) % a->h) * a->prefix##_h)
 
+/* The distance from a row to one that is asked for meanwhile. */
+#define ROW_AHEAD(prefix) ck_rows_ahead(a->h == 1 ? a->prefix##_n : a->prefix##_h, sizeof(real))
+
 /* Sum over a row of x - center, or of its square, in four parts so that no addition waits for the one before. `next`
- * is the row after, asked for meanwhile. */
+ * is a row further on, asked for meanwhile. */
 INLINE float FN(row_sum)(const real *x, const real *next, int64_t c, vf center, const int squared) {
     vf sum[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
     const int64_t whole = c / (4 * VL) * (4 * VL);
@@ -30,7 +33,7 @@ static void FN(rms_norm_forward)(const void *args, const ck_team *team) {
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *x = ROW((const real *)a->x, x, r);
         real *y = ROW((real *)a->y, y, r);
-        const float squares = FN(row_sum)(x, x + (a->h == 1 ? a->x_n : a->x_h), a->c, v_zero(), 1);
+        const float squares = FN(row_sum)(x, x + ROW_AHEAD(x), a->c, v_zero(), 1);
         const float rstd = 1.0f / sqrtf(squares / (float)a->c + a->eps);
         const vf scale = v_set1(rstd);
         EACH_VECTOR(i, m, a->c,
@@ -46,7 +49,7 @@ static void FN(layer_norm_forward)(const void *args, const ck_team *team) {
     const int streaming = a->y != a->x
         && ck_streams(team, a->y, a->n * a->h * a->c * sizeof(real), (a->y_n | a->y_h) * sizeof(real));
     for (int64_t r = rows.begin; r < rows.end; r++) {
-        const real *x = ROW((const real *)a->x, x, r), *next = x + (a->h == 1 ? a->x_n : a->x_h);
+        const real *x = ROW((const real *)a->x, x, r), *next = x + ROW_AHEAD(x);
         real *y = ROW((real *)a->y, y, r);
         const float mean = FN(row_sum)(x, next, a->c, v_zero(), 0) / (float)a->c;
         const vf center = v_set1(mean);
@@ -82,7 +85,7 @@ INLINE void FN(norm_backward)(const ck_norm_backward_args *a, const ck_team *tea
     const ck_range rows = ck_split(a->n * a->h, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *x = ROW((const real *)a->x, x, r), *dy = ROW((const real *)a->dy, dy, r);
-        const real *next = x + (a->h == 1 ? a->x_n : a->x_h), *next_dy = dy + (a->h == 1 ? a->dy_n : a->dy_h);
+        const real *next = x + ROW_AHEAD(x), *next_dy = dy + ROW_AHEAD(dy);
         real *dx = ROW((real *)a->dx, dx, r);
         const vf center = v_set1(centered ? a->mean[r] : 0.0f), rstd = v_set1(a->rstd[r]);
         vf sum_g = v_zero(), sum_g_xh = v_zero();
@@ -122,3 +125,4 @@ static void FN(layer_norm_backward)(const void *args, const ck_team *team) {
 }
 
 #undef ROW
+#undef ROW_AHEAD

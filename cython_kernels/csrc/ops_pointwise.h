@@ -72,12 +72,13 @@ static void FN(swiglu_forward)(const void *args, const ck_team *team) {
     const ck_swiglu_args *a = args;
     const ck_range rows = ck_split(a->n, ck_row_grain(a->i * sizeof(real)), team->size, team->index);
     const int streaming = ck_streams(team, a->y, a->n * a->i * sizeof(real), a->y_row * sizeof(real));
+    const int64_t ahead = ck_rows_ahead(a->gate_up_row, sizeof(real));
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *gate = (const real *)a->gate_up + r * a->gate_up_row, *up = gate + a->i;
         real *y = (real *)a->y + r * a->y_row;
         EACH_VECTOR(i, m, a->i,
-            ck_prefetch(gate + i + a->gate_up_row);
-            ck_prefetch(up + i + a->gate_up_row);
+            ck_prefetch(gate + i + ahead);
+            ck_prefetch(up + i + ahead);
             const vf g = r_load_n(gate + i, m);
             r_put(y + i, v_mul(v_mul(g, v_sigmoid(g, CK_DEGREE)), r_load_n(up + i, m)), m, streaming););
     }
@@ -90,6 +91,7 @@ static void FN(swiglu_backward)(const void *args, const ck_team *team) {
     const ck_range rows = ck_split(a->n, ck_row_grain(a->i * sizeof(real)), team->size, team->index);
     const vf one = v_set1(1.0f);
     const int64_t bytes = a->n * a->i * sizeof(real);
+    const int64_t ahead = ck_rows_ahead(a->gate_up_row, sizeof(real)), dy_ahead = ck_rows_ahead(a->dy_row, sizeof(real));
     const int fresh = a->dgate_up != a->gate_up;
     const int streams_d = fresh && a->i * sizeof(real) % 64 == 0
         && ck_streams(team, a->dgate_up, 2 * bytes, a->dgate_up_row * sizeof(real));
@@ -100,9 +102,9 @@ static void FN(swiglu_backward)(const void *args, const ck_team *team) {
         real *dgate = (real *)a->dgate_up + r * a->dgate_up_row, *dup = dgate + a->i;
         real *y = a->y ? (real *)a->y + r * a->y_row : NULL;
         EACH_VECTOR(i, m, a->i,
-            ck_prefetch(gate + i + a->gate_up_row);
-            ck_prefetch(up + i + a->gate_up_row);
-            ck_prefetch(dy + i + a->dy_row);
+            ck_prefetch(gate + i + ahead);
+            ck_prefetch(up + i + ahead);
+            ck_prefetch(dy + i + dy_ahead);
             const vf g = r_load_n(gate + i, m);
             const vf u = r_load_n(up + i, m);
             const vf d = r_load_n(dy + i, m);

@@ -43,6 +43,11 @@
 INLINE int ck_streams(const ck_team *team, const void *out, int64_t bytes, int64_t row_bytes) {
     return bytes >= team->caches->l3 && (((int64_t)(intptr_t)out | row_bytes) & 63) == 0;
 }
+/* How many elements further on to ask for memory: whole rows, some 12 KB of them. One row of 1.5 KB comes too late. */
+#define CK_FETCH_AHEAD 12288
+INLINE int64_t ck_rows_ahead(int64_t row, int64_t size) {
+    return ck_max(1, CK_FETCH_AHEAD / ck_max(1, row * size)) * row;
+}
 /* A store of m lanes, past the caches when `streaming`. */
 #define r_put(p, x, m, streaming)                                                                           \
     do {                                                                                                    \

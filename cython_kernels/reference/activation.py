@@ -30,7 +30,7 @@ def swiglu_forward(y: Array, gate_up: Array) -> None:
 
 
 def swiglu_backward(dgate_up: Array, dy: Array, gate_up: Array, y: Array | None = None) -> None:
-    """Write dgate_up (N,2I) from dy (N,I); it may be gate_up. y (N,I), when given, receives the forward."""
+    """Write dgate_up (N,2I) from dy (N,I); it may be gate_up. y (N,I), which may be dy, receives the forward."""
     door = Door("swiglu_backward", gate_up)
     n, i = _halves(door, gate_up)
     door.real(dgate_up=(dgate_up, (n, 2 * i)), dy=(dy, (n, i)), y=(y, (n, i)))

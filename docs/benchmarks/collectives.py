@@ -105,7 +105,7 @@ def main() -> None:
 
     print(f"# All-reduce of two ranks, {processor()}, {datetime.date.today().isoformat()}\n")
     print(
-        f"Linux {platform.release()}, {os.cpu_count()} cores, fp32, median of the calls; by docs/benchmarks/collectives.py.\n"
+        f"Linux {platform.release()}, {os.cpu_count()} cores, fp32, median of the calls (docs/benchmarks/collectives.py)\n"
     )
     print("| what | us | beside | us | theirs / ours | wanted | |\n|---|---|---|---|---|---|---|")
     for what, mine, rival, theirs, wanted, held in lines:

@@ -71,7 +71,11 @@ def cktrain_steps(case: Case, precision: str, cores: int) -> Any:
     kernels.set_num_threads(binding.threads)
     group.use_reduction(getattr(kernels, "reduction", None))
     numerics = Numerics(kernels, precision)
-    part = Part(config, build_model(config.model, numerics, case.sequence), divide_world(group, Mesh(group.size, 1, 1)))
+    part = Part(
+        config,
+        build_model(config.model, numerics, case.sequence),
+        divide_world(group, Mesh(group.size, 1, 1)),
+    )
     part.params.initialize(0)
     optimizer = OPTIMIZERS["adamw"](part.params, config.optimizer, part.data.update_spans)
     loader: Any = RandomLoader(config, case.vocabulary)
@@ -129,7 +133,9 @@ class Contender:
             command = [sys.executable, __file__, "--worker", name, "--case", case, "--precision", precision]
             command += ["--cores", str(cores), "--warm-up", str(warm_up)]
             pipe = subprocess.PIPE
-            self.workers.append(subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True))
+            self.workers.append(
+                subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
+            )
         self._answers("ready")
 
     def steps(self, n: int) -> None:
@@ -154,7 +160,9 @@ class Contender:
             assert worker.stdout is not None
             line = next((line for line in worker.stdout if line.startswith(start)), None)
             if line is None:
-                raise RuntimeError(f"[data_parallel] a worker of {self.name} ended with status {worker.wait()}")
+                raise RuntimeError(
+                    f"[data_parallel] a worker of {self.name} ended with status {worker.wait()}"
+                )
             found.append(line)
         return found
 

@@ -135,7 +135,16 @@ def start(cases: list[str], ranks: int, precision: str, steps: int) -> list[dict
     workers = []
     for rank in range(ranks):
         place = {"RANK": rank, "WORLD_SIZE": ranks, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": ranks}
-        command = [sys.executable, __file__, "--worker", folder, "--precision", precision, "--steps", str(steps)]
+        command = [
+            sys.executable,
+            __file__,
+            "--worker",
+            folder,
+            "--precision",
+            precision,
+            "--steps",
+            str(steps),
+        ]
         workers.append(
             subprocess.Popen(
                 [*command, "--cases", *cases],
@@ -165,11 +174,15 @@ def main() -> None:
         cases = [name for name in options.cases if CASES[name][0] is alone]
         if cases:
             rows += start(cases, 1 if alone else cores, options.precision, options.steps)
-    print(f"{options.precision}, {cores} cores, 8 micro-batches of 512 tokens; median of {options.steps} steps\n")
+    print(
+        f"{options.precision}, {cores} cores, 8 micro-batches of 512 tokens; median of {options.steps} steps\n"
+    )
     print("| layout | predicted ms | measured ms | predicted / measured |\n|---|---|---|---|")
     for row in rows:
         ratio = row["predicted"] / row["measured"]
-        print(f"| {row['case']} | {1e3 * row['predicted']:,.1f} | {1e3 * row['measured']:,.1f} | {ratio:.3f} |")
+        print(
+            f"| {row['case']} | {1e3 * row['predicted']:,.1f} | {1e3 * row['measured']:,.1f} | {ratio:.3f} |"
+        )
     print(
         "\n| pipeline | layers | schedule ms | simulated from measured stages | ratio | bubble | simulated "
         "| (p-1)/(m+p-1) |\n|---|---|---|---|---|---|---|---|"

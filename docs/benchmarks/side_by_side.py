@@ -217,13 +217,12 @@ class Contender:
         self.times: list[float] = []
         self.peak_rss = 0
         ranks, threads = (cores, 1) if name == "ddp" else (1, cores)
-        store = tempfile.mkdtemp()
+        store = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.mkdtemp()
         self.workers = []
         for rank in range(ranks):
             environment = {
                 **os.environ,
                 "OMP_NUM_THREADS": str(threads),
-                "OMP_WAIT_POLICY": "PASSIVE",
                 "RANK": str(rank),
                 "WORLD_SIZE": str(ranks),
                 "MASTER_ADDR": "127.0.0.1",
@@ -290,6 +289,7 @@ def compare(case_name: str, precision: str, rounds: int, steps: int, names: list
     try:
         for _ in range(rounds):
             for contender in contenders:
+                time.sleep(0.05)  # the one before has put its threads to sleep
                 contender.steps(steps)
     finally:
         for contender in contenders:

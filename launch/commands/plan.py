@@ -35,17 +35,27 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key"
     )
-    parser.add_argument("--ranks", type=int, help="ranks; default: the degrees' product, or those that were started")
+    parser.add_argument(
+        "--ranks", type=int, help="ranks; default: the degrees' product, or those that were started"
+    )
     parser.add_argument("--ranks-per-node", type=int, metavar="N", help="default: all ranks on one node")
-    parser.add_argument("--threads", type=int, help="threads of a rank; default: this node's cores over its ranks")
+    parser.add_argument(
+        "--threads", type=int, help="threads of a rank; default: this node's cores over its ranks"
+    )
     parser.add_argument(
         "--memory", type=parse_bytes, metavar="SIZE", help="of a node, like 64GiB; default: this one's"
     )
     parser.add_argument(
-        "--peak", type=parse_rate, metavar="RATE", help="FLOP/s of a rank, like 2.1T; default: this machine is measured"
+        "--peak",
+        type=parse_rate,
+        metavar="RATE",
+        help="FLOP/s of a rank, like 2.1T; default: this machine is measured",
     )
     parser.add_argument(
-        "--bandwidth", type=parse_rate, metavar="RATE", help="bytes/s from memory of a rank, like 40G; default: measured"
+        "--bandwidth",
+        type=parse_rate,
+        metavar="RATE",
+        help="bytes/s from memory of a rank, like 40G; default: measured",
     )
     parser.add_argument(
         "--link", type=parse_link, metavar="RATE", help="of a rank between nodes, like 100Gb/s or 12.5GB/s"
@@ -75,7 +85,9 @@ def parse_link(text: str) -> float:
     """100Gb/s (bits) or 12.5GB/s (bytes) -> bytes per second."""
     match = re.fullmatch(r"([\d.]+)\s*([KMGT])(b(?:it)?|B)(?:/s|ps)", text.strip())
     if not match:
-        raise argparse.ArgumentTypeError(f"{text!r} is no link; write it like 100Gb/s (bits) or 12.5GB/s (bytes)")
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no link; write it like 100Gb/s (bits) or 12.5GB/s (bytes)"
+        )
     return float(match[1]) * _RATES[match[2]] / (1 if match[3] == "B" else 8)
 
 
@@ -91,7 +103,9 @@ def run(options: argparse.Namespace) -> int:
     binding = bind(process, mode=config.launch.bind, threads=config.launch.threads)
     from cktrain.comm import bootstrap
 
-    group = bootstrap.init(transport=config.comm.transport, environ=os.environ, interface=config.comm.interface)
+    group = bootstrap.init(
+        transport=config.comm.transport, environ=os.environ, interface=config.comm.interface
+    )
     try:
         status = _plan(options, config, group, binding.threads)
         group.close()
@@ -138,15 +152,21 @@ def _plan(options: argparse.Namespace, config: Config, group: Group, threads: in
     if group.rank == 0:
         import sys
 
-        what = f"{per_node} ranks on a node need {gib(plan.node_bytes)}, and it has {gib(machine.node_bytes)}."
-        print(f"cktrain: [plan] {what} {remedy(config, mesh, precision, machine)}", file=sys.stderr, flush=True)
+        what = (
+            f"{per_node} ranks on a node need {gib(plan.node_bytes)}, and it has {gib(machine.node_bytes)}."
+        )
+        print(
+            f"cktrain: [plan] {what} {remedy(config, mesh, precision, machine)}", file=sys.stderr, flush=True
+        )
     return 2
 
 
 def _ranks(options: argparse.Namespace, config: Config, group: Group) -> int:
     if group.size > 1:
         if options.ranks not in (None, group.size):
-            raise ValueError(f"[plan] --ranks is {options.ranks}, and {group.size} were started. Leave it out.")
+            raise ValueError(
+                f"[plan] --ranks is {options.ranks}, and {group.size} were started. Leave it out."
+            )
         return group.size
     parallel = config.parallel
     degrees = parallel.data, parallel.pipeline, parallel.tensor
@@ -154,7 +174,12 @@ def _ranks(options: argparse.Namespace, config: Config, group: Group) -> int:
 
 
 def _with_time(
-    options: argparse.Namespace, config: Config, group: Group, numerics: Numerics, mesh: Mesh, machine: Machine
+    options: argparse.Namespace,
+    config: Config,
+    group: Group,
+    numerics: Numerics,
+    mesh: Mesh,
+    machine: Machine,
 ) -> tuple[Any, str]:
     """The plan with its step's time, and where the rates come from."""
     from cktrain.bench.peak import measure_bandwidth, measure_flops
@@ -185,7 +210,9 @@ def _with_time(
     parts = sum(dict.fromkeys(block.both for block in predicted.blocks)) + predicted.head.both
     if options.peak or options.bandwidth or parts > LONGEST_MEASUREMENT:
         costs, rates = predicted, predict_update(bandwidth, numerics.precision == "bf16")
-        told.insert(0, f"kernels take {100 * MATMUL_SHARE:.0f} % of the peak or the memory's rate, not measured")
+        told.insert(
+            0, f"kernels take {100 * MATMUL_SHARE:.0f} % of the peak or the memory's rate, not measured"
+        )
     else:
         group.barrier()
         costs = measure_costs(config, numerics, mesh)
@@ -206,7 +233,9 @@ def _stated_links(
     stride = 1
     for name, size in (("tensor", mesh.tensor), ("pipeline", mesh.pipeline), ("data", mesh.data)):
         one_node = (size - 1) * stride < machine.ranks_per_node
-        links[name] = Link(bandwidth / 2, 5e-6) if one_node else Link(options.link or ASSUMED_LINK, 2e-5, True)
+        links[name] = (
+            Link(bandwidth / 2, 5e-6) if one_node else Link(options.link or ASSUMED_LINK, 2e-5, True)
+        )
         stride *= size
     return links
 

@@ -46,7 +46,13 @@ def run(options: argparse.Namespace) -> int:
     from cktrain.launch.bind import bind
 
     process = read_process_environment(os.environ)
-    binding = bind(process, mode=config.launch.bind, threads=config.launch.threads)
+    binding = bind(
+        process,
+        mode=config.launch.bind,
+        threads=config.launch.threads,
+        tensor=config.parallel.tensor,
+        progress_core=config.launch.progress_core,
+    )
 
     from cktrain.comm import bootstrap
 
@@ -54,11 +60,14 @@ def run(options: argparse.Namespace) -> int:
         transport=config.comm.transport,
         timeout_s=config.comm.timeout_s,
         environ=os.environ,
-        engine_core=config.launch.progress_core,
+        engine_core=binding.progress_core,
         interface=config.comm.interface,
         algorithm=config.comm.algorithm,
         tcp_sockets=config.comm.tcp_sockets,
         table=_table(config),
+        device=config.comm.device,
+        gid_index=config.comm.gid_index,
+        traffic_class=config.comm.traffic_class,
     )
     status = 1
     try:
@@ -73,29 +82,41 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> int:
+    from cktrain import __version__, cython_kernels
     from cktrain.comm import bootstrap
+    from cktrain.launch.agreement import check_agreement
     from cktrain.launch.compose import compose
+    from cktrain.launch.end_of_time import stop_time
     from cktrain.launch.logs import set_up_logging
     from cktrain.launch.progress import StepBar
 
-    built = None
-    problem = ""
     log = logging.getLogger("cktrain")
+    problem = ""
+    built = console = stop_at = None
     try:
         console = set_up_logging(Path(config.run.dir), group.rank, group.size)
         log.info(binding.message)
-        built = compose(config, group, binding.threads)
-    except (ValueError, MemoryError) as error:
+        stop_at = stop_time(os.environ, config.launch.end_margin_s)
+        isa = cython_kernels.load().isa
+    except ValueError as error:
         problem = str(error)
     problem = _agree(problem, group)
+    if not problem:
+        try:
+            check_agreement(group, config, __version__, isa)
+            built = compose(config, group, binding.threads)
+        except (ValueError, MemoryError) as error:
+            problem = str(error)
+        problem = _agree(problem, group)
     if problem:
         if group.rank == 0:
             print(f"cktrain: {problem}", file=sys.stderr, flush=True)
         return EXIT_INPUT
-    assert built is not None
+    assert built is not None and console is not None
     if group.rank == 0 and (tables := bootstrap.tables_of(group)) is not None:
         (Path(config.run.dir) / TABLE_FILE).write_text(tables.text)
     trainer = built.trainer
+    trainer.stop_at = stop_at
     trainer.peak_flops = _peak_flops(trainer.model.num, group)
     try:
         with StepBar(console, config.run.steps, trainer.progress.step) as bar:
@@ -156,8 +177,13 @@ def _report(error: BaseException, group: Group) -> int:
 
 
 def _command_line(options: argparse.Namespace, group: Group) -> str:
-    words = ["cktrain", "train", options.config]
+    from cktrain.comm.environment import read_process_environment
+
+    words = ["train", options.config]
     for override in options.overrides:
         words += ["--set", override]
-    launcher = f"mpirun -n {group.size} " if group.size > 1 else ""
-    return launcher + shlex.join(words)
+    if launcher := os.environ.get("CKTRAIN_LAUNCHER"):
+        return f"{launcher} {shlex.join(words)}"
+    program = "srun" if read_process_environment(os.environ).source == "slurm" else "mpirun"
+    launcher = f"{program} -n {group.size} " if group.size > 1 else ""
+    return f"{launcher}cktrain {shlex.join(words)}"

@@ -18,13 +18,33 @@ import soak
 from cktrain.comm import bootstrap
 from cktrain.comm.errors import CollectiveMismatchError, CommError
 from cktrain.comm.group import Group
+from cktrain.comm.rdma_group import RdmaGroup
 from cktrain.comm.tuning import Tables
 
 
 def run_conformance(group: Group) -> None:
+    if chosen := sys.argv[2:]:
+        conformance.CHECKS = [check for check in conformance.CHECKS if check.__name__ in chosen]
     names = conformance.run(group)
     if group.rank == 0:
         print(f"checks run: {len(names)}", flush=True)
+
+
+def short_conformance(group: Group) -> None:
+    """The checks that are quick where every byte costs."""
+    checks = [
+        conformance.check_all_reduce_is_reduce_scatter_and_all_gather,
+        conformance.check_reduce_scatter_counts,
+        conformance.check_all_gather_counts,
+        conformance.check_send_and_recv,
+        conformance.check_bytes,
+        conformance.check_async,
+        conformance.check_split,
+    ]
+    for check in checks:
+        check(group)
+    if group.rank == 0:
+        print(f"checks run: {len(checks)}", flush=True)
 
 
 def say(text: str) -> None:
@@ -401,10 +421,54 @@ def _proportional_set_size() -> int:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
 
 
+def one_sided(group: Group) -> None:
+    """Write to and read from the next rank's memory, which takes no part; 3 MiB, and a few bytes at an offset."""
+    assert isinstance(group, RdmaGroup)
+    after, before = (group.rank + 1) % group.size, (group.rank - 1) % group.size
+    memory, own = group.allocate(8 << 20), group.allocate(4 << 20)
+    remote = group.rdma_register(memory)
+    steps = 0
+    for offset, length in ((0, 3 << 20), (4_000_001, 77)):
+        memory[:] = 0
+        own[:length] = np.random.default_rng(group.rank).integers(0, 256, length, dtype=np.uint8)
+        group.barrier()
+        group.rdma_write(own[:length], remote[after], offset)
+        group.rdma_flush(remote[after])
+        group.barrier()
+        wanted = np.random.default_rng(before).integers(0, 256, length, dtype=np.uint8)
+        assert np.array_equal(memory[offset : offset + length], wanted)
+        assert not memory[:offset].any() and not memory[offset + length :].any()
+        own[:] = 0
+        group.rdma_read(own[:length], remote[after], offset)
+        group.rdma_flush(remote[after])
+        wanted = np.random.default_rng(group.rank).integers(0, 256, length, dtype=np.uint8)
+        assert np.array_equal(own[:length], wanted)
+        group.barrier()
+        steps += 2
+    if group.rank == 0:
+        say(f"one-sided: {steps}")
+
+
+def reduce_arena(group: Group) -> None:
+    """How the bytes of arrays from `allocate` travel."""
+    assert isinstance(group, RdmaGroup)
+    array = group.allocate(8 << 20).view(np.float32)
+    for turn in range(2):
+        array[:] = group.rank + turn
+        group.all_reduce(array)
+        group.all_reduce(array, "max", async_=True).wait()
+        assert np.all(array == sum(r + turn for r in range(group.size)))
+    if group.rank == 0:
+        say(f"sent: {dict(zip(('direct', 'ring'), group.bytes_sent, strict=True))}")
+
+
 PROGRAMS = {
     program.__name__: program
     for program in (
         run_conformance,
+        short_conformance,
+        one_sided,
+        reduce_arena,
         stress,
         run_soak,
         repeat,
@@ -467,6 +531,8 @@ def main() -> int:
         table=os.environ.get("CKTRAIN_TEST_TABLE") if os.environ.get("RANK") == "0" else None,
         tcp_sockets=int(os.environ.get("CKTRAIN_TEST_SOCKETS", "0")) or None,
         interface=os.environ.get("CKTRAIN_TEST_INTERFACE"),
+        device=os.environ.get("CKTRAIN_TEST_DEVICE") or None,
+        gid_index=int(os.environ["CKTRAIN_TEST_GID"]) if "CKTRAIN_TEST_GID" in os.environ else None,
     )
     try:
         status = PROGRAMS[sys.argv[1]](group) or 0

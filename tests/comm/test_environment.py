@@ -32,6 +32,8 @@ SRUN = {
 }
 TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
 
+CKTRAIN = {"CKTRAIN_RANK": "2", "CKTRAIN_SIZE": "3", "CKTRAIN_LOCAL_RANK": "0", "CKTRAIN_LOCAL_SIZE": "1"}
+
 
 @pytest.mark.parametrize(
     "environ, expected",
@@ -44,6 +46,8 @@ TORCHRUN = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE
         ({"PMIX_RANK": "2"}, ProcessEnvironment(2, None, None, None, "pmix")),
         ({**SRUN, "PMIX_RANK": "6"}, ProcessEnvironment(6, 7, 2, 3, "slurm")),
         (TORCHRUN, ProcessEnvironment(1, 2, 1, 2, "torchrun")),
+        # `cktrain launch` inside an allocation, or from a shell that an older job's variables were left in.
+        ({**SRUN, **OPENMPI, **TORCHRUN, **CKTRAIN}, ProcessEnvironment(2, 3, 0, 1, "cktrain")),
         # mpirun inside a Slurm allocation: mpirun started this process.
         ({**SRUN, **OPENMPI}, ProcessEnvironment(5, 8, 1, 4, "openmpi")),
         ({"PMI_RANK": "0", "PMI_SIZE": "1"}, ProcessEnvironment(0, 1, 0, 1, "pmi")),

@@ -40,7 +40,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def on_ranks(size: int, program: Callable[[RdmaGroup], Any], systems: list[SystemDescription] | None = None) -> list[Any]:
+def on_ranks(
+    size: int, program: Callable[[RdmaGroup], Any], systems: list[SystemDescription] | None = None
+) -> list[Any]:
     """What the program returned, or raised, on each rank."""
     port, results = free_port(), [None] * size
 

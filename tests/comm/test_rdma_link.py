@@ -154,9 +154,7 @@ def test_bytes_arrive_whole_and_in_order(device, ends, seed, registered):
     choose = random.Random(seed)
     flows, wanted = [], []
     for source, to in (ends, ends[::-1]):
-        sizes = [
-            choose.choice([1, 48, 49, 1000, 30_000, DIRECT, RING, RING + 1, 300_000]) for _ in range(40)
-        ]
+        sizes = [choose.choice([1, 48, 49, 1000, 30_000, DIRECT, RING, RING + 1, 300_000]) for _ in range(40)]
         contents = [some_bytes(seed * 100 + i, size) for i, size in enumerate(sizes)]
         given, into = [], []
         for content in contents:
@@ -169,7 +167,7 @@ def test_bytes_arrive_whole_and_in_order(device, ends, seed, registered):
     run(device, flows, seed)
     for flow, contents in zip(flows, wanted, strict=True):
         assert all(np.array_equal(x, y) for x, y in zip(flow.into, contents, strict=True))
-        sent, direct, ring = flow.source.link.counts
+        _, direct, ring = flow.source.link.counts
         assert direct + ring == sum(x.size for x in contents)
         assert registered == "both" or direct == 0
     if registered == "both":
@@ -247,16 +245,22 @@ def test_a_broken_queue_pair_is_the_end_of_the_link(device, ends, status, words)
     assert a.link.broken is None
 
 
-def test_idle_means_that_the_peer_has_everything(device, ends):
+def test_the_end_comes_when_each_side_has_what_the_other_sent(device, ends):
     a, b = ends
-    assert a.link.idle and b.link.idle
     a.link.push(some_bytes(4, 100))
-    assert not a.link.idle
-    while device.deliver(a.number):
-        pass
-    assert a.link.idle
-    into = np.zeros(100, np.uint8)
-    assert b.link.pull(into) == 100
+    assert not a.link.end() and not b.link.end()
+    device.deliver(a.number)
+    device.deliver(b.number)  # a knows that b will send no more, but not that b has everything
+    assert not a.link.end()
+    device.deliver(a.number)
+    assert a.link.end() and b.link.end()
+
+
+def test_the_end_does_not_wait_for_a_peer_that_is_gone(device, ends):
+    a, _ = ends
+    assert not a.link.end()
+    device.room.ended(a.number, 0, 12)
+    assert a.link.end()
 
 
 def test_memory_of_a_link_follows_its_ring():

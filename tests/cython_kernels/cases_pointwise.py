@@ -35,12 +35,12 @@ class Swiglu(Case):
         return {"y": y}
 
     def backward(self, kernels: Any, inputs: Inputs, saved: Outputs) -> Outputs:
-        gate_up, dy = inputs["gate_up"].copy(), inputs["dy"]
+        gate_up, dy = inputs["gate_up"].copy(), inputs["dy"].copy()
         dgate_up = gate_up if inputs["in_place"] else blank(gate_up)
         if not inputs["recompute"]:
             kernels.swiglu_backward(dgate_up, dy, gate_up)
             return {"dgate_up": dgate_up}
-        y = blank(dy)
+        y = dy if inputs["in_place"] else blank(dy)
         kernels.swiglu_backward(dgate_up, dy, gate_up, y=y)
         return {"dgate_up": dgate_up, "y_again": y}
 

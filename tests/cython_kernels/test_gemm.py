@@ -172,7 +172,7 @@ def test_blocks_fit_the_workspace(
     assert plan["depth"] <= max(k, 1)
     slack = 64  # bytes that packing may write beyond a panel
     assert plan["item_rows"] * plan["depth"] * 4 + slack <= own
-    used = 64 + plan["cols"] * plan["depth"] * 4 + 2 * slack
+    used = 64 + 2 * (plan["cols"] * plan["depth"] * 4 + 2 * slack)
     if not f32 and plan["depth"] < k:
         used += plan["rows"] * plan["cols"] * 4
     assert used <= shared
@@ -204,7 +204,14 @@ def test_the_caches_are_those_of_this_machine() -> None:
 
 @pytest.mark.parametrize("threads", range(1, 193))
 def test_there_is_work_for_every_thread(threads: int) -> None:
-    """Of a large product at least two items for each, so that none waits for long."""
-    plan = _runtime.plan_gemm(2048, 4096, 768, 14, 32, True, threads, 1 << 20, 32 << 20)
-    items = -(-2048 // plan["item_rows"]) * -(-min(plan["cols"], 4096) // plan["item_cols"])
-    assert items >= (2 * threads if threads > 1 else 1)
+    """Every tile is in one item; with several threads each finds two at least, and the last ones are small."""
+    for m, n, k in ((2048, 4096, 768), (2048, 768, 1024), (512, 9000, 384)):
+        items = _runtime.gemm_items(m, n, k, 14, 32, threads, 1 << 20, 32 << 20)
+        begins, counts = zip(*items, strict=True)
+        assert list(begins) == [sum(counts[:i]) for i in range(len(counts))]
+        plan = _runtime.plan_gemm(m, n, k, 14, 32, True, threads, 1 << 20, 32 << 20)
+        assert sum(counts) == -(-m // 14) * -(-min(plan["cols"], n) // plan["item_cols"])
+        assert min(counts) > 0 and max(counts) * 14 <= plan["item_rows"]
+        if threads > 1:
+            assert len(items) >= 2 * threads
+            assert counts[-1] <= 2

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import subprocess
 import sys
@@ -138,3 +139,31 @@ def test_the_bubble_stands_beside_the_schedules_own(train):
     line = next(line for line in output.splitlines() if "pipeline bubble" in line)
     measured, own = (float(text.rstrip("%")) for text in line.split() if text.endswith("%"))
     assert 0 < own < 100 and own - 1 <= measured < 100
+
+
+def test_folders_that_are_not_shared_are_refused_at_the_start(tmp_path, mpirun):
+    """One run.dir, relative to each rank's own folder: rank 1 and its host are named, and nothing is trained."""
+    rng = np.random.default_rng(1)
+    rng.integers(0, 61, 4000).astype(np.uint16).tofile(tmp_path / "tokens.bin")
+    data = {**CONFIG["data"], "path": str(tmp_path / "tokens.bin")}
+    path = tmp_path / "run.yaml"
+    path.write_text(yaml.safe_dump({**CONFIG, "data": data, "run": {**CONFIG["run"], "dir": "run"}}))
+    one = [sys.executable, "-m", "cktrain.launch.cli", "train", str(path)]
+    command = [
+        *mpirun(1),
+        "--wdir",
+        str(tmp_path / "a"),
+        *one,
+        ":",
+        "-n",
+        "1",
+        "--wdir",
+        str(tmp_path / "b"),
+        *one,
+    ]
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    job = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)
+    assert job.returncode == 2, job.stdout + job.stderr
+    assert f"rank 1 ({platform.node()}) does not see in {tmp_path / 'b' / 'run'}" in job.stderr
+    assert not (tmp_path / "a" / "run" / "checkpoints").exists()

@@ -5,27 +5,25 @@ All runs of a precision share one job of 8 ranks (`tests/cktrain/parallel/layout
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
-import sys
-from collections.abc import Callable
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors import safe_open
 
-from cktrain import cython_kernels
+from cktrain import cython_kernels, safetensors_file
 from cktrain.config import ModelConfig
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import save_folder
+from cktrain.nn.memory import arena_accounts
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import FlatParams
+from cktrain.saved_model import find_saved_model
 
 pytestmark = pytest.mark.mpi
 
-PROGRAM = Path(__file__).resolve().parents[1] / "cktrain" / "parallel" / "layouts.py"
 RANKS = 8
 STEPS = 20
 
@@ -120,44 +118,6 @@ def make_config(
         "parallel": parallel,
         **blocks,
     }
-
-
-def write_tokens(folder: Path) -> None:
-    """A raw uint16 file per vocabulary in which each id mostly follows from the one before."""
-    for vocab in sorted({model["vocab_size"] for model in MODELS.values()}):
-        rng = np.random.default_rng(7)
-        ids = np.zeros(3000, np.uint16)
-        for i in range(1, ids.size):
-            ids[i] = (int(ids[i - 1]) * 3 + 1) % vocab if rng.random() < 0.8 else rng.integers(vocab)
-        ids.tofile(folder / f"{vocab}.bin")
-
-
-Runner = Callable[..., dict[str, Any]]
-
-
-@pytest.fixture
-def run_cases(mpirun: Callable[[int], list[str]], tmp_path: Path) -> Runner:
-    """`run_cases(cases, transport="mpi")` -> results by name, of one job."""
-
-    def run(cases: list[dict[str, Any]], transport: str = "mpi") -> dict[str, Any]:
-        (tmp_path / "cases.json").write_text(json.dumps(cases))
-        ranks = max(case["ranks"] for case in cases)
-        job = subprocess.run(
-            [*mpirun(ranks), sys.executable, str(PROGRAM), "cases.json", "results.json", transport],
-            cwd=tmp_path,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
-            capture_output=True,
-            text=True,
-            timeout=300,
-            check=False,
-        )
-        print(job.stdout)
-        assert job.returncode == 0, job.stdout[-3000:] + job.stderr[-3000:]
-        results: dict[str, Any] = json.loads((tmp_path / "results.json").read_text())
-        return results
-
-    write_tokens(tmp_path)
-    return run
 
 
 def equality_cases(
@@ -371,3 +331,67 @@ def test_what_does_not_divide_is_refused_with_its_numbers(run_cases, tmp_path):
         cases.append({"name": message, "ranks": ranks, "isa": "", "steps": 1, "config": config})
     for message, result in run_cases(cases).items():
         assert message in result.get("error", "no error"), result
+
+
+def test_weights_may_travel_in_bf16(run_cases, tmp_path):
+    """Kernels read bf16 weights anyway, so bitwise the same losses; a checkpoint of it has the fp32 masters."""
+    layouts = ("data 2", "data 4", "data 2 x pipeline 2 x tensor 2")
+    cases = []
+    for layout in layouts:
+        for dtype in ("fp32", "auto"):
+            config = make_config(tmp_path, "llama tied", layout, "bf16")
+            config["comm"] = {"weight_dtype": dtype}
+            config["parallel"] = {**config["parallel"], "cut": "flops"}
+            config["run"]["dir"] = str(tmp_path / f"{layout} {dtype}")
+            name, ranks = f"{layout}: {dtype}", LAYOUTS[layout][0]
+            case = {"name": name, "ranks": ranks, "isa": "", "steps": 10, "config": config, "save": True}
+            resumed = {**case, "name": f"{name} resumed", "ranks": 1, "save": False}
+            checkpoint = {"every": 0, "resume": f"{config['run']['dir']}/checkpoints/step-00000010"}
+            resumed["config"] = {**config, "parallel": {}, "checkpoint": checkpoint}
+            cases += [case, resumed]
+    results = run_cases(cases, "shm")
+    for layout in layouts:
+        for suffix in ("", " resumed"):
+            masters, rounded = (results[f"{layout}: {dtype}{suffix}"] for dtype in ("fp32", "auto"))
+            assert "error" not in masters and "error" not in rounded, (masters, rounded)
+            assert rounded["replicas"] and rounded["losses"] == masters["losses"]
+            assert rounded["norms"] == masters["norms"]
+
+
+def test_export_from_any_layout_holds_the_model_once(run_cases, tmp_path, monkeypatch):
+    """Saved by 8 ranks (data, pipeline, tensor, ZeRO-1): the same folder as of one rank, in the memory of one model."""
+    monkeypatch.setattr(safetensors_file, "PIECE_BYTES", 64 << 10)
+    model = {**MODELS["llama tied"], "hidden_size": 128, "intermediate_size": 512, "vocab_size": 3001}
+    cases = []
+    for layout in ("", "data 2 x pipeline 2 x tensor 2"):
+        config = make_config(tmp_path, "llama tied", layout, "fp64", model=model)
+        config["data"] = {"path": str(tmp_path / "3001.bin"), "sequence_length": 8}
+        config["run"]["dir"] = str(tmp_path / f"run {layout}")
+        ranks = LAYOUTS[layout][0] if layout else 1
+        cases.append(
+            {"name": layout, "ranks": ranks, "isa": "reference", "steps": 1, "config": config, "save": True}
+        )
+    assert not any("error" in result for result in run_cases(cases).values())
+    exported = {}
+    for layout in ("", "data 2 x pipeline 2 x tensor 2"):
+        saved = find_saved_model(tmp_path / f"run {layout}")
+        held = arena_accounts()
+        tracemalloc.start()
+        numerics = Numerics(cython_kernels.load("generic"), "fp32")
+        _, params = saved.load(numerics, positions=1)
+        save_folder(tmp_path / f"exported {layout}", saved.config, params)
+        arenas, (_, peak) = arena_accounts() - held, tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        once = 4 * params.size
+        assert sum(arenas.values()) == arenas["parameters"] == once
+        assert peak < 0.25 * once, (
+            peak,
+            once,
+        )  # headers and pieces: the rest of the memory is that one arena
+        del params
+        with safe_open(tmp_path / f"exported {layout}" / "model.safetensors", "np") as file:
+            exported[layout] = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    one, many = exported.values()
+    assert one.keys() == many.keys() and len(one) > 10
+    for name, tensor in one.items():
+        np.testing.assert_allclose(many[name], tensor, rtol=0, atol=1e-6)

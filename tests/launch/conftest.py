@@ -12,14 +12,21 @@ from cktrain.launch.topology import format_cpulist
 
 @pytest.fixture
 def make_sysfs(tmp_path: Path) -> Callable[..., Path]:
-    """`make_sysfs(packages, nodes, cores, smt, offline)` writes a tree and returns its root.
+    """`make_sysfs(packages, nodes, cores, smt, offline, cache, nics)` writes a tree and returns its root.
 
-    `nodes` NUMA nodes per package, `cores` cores per node, `smt` hardware threads per core. As Linux on x86
-    numbers them: all cores' first threads come first, then their siblings.
+    `nodes` NUMA nodes per package, `cores` cores per node, `smt` hardware threads per core, `cache` cores per
+    last-level cache (a node's by default), `nics` as (name, node, is it RDMA, is it up). As Linux on x86 numbers them:
+    all cores' first threads come first, then their siblings.
     """
 
     def make(
-        packages: int = 1, nodes: int = 1, cores: int = 4, smt: int = 1, offline: Collection[int] = ()
+        packages: int = 1,
+        nodes: int = 1,
+        cores: int = 4,
+        smt: int = 1,
+        offline: Collection[int] = (),
+        cache: int | None = None,
+        nics: Collection[tuple[str, int, bool, bool]] = (),
     ) -> Path:
         root = tmp_path / f"sys{len(list(tmp_path.iterdir()))}"
         system = root / "devices" / "system"
@@ -31,7 +38,7 @@ def make_sysfs(tmp_path: Path) -> Callable[..., Path]:
             directory = system / "cpu" / f"cpu{cpu}"
             siblings = [core + total * t for t in range(smt) if core + total * t in online]
             node = core // cores
-            shared = [c for c in online if c % total // cores == node]
+            shared = [c for c in online if c % total // (cache or cores) == core // (cache or cores)]
             write(directory / "topology" / "thread_siblings_list", format_cpulist(siblings))
             write(directory / "topology" / "physical_package_id", str(node // nodes))
             for index, (level, cpus) in enumerate([(1, siblings), (1, siblings), (2, siblings), (3, shared)]):
@@ -40,6 +47,14 @@ def make_sysfs(tmp_path: Path) -> Callable[..., Path]:
         for node in range(packages * nodes):
             cpus = [cpu for cpu in online if cpu % total // cores == node]
             write(system / "node" / f"node{node}" / "cpulist", format_cpulist(cpus))
+            write(system / "node" / f"node{node}" / "meminfo", f"Node {node} MemTotal:       8388608 kB")
+        for name, node, rdma, up in nics:
+            directory = root / "class" / ("infiniband" if rdma else "net") / name
+            write(directory / "device" / "numa_node", str(node))
+            if rdma:
+                write(directory / "ports" / "1" / "state", "4: ACTIVE" if up else "1: DOWN")
+            else:
+                write(directory / "operstate", "up" if up else "down")
         return root
 
     return make

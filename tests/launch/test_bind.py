@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -13,7 +14,8 @@ from hypothesis import strategies as st
 
 from cktrain.comm.environment import ProcessEnvironment
 from cktrain.launch.allowance import Allowance
-from cktrain.launch.bind import bind, plan_binding, split_cores
+from cktrain.launch.bind import bind, plan_binding
+from cktrain.launch.placement import STAYING_INSIDE, split_cores
 from cktrain.launch.topology import HardwareThread, Topology, read_topology
 
 
@@ -63,7 +65,7 @@ class TestSplit:
         if ranks <= len(cores):
             # In order, contiguous, each core's first thread exactly once.
             assert [cpu for share in shares for cpu in share.cpus] == first_threads
-            assert min(share.threads for share in shares) == len(cores) // ranks
+            assert min(share.threads for share in shares) >= STAYING_INSIDE * (len(cores) // ranks)
             assert not any(share.shared for share in shares)
         else:
             assert all(share.threads == 1 and len(share.cpus) == 1 and share.shared for share in shares)
@@ -166,8 +168,9 @@ class TestAuto:
             for rank in range(ranks)
         ]
         cpus = [cpu for binding in bindings for cpu in binding.cpus]
-        assert len(cpus) == len(set(cpus)) == sum(sizes)
-        assert sum(binding.threads for binding in bindings) == sum(sizes)
+        progress = [b.progress_core for b in bindings if b.progress_core is not None]
+        assert len(cpus) == sum(binding.threads for binding in bindings)
+        assert len({*cpus, *progress}) == len(cpus) + len(progress) == sum(sizes)
         assert not any("warning" in binding.message for binding in bindings)
 
     def test_more_ranks_than_cores_is_said(self):
@@ -196,12 +199,111 @@ class TestAuto:
         binding = plan_binding(topology, allowance(topology, quota=8.0), ALONE, "auto")
         assert binding.threads == 8 and "quota" not in binding.message
 
+    def test_cgroup_with_one_core_is_said_to_a_rank_that_has_it_alone(self):
+        topology = machine([8])
+        held = allowance(topology, mask={3}, cpuset={3})
+        binding = plan_binding(topology, held, under_mpirun(0, 1), "auto")
+        assert binding.cpus == (3,)
+        assert "warning: the cgroup holds 1 of this node's 8 cores" in binding.message
+        assert "--cpus-per-task=N" in binding.message
+
+    def test_own_launcher_keeps_to_its_mask(self):
+        """`taskset -c 2,3 cktrain launch`: the agent's mask is the user's."""
+        topology = machine([8])
+        held = allowance(topology, mask={2, 3}, parent=range(8))
+        shares = [
+            plan_binding(topology, held, ProcessEnvironment(r, 2, r, 2, "cktrain"), "auto").cpus
+            for r in (0, 1)
+        ]
+        assert shares == [(2,), (3,)]
+
     def test_launcher_that_tells_no_count_keeps_the_mask(self):
         topology = machine([8])
         process = ProcessEnvironment(1, None, None, None, "pmix")
         binding = plan_binding(topology, allowance(topology, mask={1, 2}), process, "auto")
         assert (binding.cpus, binding.threads) == ((1, 2), 2)
         assert "warning" in binding.message
+
+
+def under_srun(local_rank, local_size) -> ProcessEnvironment:
+    return ProcessEnvironment(local_rank, local_size, local_rank, local_size, "slurm")
+
+
+class TestSlurm:
+    def test_single_core_mask_is_widened_to_the_cpuset(self):
+        topology = machine([4, 4])
+        held = allowance(topology, mask={0}, parent=range(8))
+        binding = plan_binding(topology, held, under_srun(1, 2), "auto")
+        assert binding.cpus == (4, 5, 6, 7)
+        assert "mask widened" in binding.message or "mask moved" in binding.message
+
+    def test_masks_of_several_cores_are_kept(self):
+        """--cpus-per-task=2 --cpu-bind: the choice of whoever wrote the script."""
+        topology = machine([8], smt=2)
+        held = allowance(topology, mask={2, 3, 10, 11}, parent=range(16))
+        binding = plan_binding(topology, held, under_srun(1, 2), "auto")
+        assert (binding.cpus, binding.threads) == ((2, 3), 2)
+        assert "srun gave this rank cpu 2-3,10-11: it keeps to these" in binding.message
+
+    def test_a_mask_that_all_ranks_have_is_divided(self):
+        topology = machine([8])
+        binding = plan_binding(topology, allowance(topology), under_srun(1, 2), "auto")
+        assert binding.cpus == (4, 5, 6, 7)
+
+    def test_nothing_is_taken_from_another_job(self):
+        """A cpuset of the whole node, of which Slurm granted two CPUs to this job."""
+        topology = machine([8])
+        held = replace(allowance(topology, mask={5}, parent=range(8)), granted=2)
+        binding = plan_binding(topology, held, under_srun(1, 2), "auto")
+        assert binding.cpus == (5,)
+        assert "--cpus-per-task=N" in binding.message
+
+
+class TestProgressCore:
+    def test_none_where_cores_are_few(self):
+        topology = machine([30])
+        assert plan_binding(topology, allowance(topology), under_mpirun(0, 2), "auto").progress_core is None
+
+    def test_one_of_sixteen(self):
+        topology = machine([32])
+        binding = plan_binding(topology, allowance(topology), under_mpirun(1, 2), "auto")
+        assert (binding.cpus, binding.progress_core, binding.threads) == (tuple(range(16, 31)), 31, 15)
+        assert "communication on cpu 31" in binding.message
+
+    def test_a_rank_alone_has_nobody_to_talk_to(self):
+        topology = machine([32])
+        assert plan_binding(topology, allowance(topology), ALONE, "auto").progress_core is None
+
+    def test_a_core_that_threads_leave_over(self):
+        topology = machine([8])
+        binding = plan_binding(topology, allowance(topology), under_mpirun(0, 2), "auto", threads=3)
+        assert (binding.cpus, binding.progress_core, binding.threads) == ((0, 1, 2), 3, 3)
+
+    def test_as_asked(self):
+        topology = machine([32])
+        held = allowance(topology)
+        given = plan_binding(topology, held, under_mpirun(0, 2), "auto", progress_core=2)
+        assert (given.progress_core, given.threads) == (2, 15) and 2 not in given.cpus
+        other = plan_binding(topology, held, under_mpirun(1, 2), "auto", progress_core=2)
+        assert (other.progress_core, other.threads) == (2, 16)
+        none = plan_binding(topology, held, under_mpirun(0, 2), "auto", progress_core=-1)
+        assert (none.progress_core, none.threads) == (None, 16)
+
+    def test_a_quota_leaves_cores_over_but_no_time(self):
+        topology = machine([64])
+        binding = plan_binding(topology, allowance(topology, quota=8.0), under_mpirun(0, 2), "auto")
+        assert (binding.threads, binding.progress_core) == (4, None)
+
+
+def test_each_rank_is_told_the_nearest_of_several_rdma_devices(make_sysfs):
+    nics = [("mlx5_0", 0, True, True), ("mlx5_1", 1, True, True), ("eno1", 1, False, True)]
+    topology = read_topology(make_sysfs(packages=2, cores=4, nics=nics))
+    bindings = [plan_binding(topology, allowance(topology), under_mpirun(r, 4), "auto") for r in range(4)]
+    assert [binding.rdma_device for binding in bindings] == ["mlx5_0", "mlx5_0", "mlx5_1", "mlx5_1"]
+    assert "RDMA by mlx5_1" in bindings[3].message
+    only = read_topology(make_sysfs(packages=2, cores=4, nics=[nics[0], ("mlx5_1", 1, True, False), nics[2]]))
+    binding = plan_binding(only, allowance(only), under_mpirun(3, 4), "auto")
+    assert binding.rdma_device is None
 
 
 class TestOtherModes:
@@ -245,7 +347,7 @@ def test_described_machine(make_sysfs):
     topology = read_topology(make_sysfs(packages=2, nodes=4, cores=16, smt=2))
     bindings = [plan_binding(topology, allowance(topology), under_mpirun(r, 8), "auto") for r in range(8)]
     assert [binding.node for binding in bindings] == list(range(8))
-    assert bindings[7].cpus == tuple(range(112, 128))
+    assert (bindings[7].cpus, bindings[7].progress_core) == (tuple(range(112, 127)), 127)
 
 
 PROGRAM = """
@@ -300,6 +402,13 @@ def test_other_modes_leave_the_mask(mode):
     mask = sorted(os.sched_getaffinity(0))[:1]
     got = bind_in_a_process(mask, {"mode": mode}, **MPIRUN)
     assert got["mask"] == mask and got["threads"] == 1
+
+
+def test_one_openmp_thread_is_repaired_and_said():
+    everything = sorted(os.sched_getaffinity(0))
+    got = bind_in_a_process(everything, OMP_NUM_THREADS="1")
+    assert got["variables"][0] == str(got["threads"])
+    assert ("OMP_NUM_THREADS was 1 and is now" in got["message"]) == (got["threads"] > 1)
 
 
 def test_blas_variables_of_the_user_are_kept():

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cktrain.launch.topology import Topology, format_cpulist, parse_cpulist, read_topology
+from cktrain.launch.topology import Nic, Topology, describe, format_cpulist, parse_cpulist, read_topology
 
 
 @pytest.mark.parametrize(
@@ -74,3 +74,31 @@ def test_no_tree(tmp_path):
 
 def test_this_machine():
     assert read_topology().cpus
+
+
+def test_network_cards_and_memory(make_sysfs):
+    root = make_sysfs(
+        packages=2,
+        cores=2,
+        nics=[("mlx5_0", 1, True, True), ("eno1", 0, False, True), ("mlx5_1", -1, True, False)],
+    )
+    (root / "class/net/docker0").mkdir()  # no device stands behind it
+    topology = read_topology(root)
+    assert topology.nics == (
+        Nic("mlx5_0", True, 1, True),
+        Nic("mlx5_1", True, None, False),
+        Nic("eno1", False, 0, True),
+    )
+    assert topology.memory == ((0, 8 << 30), (1, 8 << 30))
+
+
+def test_description(make_sysfs):
+    root = make_sysfs(packages=2, nodes=2, cores=2, smt=2, nics=[("mlx5_0", 1, True, True)])
+    assert describe(read_topology(root)).splitlines() == [
+        "2 sockets, 4 NUMA nodes, 4 last-level caches, 8 cores, 16 hardware threads",
+        "node 0: socket 0, 2 cores, cpu 0-1,8-9, 8.0 GiB",
+        "node 1: socket 0, 2 cores, cpu 2-3,10-11, 8.0 GiB",
+        "node 2: socket 1, 2 cores, cpu 4-5,12-13, 8.0 GiB",
+        "node 3: socket 1, 2 cores, cpu 6-7,14-15, 8.0 GiB",
+        "RDMA device mlx5_0: node 1, up",
+    ]

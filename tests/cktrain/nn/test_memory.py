@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import re
 import resource
 import tracemalloc
 from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -13,7 +15,16 @@ import pytest
 from cktrain import cython_kernels
 from cktrain.bench.step import RandomLoader
 from cktrain.models.build import build_model
-from cktrain.nn.memory import CACHE_LINE, HUGE_PAGE, Arena, Slot, SlotPlan, plan_slot
+from cktrain.nn.memory import (
+    CACHE_LINE,
+    HUGE_PAGE,
+    Arena,
+    Slot,
+    SlotPlan,
+    arena_accounts,
+    plan_slot,
+    planning,
+)
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import FlatParams
 
@@ -33,6 +44,24 @@ def test_an_arena_starts_on_a_huge_page_and_its_arrays_on_cache_lines():
     assert all(a.sum() == 0 for a in arrays)
     for (_, end), (start, _) in itertools.pairwise(span(a) for a in arrays if a.size):
         assert end <= start
+
+
+def huge_bytes(array: np.ndarray) -> int:
+    """Bytes in huge pages of the mapping that the array lies in."""
+    inside = False
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if found := re.match("([0-9a-f]+)-([0-9a-f]+) ", line):
+            inside = int(found[1], 16) <= array.ctypes.data < int(found[2], 16)
+        elif inside and line.startswith("AnonHugePages:"):
+            return 1024 * int(line.split()[1])
+    raise AssertionError("the array lies in no mapping")
+
+
+def test_an_arena_lies_in_huge_pages_where_the_system_gives_them():
+    array = Arena("test", 32 << 20).array((32 << 20,), np.dtype(np.uint8))
+    array.fill(1)
+    never = "[never]" in Path("/sys/kernel/mm/transparent_hugepage/enabled").read_text()
+    assert (huge_bytes(array) == 0) if never else (huge_bytes(array) >= HUGE_PAGE)
 
 
 def test_a_size_that_cannot_be_had_is_named():
@@ -149,7 +178,7 @@ def test_nothing_is_read_outside_its_phase(tiny, family, checkpointing):
     assert np.isfinite(found[0][1]).all() and found[0][1].any()
     assert found[1][0] == found[0][0]
     np.testing.assert_array_equal(found[1][1], found[0][1])
-    assert {"logits", "dqkv", "dhidden"} <= {name for _, name in poisoned.poisoned}
+    assert {"logits", "dqkv", "hidden"} <= {name for _, name in poisoned.poisoned}
 
 
 def test_block_checkpointing_saves_one_array_per_block(composed_model):
@@ -193,3 +222,24 @@ def test_page_faults_are_flat_from_step_3_and_python_keeps_nothing(tiny, compose
         assert tracemalloc.get_traced_memory()[0] - held < 4096
     finally:
         tracemalloc.stop()
+
+
+def test_accounts_name_what_exists_and_no_more():
+    held = arena_accounts()
+    array = Arena("accounted", 1000).array((100,), FP32)
+    view = array[10:20]
+    assert (arena_accounts() - held) == {"accounted": 1000}
+    del array
+    assert (arena_accounts() - held) == {"accounted": 1000}  # a view keeps it
+    del view
+    assert arena_accounts() == held
+
+
+def test_a_planned_arena_has_a_size_and_no_memory():
+    held = arena_accounts()
+    with planning() as accounts:
+        array = Arena("huge", 1 << 60).array((1 << 58,), FP32)
+        assert array[5:9].reshape(2, 2).shape == (2, 2)
+        assert array.nbytes == 1 << 60
+    assert accounts == {"huge": 1 << 60}
+    assert arena_accounts() == held

@@ -2,12 +2,14 @@
 
     mpirun -n 8 python layouts.py CASES.json RESULTS.json TRANSPORT
 
-CASES is a list of {name, ranks, isa, config, steps}. RESULTS maps a name to {losses, norms, replicas, weights, …}: what
-rank 0 saw, whether all copies of a weight are bitwise the same, a checksum of rank 0's weights; or to {error}.
+CASES is a list of {name, ranks, isa, config, steps}. RESULTS maps a name to {losses, norms, replicas, weights, arenas,
+…}: what rank 0 saw, whether all copies of a weight are bitwise the same, a checksum of rank 0's weights, each rank's
+memory; or to {error}.
 """
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -23,6 +25,7 @@ from cktrain.comm import bootstrap
 from cktrain.comm.group import Group
 from cktrain.config import Config
 from cktrain.launch.compose import compose
+from cktrain.nn.memory import arena_accounts
 
 
 def checksum(array: np.ndarray) -> bytes:
@@ -30,15 +33,17 @@ def checksum(array: np.ndarray) -> bytes:
 
 
 def copies_are_equal(part: Any) -> bool:
-    """Whether data ranks hold the same weights, and replicated spans are the same on all their ranks."""
+    """Whether data ranks compute with the same weights, and replicated spans are the same on all their ranks."""
     data = part.params.data
-    checks = [(part.ranks.data, data)]
+    checks = [(part.ranks.data, param.value) for param in part.params.params]
     checks += [(r.group, data[r.start : r.stop]) for r in part.replicas.replicas]
     return all(len(set(group.all_gather_bytes(checksum(array)))) == 1 for group, array in checks)
 
 
 def run_case(case: dict[str, Any], group: Group) -> dict[str, Any]:
     os.environ["CKTRAIN_ISA"] = case["isa"]
+    gc.collect()
+    held = arena_accounts()
     config = Config.model_validate(case["config"])
     run = compose(config, group, threads=case.get("threads", 1))
     try:
@@ -49,6 +54,7 @@ def run_case(case: dict[str, Any], group: Group) -> dict[str, Any]:
         if case.get("save"):
             trainer.save()
         validation = trainer.validator.run().loss if trainer.validator else None
+        arenas = json.dumps(arena_accounts() - held).encode()
         equal = all(answer == b"1" for answer in group.all_gather_bytes(b"%d" % copies_are_equal(part)))
         return {
             "losses": [s.loss for s in steps],
@@ -59,6 +65,7 @@ def run_case(case: dict[str, Any], group: Group) -> dict[str, Any]:
             "weights": checksum(part.params.data).hex(),
             "state_bytes": sum(a.nbytes for a in trainer.optimizer.state.values()),
             "parameter_bytes": part.params.data.nbytes,
+            "arenas": [json.loads(text) for text in group.all_gather_bytes(arenas)],
         }
     finally:
         run.close()

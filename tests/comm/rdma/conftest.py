@@ -1,5 +1,6 @@
 """What the RDMA tests share. Those marked `rdma` need a device, `rdma_joined` two machines: tests/guest runs them."""
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -63,3 +64,27 @@ def connected(provider: Any, device: str) -> Iterator[Callable[..., Any]]:
     yield make
     for end in made:
         end.close()
+
+
+# Of two joined machines, which run the same tests in step.
+
+
+@pytest.fixture(scope="session")
+def role() -> str:
+    """A or B."""
+    return os.environ["GUEST_ROLE"]
+
+
+@pytest.fixture(scope="session")
+def wire() -> str:
+    """The interface between the machines."""
+    return os.environ["GUEST_WIRE"]
+
+
+@pytest.fixture(scope="session")
+def meeting(role: str) -> Iterator[Any]:
+    """`meeting.exchange()` is a barrier of both."""
+    from ends import ADDRESSES, Meeting
+
+    with Meeting(role, ADDRESSES["A"]) as found:
+        yield found

@@ -20,6 +20,8 @@ from cktrain.comm.transport.verbs import Completion, check
 
 # Breaks after 7 * 67 ms, so that a test of failure is short; too short for work on a loaded machine.
 HASTY = Settings(timeout=14, rnr_retry=2)
+ADDRESSES = {"A": "10.8.0.1", "B": "10.8.0.2"}
+"""Of two joined machines."""
 WAIT_S = 60.0
 """How long a completion may take: the guest is emulated, and its host may be busy."""
 

@@ -94,7 +94,9 @@ class Pair:
             there = _regions.get(remote_key)
             if peer is None or peer.state != "RTS":
                 status = 12
-            elif there is None or not there.address <= remote_address <= there.address + there.length - length:
+            elif (
+                there is None or not there.address <= remote_address <= there.address + there.length - length
+            ):
                 status = 10
             elif imm_data is not None and peer.receives == 0:
                 status = 13
@@ -148,5 +150,3 @@ class Context:
 
     def close(self) -> None:
         pass
-
-

@@ -10,6 +10,12 @@ programs: whatever else runs on the machine can only make it worse.
 | write, memory | 8 bytes written inline, the receiver looks at the memory: half a round trip (ib_write_lat) |
 | write, queue | 8 bytes with immediate data, the receiver polls its completion queue: half a round trip |
 | bandwidth | pieces with immediate data, 4 in flight, until all have arrived (ib_write_bw) |
+| barrier | of a group of two ranks (ib_write_lat: half a round trip) |
+| all-reduce | 16 MiB fp32 of `Group.allocate`, two ranks: busbw, which is what each direction carries (half of what
+ib_write_bw -b reports, which is the sum of both) |
+| all-reduce, plain | the same on an ordinary array |
+
+With --groups only the last three.
 """
 
 from __future__ import annotations
@@ -24,14 +30,18 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 from ends import WAIT_S, End, Meeting, die_with_parent, gid_of
 
+from cktrain.comm.bootstrap import init
 from cktrain.comm.transport.queue_pair import Settings
 from cktrain.comm.transport.rdma_device import describe_system, usable_devices
 from cktrain.comm.transport.verbs import PROVIDERS, load_provider
 
 LATENCY_ROUNDS, WINDOW = 500, 4
 PIECES = {1 << 20: 24, 256 << 10: 60}
+BARRIERS, REDUCED_BYTES, REDUCTIONS = 600, 16 << 20, 4
+BARRIER, REDUCTION, PLAIN = "barrier (us)", "all-reduce 16 MiB (MB/s)", "all-reduce, plain (MB/s)"
 
 
 def pin(role: str) -> None:
@@ -119,6 +129,46 @@ def take_part(role: str, provider: str, device: str) -> dict[str, float]:
     return found
 
 
+def be_rank() -> None:
+    """One of two ranks, as the environment says; rank 0 prints its figures."""
+    pin("AB"[int(os.environ["RANK"])])
+    group = init(transport="rdma")
+    times = []
+    for _ in range(BARRIERS):
+        began = time.perf_counter()
+        group.barrier()
+        times.append(time.perf_counter() - began)
+    found = {BARRIER: statistics.median(times) * 1e6}
+    memory = {REDUCTION: group.allocate(REDUCED_BYTES), PLAIN: np.zeros(REDUCED_BYTES, np.uint8)}
+    for row, array in memory.items():
+        times = []
+        for _ in range(REDUCTIONS):
+            group.barrier()
+            began = time.perf_counter()
+            group.all_reduce(array.view(np.float32))
+            times.append(time.perf_counter() - began)
+        found[row] = REDUCED_BYTES / min(times) / 1e6
+    if group.rank == 0:
+        print(json.dumps(found))
+    group.close()
+
+
+def with_groups(provider: str) -> dict[str, float]:
+    """Two ranks of a group over a provider."""
+    ranks = []
+    for rank in ("0", "1"):
+        place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"}
+        place |= {"CKTRAIN_RENDEZVOUS": "127.0.0.1:29511", "CKTRAIN_VERBS": provider}
+        command = [sys.executable, __file__, "--rank"]
+        ranks.append(
+            subprocess.Popen(command, env={**os.environ, **place}, stdout=subprocess.PIPE, text=True)
+        )
+    output = ranks[0].communicate(timeout=120)[0]
+    assert ranks[1].wait(timeout=30) == 0 and ranks[0].returncode == 0
+    found: dict[str, float] = json.loads(output.splitlines()[-1])
+    return found
+
+
 def with_provider(provider: str, device: str) -> dict[str, float]:
     """A round of one provider; the other process is a child."""
     child = subprocess.Popen([sys.executable, __file__, "--part", provider, device])
@@ -150,6 +200,16 @@ def perftest(program: str, device: str, *options: str) -> str:
         server.wait()
 
 
+def perftest_of_groups(device: str) -> dict[str, float]:
+    """What groups are held against: one direction's share of a bidirectional run, and half a round trip."""
+    last = perftest("ib_write_lat", device, "-s", "8", "-n", "1000").strip().splitlines()
+    row = next(line for line in reversed(last) if re.match(r"\s*8\s", line))
+    text = perftest("ib_write_bw", device, "-b", "-s", str(1 << 20), "-n", "40", "-t", str(WINDOW))
+    both = next(line for line in text.splitlines() if re.match(rf"\s*{1 << 20}\s", line))
+    share = float(both.split()[3]) * 1.048576 / 2
+    return {BARRIER: float(row.split()[4]), REDUCTION: share, PLAIN: share}
+
+
 def with_perftest(device: str) -> dict[str, float]:
     """The same rows by perftest."""
     last = perftest("ib_write_lat", device, "-s", "8", "-n", "1000").strip().splitlines()
@@ -168,21 +228,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--groups", action="store_true", help="only what groups do")
+    parser.add_argument("--rank", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--part", nargs=2, metavar=("PROVIDER", "DEVICE"), help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
         die_with_parent()
         take_part("B", *options.part)
         return
+    if options.rank:
+        die_with_parent()
+        be_rank()
+        return
     device = usable_devices(describe_system(), one_host=True)[0]
     whole = os.sched_getaffinity(0)
     rounds: dict[str, list[dict[str, float]]] = {"perftest": [], **{name: [] for name in PROVIDERS}}
     for _ in range(options.rounds):
         os.sched_setaffinity(0, whole)
-        rounds["perftest"].append(with_perftest(device))
+        rounds["perftest"].append(perftest_of_groups(device))
+        if not options.groups:
+            rounds["perftest"][-1].update(with_perftest(device))
         for name in PROVIDERS:
             os.sched_setaffinity(0, whole)
-            rounds[name].append(with_provider(name, device))
+            rounds[name].append({} if options.groups else with_provider(name, device))
+            os.sched_setaffinity(0, whole)
+            rounds[name][-1].update(with_groups(name))
     table = {
         program: {row: (min if "(us)" in row else max)(r[row] for r in results) for row in results[0]}
         for program, results in rounds.items()

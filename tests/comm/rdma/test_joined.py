@@ -4,7 +4,6 @@ Each test is written for both sides at once; `meeting.exchange()` is a barrier. 
 loopback on one device never crosses.
 """
 
-import os
 import subprocess
 import time
 from collections.abc import Iterator
@@ -18,26 +17,7 @@ from cktrain.comm.transport.verbs import status_name
 
 pytestmark = pytest.mark.rdma_joined
 
-ADDRESSES = {"A": "10.8.0.1", "B": "10.8.0.2"}
 PIECE = 64 << 10
-
-
-@pytest.fixture(scope="module")
-def role() -> str:
-    return os.environ["GUEST_ROLE"]
-
-
-@pytest.fixture(scope="module")
-def wire() -> str:
-    return os.environ["GUEST_WIRE"]
-
-
-@pytest.fixture(scope="module")
-def meeting(role: str) -> Iterator[Any]:
-    from ends import Meeting
-
-    with Meeting(role, ADDRESSES["A"]) as found:
-        yield found
 
 
 @pytest.fixture
@@ -79,6 +59,8 @@ def change(*command: str) -> None:
 
 
 def test_the_gid_is_the_address_on_the_wire(end: Any, role: str) -> None:
+    from ends import ADDRESSES
+
     assert str(end.gid) == ADDRESSES[role] and end.gid.family == "ipv4"
 
 

@@ -1,0 +1,156 @@
+"""Groups over a real device, ranks on one host: the contract of every Group, one-sided access, and what goes wrong.
+
+The checks and the faults are those of tests/comm, with another transport. `provider_name` runs each with both providers.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import job
+import pytest
+import test_faults as faults
+
+pytestmark = pytest.mark.rdma
+
+HERE = Path(__file__).parent
+PAYLOAD = 4096  # bytes in a packet of the test device
+
+
+@pytest.fixture(params=["native", "pyverbs"])
+def provider_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The provider that ranks use; that it does not load is a failure of theirs."""
+    monkeypatch.setenv("CKTRAIN_VERBS", request.param)
+    return str(request.param)
+
+
+@pytest.fixture(params=["native"])
+def native_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv("CKTRAIN_VERBS", request.param)
+    return str(request.param)
+
+
+def ended_well(
+    ranks: int, program: str, *arguments: str, limit_s: float = 150, **environment: str
+) -> list[job.Ended]:
+    environment = {"CKTRAIN_TEST_TRANSPORT": "rdma", "CKTRAIN_TEST_TIMEOUT": "60"} | environment
+    with job.start(ranks, program, *arguments, **environment) as started:
+        ends = started.ends(limit_s)
+    assert [end.status for end in ends] == [0] * ranks, "\n---\n".join(end.output for end in ends)
+    return ends
+
+
+def test_every_collective_and_one_sided_access(provider_name: str, device: str) -> None:
+    """All checks of conformance.py; the device's own counters say that the bytes went over RDMA."""
+    from ends import counters
+
+    before = counters(device)
+    ends = ended_well(2, "rank_program.py", "run_conformance")
+    assert "checks run: 18" in ends[0].output
+    ends = ended_well(2, "rank_program.py", "one_sided")
+    assert "one-sided: 4" in ends[0].output
+    after = counters(device)
+    reduced = 2 * (3_000_017 * 6) // PAYLOAD  # packets of check_large alone
+    for name in ("sent_pkts", "rcvd_pkts"):
+        assert after[name] - before[name] > reduced, name
+
+
+def test_four_ranks_on_one_device(provider_name: str) -> None:
+    ends = ended_well(4, "rank_program.py", "short_conformance")
+    assert "checks run: 7" in ends[0].output
+
+
+def test_arenas_travel_without_a_copy(provider_name: str) -> None:
+    (end, _) = ended_well(2, "rank_program.py", "reduce_arena")
+    match = re.search(r"sent: (\{.*\})", end.output)
+    assert match is not None, end.output
+    sent = ast.literal_eval(match[1])
+    assert sent["direct"] > sent["ring"], sent
+
+
+@pytest.mark.parametrize(("kind", "lost"), [("large", 0), ("async", 2), ("barrier", 1)])
+def test_killed_rank_is_named_by_all(provider_name: str, kind: str, lost: int) -> None:
+    faults.test_killed_rank_is_named_by_all("rdma", kind, lost)
+
+
+def test_stopped_for_a_while_is_a_warning(provider_name: str) -> None:
+    faults.test_stopped_for_a_while_is_a_warning("rdma")
+
+
+def test_stopped_for_ever_is_a_timeout(provider_name: str) -> None:
+    faults.test_stopped_for_ever_is_a_timeout_that_names_it("rdma")
+
+
+@pytest.mark.parametrize(
+    ("difference", "mine", "theirs", "how"),
+    [
+        ("length", "all_reduce(float32[50], sum)", "all_reduce(float32[51], sum)", "large"),
+        ("operation", "all_reduce(float32[100], sum)", "broadcast(float32[100], root=0)", "async"),
+    ],
+)
+def test_mismatch_is_named_on_all_sides(
+    provider_name: str, difference: str, mine: str, theirs: str, how: str
+) -> None:
+    faults.test_mismatch_is_named_on_all_sides("rdma", difference, mine, theirs, how)
+
+
+def test_exception_on_one_rank_ends_all(native_only: str) -> None:
+    faults.test_exception_on_one_rank_ends_all("rdma")
+
+
+def test_planned_exits_are_no_failures(provider_name: str) -> None:
+    faults.test_planned_exits_are_no_failures("rdma", 75)
+
+
+def test_waiting_rank_leaves_its_core_to_others(native_only: str) -> None:
+    """By the completion channel; under emulation the first looks cost ten times what they cost outside."""
+    with job.start(2, "rank_program.py", "cpu_time_of_waiting", CKTRAIN_TEST_TRANSPORT="rdma") as ranks:
+        ends = ranks.ends(60)
+    match = re.search(r"cpu: (\S+)", ends[0].output)
+    assert match is not None, ends[0].output
+    assert float(match[1]) < 0.6, f"{match[1]} s of CPU in a wait of 2 s"
+
+
+# ----------------------------------------------------------------------------------- what keeps it from being used
+
+
+def refused(*expected: str, **environment: str) -> None:
+    """Two ranks of which one cannot: both end with 1, and both give the reason."""
+    with job.start(
+        2, "rank_program.py", "exit_with", "0", CKTRAIN_TEST_TRANSPORT="rdma", **environment
+    ) as ranks:
+        ends = ranks.ends(60)
+    for end in ends:
+        assert end.status == 1, end.output
+        for words in expected:
+            assert words in end.output, end.output
+
+
+def test_every_rank_says_why_rdma_is_refused(native_only: str) -> None:
+    refused("transport rdma is not available", "there is no RDMA device mlx9", CKTRAIN_TEST_DEVICE="mlx9")
+    refused("entry 77 of the GID table of rxe0 is empty", CKTRAIN_TEST_GID="77")
+
+
+def test_a_provider_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """pyverbs of another rdma-core: the reason names it, on every rank."""
+    broken = tmp_path / "pyverbs"
+    broken.mkdir()
+    (broken / "__init__.py").write_text('raise ImportError("undefined symbol: ibv_query_gid_type")\n')
+    path = f"{tmp_path}:{':'.join(p for p in sys.path if p)}"
+    refused("pyverbs", CKTRAIN_VERBS="pyverbs", PYTHONPATH=path)
+
+
+def test_auto_takes_rdma_and_falls_back(native_only: str, capfd: Any) -> None:
+    """Ranks that say they are on two nodes: rdma before tcp, and tcp where one has no device, with the reason."""
+    for device, words in (("", "transport: rdma"), ("mlx9", "transport: tcp")):
+        ends = ended_well(
+            2, "rank_program.py", "exit_with", "0",
+            CKTRAIN_TEST_TRANSPORT="auto", LOCAL_WORLD_SIZE="1", LOCAL_RANK="0", CKTRAIN_TEST_DEVICE=device,
+            CKTRAIN_TEST_LOG="INFO",
+        )  # fmt: skip
+        assert words in ends[0].output, ends[0].output
+        assert not device or "there is no RDMA device mlx9" in ends[0].output

@@ -1,0 +1,26 @@
+"""When Slurm ends the job, and the flag that the clock raises."""
+
+from __future__ import annotations
+
+import time
+
+import pytest
+
+from cktrain.launch.end_of_time import stop_time
+from cktrain.stop import StopFlag
+
+
+def test_a_margin_before_the_end():
+    assert stop_time({"SLURM_JOB_END_TIME": "1700000000"}, 120) == 1699999880
+    assert stop_time({}, 120) is None
+
+
+def test_no_number():
+    with pytest.raises(ValueError, match="SLURM_JOB_END_TIME='soon' is not a number"):
+        stop_time({"SLURM_JOB_END_TIME": "soon"}, 0)
+
+
+def test_the_clock_raises_the_flag():
+    assert not StopFlag(time.time() + 60)
+    assert StopFlag(time.time() - 1)
+    assert not StopFlag()
