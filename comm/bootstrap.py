@@ -512,11 +512,9 @@ def abort(group: Group, code: int) -> NoReturn:
 
 
 def transport_of(group: Group) -> str:
-    """Which transport a group uses: "shm", "tcp", "mpi", "shm+tcp" or "shm+mpi" in two levels, or "none"."""
+    """Which transport a group uses: "shm", "rdma", "tcp", "mpi", in two levels "shm+rdma" and so on, or "none"."""
     if (flat := getattr(group, "flat", None)) is not None:
         return f"shm+{transport_of(flat)}"
-    return {"ShmGroup": "shm", "TcpGroup": "tcp", "MPIGroup": "mpi"}.get(type(group).__name__, "none")
-    """Which transport a group uses: "shm", "rdma", "tcp", "mpi" or "none"."""
     return {"ShmGroup": "shm", "RdmaGroup": "rdma", "TcpGroup": "tcp", "MPIGroup": "mpi"}.get(
         type(group).__name__, "none"
     )
