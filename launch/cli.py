@@ -40,6 +40,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"cktrain: {error}", file=sys.stderr)
         return EXIT_INPUT
+    except RuntimeError as error:
+        from cktrain.comm.errors import CommError
+
+        if not isinstance(error, CommError):
+            raise
+        print(f"cktrain: {error}", file=sys.stderr)
+        return 1
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:
