@@ -48,7 +48,7 @@ class Mesh(Peers):
     """Per pair of ranks and lane; the same on all ranks."""
     node: Node | None = field(default=None, kw_only=True)
     """The ranks that share this node, where they are used as such (`cktrain.comm.two_level`)."""
-    at_close: Callable[[], None] = field(default=lambda: None, kw_only=True)
+    at_close: Callable[[], object] = field(default=lambda: None, kw_only=True)
     """What else ends with the world."""
 
     def close(self) -> None:
@@ -120,7 +120,7 @@ def join_mesh(
         sockets=sockets_per_pair(meeting.members),
         node=neighbours,
     )
-    world.watch(watched)
+    world.watch(watched, [*control.values(), *(neighbours.sockets.values() if neighbours else ())])
     if neighbours is not None:
         neighbours.exchange_bells(wake_fd, meeting.timeout_s)
     _let_children_go(mesh)

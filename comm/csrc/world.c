@@ -343,6 +343,15 @@ int ckc_start_engine(ckc_world *w) {
     return 0;
 }
 
+void ckc_retire(ckc_world *w, ckc_queue *queue) {
+    atomic_store_explicit(&queue->broken, 1, memory_order_release);
+    while (w->engine_runs && (atomic_load_explicit(&queue->pending, memory_order_acquire) ||
+                              atomic_load_explicit(&queue->active, memory_order_acquire))) {
+        ring_self(w);
+        usleep(200);
+    }
+}
+
 void ckc_stop_threads(ckc_world *w) {
     if (!w->engine_runs && !w->watch_runs) return;
     atomic_store_explicit(&w->stop, 1, memory_order_release);
