@@ -452,8 +452,12 @@ class TwoLevelGroup(Group):
         """Start phases that may start: an operation's on a group when all operations before it have started theirs."""
         for number, work in enumerate(self.flying):
             earlier = self.flying[:number]
-            work.advance(lambda on, earlier=earlier: all(not other.will_use(on) for other in earlier))
+            work.advance(partial(_none_will_use, earlier))
         self.flying = [work for work in self.flying if not work.ended()]
+
+
+def _none_will_use(works: Sequence[PolledWork], on: Group) -> bool:
+    return not any(work.will_use(on) for work in works)
 
 
 def _copied(output: np.ndarray, input: np.ndarray) -> np.ndarray:

@@ -33,6 +33,8 @@ _COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    from cktrain.comm.errors import CommError
+
     parser = build_parser(arguments[0] if arguments else None)
     options = parser.parse_args(arguments)
     try:
@@ -40,11 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"cktrain: {error}", file=sys.stderr)
         return EXIT_INPUT
-    except RuntimeError as error:
-        from cktrain.comm.errors import CommError
-
-        if not isinstance(error, CommError):
-            raise
+    except CommError as error:
         print(f"cktrain: {error}", file=sys.stderr)
         return 1
 
