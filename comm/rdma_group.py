@@ -60,8 +60,8 @@ class RdmaGroup(TcpGroup):
         return self._links.driver is not None
 
     def prepare(self, memory: np.ndarray) -> None:
-        """Register memory (uint8)."""
-        self._transport.register(memory)
+        """Let memory (uint8) travel without a copy, if it may be registered."""
+        self._transport.prepare(memory)
 
     def _connect(self, purpose: int) -> None:
         others = [s for s in self._seats if s != self._mesh.seat]
