@@ -46,6 +46,8 @@ OWN_ORDER = ("ring", "halving_doubling")
 """All-reduces that add in an order of their own; not for bf16 (partial sums would be rounded) and not for mean."""
 
 SEGMENT_BYTES = 256 << 10
+SCRATCH_BYTES = 8 << 20
+"""Of a lane, at most, for canonical reductions: with many ranks segments are shorter."""
 _ALIGN = 64
 
 
@@ -82,11 +84,11 @@ def plan(
 
     Args: the call's; begins for the kinds with parts.
     """
-    segment = max(1, SEGMENT_BYTES // itemsize)
+    segment = max(1, min(SEGMENT_BYTES, SCRATCH_BYTES // size) // itemsize)
     match kind, algorithm:
-        case "all_reduce", "doubling":
+        case "all_reduce", "doubling" if size * count * itemsize <= SCRATCH_BYTES:
             made = doubling_all_reduce(rank, size, count)
-        case "all_reduce", "direct":
+        case "all_reduce", "doubling" | "direct":
             made = direct_all_reduce(rank, even_parts(count, size, itemsize), segment)
         case "all_reduce", "ring":
             made = ring_all_reduce(rank, even_parts(count, size, itemsize))

@@ -75,6 +75,20 @@ MUTANTS = [
         "tests/cktrain/test_trainer.py::test_a_step_starts_from_no_gradient_after_a_skipped_one",
     ),
     Mutant(
+        "logits rounded to bf16",
+        "cktrain/nn/head.py",
+        '"logits", (chunk, width), self.num.f32',
+        '"logits", (chunk, width), self.num.real',
+        "tests/cktrain/test_bf16.py::test_logits_are_not_rounded",
+    ),
+    Mutant(
+        "the loss of a document's end looks into the next document",
+        "cktrain/data/loader.py",
+        "targets[tokens == source.eos_id] = IGNORE_INDEX",
+        "pass",
+        "tests/cktrain/test_packed_documents.py::test_two_documents_in_one_sequence_are_the_two_alone",
+    ),
+    Mutant(
         "clipping by the norm of the sum instead of the mean",
         "cktrain/trainer.py",
         "norm = math.sqrt(sums.squared_norm) / tokens",
@@ -101,9 +115,10 @@ PARALLEL_MUTANTS = [
     ),
     Mutant(
         "padding in the softmax",
-        "cktrain/nn/head.py",
-        "valid = padded[:, : self.words]",
-        "valid = padded",
+        "cktrain/parallel/vocabulary.py",
+        "self.first_word, self.words = divide_vocabulary(self.weight, border.group.size, border.group.rank)",
+        "self.first_word, _ = divide_vocabulary(self.weight, border.group.size, border.group.rank)\n"
+        "        self.words = self.weight.shape[0]",
         f"{EQUALITY}[gpt2-tensor 2]",
     ),
     Mutant(

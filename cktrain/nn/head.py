@@ -19,7 +19,8 @@ from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import Param
 
 IGNORE_INDEX = -100
-CHUNK_BYTES = 64 << 20
+CHUNK_BYTES = 36 << 20
+"""Of the logits of a chunk: about what attention's temporaries of the reference model take (docs/memory.md)."""
 
 
 class CrossEntropyHead(Module):
@@ -76,7 +77,7 @@ class CrossEntropyHead(Module):
 
     def _in_place(self, logits: np.ndarray) -> np.ndarray:
         """`real` (R, V) in the memory of f32 logits (R, V): each row in the first bytes of its row."""
-        if self.num.real == self.num.f32 or self.num.is_dry:  # dry arrays have no memory to view
+        if self.num.real == self.num.f32 or 0 in logits.strides:  # planned arrays have no memory to view
             return logits
         return logits.view(self.num.real)[:, : logits.shape[1]]
 

@@ -162,15 +162,15 @@ class Slot:
 
     def saved(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
         """The array `name` of `module`, kept until this micro-batch's backward is done."""
-        return self._get((module.role if self._by_role else module.name, name), shape, dtype)
+        return self._arrays[module.role if self._by_role else module.name, name]
 
     def kept(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
         """The array `name` of `module`, kept until the backward is done even where blocks are recomputed."""
-        return self._get((module.name, name), shape, dtype)
+        return self._arrays[module.name, name]
 
     def shared(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
         """A temporary of `module`, overwritten by the next module of the same role."""
-        return self._get((module.role, name), shape, dtype)
+        return self._arrays[module.role, name]
 
     def phase(self, name: str) -> AbstractContextManager[None]:
         """The block's shared arrays are free when it ends; no two phases of one name may be alive at once."""
@@ -193,9 +193,6 @@ class Slot:
         finally:
             self._by_role = before
 
-    def _get(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
-        return self._arrays[key]
-
 
 class _Recorder(Slot):
     """The slot of a dry run: hands out arrays that have a shape and no memory, and notes what was asked."""
@@ -210,12 +207,16 @@ class _Recorder(Slot):
 
     def shared(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
         self._had_once((module.role, name), self._path)
-        return super().shared(module, name, shape, dtype)
+        return self._dry((module.role, name), shape, dtype)
 
     def saved(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
-        if self._by_role:
-            self._had_once((module.role, name), self._block)  # also read in later phases of the block
-        return super().saved(module, name, shape, dtype)
+        if not self._by_role:
+            return self.kept(module, name, shape, dtype)
+        self._had_once((module.role, name), self._block)  # also read in later phases of the block
+        return self._dry((module.role, name), shape, dtype)
+
+    def kept(self, module: Module, name: str, shape: Shape, dtype: np.dtype) -> np.ndarray:
+        return self._dry((module.name, name), shape, dtype)
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
@@ -238,7 +239,7 @@ class _Recorder(Slot):
         before = self.paths.setdefault(key, path)
         self.paths[key] = tuple(a for a, _ in takewhile(_equal, zip(before, path, strict=False)))
 
-    def _get(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
+    def _dry(self, key: tuple[str, str], shape: Shape, dtype: np.dtype) -> np.ndarray:
         before = self.asked.setdefault(key, (shape, dtype))
         assert before == (shape, dtype), f"{key} asked as {before} and as {(shape, dtype)}"
         return shape_alone(shape, dtype)

@@ -151,6 +151,7 @@ def test_the_mask_is_on_the_batch():
     expected = document_bounds(batch.tokens, 3)
     assert np.array_equal(batch.first, expected[0]) and np.array_equal(batch.positions, expected[1])
     assert batch.first.tolist()[0] == [0, 0, 0, 0, 4, 4, 4, 4, 4, 9]
+    assert batch.targets.tolist()[0] == [1, 2, 3, -100, 0, 1, 2, 3, -100, 0]
 
 
 @given(st.integers(2, 200), st.integers(1, 12), st.integers(1, 4), st.integers(1, 4))
@@ -182,5 +183,5 @@ def test_the_first_batches_are_the_same_windows_on_any_ranks(batches, ranks):
 def test_a_validation_split_shorter_than_a_sequence_is_padded():
     (batch,) = validation_batches(stream(4, eos_id=1), 6, 1, 1, document_mask=True)
     assert batch.tokens.tolist() == [[0, 1, 2, 0, 0, 0]]
-    assert batch.targets.tolist() == [[1, 2, 3, -100, -100, -100]]
+    assert batch.targets.tolist() == [[1, -100, 3, -100, -100, -100]]  # 2 begins a document
     assert batch.first.tolist() == [[0, 0, 2, 2, 2, 2]]
