@@ -55,6 +55,9 @@ class RdmaGroup(TcpGroup):
 
     transport = "rdma"
 
+    segment_bytes = 1 << 20
+    """Long, since the first bytes of a segment pass through the ring until the receiver has said where it belongs."""
+
     @property
     def moved_by_caller(self) -> bool:  # type: ignore[override]
         """Of the provider in Python it is so."""
