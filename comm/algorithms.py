@@ -79,12 +79,13 @@ def plan(
     begins: tuple[int, ...] | None,
     root: int,
     itemsize: int,
+    segment_bytes: int = SEGMENT_BYTES,
 ) -> tuple[np.ndarray, np.ndarray, int, bytes]:
     """The schedule of a call as rows for the engine: steps (n, 8), sources (m, 2), scratch elements, headers by rank.
 
-    Args: the call's; begins for the kinds with parts.
+    Args: the call's; begins for the kinds with parts; segment_bytes: how much of a part travels at a time.
     """
-    segment = max(1, min(SEGMENT_BYTES, SCRATCH_BYTES // size) // itemsize)
+    segment = max(1, min(segment_bytes, SCRATCH_BYTES // size) // itemsize)
     match kind, algorithm:
         case "all_reduce", "doubling" if size * count * itemsize <= SCRATCH_BYTES:
             made = doubling_all_reduce(rank, size, count)

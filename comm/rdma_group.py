@@ -55,14 +55,17 @@ class RdmaGroup(TcpGroup):
 
     transport = "rdma"
 
+    segment_bytes = 1 << 20
+    """Long, since the first bytes of a segment pass through the ring until the receiver has said where it belongs."""
+
     @property
     def moved_by_caller(self) -> bool:  # type: ignore[override]
         """Of the provider in Python it is so."""
         return self._links.driver is not None
 
     def prepare(self, memory: np.ndarray) -> None:
-        """Register memory (uint8)."""
-        self._transport.register(memory)
+        """Let memory (uint8) travel without a copy, if it may be registered."""
+        self._transport.prepare(memory)
 
     def _connect(self, purpose: int) -> None:
         others = [s for s in self._seats if s != self._mesh.seat]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cktrain.comm import _engine
-from cktrain.comm.algorithms import Table, choose, plan
+from cktrain.comm.algorithms import SEGMENT_BYTES, Table, choose, plan
 from cktrain.comm.engine_group import DTYPE, KIND, Call, EngineGroup, MakeOp
 from cktrain.comm.group import Group
 from cktrain.comm.node import Node, NodeMeeting, share_node
@@ -207,6 +207,9 @@ class TcpGroup(EngineGroup):
     moved_by_caller = False
     """Whether asynchronous operations get on only while the caller asks or waits."""
 
+    segment_bytes = SEGMENT_BYTES
+    """How much of a rank's part travels at a time."""
+
     def prepare(self, memory: np.ndarray) -> None:
         """Make memory that this rank has from elsewhere fit to be sent from and received into."""
 
@@ -259,7 +262,15 @@ class TcpGroup(EngineGroup):
             algorithm = choose(call.kind, nbytes, self._table, self._algorithm, canonical=canonical)
         parts = None if call.begins is None else tuple(call.begins)
         steps, sources, scratch, partners = plan(
-            call.kind, algorithm, self.rank, self.size, call.count, parts, call.root, itemsize
+            call.kind,
+            algorithm,
+            self.rank,
+            self.size,
+            call.count,
+            parts,
+            call.root,
+            itemsize,
+            self.segment_bytes,
         )
         given = (*call.header(), *call.addresses(), steps, sources, scratch * itemsize, partners)
         kept = (call.input, call.output)
