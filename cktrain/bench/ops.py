@@ -443,9 +443,10 @@ def bench_ops(
     for trial in memory_trials(w):
         if _wanted(trial, names):
             plain, streaming = streams.runs(*trial.streams)
-            runs = [trial.call(trial.rows), trial.rival, plain, streaming]
-            seconds, rival, *limits = _best(runs, rounds, threads)
-            stream, in_cache = streams.nbytes(*trial.streams) / min(limits), _in_cache(trial, threads)
+            few, few_bytes = _in_cache(trial, threads)
+            runs = [trial.call(trial.rows), trial.rival, few, plain, streaming]
+            seconds, rival, few_seconds, *limits = _best(runs, rounds, threads)
+            stream, in_cache = streams.nbytes(*trial.streams) / min(limits), few_bytes / few_seconds
             yield _result(
                 trial,
                 "",
@@ -460,20 +461,19 @@ def bench_ops(
             )
 
 
-def _in_cache(trial: Trial, threads: int) -> float:
-    """Bytes per second on as many rows as fit half of the second-level caches, called until they are there."""
+def _in_cache(trial: Trial, threads: int) -> tuple[Callable[[], None], float]:
+    """Many calls on as many rows as fit half of the second-level caches, and the bytes of all of them."""
     from cktrain.cython_kernels import _runtime
 
     fitting = threads * _runtime.caches()[1] // 2
     rows = max(1, min(trial.rows, trial.rows * fitting // trial.nbytes))
-    call = trial.call(rows)
-    nbytes = trial.nbytes * rows / trial.rows
+    call, calls = trial.call(rows), 100
 
     def run() -> None:
-        for _ in range(20):
+        for _ in range(calls):
             call()
 
-    return float(20 * nbytes / _best([run], 10, threads)[0])
+    return run, calls * trial.nbytes * rows / trial.rows
 
 
 class _Streams:
