@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import platform
 import secrets
 import time
@@ -34,12 +35,18 @@ def check_shared_folder(folder: Path, group: Group, patience: float = PATIENCE) 
             problem = f"rank {group.rank} ({host}) does not see in {folder.absolute()} what rank 0 ({writer}) writes there"
         problems = [text.decode() for text in group.all_gather_bytes(problem.encode())]
     finally:
-        mark.unlink(missing_ok=True)
+        if group.rank == 0:
+            _remove(mark)
     if any(problems):
         raise ValueError(
             f"[checkpoint] {'; '.join(text for text in problems if text)}. "
             "Put run.dir on a file system that all hosts share, under the same path."
         )
+
+
+def _remove(mark: Path) -> None:
+    with contextlib.suppress(OSError):  # where it could not be written
+        mark.unlink()
 
 
 def _seen(file: Path, word: str, patience: float) -> bool:

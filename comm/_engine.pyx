@@ -29,6 +29,9 @@ MAX_RANKS = CKC_MAX_RANKS
 MAX_ARENAS = CKC_MAX_ARENAS
 KINDS = ("barrier", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "send", "recv")
 BYTES_DTYPE = CKC_BYTES
+# What threads use by its descriptor: the garbage collector finalizes (closes) a socket before it frees what refers to
+# it, so the owners are held here, from where it collects nothing, until the threads are through. By address of the user.
+cdef dict in_use = {}
 cdef int64_t SLICE_NS = 50000000    # a call without the GIL: then signals are looked at
 
 # numpy's type number -> our dtype; bf16's number is given by the process's ml_dtypes (World).
@@ -144,13 +147,17 @@ cdef class World:
         self.w.reduce = <ckc_reduce_n> PyCapsule_GetPointer(capsule, CKC_REDUCE_CAPSULE)
         self.reduction = capsule
 
-    def watch(self, watched):
-        """Start the watch thread on `watched`: (fd, world rank, seat, HANGUP, PIDFD or CONTROL)."""
+    def watch(self, watched, owners=()):
+        """Start the watch thread on `watched`: (fd, world rank, seat, HANGUP, PIDFD or CONTROL).
+
+        Their `owners` (sockets) live until the thread has ended, unless they are closed by name.
+        """
         cdef int i, error
         self.watched = <ckc_watched *> calloc(max(1, len(watched)), sizeof(ckc_watched))
         for i, (fd, rank, seat, kind) in enumerate(watched):
             self.watched[i].fd, self.watched[i].rank = fd, rank
             self.watched[i].local_rank, self.watched[i].kind = seat, kind
+        in_use[<uintptr_t> self.w] = list(owners)
         error = ckc_start_watch(self.w, self.watched, len(watched))
         if error:
             raise OSError(error, "the watch thread cannot start: " + os.strerror(error))
@@ -216,15 +223,19 @@ cdef class World:
         """End the threads."""
         with nogil:
             ckc_stop_threads(self.w)
+        in_use.pop(<uintptr_t> self.w, None)
 
     def __dealloc__(self):
         if self.w != NULL:
             with nogil:
                 ckc_stop_threads(self.w)
+            if in_use is not None:      # it is, at the interpreter's end
+                in_use.pop(<uintptr_t> self.w, None)
             free(self.w)
         free(self.watched)
 
 
+@cython.no_gc_clear     # as long as the engine has it, what it runs on must live
 cdef class Op:
     """One operation. It keeps its arrays alive; the memory that C reads stands in this object."""
 
@@ -233,7 +244,13 @@ cdef class Op:
     cdef int64_t begins[257]
     cdef object kept
     cdef object driver
+    cdef object holder      # of its queue
     cdef bint submitted
+
+    def __dealloc__(self):
+        if self.submitted and self.driver is None and CKC_LOAD(self.o.state) == CKC_PENDING:
+            with nogil:
+                ckc_retire(self.w, self.o.queue)
 
     def run(self, double seconds):
         """In the caller: move it on, at most so long; returns its state."""
@@ -329,6 +346,7 @@ cdef class Op:
         return self.o.call.zero, self.o.call.extra
 
 
+@cython.no_gc_clear
 cdef class Lane:
     """A channel of csrc/shm.h: collectives of one group, one after another."""
 
@@ -430,6 +448,8 @@ cdef class Lane:
         """
         cdef Op op = self._make() if own else self.op
         cdef int r
+        if own:
+            op.holder = self
         self._fill(op, kind, dtype, reduction, root, count, extra)
         op.o.inp, op.o.out, op.kept = <const char *> inp, <char *> out, kept
         if read_bytes:
@@ -477,9 +497,13 @@ cdef class Lane:
         return not CKC_LOAD(self.ch.queue.active) and not CKC_LOAD(self.ch.queue.pending)
 
     def __dealloc__(self):
+        if self.ch != NULL and self.ch.world != NULL:
+            with nogil:
+                ckc_retire(self.ch.world, &self.ch.queue)
         free(self.ch)
 
 
+@cython.no_gc_clear
 cdef class Stream:
     """A rank's end of a ring of csrc/stream.c: messages to (or from) one peer, in their order."""
 
@@ -507,7 +531,7 @@ cdef class Stream:
     def make(self, bint sends, int dtype, int64_t count, uintptr_t address, kept):
         """A send or a recv of `count` elements at `address`."""
         cdef Op op = Op.__new__(Op)
-        op.w = self.world.w
+        op.w, op.holder = self.world.w, self
         op.o.on = self.s
         op.o.queue = &self.s.queue
         op.o.advance = ckc_stream_send if sends else ckc_stream_recv
@@ -536,6 +560,9 @@ cdef class Stream:
         return not CKC_LOAD(self.s.queue.active) and not CKC_LOAD(self.s.queue.pending)
 
     def __dealloc__(self):
+        if self.s != NULL and self.s.world != NULL:
+            with nogil:
+                ckc_retire(self.s.world, &self.s.queue)
         free(self.s)
 
 

@@ -65,6 +65,7 @@ cdef extern from "world.h" nogil:
     int ckc_start_engine(ckc_world *world)
     void ckc_submit(ckc_world *world, ckc_op *op)
     int ckc_wait(ckc_world *world, ckc_op *op, int64_t slice_ns)
+    void ckc_retire(ckc_world *world, ckc_queue *queue)
     void ckc_stop_threads(ckc_world *world)
 
 cdef extern from "watch.h" nogil:

@@ -1,5 +1,6 @@
 # Operations over links (csrc/wire.h); a part of _engine.pyx.
 
+@cython.no_gc_clear
 cdef class WireOp(Op):
     """An operation of a wire: a schedule under way."""
 
@@ -40,13 +41,13 @@ cdef class WireOp(Op):
         return self.run_state.theirs[peer].dtype, self.run_state.theirs[peer].count
 
 
+@cython.no_gc_clear
 cdef class Wire:
     """A lane of operations over sockets (csrc/wire.h)."""
 
     cdef ckc_wire *wire
     cdef ckc_stripes *own
     cdef World world
-    cdef object given
     cdef object scratch
     cdef object allocate
     cdef object driver
@@ -69,7 +70,7 @@ cdef class Wire:
         cdef int r, i, error
         cdef int[16] fds
         assert len(links) <= CKC_MAX_RANKS
-        self.world, self.given = world, links
+        self.world, in_use[<uintptr_t> self.wire] = world, links
         self.allocate, self.driver = allocate, driver
         self.wire.world, self.wire.rank, self.wire.size = world.w, rank, len(links)
         self.own = <ckc_stripes *> calloc(len(links), sizeof(ckc_stripes))
@@ -175,6 +176,11 @@ cdef class Wire:
 
     def __dealloc__(self):
         cdef int r
+        if self.wire != NULL and self.wire.world != NULL and self.driver is None:
+            with nogil:
+                ckc_retire(self.wire.world, &self.wire.queue)
+        if in_use is not None:
+            in_use.pop(<uintptr_t> self.wire, None)
         if self.own != NULL:
             for r in range(self.wire.size):
                 if self.own[r].link.arm != NULL:

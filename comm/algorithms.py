@@ -46,6 +46,8 @@ OWN_ORDER = ("ring", "halving_doubling")
 """All-reduces that add in an order of their own; not for bf16 (partial sums would be rounded) and not for mean."""
 
 SEGMENT_BYTES = 256 << 10
+SCRATCH_BYTES = 8 << 20
+"""Of a lane, at most, for canonical reductions: with many ranks segments are shorter."""
 _ALIGN = 64
 
 
@@ -77,16 +79,17 @@ def plan(
     begins: tuple[int, ...] | None,
     root: int,
     itemsize: int,
+    segment_bytes: int = SEGMENT_BYTES,
 ) -> tuple[np.ndarray, np.ndarray, int, bytes]:
     """The schedule of a call as rows for the engine: steps (n, 8), sources (m, 2), scratch elements, headers by rank.
 
-    Args: the call's; begins for the kinds with parts.
+    Args: the call's; begins for the kinds with parts; segment_bytes: how much of a part travels at a time.
     """
-    segment = max(1, SEGMENT_BYTES // itemsize)
+    segment = max(1, min(segment_bytes, SCRATCH_BYTES // size) // itemsize)
     match kind, algorithm:
-        case "all_reduce", "doubling":
+        case "all_reduce", "doubling" if size * count * itemsize <= SCRATCH_BYTES:
             made = doubling_all_reduce(rank, size, count)
-        case "all_reduce", "direct":
+        case "all_reduce", "doubling" | "direct":
             made = direct_all_reduce(rank, even_parts(count, size, itemsize), segment)
         case "all_reduce", "ring":
             made = ring_all_reduce(rank, even_parts(count, size, itemsize))

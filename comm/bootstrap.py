@@ -421,7 +421,12 @@ def _init_rdma(options: _Options, meeting: _Meeting) -> Group | None:
             node=node,
         )
         others = _taken(meeting)
-        mesh.at_close = lambda: (transport.close(), others())
+
+        def close() -> None:
+            transport.close()
+            others()
+
+        mesh.at_close = close
         return RdmaGroup(
             transport, mesh, range(rendezvous.size), "world", options.timeout_s, algorithm=options.algorithm
         )
@@ -512,11 +517,9 @@ def abort(group: Group, code: int) -> NoReturn:
 
 
 def transport_of(group: Group) -> str:
-    """Which transport a group uses: "shm", "tcp", "mpi", "shm+tcp" or "shm+mpi" in two levels, or "none"."""
-    if (flat := getattr(group, "flat", None)) is not None:
-        return f"shm+{transport_of(flat)}"
-    return {"ShmGroup": "shm", "TcpGroup": "tcp", "MPIGroup": "mpi"}.get(type(group).__name__, "none")
-    """Which transport a group uses: "shm", "rdma", "tcp", "mpi" or "none"."""
+    """Which transport a group uses: "shm", "rdma", "tcp", "mpi", in two levels "shm+rdma" and so on, or "none"."""
+    if group.flat is not group:
+        return f"shm+{transport_of(group.flat)}"
     return {"ShmGroup": "shm", "RdmaGroup": "rdma", "TcpGroup": "tcp", "MPIGroup": "mpi"}.get(
         type(group).__name__, "none"
     )
@@ -524,7 +527,7 @@ def transport_of(group: Group) -> str:
 
 def tables_of(group: Group) -> Tables | None:
     """The tables of algorithms that a group and its parts choose by; None where there is nothing to choose."""
-    mesh = getattr(getattr(group, "flat", group), "_mesh", None)
+    mesh = getattr(group.flat, "_mesh", None)
     return None if mesh is None else mesh.tables
 
 

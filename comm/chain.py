@@ -8,6 +8,7 @@ no group, and the next operation uses the node's memory while this one is on the
 
 from __future__ import annotations
 
+import os
 import time
 from abc import abstractmethod
 from collections.abc import Callable
@@ -21,6 +22,10 @@ from cktrain.comm.engine_group import EngineGroup, EngineWork, MakeOp
 from cktrain.comm.errors import CollectiveMismatchError, CollectiveTimeoutError, CommError
 from cktrain.comm.group import Group
 from cktrain.comm.work import Work
+
+# Who waits yields its core for the first while, then sleeps between two looks.
+_YIELD_S = 500e-6
+_SLEEP_S = 50e-6
 
 if TYPE_CHECKING:
     from cktrain.comm.two_level_group import TwoLevelGroup
@@ -226,16 +231,20 @@ class PolledWork(FlyingWork):
         if not self._begun:
             self.begin()
         limit = self.group.timeout_s if timeout is None else timeout
-        until = time.monotonic() + limit
+        began = time.monotonic()
         while not self.done():
-            if time.monotonic() > until:
+            waited = time.monotonic() - began
+            if waited > limit:
                 error = CollectiveTimeoutError(
                     "comm.two_level", self.group.rank, f"{self._spelled()} on group {self.group.name}", limit
                 )
                 if timeout is None:
                     self.group.broken(error)
                 raise error
-            self.group.sleep()
+            if waited < _YIELD_S:
+                os.sched_yield()
+            else:
+                time.sleep(_SLEEP_S)
 
 
 def _tell(later: list[Phase], met: _engine.Op) -> None:

@@ -7,7 +7,8 @@ as good as an array of its own. Arguments are checked here, once, for every kind
 against this rank's own arguments only (a group made with `check=True` compares ranks as well).
 
 Reductions have one canonical order (`cktrain.comm.reduction`): the same bits on all ranks, from run to run,
-for any length, offset or transport.
+for any length, offset or transport. A group of several nodes in two levels (`cktrain.comm.two_level_group`) has an order
+of its own that is as fixed; its `flat` has the canonical one.
 
 Legend: n elements of an array; size ranks in the group; counts[r] elements that belong to rank r.
 
@@ -184,6 +185,11 @@ class Group(ABC):
     @abstractmethod
     def broadcast_bytes(self, data: bytes, root: int = 0) -> bytes:
         """Return rank `root`'s `data` on every rank; the others' is ignored."""
+
+    @property
+    def flat(self) -> Group:
+        """The same ranks, whose sums are added in the order of ranks: this group, or the one under its two levels."""
+        return self
 
     # Memory.
 

@@ -215,7 +215,7 @@ def watch_node(meeting: NodeMeeting, *, engine_core: int | None = None) -> Node:
         engine_core=-1 if engine_core is None else engine_core,
     )
     node = Node(meeting.seat, members, world, _WHERE, meeting.sockets)
-    world.watch(node.watch_over())
+    world.watch(node.watch_over(), node.sockets.values())
     return node
 
 

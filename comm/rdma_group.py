@@ -14,6 +14,7 @@ import numpy as np
 
 from cktrain.comm import _engine
 from cktrain.comm.algorithms import Table
+from cktrain.comm.engine_group import Call
 from cktrain.comm.tcp_group import FIRST_GROUP, Mesh, TcpGroup
 from cktrain.comm.transport.base import RemoteMemory
 from cktrain.comm.transport.rdma import RdmaTransport
@@ -54,14 +55,17 @@ class RdmaGroup(TcpGroup):
 
     transport = "rdma"
 
+    segment_bytes = 1 << 20
+    """Long, since the first bytes of a segment pass through the ring until the receiver has said where it belongs."""
+
     @property
     def moved_by_caller(self) -> bool:  # type: ignore[override]
         """Of the provider in Python it is so."""
         return self._links.driver is not None
 
     def prepare(self, memory: np.ndarray) -> None:
-        """Register memory (uint8)."""
-        self._transport.register(memory)
+        """Let memory (uint8) travel without a copy, if it may be registered."""
+        self._transport.prepare(memory)
 
     def _connect(self, purpose: int) -> None:
         others = [s for s in self._seats if s != self._mesh.seat]
@@ -104,9 +108,8 @@ class RdmaGroup(TcpGroup):
         op = self._barrier_op
         if op is None or self._failure is not None or self._closed:
             self._raise_if_unusable("barrier")
-            make = self._barrier()._make
-            assert make is not None
-            op = self._barrier_op = make(self._lane, False)
+            nothing = np.empty(0, np.uint8)
+            op = self._barrier_op = self._make(Call("barrier", 0, nothing, nothing))(self._lane, False)
         else:
             op.again()
         if op.run(_RUN_S) != _engine.DONE:

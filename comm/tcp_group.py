@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ipaddress
 import os
+import resource
 import socket
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cktrain.comm import _engine
-from cktrain.comm.algorithms import Table, choose, plan
+from cktrain.comm.algorithms import SEGMENT_BYTES, Table, choose, plan
 from cktrain.comm.engine_group import DTYPE, KIND, Call, EngineGroup, MakeOp
 from cktrain.comm.group import Group
 from cktrain.comm.node import Node, NodeMeeting, share_node
@@ -47,7 +48,7 @@ class Mesh(Peers):
     """Per pair of ranks and lane; the same on all ranks."""
     node: Node | None = field(default=None, kw_only=True)
     """The ranks that share this node, where they are used as such (`cktrain.comm.two_level`)."""
-    at_close: Callable[[], None] = field(default=lambda: None, kw_only=True)
+    at_close: Callable[[], object] = field(default=lambda: None, kw_only=True)
     """What else ends with the world."""
 
     def close(self) -> None:
@@ -81,6 +82,7 @@ def join_mesh(
         node: who has met on this node, and their ranks: they are watched as `cktrain.comm.node` does, and the
             mesh has a `node` in the same world.
     """
+    _allow_files(meeting.size * sockets_per_pair(meeting.members))
     met, ranks = node or (None, [meeting.rank])
     others = [r for r in range(meeting.size) if r not in ranks]
     control = {r: sockets[0] for r, sockets in meeting.connect_all(others, _WORLD, 1).items()}
@@ -118,7 +120,7 @@ def join_mesh(
         sockets=sockets_per_pair(meeting.members),
         node=neighbours,
     )
-    world.watch(watched)
+    world.watch(watched, [*control.values(), *(neighbours.sockets.values() if neighbours else ())])
     if neighbours is not None:
         neighbours.exchange_bells(wake_fd, meeting.timeout_s)
     _let_children_go(mesh)
@@ -135,6 +137,14 @@ def _let_children_go(mesh: Mesh) -> None:
                 connection.close()
 
     os.register_at_fork(after_in_child=close)
+
+
+def _allow_files(connections: int) -> None:
+    """Raise this process's limit of open files as far as it may be, where many connections come near to it."""
+    wanted = 1024 + 8 * _LANES * connections  # of several groups, each with descriptors to sleep on
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if 0 <= soft < wanted:  # below 0: there is none
+        resource.setrlimit(resource.RLIMIT_NOFILE, (min(wanted, hard) if hard >= 0 else wanted, hard))
 
 
 def sockets_per_pair(members: Sequence[dict[str, Any]]) -> int:
@@ -197,6 +207,9 @@ class TcpGroup(EngineGroup):
     moved_by_caller = False
     """Whether asynchronous operations get on only while the caller asks or waits."""
 
+    segment_bytes = SEGMENT_BYTES
+    """How much of a rank's part travels at a time."""
+
     def prepare(self, memory: np.ndarray) -> None:
         """Make memory that this rank has from elsewhere fit to be sent from and received into."""
 
@@ -249,7 +262,15 @@ class TcpGroup(EngineGroup):
             algorithm = choose(call.kind, nbytes, self._table, self._algorithm, canonical=canonical)
         parts = None if call.begins is None else tuple(call.begins)
         steps, sources, scratch, partners = plan(
-            call.kind, algorithm, self.rank, self.size, call.count, parts, call.root, itemsize
+            call.kind,
+            algorithm,
+            self.rank,
+            self.size,
+            call.count,
+            parts,
+            call.root,
+            itemsize,
+            self.segment_bytes,
         )
         given = (*call.header(), *call.addresses(), steps, sources, scratch * itemsize, partners)
         kept = (call.input, call.output)

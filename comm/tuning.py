@@ -19,7 +19,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,7 +98,7 @@ def read_tables(path: str | os.PathLike[str]) -> Tables:
 
 
 def crossovers(
-    sizes: Sequence[int], seconds: dict[str, Sequence[float]], margin: float = 0.03
+    sizes: Sequence[int], seconds: Mapping[str, Sequence[float]], margin: float = 0.03
 ) -> list[tuple[float, str]]:
     """The fastest algorithm up to each border, from the time of each one at ascending sizes.
 

@@ -77,5 +77,5 @@ def over_mpi(flat: Group, timeout_s: float, environ: Mapping[str, str], engine_c
     )
     members = [{"rank": rank, "host": names[rank].split()[0]} for rank in range(flat.size)]
     node = share_node(world, flat.rank, met, here, members)
-    world.watch(node.watch_over())
+    world.watch(node.watch_over(), node.sockets.values())
     return TwoLevelGroup(flat, node, range(flat.size), names, at_close=node.close)

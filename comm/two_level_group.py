@@ -29,7 +29,6 @@ Groups whose nodes have unequal numbers of ranks, or whose ranks do not follow e
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
@@ -80,8 +79,7 @@ class TwoLevelGroup(Group):
             at_close: what ends with the group; None: nothing.
         """
         super().__init__(flat.rank, flat.size, flat.name, flat.timeout_s)
-        self.flat = flat
-        """All its ranks, over the network alone."""
+        self._network = flat
         self._peers, self._seats, self._names = node, list(seats), list(names)
         self._at_close = at_close
         self._ancestors = list(ancestors)
@@ -123,6 +121,11 @@ class TwoLevelGroup(Group):
             if isinstance(part, EngineGroup):
                 part.belong_to(self._seats, mates if part is self.rail else {})
         self._chained = isinstance(self.flat, TcpGroup) and not self.flat.moved_by_caller
+
+    @property
+    def flat(self) -> Group:
+        """All its ranks, over the network alone."""
+        return self._network
 
     # Memory, membership and lifetime.
 
@@ -169,7 +172,7 @@ class TwoLevelGroup(Group):
         """End the use of this group; the world's close also ends what joins the ranks."""
         if self._closed:
             return
-        for work in list(self.flying):
+        for work in [*self.flying, *(w for w in self._peers.live if getattr(w, "group", None) is self)]:
             work.wait()
         for part in self._parts:
             part.close()
@@ -417,6 +420,8 @@ class TwoLevelGroup(Group):
         Operations in flight take turns with two pieces, so that their memory does not grow with their number; a
         synchronous one (`work` None) has a third piece. Pieces grow to what was needed once.
         """
+        if count == 0:
+            return np.empty(0, dtype), None
         number = _PIECES - 1 if work is None else self._turn
         if work is not None:
             self._turn = (self._turn + 1) % (_PIECES - 1)
@@ -447,12 +452,12 @@ class TwoLevelGroup(Group):
         """Start phases that may start: an operation's on a group when all operations before it have started theirs."""
         for number, work in enumerate(self.flying):
             earlier = self.flying[:number]
-            work.advance(lambda on, earlier=earlier: all(not other.will_use(on) for other in earlier))
+            work.advance(partial(_none_will_use, earlier))
         self.flying = [work for work in self.flying if not work.ended()]
 
-    def sleep(self) -> None:
-        """Between two looks."""
-        time.sleep(20e-6)
+
+def _none_will_use(works: Sequence[PolledWork], on: Group) -> bool:
+    return not any(work.will_use(on) for work in works)
 
 
 def _copied(output: np.ndarray, input: np.ndarray) -> np.ndarray:

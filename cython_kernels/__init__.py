@@ -27,7 +27,7 @@ OPS = {
     "activation": ("swiglu_forward", "swiglu_backward", "gelu_forward", "gelu_backward", "add"),
     "cross_entropy": ("cross_entropy_forward", "cross_entropy_backward"),
     "optimizer": ("adamw_step", "sgd_step", "sum_of_squares"),
-    "cast": ("cast",),
+    "cast": ("cast", "zero"),
 }
 """The ops of each compiled module."""
 
@@ -60,6 +60,7 @@ class KernelSet:
     sgd_step: Callable[..., None]
     sum_of_squares: Callable[..., float]
     cast: Callable[..., None]
+    zero: Callable[..., None]
     set_num_threads: Callable[[int], None]
     num_threads: Callable[[], int]
     reduction: Any

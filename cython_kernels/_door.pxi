@@ -34,6 +34,7 @@ cdef extern from "runtime.h" nogil:
         ck_kernel cast_to_bf16[2]
         ck_kernel adamw_step
         ck_kernel sgd_step
+        ck_kernel zero
         ck_kernel peak_f32
         ck_kernel peak_bf16
         ck_kernel stream

@@ -1,4 +1,4 @@
-"""Conversion between float32 and bfloat16."""
+"""Conversion between float32 and bfloat16, and setting to zero."""
 
 include "_door.pxi"
 
@@ -25,3 +25,17 @@ def cast(dst, src):
     kernel = rt.table.cast_to_f32[asrc.dtype] if ad.dtype == CK_F32 else rt.table.cast_to_bf16[asrc.dtype]
     with nogil:
         rt.run(kernel, &a, a.n)
+
+
+def zero(x):
+    """x float32 = 0, contiguous, by all threads and past the caches when it is large."""
+    cdef const char *op = b"zero"
+    cdef ck_array ax
+    cdef ck_cast_args a
+    cdef int axis
+    rt.take(&ax, x, op, b"x", CK_IS_F32 | CK_DIMS(0, 4) | CK_IS_PACKED | CK_IS_WRITTEN)
+    a = ck_cast_args(ax.data, NULL, 1)
+    for axis in range(ax.dims):
+        a.n *= ax.shape[axis]
+    with nogil:
+        rt.run(rt.table.zero, &a, a.n)

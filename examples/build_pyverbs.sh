@@ -43,7 +43,7 @@ tar xzf "$work"/pyverbs-*.tar.gz -C "$work/source" --strip-components=1
 
 # No run path: the modules are to take the system's library, not the one that they are linked with here.
 cmake -GNinja -S "$work/source/rdma-core" -B "$work/build" -DNO_MAN_PAGES=1 -DENABLE_RESOLVE_NEIGH=0 \
-    -DPYTHON_EXECUTABLE="$python" -DCYTHON_EXECUTABLE="$work/tools/bin/cython" -DCMAKE_SKIP_RPATH=1 \
+    -DPYTHON_EXECUTABLE="$work/tools/bin/python" -DCMAKE_SKIP_RPATH=1 \
     -DCMAKE_BUILD_TYPE=Release -DCMAKE_C_FLAGS_RELEASE=-O1 >"$work/configure.log" 2>&1 || {
     tail -n 30 "$work/configure.log" >&2
     exit 1

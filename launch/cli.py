@@ -33,6 +33,8 @@ _COMMANDS = {
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
     arguments = list(sys.argv[1:] if argv is None else argv)
+    from cktrain.comm.errors import CommError
+
     parser = build_parser(arguments[0] if arguments else None)
     options = parser.parse_args(arguments)
     try:
@@ -40,6 +42,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"cktrain: {error}", file=sys.stderr)
         return EXIT_INPUT
+    except CommError as error:
+        print(f"cktrain: {error}", file=sys.stderr)
+        return 1
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:

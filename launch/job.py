@@ -102,9 +102,10 @@ class Job:
             with contextlib.suppress(OSError):
                 assert remote.process.stdin is not None
                 remote.process.stdin.close()
+        deadline = time.monotonic() + GRACE_S
         for remote in self.remotes:
             try:
-                remote.process.wait(timeout=GRACE_S)
+                remote.process.wait(timeout=max(0.0, deadline - time.monotonic()))
             except subprocess.TimeoutExpired:
                 remote.process.kill()
                 remote.process.wait()

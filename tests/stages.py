@@ -106,6 +106,18 @@ def needs_index() -> str | None:
     return None if reached else "pip reaches no package index"
 
 
+def needs_sanitizers() -> str | None:
+    """A precondition: gcc has the libraries of its address and thread sanitizers."""
+    gcc = shutil.which("gcc")
+    if gcc is None:
+        return "gcc is not installed"
+    for name in ("libasan.so", "libtsan.so"):
+        found = subprocess.run([gcc, f"-print-file-name={name}"], capture_output=True, text=True, check=True)
+        if not os.path.isabs(found.stdout.strip()):
+            return f"gcc has no {name}"
+    return None
+
+
 def needs_libibverbs() -> str | None:
     """A precondition: what is built against libibverbs has it, and pkg-config."""
     if ctypes.util.find_library("ibverbs") is None:
@@ -144,6 +156,8 @@ DEMO_IN_BRIEF = (
     *("--set", "data.validation.batches=1"),
 )
 
+ENGINE_SHAKEN = ("tests/comm/test_sanitizers.py", "tests/comm/test_soak.py")
+
 STAGES = (
     Stage(
         "lint",
@@ -167,6 +181,7 @@ STAGES = (
                 "--ignore=tests/integration",
                 "--ignore=tests/test_packaging.py",
                 "--ignore=tests/test_build_pyverbs.py",
+                *(f"--ignore={path}" for path in ENGINE_SHAKEN),
             ),
         ),
         minutes=30,
@@ -179,9 +194,15 @@ STAGES = (
         minutes=20,
     ),
     Stage(
+        "engine",
+        "the C engine of comm under gcc's sanitizers, and random operations for some seconds",
+        (("pytest", *ENGINE_SHAKEN),),
+        needs_sanitizers,
+    ),
+    Stage(
         "namespaces",
-        "jobs over two hosts made of network namespaces, by mpirun and by cktrain launch",
-        (("pytest", "tests/namespaces", "-m", "namespaces"),),
+        "jobs over hosts made of network namespaces, by mpirun and by cktrain launch; links that break",
+        (("pytest", "tests/namespaces", "tests/comm/test_links.py", "-m", "namespaces"),),
         all_of(
             needs_modules("mpi4py", extra="mpi"), needs_program("mpirun", extra="mpi"), can_make_namespaces
         ),

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cktrain.bench.peak import measure_flops
 from cktrain.bench.profile import ProfiledKernels
 from cktrain.checkpoint import Progress
 from cktrain.comm.solo_group import SoloGroup
@@ -69,7 +70,10 @@ class StepReport:
 def bench_step(
     config: Config, kernels: Any, precision: str, steps: int, peak_flops: float | None
 ) -> StepReport:
-    """Measure `steps` steps after two for warming up, then as many profiled ones."""
+    """Measure `steps` steps after two for warming up, then as many profiled ones.
+
+    `peak_flops` was measured just before; it is measured again after the steps, and the larger one counts.
+    """
     numerics = Numerics(kernels, precision)
     model = build_model(
         config.model, numerics, config.data.sequence_length, config.memory.checkpointing == "block"
@@ -87,6 +91,8 @@ def bench_step(
     for step in range(3, 3 + steps):
         trainer.step(step)
     seconds = (time.perf_counter() - began) / steps
+    if peak_flops is not None:
+        peak_flops = max(peak_flops, measure_flops(kernels, precision))
     memory, rss = proportional_set_size(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     ops = _profile(trainer, numerics, steps, peak_flops)
     tokens = config.batch.global_batch_size * config.data.sequence_length
@@ -118,7 +124,7 @@ def _profile(
         began = time.perf_counter()
         for step in range(4 + steps, 4 + 2 * steps):
             trainer.step(step)
-        whole = (time.perf_counter() - began) / steps
+        whole = (time.perf_counter() - began - profiled.own_seconds) / steps
     finally:
         numerics.kernels = plain
     rows: list[dict[str, Any]] = []

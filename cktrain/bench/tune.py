@@ -61,4 +61,4 @@ def _contender(wire: TcpGroup, kind: str, nbytes: int, name: str) -> Contender:
         wire.prefer(name)
         call()
 
-    return Contender(name, f"{wire.size} ranks on {wire.node_count} nodes", preferred)
+    return Contender(name, "plain", preferred)

@@ -77,7 +77,7 @@ class CrossEntropyHead(Module):
 
     def _in_place(self, logits: np.ndarray) -> np.ndarray:
         """`real` (R, V) in the memory of f32 logits (R, V): each row in the first bytes of its row."""
-        if self.num.real == self.num.f32 or self.num.is_dry:  # dry arrays have no memory to view
+        if self.num.real == self.num.f32 or 0 in logits.strides:  # planned arrays have no memory to view
             return logits
         return logits.view(self.num.real)[:, : logits.shape[1]]
 

@@ -188,7 +188,7 @@ class FlatParams:
 
     def zero_grad(self) -> None:
         """Set all gradients to zero, before the first micro-batch of a step."""
-        self.grad.fill(0)
+        self.numerics.kernels.zero(self.grad)
 
     def segments(self, start: int = 0, stop: int | None = None) -> list[Segment]:
         """The elements [start, stop) cut where weight decay changes."""

@@ -248,7 +248,7 @@ class DataParallel:
         """Every micro-batch's gradient of every rank, added one after the other."""
         grad = self.params.grad
         if self.micro_batches == 1:
-            self.group.all_reduce(grad, "sum")  # a group adds in the order of ranks
+            self.group.flat.all_reduce(grad, "sum")  # added in the order of ranks
             return
         for bucket in self.buckets:
             part = slice(bucket.start, bucket.stop)

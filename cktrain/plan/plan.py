@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import accumulate, pairwise
 from typing import Any
 
 from cktrain.config import Config
-from cktrain.parallel.costs import ModelCosts, PredictedKernels, predict_costs
+from cktrain.parallel.costs import Cost, ModelCosts, PredictedKernels, predict_costs
 from cktrain.parallel.cuts import cut_by_costs, cuts_from_list
 from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.stages import Cuts
@@ -16,6 +17,10 @@ from cktrain.plan.formulas import amdahl_ceiling, bubble_share, key_value_bytes
 from cktrain.plan.memory import RankMemory, plan_rank
 from cktrain.plan.rates import Link, UpdateRates
 from cktrain.plan.step import StepPrediction, WireBytes, predict_step, stage_work
+
+FREE = ModelCosts(Cost(0.0, 0.0), (), Cost(0.0, 0.0))
+ENDLESS = {axis: Link(math.inf) for axis in ("data", "pipeline", "tensor")}
+"""Costs and links that take no time, where bytes alone are asked for."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +51,7 @@ class Plan:
     machine: Machine
     key_value_bytes: int
     """Of one token, while generating."""
-    wire: list[WireBytes] | None = None
+    wire: list[WireBytes] = field(default_factory=list)
     step: StepPrediction | None = None
     tokens_per_second: float | None = None
     flops_per_second: float | None = None
@@ -122,16 +127,19 @@ def make_plan(
         ),
         balanced_bubble=bubble_share(mesh.pipeline, first.micro_batches),
     )
+    blocks = pairwise(accumulate(layers, initial=0))
+    works = [
+        stage_work(rank, costs or FREE, own, links or ENDLESS)
+        for rank, own in zip(ranks, blocks, strict=True)
+    ]
+    plan = replace(plan, wire=[work.wire for work in works])
     if costs is None or rates is None or links is None:
         return plan
-    blocks = pairwise(accumulate(layers, initial=0))
-    works = [stage_work(rank, costs, own, links) for rank, own in zip(ranks, blocks, strict=True)]
     step = predict_step(ranks, works, rates, links)
     tokens = config.batch.global_batch_size * config.data.sequence_length / step.step
     serial = costs.outside / (costs.outside + (1 - costs.outside) * machine.threads)
     return replace(
         plan,
-        wire=[work.wire for work in works],
         step=step,
         tokens_per_second=tokens,
         flops_per_second=tokens * first.flops_per_token,

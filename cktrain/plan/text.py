@@ -24,8 +24,8 @@ def plan_text(plan: Plan, source: str = "") -> str:
     mesh, machine = plan.mesh, plan.machine
     lines = [
         f"{plan.parameters:,} parameters in {plan.precision}; data {mesh.data} x pipeline {mesh.pipeline} x tensor "
-        f"{mesh.tensor} = {mesh.world} ranks of {machine.threads} threads, {machine.ranks_per_node} on a node; "
-        f"{plan.micro_batches} micro-batches per step",
+        f"{mesh.tensor}; ranks: {mesh.world}, per node: {machine.ranks_per_node}, threads of each: {machine.threads}; "
+        f"micro-batches per step: {plan.micro_batches}",
     ]
     if mesh.pipeline > 1:
         lines.append(f"layers per stage: {' + '.join(str(count) for count in plan.layers)}")
@@ -38,7 +38,7 @@ def plan_text(plan: Plan, source: str = "") -> str:
     verdict = "fits" if plan.fits else "DOES NOT FIT"
     lines.append(f"fullest node: {gib(plan.node_bytes)} of {gib(machine.node_bytes)}: {verdict}")
     lines.append(f"generation keeps {plan.key_value_bytes:,} bytes of keys and values per token")
-    if plan.wire is not None and mesh.world > 1:
+    if mesh.world > 1:
         lines += ["", _heading("sent per rank and step", len(plan.wire), "MB")]
         for name in ("gradients", "weights", "tensor", "pipeline", "replicas", "total"):
             values = [getattr(wire, name) for wire in plan.wire]

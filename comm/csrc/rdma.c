@@ -116,6 +116,7 @@ static int64_t push_by_ring(ckc_rdma_link *l, const struct iovec *parts, int64_t
     int64_t done = 0;
     while (done < bytes) {
         if ((!may_send(l) || ring_room(l) == 0) && (settle(l) || !may_send(l) || ring_room(l) == 0)) break;
+        if (bytes - done >= l->direct_bytes && done && settle(l)) break;
         if (granted(l) >= l->direct_bytes) break;       /* it came just now */
         const int64_t at = (int64_t)(l->put % (uint64_t)l->ring_bytes);
         const int64_t fits = smaller(ring_room(l), l->ring_bytes - at);

@@ -18,7 +18,8 @@ typedef struct {
 /* A file descriptor that tells the end of a rank: a socket of its node is hung up, a pidfd becomes readable, a control
  * connection ends; or, after TCP_USER_TIMEOUT without an answer to our frames or to the kernel's probes, breaks. */
 typedef struct ckc_watched {
-    int fd, rank, local_rank, kind, gone;
+    int fd, rank, local_rank, kind;
+    _Atomic int gone;
     ckc_frame frame;
     int have;
     uint64_t told;                          /* frames that were sent; under the lock of telling */

@@ -128,6 +128,8 @@ int ckc_move(ckc_world *world, ckc_op *op);
 int ckc_start_engine(ckc_world *world);
 void ckc_submit(ckc_world *world, ckc_op *op);
 int ckc_wait(ckc_world *world, ckc_op *op, int64_t slice_ns);
+/* Before an operation or its queue is freed: wait until the engine has dropped all that it has of the queue. */
+void ckc_retire(ckc_world *world, ckc_queue *queue);
 void ckc_stop_threads(ckc_world *world);
 
 /* Protothreads (Dunkels et al. 2006): advance is written as straight code; AWAIT leaves it and comes back to the same

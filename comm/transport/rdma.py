@@ -368,11 +368,15 @@ class RdmaTransport(Transport):
     def allocate(self, nbytes: int) -> np.ndarray:
         """(nbytes,) uint8 zeros that travel without a copy; in ordinary memory where registering is refused."""
         memory = allocate_alone(1 << max(12, (nbytes - 1).bit_length()) if nbytes < 1 << 26 else nbytes)
-        try:
-            self._add(memory)
-        except verbs.VerbsError as error:
-            log.warning("%s Operations on %s bytes are copied.", error, f"{nbytes:,}")
+        self.prepare(memory)
         return memory[:nbytes]
+
+    def prepare(self, memory: np.ndarray) -> None:
+        """Let memory (uint8) travel without a copy, if it may be registered; a warning says so where it may not."""
+        try:
+            self.register(memory)
+        except verbs.VerbsError as error:
+            log.warning("%s Operations on these %s bytes are copied.", error, f"{memory.nbytes:,}")
 
     def _add(self, memory: np.ndarray) -> verbs.MemoryRegion:
         region: verbs.MemoryRegion = self._context.register(memory)

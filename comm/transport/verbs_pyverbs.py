@@ -3,6 +3,8 @@
 What this module takes care of, so that nobody else must:
 
 - pyverbs configures the root logger when it is imported; the handlers and level of before are put back.
+- It looks a logger up for each object that it makes, so for each completion, which takes more than half of the time that
+  one costs: it is given one that remembers (`_remember_loggers`).
 - A pyverbs work request, once made, may never be freed (before version 65), so each queue pair makes one send
   request and changes it for every post: `ibv_post_send` copies what it needs before it returns.
 - The binding has no scatter entry that can be changed in a receive request: they are kept by (address, length).
@@ -16,11 +18,14 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
+import importlib
 import logging
 import os
 import select
 import threading
 import time
+import types
 from collections.abc import Sequence
 from socket import htonl, ntohl
 from typing import Any
@@ -43,6 +48,15 @@ finally:
     logging.root.handlers[:] = _handlers
     logging.root.setLevel(_level)
 
+
+def _remember_loggers() -> None:
+    base: Any = importlib.import_module("pyverbs.base")
+    if hasattr(base, "logging"):
+        remembering = functools.lru_cache(maxsize=None)(logging.getLogger)
+        base.logging = types.SimpleNamespace(**{**vars(logging), "getLogger": remembering})
+
+
+_remember_loggers()
 NAME = "pyverbs"
 
 # Values of <infiniband/verbs.h>: written out, since pyverbs renamed the module that holds them.

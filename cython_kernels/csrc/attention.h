@@ -62,15 +62,24 @@ static void FN(attention_forward_block)(const ck_heads *t, int64_t row0, int64_t
             const int64_t rows = ck_round_up(ck_min(CK_TILE, row1 - row0 - i * CK_TILE), 2 * VL);
             const int sees = mask_of_tile(&sight[i], k0, keys, begin, end);
             if (sees == CK_SEES_NONE) continue;
-            FN(product)(ck_round_up(keys, 2), rows, units, keys_by_d, CK_TILE, query[i], CK_TILE, scores, CK_TILE, 0);
-            if (FN(softmax)(p, scores, largest[i], total[i], shrink, a->scale * CK_LOG2_E, keys, rows,
-                            sees == CK_SEES_SOME, begin, end))
-                for (int64_t j = 0; j < rows; j += VL) {
-                    const vf factor = v_load(shrink + j);
-                    for (float *at = out[i] + j; at < out[i] + t->d * CK_TILE; at += CK_TILE)
-                        v_store(at, v_mul(v_load(at), factor));
-                }
-            FN(product)(d_even, rows, ck_ceil_div(keys, CK_UNIT), values, t->padded, p, CK_TILE, out[i], CK_TILE, 1);
+            /* On the diagonal each half of the rows has its own last key. */
+            const int64_t step = sees == CK_SEES_SOME ? CK_TILE / 2 : CK_TILE;
+            for (int64_t r = 0; r < rows; r += step) {
+                const int64_t wide = ck_min(step, rows - r);
+                const int64_t seen = sees == CK_SEES_SOME ? (int64_t)greatest(end + r, wide) : keys;
+                if (seen == 0) continue;
+                FN(product)(ck_round_up(seen, 2), wide, units, keys_by_d, CK_TILE, query[i] + r, CK_TILE, scores + r,
+                            CK_TILE, 0);
+                if (FN(softmax)(p + r, scores + r, largest[i] + r, total[i] + r, shrink + r, a->scale * CK_LOG2_E, seen,
+                                wide, sees == CK_SEES_SOME, begin + r, end + r))
+                    for (int64_t j = r; j < r + wide; j += VL) {
+                        const vf factor = v_load(shrink + j);
+                        for (float *at = out[i] + j; at < out[i] + t->d * CK_TILE; at += CK_TILE)
+                            v_store(at, v_mul(v_load(at), factor));
+                    }
+                FN(product)(d_even, wide, ck_ceil_div(seen, CK_UNIT), values, t->padded, p + r, CK_TILE, out[i] + r,
+                            CK_TILE, 1);
+            }
         }
     }
     for (int64_t i = 0; i < tiles; i++) {
@@ -92,7 +101,7 @@ static void FN(attention_forward)(const void *args, const ck_team *team) {
     for (int64_t item = 0; item < pairs * blocks; item++) {
         if (ck_deal(item, team->size) != team->index) continue;
         const int64_t row0 = (blocks - 1 - item / pairs) * each * CK_TILE;  /* the last rows see most keys */
-        const ck_heads t = heads_of(a, item % pairs);
+        const ck_heads t = heads_of(a, item % pairs, item % pairs);
         FN(attention_forward_block)(&t, row0, ck_min(row0 + each * CK_TILE, rows), team->scratch);
     }
 }
@@ -139,8 +148,10 @@ static void FN(load_keys)(const ck_heads *t, FN(key_tile) *tile, int64_t k0) {
     for (int64_t i = 0; i < tile->keys; i++) found[i] = KEY_ROW(real, a->k, a->k_s, k0 + i);
     FN(pack_by_d)(tile->keys_by_d, (const real *const *)found, tile->keys, t->d);
     FN(pack_by_items)(tile->keys_by_items, (const real *const *)found, tile->keys, t->d);
+    FN(fetch)((const real *const *)found, tile->keys, t->d, next_pair(t, a->k_s, 1));
     for (int64_t i = 0; i < tile->keys; i++) found[i] = KEY_ROW(real, a->v, a->v_s, k0 + i);
     FN(pack_by_d)(tile->values_by_d, (const real *const *)found, tile->keys, t->d);
+    FN(fetch)((const real *const *)found, tile->keys, t->d, next_pair(t, a->v_s, 1));
     memset(tile->dk, 0, (size_t)(CK_TILE * t->padded) * sizeof(float));
     memset(tile->dv, 0, (size_t)(CK_TILE * t->padded) * sizeof(float));
 }
@@ -156,9 +167,11 @@ static void FN(load_rows)(const ck_heads *t, FN(row_tile) *tile) {
     FN(find_rows)(found, t, (void *)a->q, a->q_s, tile->row0, tile->rows);
     FN(pack_by_d)(tile->query_by_d, (const real *const *)found, tile->rows, t->d);
     FN(pack_by_items)(tile->query_by_items, (const real *const *)found, tile->rows, t->d);
+    FN(fetch)((const real *const *)found, tile->rows, t->d, next_pair(t, a->q_s, t->group));
     FN(find_rows)(found, t, (void *)a->dout, a->dout_s, tile->row0, tile->rows);
     FN(pack_by_d)(tile->dout_by_d, (const real *const *)found, tile->rows, t->d);
     FN(pack_by_items)(tile->dout_by_items, (const real *const *)found, tile->rows, t->d);
+    FN(fetch)((const real *const *)found, tile->rows, t->d, next_pair(t, a->dout_s, t->group));
 }
 
 /* Keys whose scores are computed and turned into probabilities at a time: they stay in the first-level cache. */
@@ -177,24 +190,39 @@ static void FN(backward_tile)(const ck_heads *t, FN(key_tile) *k, FN(row_tile) *
     const int sees = mask_of_tile(&q->sight, k->k0, k->keys, begin, end);
     const float factor = t->a->scale * CK_LOG2_E;
     if (sees == CK_SEES_NONE) return;
+    /* On the diagonal the first half of the rows sees none of the second half of the keys. */
+    const int64_t half = CK_TILE / 2;
+    const int halves = sees == CK_SEES_SOME && rows > half && k->keys > half && greatest(end, half) <= (float)half;
     for (int64_t key = 0; key < even; key += CK_STRIP) {
-        const int64_t keys = ck_min(CK_STRIP, even - key);
-        FN(product)(keys, rows, units, k->keys_by_d + key, CK_TILE, q->query_by_d, CK_TILE, scores, CK_TILE, 0);
-        FN(product)(keys, rows, units, k->values_by_d + key, CK_TILE, q->dout_by_d, CK_TILE, dscores, CK_TILE, 0);
+        const int64_t keys = ck_min(CK_STRIP, even - key), r = halves && key >= half ? half : 0;
+        FN(product)(keys, rows - r, units, k->keys_by_d + key, CK_TILE, q->query_by_d + r, CK_TILE, scores + r, CK_TILE,
+                    0);
+        FN(product)(keys, rows - r, units, k->values_by_d + key, CK_TILE, q->dout_by_d + r, CK_TILE, dscores + r,
+                    CK_TILE, 0);
         if (sees == CK_SEES_SOME)
-            FN(softmax_backward)(p, dp, dp_by_items, scores, dscores, q->shift, q->delta, factor, key, keys, rows, 1,
+            FN(softmax_backward)(p, dp, dp_by_items, scores, dscores, q->shift, q->delta, factor, key, keys, r, rows, 1,
                                  begin, end);
         else
-            FN(softmax_backward)(p, dp, dp_by_items, scores, dscores, q->shift, q->delta, factor, key, keys, rows, 0,
+            FN(softmax_backward)(p, dp, dp_by_items, scores, dscores, q->shift, q->delta, factor, key, keys, r, rows, 0,
                                  begin, end);
     }
-    if (want_keys) {
-        FN(product)(even, t->padded, row_units, p, 0, q->dout_by_items, t->padded, k->dv, t->padded, 1);
-        FN(product)(even, t->padded, row_units, dp, 0, q->query_by_items, t->padded, k->dk, t->padded, 1);
+    for (int64_t key = 0; want_keys && key < even; key += half) {
+        if (!halves && key > 0) break;
+        const int64_t keys = halves ? ck_min(half, even - key) : even, r = key > 0 ? half / CK_UNIT : 0;
+        const int64_t from = key * (CK_TILE / CK_UNIT) + r, to = key * t->padded;
+        FN(product)(keys, t->padded, row_units - r, p + from, 0, q->dout_by_items + r * t->padded, t->padded,
+                    k->dv + to, t->padded, 1);
+        FN(product)(keys, t->padded, row_units - r, dp + from, 0, q->query_by_items + r * t->padded, t->padded,
+                    k->dk + to, t->padded, 1);
     }
-    if (dq)
-        FN(product)(ck_round_up(t->d, 2), rows, ck_ceil_div(k->keys, CK_UNIT), k->keys_by_items, t->padded,
-                    dp_by_items, CK_TILE, dq, CK_TILE, 1);
+    const int64_t d_even = ck_round_up(t->d, 2), key_units = ck_ceil_div(k->keys, CK_UNIT);
+    if (dq && halves) {
+        FN(product)(d_even, half, half / CK_UNIT, k->keys_by_items, t->padded, dp_by_items, CK_TILE, dq, CK_TILE, 1);
+        FN(product)(d_even, rows - half, key_units, k->keys_by_items, t->padded, dp_by_items + half, CK_TILE, dq + half,
+                    CK_TILE, 1);
+    } else if (dq) {
+        FN(product)(d_even, rows, key_units, k->keys_by_items, t->padded, dp_by_items, CK_TILE, dq, CK_TILE, 1);
+    }
 }
 
 /* dq of a tile of rows = or += sums, [D][CK_TILE], times scale. */
@@ -263,13 +291,13 @@ static void FN(backward_rows)(const ck_heads *t, int64_t row0, char *cursor) {
 static void FN(attention_delta)(const ck_attention_args *a, const ck_team *team) {
     const ck_range part = ck_split(a->b * a->h * a->s, 16, team->size, team->index);
     for (int64_t at = part.begin; at < part.end; at++) {
-        const int64_t s = at % a->s, h = at / a->s % a->h, b = at / a->s / a->h;
+        const int64_t h = at % a->h, s = at / a->h % a->s, b = at / a->h / a->s;  /* as o and dout lie */
         const real *o = (const real *)a->o + b * a->o_s.batch + s * a->o_s.row + h * a->o_s.head;
         const real *dout = (const real *)a->dout + b * a->dout_s.batch + s * a->dout_s.row
             + h * a->dout_s.head;
         vf sum = v_zero();
         EACH_VECTOR(i, m, a->d, sum = v_fma(r_load_n(o + i, m), r_load_n(dout + i, m), sum););
-        a->delta[at] = v_sum(sum);
+        a->delta[(b * a->h + h) * a->s + s] = v_sum(sum);
     }
 }
 
@@ -289,7 +317,7 @@ static void FN(attention_backward)(const void *args, const ck_team *team) {
     ck_barrier(team);
     if (ck_ceil_div(pairs, team->size) * team->size * 5 <= pairs * 7 && sums_bytes <= left) {
         for (int64_t pair = team->index; pair < pairs; pair += team->size) {
-            const ck_heads heads = heads_of(a, pair), *t = &heads;
+            const ck_heads heads = heads_of(a, pair, (pair + team->size) % pairs), *t = &heads;
             char *cursor = team->scratch;
             float *sums = ck_floats(&cursor, sums_bytes / 4);
             if (CK_STORAGE == CK_F32)
@@ -307,13 +335,13 @@ static void FN(attention_backward)(const void *args, const ck_team *team) {
     const int64_t blocks = ck_ceil_div(key_tiles, tiles);
     for (int64_t item = 0; item < pairs * blocks; item++) {  /* the first keys are seen by most rows */
         if (ck_deal(item, team->size) != team->index) continue;
-        const ck_heads t = heads_of(a, item % pairs);
+        const ck_heads t = heads_of(a, item % pairs, (item + team->size) % pairs);
         const int64_t i = item / pairs * tiles;
         FN(backward_keys)(&t, i * CK_TILE, ck_min(tiles, key_tiles - i), 0, NULL, team->scratch);
     }
     for (int64_t item = 0; item < pairs * row_tiles; item++) {  /* the last rows see most keys */
         if (ck_deal(item, team->size) != team->index) continue;
-        const ck_heads t = heads_of(a, item % pairs);
+        const ck_heads t = heads_of(a, item % pairs, (item + team->size) % pairs);
         FN(backward_rows)(&t, (row_tiles - 1 - item / pairs) * CK_TILE, team->scratch);
     }
 }

@@ -31,11 +31,19 @@ typedef struct {
     const ck_attention_args *a;
     int64_t group, rows, d, padded;     /* G, G * S, D, D rounded up to VL */
     int64_t batch, head;                /* head: the key/value head */
+    int64_t batches_on, heads_on;       /* how far on the pair is that this thread takes next */
 } ck_heads;
 
-INLINE ck_heads heads_of(const ck_attention_args *a, int64_t pair) {
-    const int64_t group = a->h / a->kv;
-    return (ck_heads){a, group, group * a->s, a->d, ck_round_up(a->d, VL), pair / a->kv, pair % a->kv};
+/* Of the pairs (batch, key/value head), the one computed and the one that this thread will probably take next. */
+INLINE ck_heads heads_of(const ck_attention_args *a, int64_t pair, int64_t next) {
+    const int64_t group = a->h / a->kv, batch = pair / a->kv, head = pair % a->kv;
+    return (ck_heads){a, group, group * a->s, a->d, ck_round_up(a->d, VL), batch, head, next / a->kv - batch,
+                      next % a->kv - head};
+}
+
+/* Where the next pair's rows stand, seen from this one's, in an array of these strides with `each` heads to a pair. */
+INLINE int64_t next_pair(const ck_heads *t, ck_strides strides, int64_t each) {
+    return t->batches_on * strides.batch + t->heads_on * each * strides.head;
 }
 
 /* What the rows of a tile see: row i the keys [begin[i], end[i]), one at least, its own (the door sees to `first`).
@@ -88,6 +96,12 @@ INLINE float *ck_floats(char **cursor, int64_t count) {
     float *p = (float *)*cursor;
     *cursor += ck_round_up(count * (int64_t)sizeof(float), 64);
     return p;
+}
+
+static float greatest(const float *p, int64_t n) {
+    float found = p[0];
+    for (int64_t i = 1; i < n; i++) found = p[i] > found ? p[i] : found;
+    return found;
 }
 
 static void fill(float *p, float x, int64_t n) {
@@ -201,6 +215,15 @@ INLINE vf FN(load_units)(const real *src, int64_t elements) {
 #endif
 }
 
+/* Asks for `count` rows, `offset` elements from where `rows` say. A head's rows stand far apart, so that nothing else sees
+ * them coming: those of the next head are asked for while this one is computed. */
+INLINE void FN(fetch)(const real *const *rows, int64_t count, int64_t d, int64_t offset) {
+    for (int64_t r = 0; r < count; r++) {
+        const real *row = rows[r] + offset;
+        for (int64_t i = 0; i < d; i += 64 / (int64_t)sizeof(real)) __builtin_prefetch(row + i, 0, 2);
+    }
+}
+
 /* A tile of `count` rows by D. Zeros after the last row. */
 static void FN(pack_by_d)(float *dst, const real *const *rows, int64_t count, int64_t d) {
     const int64_t units = ck_ceil_div(d, CK_UNIT);
@@ -299,13 +322,13 @@ static int FN(softmax)(float *p, float *scores, float *largest, float *total, fl
     return shrinks;
 }
 
-/* Scores and the gradients of the probabilities, `keys` (even) by `rows`, become p = 2^(factor score + shift) and dp (d -
+/* Scores and the gradients of the probabilities, `keys` (even) by rows [first, rows), become p = 2^(factor score + shift) and dp (d -
  * delta) p: p and dp along the rows for dv and dk, dp by items for dq. `key` is the first one's place in the tile. */
 INLINE void FN(softmax_backward)(float *p, float *dp, float *dp_by_items, const float *scores, const float *dscores,
                                  const float *shift, const float *delta, float factor, int64_t key, int64_t keys,
-                                 int64_t rows, const int masked, const float *begin, const float *end) {
+                                 int64_t first, int64_t rows, const int masked, const float *begin, const float *end) {
     const vf scale = v_set1(factor);
-    for (int64_t j = 0; j < rows; j += 2 * VL) {
+    for (int64_t j = first; j < rows; j += 2 * VL) {
         const vf shift0 = v_load(shift + j), center0 = v_load(delta + j);
         const vf shift1 = v_load(shift + j + VL), center1 = v_load(delta + j + VL);
         for (int64_t i = 0; i < keys; i += 2) {

@@ -179,7 +179,7 @@ typedef struct {
     X(cast_to_bf16)
 /* Kernels without a storage type. vector_*: vmath.h behind a door, so that its error bounds can be tested. */
 #define CK_F32_OPS(X)                                                                                       \
-    X(adamw_step) X(sgd_step) X(reduce_n) X(peak_f32) X(peak_bf16) X(stream) X(vector_exp) X(vector_exp2)   \
+    X(adamw_step) X(sgd_step) X(zero) X(reduce_n) X(peak_f32) X(peak_bf16) X(stream) X(vector_exp) X(vector_exp2)   \
     X(vector_exp2_degree4) X(vector_exp2_degree3) X(vector_sigmoid) X(vector_sigmoid_degree3)               \
     X(vector_normal_cdf) X(vector_normal_cdf_degree3)
 

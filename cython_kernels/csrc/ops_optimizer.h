@@ -47,3 +47,15 @@ static void sgd_step(const void *args, const ck_team *team) {
         v_store_n(buffer + i, b, n);
         v_store_n(param + i, v_sub(p, v_mul(lr, a->nesterov ? v_fma(momentum, b, g) : b)), n););
 }
+
+/* dst = 0, of which n counts fp32. */
+static void zero(const void *args, const ck_team *team) {
+    const ck_cast_args *a = args;
+    const ck_range part = ck_split(a->n, 64, team->size, team->index);
+    float *dst = (float *)a->dst + part.begin;
+    const int streaming = ck_streams(team, a->dst, a->n * sizeof *dst, 0);
+    EACH_VECTOR(i, m, part.end - part.begin,
+        if (streaming && m == VL) v_stream(dst + i, v_zero());
+        else v_store_n(dst + i, v_zero(), m););
+    if (streaming) ck_store_fence();
+}

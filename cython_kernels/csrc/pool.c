@@ -30,7 +30,7 @@
 #include "split.h"
 
 #define HUGE_PAGE ((size_t)2 << 20)
-#define SPINS 20000  /* some 250 us of waiting before the first sleep: more than Python takes between two kernels */
+#define SPINS 10000  /* some 120 us of waiting before the first sleep: more than Python takes between two kernels */
 
 typedef struct { _Alignas(64) atomic_uint value; atomic_uint sleepers; } event;
 

@@ -13,7 +13,7 @@ from .embedding import embedding_backward, embedding_forward
 from .linear import linear_backward_input, linear_backward_weight, linear_forward, matmul
 from .loss import cross_entropy_backward, cross_entropy_forward
 from .norm import layer_norm_backward, layer_norm_forward, rms_norm_backward, rms_norm_forward
-from .optimizer import adamw_step, cast, sgd_step, sum_of_squares
+from .optimizer import adamw_step, cast, sgd_step, sum_of_squares, zero
 from .rope import rope_backward, rope_forward
 
 __all__ = [
@@ -45,6 +45,7 @@ __all__ = [
     "sum_of_squares",
     "swiglu_backward",
     "swiglu_forward",
+    "zero",
 ]
 
 isa = "reference"

@@ -1,4 +1,4 @@
-"""Optimizer steps on flat f32 arrays, the sum of squares behind the gradient norm, and the cast."""
+"""Optimizer steps on flat f32 arrays, the sum of squares behind the gradient norm, the cast, and zero."""
 
 from __future__ import annotations
 
@@ -95,3 +95,9 @@ def cast(dst: Array, src: Array) -> None:
     if dst.shape != src.shape:
         door.refuse("dst", f"has shape {dst.shape}, {src.shape} is needed")
     dst[...] = src
+
+
+def zero(x: Array) -> None:
+    """Set x, float32 or float64, to zero."""
+    Door("zero", x)
+    x.fill(0)

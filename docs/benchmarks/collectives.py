@@ -16,21 +16,27 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 Row = dict[str, object]
 ENVIRONMENT = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
 
 
-def bench(transport: str, sizes: str, *options: str) -> list[Row]:
-    """The rows that the ranks' rank 0 prints."""
-    command = ["mpirun", "-n", "2", "cktrain", "bench", "collectives", "--transport", transport]
-    command += ["--op", "all_reduce", "--sizes", sizes, "--json", *options]
+def printed(command: list[str]) -> Any:
+    """The JSON that the command prints."""
     done = subprocess.run(
         command, env={**os.environ, **ENVIRONMENT}, capture_output=True, text=True, check=False
     )
     if done.returncode:
         sys.exit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stderr}")
-    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith("[{")))
+    return json.loads(next(line for line in done.stdout.splitlines() if line.startswith(("[{", "{"))))
+
+
+def bench(transport: str, sizes: str, *options: str) -> list[Row]:
+    """The rows of all-reduce."""
+    command = ["mpirun", "-n", "2", "cktrain", "bench", "collectives", "--transport", transport]
+    rows: list[Row] = printed([*command, "--op", "all_reduce", "--sizes", sizes, "--json", *options])
+    return rows
 
 
 def micros(rows: list[Row], nbytes: int, transport: str, buffers: str | None = None) -> float:
@@ -55,6 +61,7 @@ def main() -> None:
     """Measure and print the table."""
     shm, tcp = bench("shm", "4k,1m,64m"), bench("tcp", "64m")
     several = bench("tcp", "64m", "--tcp-sockets", "2")
+    overlap = printed(["cktrain", "bench", "overlap", "--json"])
     k, m, large = 4 << 10, 1 << 20, 64 << 20
     lines: list[tuple[str, float, str, float, str, bool]] = []
 
@@ -104,15 +111,23 @@ def main() -> None:
         line(name, mine, "gloo", micros(rows, large, "gloo"), "at least 1", lambda x: x >= 1)
 
     print(f"# All-reduce of two ranks, {processor()}, {datetime.date.today().isoformat()}\n")
-    print(
-        f"Linux {platform.release()}, {os.cpu_count()} cores, fp32, median of the calls (docs/benchmarks/collectives.py)\n"
-    )
+    print(f"Linux {platform.release()}, {os.cpu_count()} cores, fp32, median of the calls.")
+    print("Measured by docs/benchmarks/collectives.py.\n")
     print("| what | us | beside | us | theirs / ours | wanted | |\n|---|---|---|---|---|---|---|")
     for what, mine, rival, theirs, wanted, held in lines:
         verdict = "reached" if held else "NOT reached"
         print(
             f"| {what} | {mine:,.1f} | {rival} | {theirs:,.1f} | {theirs / mine:.2f} | {wanted} | {verdict} |"
         )
+
+    own, bound = 1e3 * float(overlap["exposed_s"]), 1e3 * float(overlap["bound_s"])  # type: ignore[arg-type]
+    sent, hidden = 1e3 * float(overlap["communication_s"]), 1e3 * float(overlap["backward_s"])  # type: ignore[arg-type]
+    verdict = "reached" if own <= bound else "NOT reached"
+    print("\nOverlap on a network that is only a clock (`cktrain bench overlap`):")
+    print(
+        f"backward {hidden:.0f} ms, communication {sent:.0f} ms, exposed {own:.1f} ms, "
+        f"at most {bound:.1f} wanted: {verdict}."
+    )
 
 
 if __name__ == "__main__":

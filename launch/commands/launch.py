@@ -51,7 +51,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="variable to hand to the ranks, besides CKTRAIN_*, PATH, LD_LIBRARY_PATH, PYTHONPATH and LANG",
     )
     parser.add_argument(
-        "--interface", help="network interface, or address, of the first host at which the ranks meet"
+        "--interface",
+        help="network interface, or address, of the first host at which the ranks meet (default: comm.interface)",
     )
     parser.add_argument(
         "--logs", type=Path, help="folder for all that the ranks print (default, with train: the run's)"
@@ -116,7 +117,7 @@ def _launch(options: argparse.Namespace, hosts: Sequence[Host], config: Config |
             counts,
             environ=os.environ,
             carried=options.env,
-            interface=options.interface,
+            interface=options.interface or (config.comm.interface if config is not None else None),
             logs=options.logs or (Path(config.run.dir) if config is not None else None),
             name=shlex.join(words),
         )

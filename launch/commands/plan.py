@@ -11,16 +11,20 @@ import json
 import math
 import os
 import re
+import sys
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from cktrain.comm.group import Group
     from cktrain.config import Config
+    from cktrain.launch.bind import Binding
     from cktrain.nn.numerics import Numerics
     from cktrain.parallel.mesh import Mesh
     from cktrain.plan.plan import Machine
 
+EXIT_INPUT = 2
 LONGEST_MEASUREMENT = 5.0
+"""Predicted seconds of a micro-batch's parts; where they take longer they are not measured."""
 MATMUL_SHARE = 0.75
 """Of the peak, what a micro-batch's kernels together are taken to reach where they are not measured."""
 ASSUMED_LINK = 12.5e9
@@ -100,24 +104,42 @@ def run(options: argparse.Namespace) -> int:
     from cktrain.launch.bind import bind
 
     process = read_process_environment(os.environ)
-    binding = bind(process, mode=config.launch.bind, threads=config.launch.threads)
+    binding = bind(
+        process,
+        mode=config.launch.bind,
+        threads=config.launch.threads,
+        tensor=config.parallel.tensor,
+        progress_core=config.launch.progress_core,
+    )
+    if process.size == 1:
+        from cktrain.comm.solo_group import SoloGroup
+
+        return _plan(options, config, SoloGroup(), binding)
     from cktrain.comm import bootstrap
 
+    comm = config.comm
     group = bootstrap.init(
-        transport=config.comm.transport, environ=os.environ, interface=config.comm.interface
+        transport=comm.transport,
+        timeout_s=comm.timeout_s,
+        environ=os.environ,
+        engine_core=binding.progress_core,
+        interface=comm.interface,
+        algorithm=comm.algorithm,
+        tcp_sockets=comm.tcp_sockets,
+        device=comm.device,
+        gid_index=comm.gid_index,
+        traffic_class=comm.traffic_class,
     )
     try:
-        status = _plan(options, config, group, binding.threads)
-        group.close()
-        return status
+        status = _plan(options, config, group, binding)
     except BaseException as error:
-        if group.size == 1:
-            raise
-        print(f"cktrain: rank {group.rank}: {error}", flush=True)
-        bootstrap.abort(group, 2 if isinstance(error, ValueError) else 1)
+        print(f"cktrain: rank {group.rank}: {error}", file=sys.stderr, flush=True)
+        bootstrap.abort(group, EXIT_INPUT if isinstance(error, ValueError) else 1)
+    group.close()
+    return status
 
 
-def _plan(options: argparse.Namespace, config: Config, group: Group, threads: int) -> int:
+def _plan(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> int:
     from cktrain import cython_kernels
     from cktrain.launch.precision import agree_on_precision
     from cktrain.metrics import proportional_set_size
@@ -133,6 +155,7 @@ def _plan(options: argparse.Namespace, config: Config, group: Group, threads: in
     precision = agree_on_precision(config.precision, kernels.isa, None, group)
     per_node = min(options.ranks_per_node or mesh.world, mesh.world)
     here = group.size > 1
+    threads = binding.threads
     cores = threads if here else max(1, threads // per_node)
     machine = Machine(
         options.threads or config.launch.threads or cores,
@@ -144,21 +167,22 @@ def _plan(options: argparse.Namespace, config: Config, group: Group, threads: in
     if options.memory_only:
         plan, source = make_plan(config, mesh, precision, machine), ""
     else:
-        plan, source = _with_time(options, config, group, Numerics(kernels, precision), mesh, machine)
+        own_core = binding.progress_core is not None
+        plan, source = _with_time(
+            options, config, group, Numerics(kernels, precision), mesh, machine, own_core
+        )
     if group.rank == 0:
         print(json.dumps(plan.as_dict()) if options.json else plan_text(plan, source), flush=True)
     if plan.fits:
         return 0
     if group.rank == 0:
-        import sys
-
         what = (
             f"{per_node} ranks on a node need {gib(plan.node_bytes)}, and it has {gib(machine.node_bytes)}."
         )
         print(
             f"cktrain: [plan] {what} {remedy(config, mesh, precision, machine)}", file=sys.stderr, flush=True
         )
-    return 2
+    return EXIT_INPUT
 
 
 def _ranks(options: argparse.Namespace, config: Config, group: Group) -> int:
@@ -180,6 +204,7 @@ def _with_time(
     numerics: Numerics,
     mesh: Mesh,
     machine: Machine,
+    progress_has_a_core: bool,
 ) -> tuple[Any, str]:
     """The plan with its step's time, and where the rates come from."""
     from cktrain.bench.peak import measure_bandwidth, measure_flops
@@ -198,7 +223,7 @@ def _with_time(
     )
     if group.size > 1:
         ranks = divide_world(group, mesh)
-        links = measure_links(ranks, beside=config.launch.progress_core is not None)
+        links = measure_links(ranks, beside=progress_has_a_core)
         told.append("links measured between these ranks")
     else:
         ranks = None

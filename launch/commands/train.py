@@ -15,8 +15,9 @@ from cktrain.config import Config
 from cktrain.config_file import load_config
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from cktrain.comm.group import Group
-    from cktrain.launch.bind import Binding
     from cktrain.nn.numerics import Numerics
 
 EXIT_INPUT = 2
@@ -55,7 +56,14 @@ def run(options: argparse.Namespace) -> int:
     )
 
     from cktrain.comm import bootstrap
+    from cktrain.launch.logs import set_up_logging
 
+    problem, console = "", None
+    try:  # before the ranks meet, so that what is said there is kept; all of them hear of a problem when they have met
+        console = set_up_logging(Path(config.run.dir), process.rank, process.size or 2)
+        logging.getLogger("cktrain").info(binding.message)
+    except ValueError as error:
+        problem = str(error)
     group = bootstrap.init(
         transport=config.comm.transport,
         timeout_s=config.comm.timeout_s,
@@ -65,13 +73,13 @@ def run(options: argparse.Namespace) -> int:
         algorithm=config.comm.algorithm,
         tcp_sockets=config.comm.tcp_sockets,
         table=_table(config),
-        device=config.comm.device,
+        device=config.comm.device or binding.rdma_device,
         gid_index=config.comm.gid_index,
         traffic_class=config.comm.traffic_class,
     )
     status = 1
     try:
-        status = _train(options, config, group, binding)
+        status = _train(options, config, group, binding.threads, console, problem)
     except BaseException as error:
         status = _report(error, group)
         if group.size > 1:
@@ -81,30 +89,32 @@ def run(options: argparse.Namespace) -> int:
     return status
 
 
-def _train(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> int:
+def _train(
+    options: argparse.Namespace,
+    config: Config,
+    group: Group,
+    threads: int,
+    console: Console | None,
+    problem: str,
+) -> int:
     from cktrain import __version__, cython_kernels
     from cktrain.comm import bootstrap
     from cktrain.launch.agreement import check_agreement
     from cktrain.launch.compose import compose
     from cktrain.launch.end_of_time import stop_time
-    from cktrain.launch.logs import set_up_logging
     from cktrain.launch.progress import StepBar
 
-    log = logging.getLogger("cktrain")
-    problem = ""
-    built = console = stop_at = None
+    built = stop_at = None
     try:
-        console = set_up_logging(Path(config.run.dir), group.rank, group.size)
-        log.info(binding.message)
         stop_at = stop_time(os.environ, config.launch.end_margin_s)
         isa = cython_kernels.load().isa
     except ValueError as error:
-        problem = str(error)
+        problem = problem or str(error)
     problem = _agree(problem, group)
     if not problem:
         try:
             check_agreement(group, config, __version__, isa)
-            built = compose(config, group, binding.threads)
+            built = compose(config, group, threads)
         except (ValueError, MemoryError) as error:
             problem = str(error)
         problem = _agree(problem, group)
@@ -126,7 +136,7 @@ def _train(options: argparse.Namespace, config: Config, group: Group, binding: B
         built.close()
     if done:
         return 0
-    log.info("resume with: %s", _command_line(options, group))
+    logging.getLogger("cktrain").info("resume with: %s", _command_line(options, group))
     return EXIT_STOPPED
 
 

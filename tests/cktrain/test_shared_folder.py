@@ -82,14 +82,11 @@ def test_one_rank_asks_nobody(tmp_path):
 def test_a_late_file_is_waited_for(tmp_path):
     """A network file system may show another host's file some time after it was written."""
     (tmp_path / "b").mkdir()
-    timer = threading.Timer(
-        0.3,
-        lambda: [
-            f.link_to(tmp_path / "b" / f.name)
-            if hasattr(f, "link_to")
-            else (tmp_path / "b" / f.name).hardlink_to(f)
-            for f in (tmp_path / "a").iterdir()
-        ],
-    )
+
+    def arrive():
+        for file in (tmp_path / "a").iterdir():
+            (tmp_path / "b" / file.name).hardlink_to(file)
+
+    timer = threading.Timer(0.3, arrive)
     timer.start()
     assert check([tmp_path / "a", tmp_path / "b"]) == [None, None]

@@ -90,6 +90,14 @@ def check_all_reduce(group: Group) -> None:
                 assert_near_fp64(array, contributions, op)
 
 
+def check_flat(group: Group) -> None:
+    """What the trainer's deterministic mode stands on: the order of ranks, whatever the nodes."""
+    contributions = [contribution(r, 100_003, np.dtype(np.float32)) for r in range(group.size)]
+    array = contributions[group.rank].copy()
+    group.flat.all_reduce(array)
+    assert same_bits(array, in_one_order(contributions, "sum"))
+
+
 def check_large(group: Group) -> None:
     """Long enough that a transport works on several pieces at once."""
     for dtype in (np.dtype(np.float32), BFLOAT16):
@@ -401,6 +409,7 @@ def check_bad_arguments(group: Group) -> None:
 
 CHECKS = [
     check_all_reduce,
+    check_flat,
     check_large,
     check_reduce_scatter,
     check_reduce_scatter_counts,

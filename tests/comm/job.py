@@ -17,6 +17,11 @@ from hosts import Lab
 
 FOLDER = Path(__file__).resolve().parent
 
+KILLED_S = 2.0
+"""Within which all others must see that a rank was killed."""
+SLACK_S = 1.5
+"""What a loaded machine adds: the interpreter's end, and processes that wait for a core."""
+
 
 @dataclass
 class Ended:
@@ -140,3 +145,12 @@ def start(
             )
         )
     return Ranks(processes)
+
+
+def assert_lost(ends: Sequence[Ended], lost: int, since: float) -> None:
+    """All other ranks named it in time and ended with 1."""
+    for rank, end in enumerate(ends):
+        if rank != lost:
+            assert end.status == 1, end.output
+            assert f": lost rank {lost} on {socket.gethostname()} (" in end.output, end.output
+            assert end.at - since < KILLED_S + SLACK_S, f"rank {rank} took {end.at - since:.1f} s"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import socket
 import sys
 
@@ -40,7 +41,7 @@ def main() -> None:
         peers = group._peers  # type: ignore[attr-defined]
         work = group.all_reduce(np.zeros(300_000, np.float32), async_=True) if group.rank != 1 else None
         if work is None:
-            ends = peers.sockets if hasattr(peers, "sockets") else peers.control
+            ends = peers.control if hasattr(peers, "control") else peers.sockets
             for end in ends.values():  # what its peers see when it ends
                 end.shutdown(socket.SHUT_RDWR)
         try:
@@ -62,6 +63,7 @@ def main() -> None:
         crew.broken = True
         crew.close()
     print("engine: checked", flush=True)
+    os._exit(0)  # the interpreter's end takes modules apart while threads of broken groups run
 
 
 main()

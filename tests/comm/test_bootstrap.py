@@ -21,7 +21,7 @@ def test_one_process_is_solo(transport, environ):
 
 
 def test_unknown_transport():
-    with pytest.raises(ValueError, match=r"'pigeon'.* auto, mpi, shm, tcp"):
+    with pytest.raises(ValueError, match=r"'pigeon'.* auto, rdma, mpi, shm, tcp"):
         init(transport="pigeon", environ={})
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import re
 import signal
-import socket
 import time
 from pathlib import Path
 
@@ -17,19 +16,8 @@ import job
 import pytest
 
 TRANSPORTS = ["shm", "tcp"]
-KILLED_S = 2.0
-# What a loaded machine adds: the interpreter's end, and processes that wait for a core.
-SLACK_S = 1.5
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
-
-
-def assert_lost(ends: list[job.Ended], lost: int, since: float) -> None:
-    for rank, end in enumerate(ends):
-        if rank != lost:
-            assert end.status == 1, end.output
-            assert f": lost rank {lost} on {socket.gethostname()} (" in end.output, end.output
-            assert end.at - since < KILLED_S + SLACK_S, f"rank {rank} took {end.at - since:.1f} s"
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
@@ -42,30 +30,10 @@ def test_killed_rank_is_named_by_all(transport, kind, lost):
             ranks.wait_for("running", rank)
         since = ranks.signal(lost, signal.SIGKILL)
         ends = ranks.ends(20)
-    assert_lost(ends, lost, since)
+    job.assert_lost(ends, lost, since)
     survivor = ends[1 if lost == 0 else 0].output
     assert "during" in survivor
     assert "last operation was" in survivor or transport != "shm"
-
-
-@pytest.mark.parametrize("algorithm", ["ring", "halving_doubling"])
-def test_killed_in_an_algorithm_of_several_hops(transport, algorithm):
-    """Ranks that exchange nothing with the lost one name it as well."""
-    if transport == "shm":
-        return  # it has none
-    with job.start(
-        4,
-        "rank_program.py",
-        "repeat",
-        "large",
-        CKTRAIN_TEST_TRANSPORT=transport,
-        CKTRAIN_TEST_ALGORITHM=algorithm,
-    ) as ranks:
-        for rank in range(4):
-            ranks.wait_for("running", rank)
-        since = ranks.signal(2, signal.SIGKILL)
-        ends = ranks.ends(20)
-    assert_lost(ends, 2, since)
 
 
 def test_killed_rank_that_has_forked(transport):
@@ -77,7 +45,7 @@ def test_killed_rank_that_has_forked(transport):
             ranks.wait_for("running", rank)
         since = ranks.signal(1, signal.SIGKILL)
         ends = ranks.ends(20)
-    assert_lost(ends, 1, since)
+    job.assert_lost(ends, 1, since)
 
 
 def test_killed_while_all_are_idle(transport, tmp_path):
@@ -95,7 +63,7 @@ def test_killed_while_all_are_idle(transport, tmp_path):
             time.sleep(0.01)
         ranks.signal(1, signal.SIGKILL)
         ends = ranks.ends(5)
-    assert_lost([ends[0]], 2, since)
+    job.assert_lost([ends[0]], 2, since)
 
 
 def test_killed_while_meeting(transport):
@@ -149,7 +117,7 @@ def test_stopped_for_ever_is_a_timeout_that_names_it(transport):
         ranks.signal(2, signal.SIGKILL)
         ends = ranks.ends(5)
     assert [end.status for end in ends] == [1, 1, -signal.SIGKILL], ends
-    assert 3.5 < took < 4 + SLACK_S
+    assert 3.5 < took < 4 + job.SLACK_S
     assert any("not complete after 4 s; ranks not heard from: 2" in end.output for end in ends[:2]), ends
     for end in ends[:2]:  # the second to give up may see the first one go instead
         assert "not complete after 4 s" in end.output or ": lost rank " in end.output
@@ -175,23 +143,7 @@ def test_sleeping_rank_is_a_timeout(transport):
         ends = ranks.ends(5)
     assert ends[0].status == 1
     assert "not complete after 1 s; ranks not heard from: 1" in ends[0].output
-    assert took < 1 + SLACK_S
-
-
-@pytest.mark.parametrize("kind", ["all_gather", "message"])
-def test_late_by_more_than_a_dead_link_takes(transport, kind):
-    """The others' buffers are full for longer than a link may be silent: that is no loss."""
-    with job.start(
-        3,
-        "rank_program.py",
-        "late_for",
-        kind,
-        "7",
-        CKTRAIN_TEST_TRANSPORT=transport,
-        CKTRAIN_TEST_TIMEOUT="60",
-    ) as ranks:
-        ends = ranks.ends(30)
-    assert [end.status for end in ends] == [0, 0, 0], ends
+    assert took < 1 + job.SLACK_S
 
 
 def test_ranks_that_share_a_core(transport):
@@ -282,7 +234,7 @@ def test_signals_end_a_waiting_rank(transport, number, status):
         ranks.signal(1, signal.SIGKILL)
         ends = ranks.ends(5)
     assert ends[0].status == status
-    assert took < KILLED_S
+    assert took < job.KILLED_S
 
 
 def test_nothing_is_left_behind(transport):

@@ -22,8 +22,6 @@ import pytest
 from cktrain.comm import _engine
 
 LINK_S = 6.0
-# What a loaded machine adds: the interpreter's end, and processes that wait for a core.
-SLACK_S = 1.5
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +41,7 @@ def common(tmp_path: Path) -> dict[str, str]:
     return {"CKTRAIN_TEST_TRANSPORT": "tcp", "CKTRAIN_SECRET_FILE": str(secret)}
 
 
+@pytest.mark.namespaces
 @pytest.mark.parametrize("kind", ["large", "barrier", "async"])
 def test_a_dead_link_is_found_out_by_all(lab, common, kind):
     with job.start(3, "rank_program.py", "repeat", kind, lab=lab, **common) as ranks:
@@ -56,7 +55,7 @@ def test_a_dead_link_is_found_out_by_all(lab, common, kind):
             lab.plug(2)
     for rank, end in enumerate(ends):
         assert end.status == 1, end.output
-        assert end.at - since < LINK_S + SLACK_S, f"rank {rank} took {end.at - since:.1f} s"
+        assert end.at - since < LINK_S + job.SLACK_S, f"rank {rank} took {end.at - since:.1f} s"
     for end in ends[:2]:
         assert ": lost rank 2 on " in end.output, end.output
         assert (
@@ -68,6 +67,7 @@ def test_a_dead_link_is_found_out_by_all(lab, common, kind):
     )  # it sees the others go
 
 
+@pytest.mark.namespaces
 def test_a_short_break_is_survived(lab, common):
     with job.start(3, "rank_program.py", "stress", "1500", "3", lab=lab, **common) as ranks:
         for _ in range(4):
@@ -79,6 +79,7 @@ def test_a_short_break_is_survived(lab, common):
     assert [end.status for end in ends] == [0, 0, 0], ends
 
 
+@pytest.mark.namespaces
 def test_a_dead_link_while_a_rank_is_late(lab, common):
     """Nobody sends payload: the heartbeats alone find it out."""
     with job.start(3, "rank_program.py", "wait_for_one", "sleep", "60", lab=lab, **common) as ranks:
@@ -93,7 +94,7 @@ def test_a_dead_link_while_a_rank_is_late(lab, common):
             lab.plug(2)
         ranks.processes[2].kill()
         ends = ranks.ends(5)
-    assert took < LINK_S + SLACK_S, f"{took:.1f} s"
+    assert took < LINK_S + job.SLACK_S, f"{took:.1f} s"
     assert all(": lost rank 2 on " in end.output for end in ends[:2]), ends
 
 
@@ -127,6 +128,7 @@ def test_a_stopped_rank_is_not_told_more_than_its_buffers_hold():
         theirs.close()
 
 
+@pytest.mark.namespaces
 def test_a_dead_link_to_a_stopped_rank(lab, common):
     """No heartbeats go to it any more; the kernel's probes find the link dead all the same."""
     with job.start(3, "rank_program.py", "wait_for_one", "sleep", "60", lab=lab, **common) as ranks:
@@ -143,5 +145,5 @@ def test_a_dead_link_to_a_stopped_rank(lab, common):
             lab.plug(2)
         ranks.processes[2].kill()
         ends = ranks.ends(5)
-    assert took < LINK_S + SLACK_S, f"{took:.1f} s"
+    assert took < LINK_S + job.SLACK_S, f"{took:.1f} s"
     assert all(": lost rank 2 on " in end.output for end in ends[:2]), ends

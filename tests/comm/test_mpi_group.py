@@ -17,7 +17,7 @@ pytestmark = pytest.mark.mpi
 def test_conformance(run_ranks, ranks):
     job = run_ranks(ranks, "mpi_program.py", "run_conformance")
     assert job.status == 0, job.output
-    assert "checks run: 18" in job.output
+    assert "checks run: 19" in job.output
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from cktrain.comm import _engine
+from cktrain.comm.algorithms import even_parts, plan
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 4])
@@ -21,7 +22,7 @@ def test_conformance(ranks):
     with job.start(ranks, "rank_program.py", "run_conformance") as started:
         ends = started.ends(150)
     assert [end.status for end in ends] == [0] * ranks, ends
-    assert "checks run: 18" in ends[0].output
+    assert "checks run: 19" in ends[0].output
 
 
 @pytest.mark.parametrize("ranks, steps", [(2, 10_000), (5, 1500)])
@@ -33,19 +34,45 @@ def test_many_operations_back_to_back(ranks, steps):
     assert f"steps: {steps}" in ends[0].output
 
 
-def test_memory_beyond_the_arrays():
-    """At 8 ranks, with every stage and ring touched; the same at 64 by calculation."""
+@pytest.mark.parametrize("transport, nodes", [("shm", ""), ("tcp", ""), ("auto", "4,4")])
+def test_memory_beyond_the_arrays(transport, nodes):
+    """At 8 ranks, with every way taken: what a rank's groups take beyond the user's arrays."""
     limit = 32 << 20
-    with job.start(8, "rank_program.py", "memory_of_a_group") as started:
+    with job.start(
+        8, "rank_program.py", "memory_of_a_group", CKTRAIN_TEST_TRANSPORT=transport, CKTRAIN_TEST_NODES=nodes
+    ) as started:
         ends = started.ends(150)
     for end in ends:
         match = re.search(r"bytes: (-?\d+)", end.output)
         assert match is not None, end.output
         assert int(match[1]) < limit, end.output
-    stage, ring = 512 << 10, 256 << 10
-    lanes = 2 * _engine.Lane.bytes_needed(64, stage) / 64
+
+
+def test_memory_beyond_the_arrays_at_64_ranks():
+    """By calculation: 64 on one node, 64 on a network, and 8 nodes of 8 with gradients in buckets of 25 MiB."""
+    limit, stage, ring, bucket = 32 << 20, 512 << 10, 256 << 10, 25 << 20
     neighbours = 8  # of a pipeline or a tensor group; a rank that sends to all 63 others pays for all
-    assert lanes + neighbours * _engine.Stream.bytes_needed(ring) < limit
+
+    def in_memory(ranks: int) -> float:
+        lanes = 2 * _engine.Lane.bytes_needed(ranks, stage) / ranks
+        return lanes + neighbours * _engine.Stream.bytes_needed(ring)
+
+    def on_wires(ranks: int) -> int:
+        """Two lanes' scratch."""
+        parts = even_parts(bucket // 4, ranks, 4)
+        largest = max(
+            plan("all_reduce", "direct", 0, ranks, bucket // 4, None, -1, 4)[2],
+            plan("all_reduce", "doubling", 0, ranks, bucket // 4, None, -1, 4)[2],
+            plan("reduce_scatter", "", 0, ranks, bucket // 4, parts, -1, 4)[2],
+        )
+        return 2 * 4 * largest
+
+    assert in_memory(64) < limit
+    assert on_wires(64) < limit
+    pieces = (
+        3 * bucket // 8
+    )  # two operations in flight and a synchronous one, each a node's share of the sums
+    assert 2 * in_memory(8) + on_wires(8) + pieces < limit
 
 
 # ------------------------------------------------------------------------------------------------- the meeting

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 import job
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ def test_conformance(ranks):
     with job.start(ranks, "rank_program.py", "run_conformance", CKTRAIN_TEST_TRANSPORT="tcp") as started:
         ends = started.ends(150)
     assert [end.status for end in ends] == [0] * ranks, ends
-    assert "checks run: 18" in ends[0].output
+    assert "checks run: 19" in ends[0].output
 
 
 @pytest.mark.parametrize("algorithm", ["doubling", "direct", "ring", "halving_doubling", "binomial", "chain"])
@@ -61,6 +63,26 @@ def test_message_of_another_length(transport, sent, expected):
     assert [end.status for end in ends] == [1, 1], ends
     assert f"[comm.{transport}] rank 1 called recv(float32[{expected:,}], source=0)" in ends[1].output
     assert f"send(float32[{sent:,}])" in ends[1].output
+
+
+@pytest.mark.parametrize("algorithm", ["ring", "halving_doubling"])
+def test_killed_in_an_algorithm_of_several_hops(algorithm):
+    """Ranks that exchange nothing with the lost one name it as well."""
+    how = {"CKTRAIN_TEST_TRANSPORT": "tcp", "CKTRAIN_TEST_ALGORITHM": algorithm}
+    with job.start(4, "rank_program.py", "repeat", "large", **how) as ranks:
+        for rank in range(4):
+            ranks.wait_for("running", rank)
+        since = ranks.signal(2, signal.SIGKILL)
+        ends = ranks.ends(20)
+    job.assert_lost(ends, 2, since)
+
+
+def test_late_by_more_than_a_dead_link_takes():
+    """The others' buffers are full for longer than a link may be silent: that is no loss."""
+    how = {"CKTRAIN_TEST_TRANSPORT": "tcp", "CKTRAIN_TEST_TIMEOUT": "60"}
+    with job.start(3, "rank_program.py", "late_for", "7", **how) as ranks:
+        ends = ranks.ends(30)
+    assert [end.status for end in ends] == [0, 0, 0], ends
 
 
 # ---------------------------------------------------------------------------------------------- the table

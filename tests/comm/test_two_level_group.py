@@ -31,7 +31,7 @@ def test_conformance():
     with start("2,2", "run_conformance", CKTRAIN_TEST_LOG="INFO") as started:
         ends = started.ends(150)
     assert [end.status for end in ends] == [0] * 4, ends
-    assert "checks run: 18" in ends[0].output
+    assert "checks run: 19" in ends[0].output
     assert "transport: tcp (2 nodes with 2 ranks each, shm inside)" in ends[0].output
 
 
@@ -148,5 +148,5 @@ def test_conformance_between_nodes_over_mpi(run_ranks):
         CKTRAIN_TEST_NODES="2,2", CKTRAIN_TEST_LOG="INFO",
     )  # fmt: skip
     assert came.status == 0, came.output
-    assert "checks run: 18" in came.output
+    assert "checks run: 19" in came.output
     assert "transport: mpi (2 nodes with 2 ranks each, shm inside)" in came.output

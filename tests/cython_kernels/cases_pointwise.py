@@ -101,14 +101,14 @@ class Add(Case):
 
 
 class Cast(Case):
-    """fp32 to bf16, back, and a copy; every fourth number lies halfway between two of bf16."""
+    """fp32 to bf16, back, and a copy; every fourth number lies halfway between two of bf16. Then zero."""
 
     name = "cast"
-    ops = ("cast",)
+    ops = ("cast", "zero")
     shapes = st.fixed_dictionaries({"n": st.sampled_from([0, 1, 7, 16, 33, 1000])})
     examples = ({"n": 257},)
     outputs = ()
-    exact = ("narrow", "wide", "copy")
+    exact = ("narrow", "wide", "copy", "nothing")
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
         n = shape["n"]
@@ -124,4 +124,6 @@ class Cast(Case):
         kernels.cast(narrow, src)
         kernels.cast(wide, narrow)
         kernels.cast(copy, src)
-        return {"narrow": narrow, "wide": wide, "copy": copy}
+        nothing = src.copy()
+        kernels.zero(nothing)
+        return {"narrow": narrow, "wide": wide, "copy": copy, "nothing": nothing}

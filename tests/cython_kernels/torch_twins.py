@@ -166,7 +166,7 @@ def _sum_of_squares(t: Tensors) -> Tensors:
 def _cast(t: Tensors) -> Tensors:
     src = t["src"].float()
     narrow = src.bfloat16()
-    return {"narrow": narrow, "wide": narrow.float(), "copy": src}
+    return {"narrow": narrow, "wide": narrow.float(), "copy": src, "nothing": torch.zeros_like(src)}
 
 
 TWINS: dict[str, Callable[[Tensors], Tensors]] = {

@@ -1,4 +1,4 @@
-"""A training run that loses a rank: the others say which, and end with 1, not with 75, which would mean "resume me"."""
+"""A training run that loses a rank ends with 1, not with 75, which would mean "resume me"; so does one that cannot meet."""
 
 from __future__ import annotations
 
@@ -78,3 +78,22 @@ def test_a_trainer_that_lost_a_peer_ends_with_1(tmp_path, transport, lost):
         f"cktrain: rank {1 - lost}: [comm.{transport}] rank {1 - lost}: lost rank {lost} on " in survivor
     ), survivor
     assert "resume with" not in survivor
+
+
+def test_a_transport_that_cannot_be_had_is_a_sentence(tmp_path):
+    """Ranks on two nodes, and nobody says where rank 0 listens: status 1, the reasons, no traceback."""
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(CONFIG))
+    place = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-m", "cktrain.launch.cli", "train", "run.yaml"],
+        cwd=tmp_path,
+        env={**os.environ, **place},
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if line.startswith("cktrain: ")]
+    assert "[comm] transport auto is not available (rank 0: shm: " in line
+    assert "tcp: nobody says where rank 0 listens" in line and "Set CKTRAIN_RENDEZVOUS=host:port" in line
+    assert "Traceback" not in done.stderr

@@ -9,13 +9,13 @@ memory; or to {error}.
 
 from __future__ import annotations
 
-import gc
 import hashlib
 import json
 import os
 import sys
 import time
 import traceback
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from cktrain.comm import bootstrap
 from cktrain.comm.group import Group
 from cktrain.config import Config
 from cktrain.launch.compose import compose
-from cktrain.nn.memory import arena_accounts
+from cktrain.nn import memory
 
 
 def checksum(array: np.ndarray) -> bytes:
@@ -40,10 +40,18 @@ def copies_are_equal(part: Any) -> bool:
     return all(len(set(group.all_gather_bytes(checksum(array)))) == 1 for group, array in checks)
 
 
+def arenas_made_since(before: set[int]) -> dict[str, int]:
+    """Bytes by name of the arenas that were made for this case; a case before may not be gone yet."""
+    made: Counter[str] = Counter()
+    for number, (name, nbytes) in memory._ACCOUNTS.items():
+        if number not in before:
+            made[name] += nbytes
+    return made
+
+
 def run_case(case: dict[str, Any], group: Group) -> dict[str, Any]:
     os.environ["CKTRAIN_ISA"] = case["isa"]
-    gc.collect()
-    held = arena_accounts()
+    before = set(memory._ACCOUNTS)
     config = Config.model_validate(case["config"])
     run = compose(config, group, threads=case.get("threads", 1))
     try:
@@ -54,7 +62,7 @@ def run_case(case: dict[str, Any], group: Group) -> dict[str, Any]:
         if case.get("save"):
             trainer.save()
         validation = trainer.validator.run().loss if trainer.validator else None
-        arenas = json.dumps(arena_accounts() - held).encode()
+        arenas = json.dumps(arenas_made_since(before)).encode()
         equal = all(answer == b"1" for answer in group.all_gather_bytes(b"%d" % copies_are_equal(part)))
         return {
             "losses": [s.loss for s in steps],

@@ -11,12 +11,11 @@ from cktrain.nn.memory import arena_accounts
 from cktrain.parallel.costs import Cost, ModelCosts, PredictedKernels
 from cktrain.parallel.mesh import Mesh
 from cktrain.plan.memory import plan_rank
-from cktrain.plan.plan import Machine, make_plan, predict_whole_model, remedy
+from cktrain.plan.plan import ENDLESS, Machine, make_plan, predict_whole_model, remedy
 from cktrain.plan.rates import Link, UpdateRates
 from cktrain.plan.text import plan_text
 
 NO_TIME = UpdateRates(0.0, 0.0, 0.0, 0.0)
-ENDLESS = {name: Link(float("inf")) for name in ("data", "pipeline", "tensor")}
 
 
 def config_of(**blocks) -> Config:
@@ -87,11 +86,9 @@ def test_wire_of_data_ranks_is_the_formula():
     costs = predict_whole_model(config, Mesh(4, 1, 1), "fp32", PredictedKernels(1e12, 1e11))
     plan = make_plan(config, Mesh(4, 1, 1), "fp32", Machine(1, 4, 1 << 40), costs, NO_TIME, ENDLESS)
     size = plan_rank(config, Mesh(4, 1, 1), 0, "fp32").part.params.size
-    assert plan.wire is not None
     assert plan.wire[0].gradients == plan.wire[0].weights == pytest.approx(size * 4 * 3 / 4)
     halved = config_of(comm={"wire_dtype": "bf16"})
     plan = make_plan(halved, Mesh(4, 1, 1), "bf16", Machine(1, 4, 1 << 40), costs, NO_TIME, ENDLESS)
-    assert plan.wire is not None
     assert plan.wire[0].gradients == plan.wire[0].weights == pytest.approx(size * 2 * 3 / 4)
 
 
@@ -104,7 +101,6 @@ def test_wire_of_tensor_ranks_is_eight_halves_per_layer_and_four_for_embedding_a
     config = config_of(batch={"micro_batch_size": 2, "global_batch_size": 2})
     costs = predict_whole_model(config, Mesh(1, 1, 2), "fp32", PredictedKernels(1e12, 1e11))
     plan = make_plan(config, Mesh(1, 1, 2), "fp32", Machine(1, 2, 1 << 40), costs, NO_TIME, ENDLESS)
-    assert plan.wire is not None
     rows, width, layers = 2 * 32, 64, 4
     arrows = layers * (4 + 6) + 4
     assert plan.wire[0].tensor == pytest.approx(arrows * rows * width * 4 / 2 + 3 * rows * 4)
@@ -114,7 +110,7 @@ def test_pipeline_sends_one_stream_per_micro_batch_and_direction():
     config = config_of()
     costs = predict_whole_model(config, Mesh(1, 2, 1), "fp32", PredictedKernels(1e12, 1e11))
     plan = make_plan(config, Mesh(1, 2, 1), "fp32", Machine(1, 2, 1 << 40), costs, NO_TIME, ENDLESS)
-    assert plan.wire is not None and plan.micro_batches == 8
+    assert plan.micro_batches == 8
     assert [wire.pipeline for wire in plan.wire] == [8 * 64 * 64 * 4] * 2
 
 
