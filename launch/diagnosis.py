@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cktrain.launch.allowance import Allowance, read_allowance
+from cktrain.launch.memory_policy import why_refused
 from cktrain.launch.topology import Topology, format_cpulist, read_topology
 
 _MIB = 1 << 20
@@ -172,6 +173,11 @@ def cores(place: Place) -> Section:
     )
     for node in sorted(nodes):
         section.facts[f"NUMA node {node}"] = _describe_node(place, topology, node)
+    if len(nodes) > 1 and (why := why_refused()) is not None:
+        section.add(
+            f"memory cannot be bound to NUMA nodes ({why}): a rank's arrays may lie on another node's memory",
+            "Allow it to the container (docker: --cap-add SYS_NICE; podman: the same)",
+        )
     _judge_allowance(section, topology, allowance)
     return section
 

@@ -12,6 +12,7 @@ import platform
 from collections.abc import Sequence
 
 _NUMBER = {"x86_64": 238, "aarch64": 237}
+_NUMBER_OF_GET = {"x86_64": 239, "aarch64": 236}
 _PREFERRED, _INTERLEAVE = 1, 3
 _MAX_NODES = 1024
 
@@ -45,3 +46,14 @@ def set_memory_policy(nodes: Sequence[int]) -> None:
     if libc.syscall(*arguments) != 0:
         code = ctypes.get_errno()
         raise OSError(code, os.strerror(code))
+
+
+def why_refused() -> str | None:
+    """Why the kernel would refuse a memory policy, or None; asked by get_mempolicy(2), which changes nothing."""
+    number = _NUMBER_OF_GET.get(platform.machine())
+    if number is None:
+        return f"no get_mempolicy is known for {platform.machine()}"
+    libc, none = ctypes.CDLL(None, use_errno=True), ctypes.c_void_p()
+    if libc.syscall(ctypes.c_long(number), none, none, ctypes.c_ulong(0), none, ctypes.c_ulong(0)) == 0:
+        return None
+    return os.strerror(ctypes.get_errno())

@@ -95,6 +95,20 @@ MUTANTS = [
         "norm = math.sqrt(sums.squared_norm)",
         "tests/cktrain/test_trainer.py::test_clipping_bounds_the_norm",
     ),
+    Mutant(
+        "a forked child keeps its parent's connections open",
+        "comm/tcp_group.py",
+        "                connection.close()\n\n    os.register_at_fork",
+        "                pass\n\n    os.register_at_fork",
+        "tests/comm/test_faults.py::test_killed_rank_that_has_forked[tcp]",
+    ),
+    Mutant(
+        "a rank's reasons are not told",
+        "comm/rendezvous.py",
+        '"reasons": as_message(reasons or {}),',
+        '"reasons": as_message({}),',
+        "tests/comm/test_reasons.py::test_one_rank_without_the_interface_is_told_by_all",
+    ),
 ]
 
 EQUALITY = "tests/integration/test_parallel_equality.py::test_one_layout_in_fp64"

@@ -2,7 +2,7 @@
 
 A backward pass is imitated: matrix products of the kernels for each bucket, after which the bucket's reduce-scatter is
 submitted, as the trainer does it (`cktrain.parallel.data`). The other rank does not exist; its bytes take α + S/B seconds
-and no processor (`cktrain.comm.delay_group`), with B such that all reductions take a given share of the backward. The
+and no processor (`cktrain.comm.delay_group`), with B such that communication is a given share of the backward. The
 engine's thread has a core of its own, and the products have the others.
 
     backward        the products alone
@@ -117,11 +117,19 @@ def bench_overlap(
 
     backward(None)
     alone = statistics.median(backward(None)[0] for _ in range(rounds))
-    rate = (gradients.nbytes / 2) / (share * alone - buckets * latency_s)
-    group = DelayGroup(latency_s, rate, engine_core=engine_core)
-    group.use_reduction(getattr(kernels, "reduction", None))
-    communicate(group)
-    communication = statistics.median(communicate(group) for _ in range(rounds))
+
+    def join(seconds: float) -> tuple[DelayGroup, float, float]:
+        """A network that takes so long for all buckets, its rate, and how long communication takes on it."""
+        rate = (gradients.nbytes / 2) / max(seconds - buckets * latency_s, seconds / 2)
+        group = DelayGroup(latency_s, rate, engine_core=engine_core)
+        group.use_reduction(getattr(kernels, "reduction", None))
+        communicate(group)
+        return group, rate, statistics.median(communicate(group) for _ in range(rounds))
+
+    group, _, communication = join(share * alone)
+    group.end()
+    reductions = communication - share * alone  # what the sums themselves take
+    group, rate, communication = join(max(share * alone - reductions, 0.2 * share * alone))
     together = [backward(group) for _ in range(rounds)]
     alone = statistics.median([alone, *(backward(None)[0] for _ in range(rounds))])
     group.end()

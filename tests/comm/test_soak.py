@@ -15,12 +15,13 @@ SECONDS = float(os.environ.get("CKTRAIN_TEST_SOAK_S", "3"))
 
 
 @pytest.mark.parametrize("seed", [1])
-@pytest.mark.parametrize("ranks", [2, 4])
-@pytest.mark.parametrize("transport", ["shm", "tcp"])
-def test_soak(transport, ranks, seed):
-    with job.start(
-        ranks, "rank_program.py", "run_soak", str(SECONDS), str(seed), CKTRAIN_TEST_TRANSPORT=transport
-    ) as started:
+@pytest.mark.parametrize(
+    "transport, ranks, nodes",
+    [("shm", 2, ""), ("shm", 4, ""), ("tcp", 2, ""), ("tcp", 4, ""), ("auto", 4, "2,2")],
+)
+def test_soak(transport, ranks, nodes, seed):
+    how = {"CKTRAIN_TEST_TRANSPORT": transport, "CKTRAIN_TEST_NODES": nodes}
+    with job.start(ranks, "rank_program.py", "run_soak", str(SECONDS), str(seed), **how) as started:
         ends = started.ends(SECONDS + 60)
     assert [end.status for end in ends] == [0] * ranks, "\n".join(end.output for end in ends)
     match = re.search(r"operations: (\d+)", ends[0].output)

@@ -364,7 +364,7 @@ def test_export_from_any_layout_holds_the_model_once(run_cases, tmp_path, monkey
     model = {**MODELS["llama tied"], "hidden_size": 128, "intermediate_size": 512, "vocab_size": 3001}
     cases = []
     for layout in ("", "data 2 x pipeline 2 x tensor 2"):
-        config = make_config(tmp_path, "llama tied", layout, "fp64", model=model)
+        config = make_config(tmp_path, "llama tied", layout, "fp64") | {"model": model}
         config["data"] = {"path": str(tmp_path / "3001.bin"), "sequence_length": 8}
         config["run"]["dir"] = str(tmp_path / f"run {layout}")
         ranks = LAYOUTS[layout][0] if layout else 1

@@ -32,6 +32,7 @@ def place(make_sysfs, tmp_path, monkeypatch) -> Place:
     write(place.sysfs / "devices/system/node/node1/meminfo", f"Node 1 MemTotal:  {32 << 20} kB")
     huge_pages(place, "always [madvise] never", "always within_size advise [never] deny force")
     monkeypatch.setattr("os.sched_getaffinity", lambda pid: set(range(16)))
+    monkeypatch.setattr(diagnosis, "why_refused", lambda: None)
     return place
 
 
@@ -55,6 +56,13 @@ def test_a_good_machine(place):
     assert found.facts["for this process"] == "8 cores (0-15)"
     assert diagnosis.memory(place).facts["memory"] == "60.0 GiB of 64.0 GiB free"
     assert not problems(found) and not problems(diagnosis.memory(place))
+
+
+def test_a_container_without_memory_policies(place, monkeypatch):
+    monkeypatch.setattr(diagnosis, "why_refused", lambda: "Operation not permitted")
+    (finding,) = diagnosis.cores(place).findings
+    assert "memory cannot be bound to NUMA nodes (Operation not permitted)" in finding.problem
+    assert "--cap-add SYS_NICE" in finding.remedy
 
 
 def test_a_cgroup_of_less_time_than_cores(place):
