@@ -247,7 +247,7 @@ class RdmaTransport(Transport):
 
     def _connect_pairs(self, cards: list[dict[str, list[Any]]]) -> None:
         """Connect to what the peers have made."""
-        self._tests = {}
+        self._tests: dict[int, tuple[int, int]] = {}
         for peer, pair in self._pairs.items():
             packed, address, key = cards[peer][str(self.rank)]
             self._tests[peer] = (int(address), int(key))
