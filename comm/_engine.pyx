@@ -295,7 +295,7 @@ cdef class Op:
         self.o.call.root, self.o.call.count, self.o.call.extra = root, count, extra
 
     def follow(self, Op before):
-        """On the engine, begin when `before` is done; it must live as long as this one."""
+        """On the engine, begin when `before` is done; it must live until then."""
         self.o.after = &before.o
 
     def step(self):

@@ -81,12 +81,15 @@ class ChainWork(FlyingWork):
     def __init__(self, *given: Any):
         super().__init__(*given)
         self._ops: list[tuple[_engine.Op, Any, EngineGroup]] = []
+        self._follows: list[Any] = []  # the engine looks at these until this one has begun
         self._complete = False
 
     def begin(self) -> None:
         """Hand all phases to the engine."""
         phases = self._phases_of(self)
-        before = self._before.last if isinstance(self._before, ChainWork) else None
+        self._follows = self._before.operations if isinstance(self._before, ChainWork) else []
+        self._before = None
+        before = self._follows[-1][0] if self._follows else None
         for phase in phases:
             on = phase.on
             assert isinstance(on, EngineGroup)
@@ -102,18 +105,15 @@ class ChainWork(FlyingWork):
             op.submit()
 
     @property
-    def last(self) -> _engine.Op | None:
-        """What ends it, once it has begun."""
-        return self._ops[-1][0] if self._ops else None
+    def operations(self) -> list[tuple[_engine.Op, Any, EngineGroup]]:
+        """Of the engine, with their lanes and groups, while it is under way."""
+        return self._ops
 
     def ended(self) -> bool:
         """Whether nothing touches its arrays any more."""
-        over = self._complete or (
+        return self._complete or (
             bool(self._ops) and all(op.state != _engine.PENDING for op, _, _ in self._ops)
         )
-        if over:  # until then the engine looks at it
-            self._before = None
-        return over
 
     def done(self) -> bool:
         """Say whether it is complete; the engine moves it."""
@@ -127,7 +127,7 @@ class ChainWork(FlyingWork):
                 self._let_all_end()
                 self.group.broken(error)
                 raise error
-        self._complete = True
+        self._let_go()
         return True
 
     def wait(self, timeout: float | None = None) -> None:
@@ -146,7 +146,11 @@ class ChainWork(FlyingWork):
                         raise
             else:
                 self._run_in_caller()
-        self._complete = True
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """It is complete: its arrays are the caller's alone."""
+        self._complete, self._ops, self._follows = True, [], []
 
     def _let_all_end(self) -> None:
         """The engine still tells the peers of later phases; then it lets go of them."""

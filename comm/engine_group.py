@@ -384,7 +384,8 @@ class EngineWork(Work):
             state = self._op.state
             if state not in (_engine.PENDING, _engine.DONE):
                 raise self.group._failed(state, self._op, self._on, self._peer)
-            self._complete = state == _engine.DONE
+            if state == _engine.DONE:
+                self._let_go()
         return self._complete
 
     def wait(self, timeout: float | None = None) -> None:
@@ -395,7 +396,12 @@ class EngineWork(Work):
             self._run_in_caller()
         else:
             self.group._patiently(self._op.wait, self._op, self._on, self._peer, timeout)
+        self._let_go()
+
+    def _let_go(self) -> None:
+        """It is complete: its arrays are the caller's alone."""
         self._complete = True
+        self._op = None
 
     def _run_in_caller(self) -> None:
         if self._make is not None:

@@ -18,7 +18,7 @@ static int broke(ckc_rdma_link *l, int status) {
 /* Take note of all that the completion queue has. Below 0 when the queue pair broke, now or earlier. */
 static int settle(ckc_rdma_link *l) {
     ckc_completion found[BATCH];
-    int n, heard = 0;
+    int n;
     if (l->status) return -1;
     do {
         n = l->port->poll(l->port, found, BATCH);
@@ -30,16 +30,17 @@ static int settle(ckc_rdma_link *l) {
                 l->complete = found[i].id;
                 continue;
             }
-            heard++;
+            l->used++;
             for (uint32_t k = imm >> 24 & 63; k > 0; k--) l->freed += l->lengths[l->credited++ % CKC_RDMA_MESSAGES];
             if (imm >> 30 == CKC_RDMA_END) l->peer_ended = 1;
             else if (imm >> 30 == CKC_RDMA_GRANT) l->grant = l->granted[l->grants_come++ % CKC_RDMA_GRANTS];
             else if (bytes) l->arrivals[l->arrived++ % CKC_RDMA_MESSAGES] = (imm >> 30) << 24 | bytes;
         }
     } while (n == BATCH);
-    /* Before any credit is given for what arrived: the peer may use it at once. */
-    if (heard && l->port->receive(l->port, heard)) return broke(l, 0);
-    return 0;
+    if (l->used < CKC_RDMA_AT_ONCE) return 0;
+    const int used = l->used;
+    l->used = 0;
+    return l->port->receive(l->port, used) ? broke(l, 0) : 0;
 }
 
 static int64_t entries_left(const ckc_rdma_link *l) { return CKC_RDMA_SENDS - (int64_t)(l->posted - l->complete); }

@@ -12,7 +12,8 @@
  * Credit. The sender has at most MESSAGES messages and `ring_bytes` bytes that it got no credit for. Credit travels with
  * messages, and alone when a quarter of either is owed, so at most 8 such messages are under way; likewise at most
  * GRANTS grants, since a buffer worth one is at least a quarter of a ring. A receive is posted for each of all these:
- * the device never finds none ("receiver not ready"). One more is for the END, the last message of each side.
+ * the device never finds none ("receiver not ready"). One more is for the END, the last message of each side, and AT_ONCE since
+ * so many are posted again at once.
  *
  * immediate data = kind << 30 | messages credited << 24 | bytes */
 #ifndef CKC_RDMA_H
@@ -25,7 +26,8 @@
 #define CKC_PORT_CAPSULE "cktrain.port"
 
 enum { CKC_RDMA_MESSAGES = 32, CKC_RDMA_GRANTS = 8, CKC_RDMA_REGIONS = 256 };
-enum { CKC_RDMA_RECEIVES = CKC_RDMA_MESSAGES + 8 + CKC_RDMA_GRANTS + 1, CKC_RDMA_SENDS = 64 };
+enum { CKC_RDMA_AT_ONCE = 8, CKC_RDMA_SENDS = 64 };
+enum { CKC_RDMA_RECEIVES = CKC_RDMA_MESSAGES + 8 + CKC_RDMA_GRANTS + 1 + CKC_RDMA_AT_ONCE };
 enum { CKC_RDMA_RING, CKC_RDMA_DIRECT, CKC_RDMA_GRANT, CKC_RDMA_END };
 
 /* A write to the peer's memory with immediate data. */
@@ -74,6 +76,7 @@ typedef struct {
     const ckc_regions *regions;
     int64_t ring_bytes, chunk_bytes, inline_bytes, direct_bytes;
     int status;                         /* 0, or how the queue pair broke */
+    int used;                           /* receives to be posted again */
 
     char *stage;                        /* ours: what is pushed */
     ckc_grant *granted;                 /* ours: (GRANTS) slots that the peer writes */

@@ -72,22 +72,20 @@ static int all_flushed(const ckc_op *o) {
     return 1;
 }
 
-/* Move every transfer of the round; CKC_DONE when all are complete. Nothing is taken before all headers agree. */
-static int transfer(ckc_op *o) {
+/* Move the round's transfers of one kind; CKC_DONE when all are complete. Nothing is taken before all headers agree. */
+static int transfer_kind(ckc_op *o, int64_t kind) {
     ckc_wire *wire = o->on;
     ckc_run_state *run = o->extra;
-    uint8_t busy_out[CKC_MAX_RANKS] = {0}, busy_in[CKC_MAX_RANKS] = {0};
+    uint8_t busy[CKC_MAX_RANKS] = {0};
     int complete = 1;
     for (int64_t i = run->next; i < run->round_end; i++) {
         const ckc_step *step = &run->steps[i];
-        if (step->kind > CKC_STEP_RECV) continue;
-        const int peer = (int)step->peer;
         const int64_t bytes = step->count * ckc_item_bytes(o->call.dtype);
-        uint8_t *busy = step->kind == CKC_STEP_SEND ? busy_out : busy_in;   /* one after another on a socket */
-        if (run->moved[i] == bytes) continue;
-        if (!busy[peer]) {
+        if (step->kind != kind || run->moved[i] == bytes) continue;
+        const int peer = (int)step->peer;
+        if (!busy[peer]) {      /* one after another on a link */
             char *at = place(o, step->place, step->at) + run->moved[i];
-            if (step->kind == CKC_STEP_SEND) {
+            if (kind == CKC_STEP_SEND) {
                 run->moved[i] += push(o, peer, at, bytes - run->moved[i]);
             } else if (run->agreed) {
                 ckc_link *link = wire->links[peer];
@@ -100,6 +98,12 @@ static int transfer(ckc_op *o) {
         }
     }
     return complete;
+}
+
+/* Receives first: a link may tell the peer where a large one belongs, before the peer sends it another way. */
+static int transfer(ckc_op *o) {
+    const int received = transfer_kind(o, CKC_STEP_RECV);
+    return transfer_kind(o, CKC_STEP_SEND) && received;
 }
 
 static void compute(ckc_op *o) {

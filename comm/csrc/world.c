@@ -220,6 +220,7 @@ static int accept_new(ckc_world *w) {
 static int may_begin(ckc_op *op) {
     if (op->after == NULL) return CKC_DONE;
     const int before = state_of(op->after);
+    if (before == CKC_DONE) op->after = NULL;       /* which need not live any longer */
     if (before >= 0) return before;
     const ckc_op *first = op->after;
     while (first->after != NULL && state_of((ckc_op *)first->after) < 0) first = first->after;

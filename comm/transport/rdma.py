@@ -158,7 +158,8 @@ class RdmaTransport(Transport):
             self._gid = self._agree(offers)
             if meeting.rank == 0 and (problem := mtu_problem([o["mtu"] for o in offers], hosts)) is not None:
                 log.warning("[comm.rdma] %s. %s.", problem.reason, problem.remedy)
-            self._vote(sockets, lambda: self._connect_pairs(sockets))
+            cards = self._vote(sockets, lambda: self._make_pairs(others))
+            self._vote(sockets, lambda: self._connect_pairs(cards))
             self._vote(sockets, self._send_and_compare)
         except CommError:
             self.close()
@@ -228,9 +229,8 @@ class RdmaTransport(Transport):
             reason = f"{none.problem.reason}. {none.problem.remedy}"
             raise TransportUnavailableError("comm", "rdma", {self.rank: reason}, _REMEDY) from none
 
-    def _connect_pairs(self, sockets: dict[int, socket.socket]) -> None:
-        """A queue pair for each peer, and memory that a test message of each is written to."""
-        peers = sorted(sockets)
+    def _make_pairs(self, peers: list[int]) -> dict[str, list[Any]]:
+        """A queue pair for each peer, and memory that a test message of each is written to; what the peers must know."""
         self._test = np.zeros(self._meeting.size * _TEST_BYTES * 2, np.uint8)
         self._test_region = self._context.register(self._test)
         self._queue = self._context.create_completion_queue(max(1, len(peers)) * (_ONE_SIDED_SENDS + 2))
@@ -239,17 +239,22 @@ class RdmaTransport(Transport):
             self._pairs[peer] = pair
             self._posted[peer] = self._ended[peer] = 0
             self._by_number[pair.number] = peer
-        addresses = {p: local_address(self._context, self._pairs[p], self._gid, self.settings) for p in peers}
-        cards = {
-            p: [addresses[p].pack().hex(), self._test_region.address, self._test_region.rkey] for p in peers
+        self._addresses = {
+            p: local_address(self._context, self._pairs[p], self._gid, self.settings) for p in peers
         }
-        theirs = exchange(sockets, cards, self._meeting.timeout_s)
-        self._tests = {p: (int(theirs[p][1]), int(theirs[p][2])) for p in peers}
-        for peer in peers:
-            packed = Address.unpack(bytes.fromhex(theirs[peer][0]))
-            self._pairs[peer].to_init(1, self.settings.pkey_index, verbs.ACCESS_ALL)
-            self._pairs[peer].post_receive(self._test_region, 0, 0)
-            connect(self._pairs[peer], addresses[peer], packed, self._gid, self.settings)
+        place = [self._test_region.address, self._test_region.rkey]
+        return {str(p): [self._addresses[p].pack().hex(), *place] for p in peers}
+
+    def _connect_pairs(self, cards: list[dict[str, list[Any]]]) -> None:
+        """Connect to what the peers have made."""
+        self._tests: dict[int, tuple[int, int]] = {}
+        for peer, pair in self._pairs.items():
+            packed, address, key = cards[peer][str(self.rank)]
+            self._tests[peer] = (int(address), int(key))
+            pair.to_init(1, self.settings.pkey_index, verbs.ACCESS_ALL)
+            pair.post_receive(self._test_region, 0, 0)
+            theirs = Address.unpack(bytes.fromhex(packed))
+            connect(pair, self._addresses[peer], theirs, self._gid, self.settings)
 
     def _send_and_compare(self) -> None:
         """A pattern to and from each peer, or an error that says what did not come."""

@@ -5,6 +5,7 @@ What needs a real device is in rdma/: the same checks over soft-RoCE, with both 
 
 from __future__ import annotations
 
+import errno
 import socket
 import sys
 import threading
@@ -23,7 +24,7 @@ from cktrain.comm.tcp_group import join_mesh
 from cktrain.comm.transport.gid import ROCE_V2, Gid
 from cktrain.comm.transport.rdma import LANES, RING_BUDGET, RdmaTransport, ring_bytes
 from cktrain.comm.transport.rdma_device import DeviceDescription, PortDescription, SystemDescription
-from cktrain.comm.transport.verbs import WorkRequestError
+from cktrain.comm.transport.verbs import VerbsError, WorkRequestError
 
 sys.path.insert(0, str(Path(__file__).parent / "rdma"))
 import fake_verbs
@@ -156,3 +157,21 @@ def test_the_memory_of_64_ranks_is_within_32_mb():
         taken = 2 * LANES * peers * ring_bytes(peers)
         assert taken <= max(RING_BUDGET, 2 * LANES * peers * (16 << 10)), peers
     assert 2 * LANES * 63 * ring_bytes(63) < 17 << 20
+
+
+def test_a_rank_that_cannot_make_queue_pairs_is_every_ranks_reason(monkeypatch):
+    """Found out after all have a device: none is left waiting for the one that failed."""
+    make, made = fake_verbs.Context.create_queue_pair, []
+
+    def fail_once(self: Any, *arguments: Any) -> Any:
+        made.append(self)
+        if len(made) == 2:
+            raise VerbsError("ibv_create_qp", errno.ENOMEM, "fake0")
+        return make(self, *arguments)
+
+    monkeypatch.setattr(fake_verbs.Context, "create_queue_pair", fail_once)
+    errors = on_ranks(3, lambda group: None)
+    reasons = [error.reasons for error in errors]
+    assert reasons[0] == reasons[1] == reasons[2]
+    assert len(reasons[0]) == 1
+    assert "ibv_create_qp" in next(iter(reasons[0].values()))

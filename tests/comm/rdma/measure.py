@@ -13,9 +13,10 @@ programs: whatever else runs on the machine can only make it worse.
 | barrier | of a group of two ranks (ib_write_lat: half a round trip) |
 | all-reduce | 16 MiB fp32 of `Group.allocate`, two ranks: busbw, which is what each direction carries (half of what
 ib_write_bw -b reports, which is the sum of both) |
-| all-reduce, plain | the same on an ordinary array |
+| all-reduce, int32 | the same in int32, whose additions are not emulated in software |
+| all-reduce, plain | the same in fp32 on an ordinary array |
 
-With --groups only the last three.
+With --groups only the last four.
 """
 
 from __future__ import annotations
@@ -41,7 +42,8 @@ from cktrain.comm.transport.verbs import PROVIDERS, load_provider
 LATENCY_ROUNDS, WINDOW = 500, 4
 PIECES = {1 << 20: 24, 256 << 10: 60}
 BARRIERS, REDUCED_BYTES, REDUCTIONS = 600, 16 << 20, 4
-BARRIER, REDUCTION, PLAIN = "barrier (us)", "all-reduce 16 MiB (MB/s)", "all-reduce, plain (MB/s)"
+BARRIER, REDUCTION = "barrier (us)", "all-reduce 16 MiB (MB/s)"
+INTEGERS, PLAIN = "all-reduce, int32 (MB/s)", "all-reduce, plain (MB/s)"
 
 
 def pin(role: str) -> None:
@@ -139,13 +141,18 @@ def be_rank() -> None:
         group.barrier()
         times.append(time.perf_counter() - began)
     found = {BARRIER: statistics.median(times) * 1e6}
-    memory = {REDUCTION: group.allocate(REDUCED_BYTES), PLAIN: np.zeros(REDUCED_BYTES, np.uint8)}
-    for row, array in memory.items():
+    arena = group.allocate(REDUCED_BYTES)
+    arrays = {
+        REDUCTION: arena.view(np.float32),
+        INTEGERS: arena.view(np.int32),
+        PLAIN: np.zeros(REDUCED_BYTES // 4, np.float32),
+    }
+    for row, array in arrays.items():
         times = []
         for _ in range(REDUCTIONS):
             group.barrier()
             began = time.perf_counter()
-            group.all_reduce(array.view(np.float32))
+            group.all_reduce(array)
             times.append(time.perf_counter() - began)
         found[row] = REDUCED_BYTES / min(times) / 1e6
     if group.rank == 0:
@@ -207,7 +214,7 @@ def perftest_of_groups(device: str) -> dict[str, float]:
     text = perftest("ib_write_bw", device, "-b", "-s", str(1 << 20), "-n", "40", "-t", str(WINDOW))
     both = next(line for line in text.splitlines() if re.match(rf"\s*{1 << 20}\s", line))
     share = float(both.split()[3]) * 1.048576 / 2
-    return {BARRIER: float(row.split()[4]), REDUCTION: share, PLAIN: share}
+    return {BARRIER: float(row.split()[4]), **dict.fromkeys((REDUCTION, INTEGERS, PLAIN), share)}
 
 
 def with_perftest(device: str) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Groups over a real device, ranks on one host: the contract of every Group, one-sided access, and what goes wrong.
 
-The checks and the faults are those of tests/comm, with another transport. `provider_name` runs each with both providers.
+The checks and the faults are those of tests/comm, with another transport. `provider_name` is what the ranks use.
 """
 
 from __future__ import annotations
@@ -28,10 +28,9 @@ def provider_name(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatc
     return str(request.param)
 
 
-@pytest.fixture(params=["native"])
-def native_only(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv("CKTRAIN_VERBS", request.param)
-    return str(request.param)
+def with_provider(*names: str) -> pytest.MarkDecorator:
+    """Not each with both: a job of three ranks takes seconds where Python is emulated."""
+    return pytest.mark.parametrize("provider_name", names, indirect=True)
 
 
 def ended_well(
@@ -72,25 +71,32 @@ def test_arenas_travel_without_a_copy(provider_name: str) -> None:
     assert sent["direct"] > sent["ring"], sent
 
 
-@pytest.mark.parametrize(("kind", "lost"), [("large", 0), ("async", 2), ("barrier", 1)])
+@pytest.mark.parametrize(
+    ("provider_name", "kind", "lost"),
+    [("native", "large", 0), ("pyverbs", "async", 2)],
+    indirect=["provider_name"],
+)
 def test_killed_rank_is_named_by_all(provider_name: str, kind: str, lost: int) -> None:
     faults.test_killed_rank_is_named_by_all("rdma", kind, lost)
 
 
+@with_provider("pyverbs")
 def test_stopped_for_a_while_is_a_warning(provider_name: str) -> None:
     faults.test_stopped_for_a_while_is_a_warning("rdma")
 
 
+@with_provider("native")
 def test_stopped_for_ever_is_a_timeout(provider_name: str) -> None:
     faults.test_stopped_for_ever_is_a_timeout_that_names_it("rdma")
 
 
 @pytest.mark.parametrize(
-    ("difference", "mine", "theirs", "how"),
+    ("provider_name", "difference", "mine", "theirs", "how"),
     [
-        ("length", "all_reduce(float32[50], sum)", "all_reduce(float32[51], sum)", "large"),
-        ("operation", "all_reduce(float32[100], sum)", "broadcast(float32[100], root=0)", "async"),
+        ("native", "length", "all_reduce(float32[50], sum)", "all_reduce(float32[51], sum)", "large"),
+        ("pyverbs", "operation", "all_reduce(float32[100], sum)", "broadcast(float32[100], root=0)", "async"),
     ],
+    indirect=["provider_name"],
 )
 def test_mismatch_is_named_on_all_sides(
     provider_name: str, difference: str, mine: str, theirs: str, how: str
@@ -98,15 +104,18 @@ def test_mismatch_is_named_on_all_sides(
     faults.test_mismatch_is_named_on_all_sides("rdma", difference, mine, theirs, how)
 
 
-def test_exception_on_one_rank_ends_all(native_only: str) -> None:
+@with_provider("native")
+def test_exception_on_one_rank_ends_all(provider_name: str) -> None:
     faults.test_exception_on_one_rank_ends_all("rdma")
 
 
+@with_provider("pyverbs")
 def test_planned_exits_are_no_failures(provider_name: str) -> None:
     faults.test_planned_exits_are_no_failures("rdma", 75)
 
 
-def test_waiting_rank_leaves_its_core_to_others(native_only: str) -> None:
+@with_provider("native")
+def test_waiting_rank_leaves_its_core_to_others(provider_name: str) -> None:
     """By the completion channel; under emulation the first looks cost ten times what they cost outside."""
     with job.start(2, "rank_program.py", "cpu_time_of_waiting", CKTRAIN_TEST_TRANSPORT="rdma") as ranks:
         ends = ranks.ends(60)
@@ -130,7 +139,8 @@ def refused(*expected: str, **environment: str) -> None:
             assert words in end.output, end.output
 
 
-def test_every_rank_says_why_rdma_is_refused(native_only: str) -> None:
+@with_provider("native")
+def test_every_rank_says_why_rdma_is_refused(provider_name: str) -> None:
     refused("transport rdma is not available", "there is no RDMA device mlx9", CKTRAIN_TEST_DEVICE="mlx9")
     refused("entry 77 of the GID table of rxe0 is empty", CKTRAIN_TEST_GID="77")
 
@@ -144,7 +154,8 @@ def test_a_provider_that_does_not_load(monkeypatch: pytest.MonkeyPatch, tmp_path
     refused("pyverbs", CKTRAIN_VERBS="pyverbs", PYTHONPATH=path)
 
 
-def test_auto_takes_rdma_and_falls_back(native_only: str, capfd: Any) -> None:
+@with_provider("native")
+def test_auto_takes_rdma_and_falls_back(provider_name: str, capfd: Any) -> None:
     """Ranks that say they are on two nodes: rdma before tcp, and tcp where one has no device, with the reason."""
     for device, words in (("", "transport: rdma"), ("mlx9", "transport: tcp")):
         ends = ended_well(

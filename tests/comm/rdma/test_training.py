@@ -14,7 +14,7 @@ import yaml
 
 pytestmark = pytest.mark.rdma
 
-STEPS = 4
+STEPS = 3
 CONFIG = {
     "run": {"steps": STEPS, "seed": 5},
     "model": {
