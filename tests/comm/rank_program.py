@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
+import signal
 import sys
 import threading
 import time
@@ -529,6 +530,8 @@ def _nodes(sizes: list[int]) -> list[list[int]]:
 
 
 def main() -> int:
+    # A shell that starts tests in the background has its children ignore SIGINT.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if cores := os.environ.get("CKTRAIN_TEST_CORES"):
         os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[: int(cores)])
     logging.basicConfig(level=os.environ.get("CKTRAIN_TEST_LOG", "WARNING"), format="%(message)s")

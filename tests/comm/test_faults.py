@@ -182,7 +182,7 @@ def test_deadline_stretches_for_a_rank_at_work(transport):
 def test_mismatch_is_named_on_all_sides(transport, difference, mine, theirs, how):
     arguments = [difference, *([how] if how else [])]
     with job.start(3, "rank_program.py", "differ", *arguments, CKTRAIN_TEST_TRANSPORT=transport) as ranks:
-        ends = ranks.ends(20)
+        ends = ranks.ends()
     if how == "large":
         mine, theirs = (
             x.replace("[100]", "[200,000]").replace("[50]", "[100,000]").replace("[51]", "[100,001]")
@@ -199,7 +199,7 @@ def test_mismatch_is_named_on_all_sides(transport, difference, mine, theirs, how
 
 def test_exception_on_one_rank_ends_all(transport):
     with job.start(3, "rank_program.py", "fail_on_one_rank", CKTRAIN_TEST_TRANSPORT=transport) as ranks:
-        ends = ranks.ends(10)
+        ends = ranks.ends()
     assert [end.status for end in ends] == [1, 1, 1]
     assert "a mistake on one rank" in ends[1].output
     assert ": lost rank 1 on " in ends[0].output
@@ -215,7 +215,7 @@ def test_exit_without_close_is_a_lost_rank(transport):
 @pytest.mark.parametrize("status", [0, 2, 75])
 def test_planned_exits_are_no_failures(transport, status):
     with job.start(3, "rank_program.py", "exit_with", str(status), CKTRAIN_TEST_TRANSPORT=transport) as ranks:
-        ends = ranks.ends(20)
+        ends = ranks.ends()
     assert [end.status for end in ends] == [status] * 3, ends
     assert all(end.output == "" for end in ends)
 

@@ -79,7 +79,7 @@ def test_on_one_device(environment: dict[str, str], tmp_path: Path, monkeypatch:
     monkeypatch.chdir(ROOT)
     report = tmp_path / "results.xml"
     command = script(pytest_command("rdma", f"--junitxml={report}", "--durations=5"))
-    status = guest.run(command, Machine(), variables=environment, share=tmp_path, time_limit_s=600)
+    status = guest.run(command, Machine(), variables=environment, share=tmp_path, time_limit_s=1200)
     assert status == 0
     assert results(report) == {"passed": collected("rdma")}
     assert results(report)["passed"] >= 120  # half of them for each provider
@@ -97,7 +97,7 @@ def test_on_two_joined_machines(
         *("-", *pytest_command("rdma_joined", "--durations=5")),
     ]
     machine = Machine(cpus=1, memory_mib=1024)
-    status = guest.run(command, machine, joined=True, variables=variables, share=tmp_path, time_limit_s=600)
+    status = guest.run(command, machine, joined=True, variables=variables, share=tmp_path, time_limit_s=1200)
     assert status == 0
     expected = collected("rdma_joined")
     assert expected >= 28
