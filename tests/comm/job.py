@@ -147,6 +147,12 @@ def start(
     return Ranks(processes)
 
 
+def assert_together(ends: Sequence[Ended]) -> None:
+    """What ended one rank ended all of them: nobody waited for a deadline."""
+    took = max(end.at for end in ends) - min(end.at for end in ends)
+    assert took < KILLED_S + SLACK_S, f"{took:.1f} s between the first end and the last"
+
+
 def assert_lost(ends: Sequence[Ended], lost: int, since: float) -> None:
     """All other ranks named it in time and ended with 1."""
     for rank, end in enumerate(ends):

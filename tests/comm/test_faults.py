@@ -183,6 +183,7 @@ def test_mismatch_is_named_on_all_sides(transport, difference, mine, theirs, how
     arguments = [difference, *([how] if how else [])]
     with job.start(3, "rank_program.py", "differ", *arguments, CKTRAIN_TEST_TRANSPORT=transport) as ranks:
         ends = ranks.ends()
+    job.assert_together(ends)
     if how == "large":
         mine, theirs = (
             x.replace("[100]", "[200,000]").replace("[50]", "[100,000]").replace("[51]", "[100,001]")
@@ -200,6 +201,7 @@ def test_mismatch_is_named_on_all_sides(transport, difference, mine, theirs, how
 def test_exception_on_one_rank_ends_all(transport):
     with job.start(3, "rank_program.py", "fail_on_one_rank", CKTRAIN_TEST_TRANSPORT=transport) as ranks:
         ends = ranks.ends()
+    job.assert_together(ends)
     assert [end.status for end in ends] == [1, 1, 1]
     assert "a mistake on one rank" in ends[1].output
     assert ": lost rank 1 on " in ends[0].output
@@ -216,6 +218,7 @@ def test_exit_without_close_is_a_lost_rank(transport):
 def test_planned_exits_are_no_failures(transport, status):
     with job.start(3, "rank_program.py", "exit_with", str(status), CKTRAIN_TEST_TRANSPORT=transport) as ranks:
         ends = ranks.ends()
+    job.assert_together(ends)
     assert [end.status for end in ends] == [status] * 3, ends
     assert all(end.output == "" for end in ends)
 
