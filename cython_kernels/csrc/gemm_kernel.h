@@ -7,8 +7,8 @@
 
 #define CK_GEMM_NR (CK_GEMM_NV * VL)
 
-/* Lines of memory to be asked for while something else is computed, so many at a time: `each` of what will be read, rows of
- * `lines` lines, and `into_each` of what will be written, which is read too before it is overwritten. */
+/* Lines of memory to be asked for while something else is computed, so many at a time: `each` of what will be read,
+ * rows of `lines` lines, and `into_each` of what will be written, which the cache reads before it is overwritten. */
 typedef struct {
     const char *row, *into;
     int64_t row_bytes, lines, line, each, into_each;  /* line: the next one of this row */

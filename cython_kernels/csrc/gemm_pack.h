@@ -10,8 +10,8 @@
 #define CK_PAIRED 0
 #endif
 
-/* Where rows are read as they lie, all panels take so many units before the next ones, which are fetched meanwhile. Rows a
- * multiple of 4 KB apart are all in one set of the first-level cache, which holds the rows of few units. */
+/* Where rows are read as they lie, all panels take so many units before the next ones, which are fetched meanwhile.
+ * Rows a multiple of 4 KB apart are all in one set of the first-level cache, which holds the rows of few units. */
 #define CK_PACK_UNITS 16
 #define CK_PACK_UNITS_ONE_SET 2
 
