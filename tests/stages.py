@@ -193,6 +193,7 @@ STAGES = (
                 "--ignore=tests/integration",
                 "--ignore=tests/test_packaging.py",
                 "--ignore=tests/test_mutants.py",
+                "--ignore=tests/test_mpich.py",
                 "--ignore=tests/test_build_pyverbs.py",
                 *(f"--ignore={path}" for path in ENGINE_SHAKEN),
             ),
@@ -258,8 +259,8 @@ STAGES = (
     ),
     Stage(
         "packaging",
-        "wheel and source archive, installed in fresh environments",
-        (("pytest", *IN_TWO, "tests/test_packaging.py"),),
+        "wheel and source archive, installed in fresh environments; a run under MPICH in one more",
+        (("pytest", *IN_TWO, "tests/test_packaging.py", "tests/test_mpich.py"),),
         needs_index,
     ),
 )
