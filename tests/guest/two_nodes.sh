@@ -21,7 +21,7 @@ look_at_ranks() { # of each job, when it has done a step
                 rank=$(tr '\0' '\n' <"$process/environ" | sed -n 's/^\(OMPI_COMM_WORLD\|CKTRAIN\)_RANK=//p')
                 if [ -n "$rank" ]; then
                     mkdir -p "$name.ranks/$GUEST_ROLE.$rank"
-                    cp "$process/status" "$process/numa_maps" "$name.ranks/$GUEST_ROLE.$rank"
+                    cp "$process/status" "$process/numa_maps" "$name.ranks/$GUEST_ROLE.$rank" || true # it may just end
                 fi
             done 2>>/dev/null
         done
