@@ -269,6 +269,19 @@ def test_interface_by_name():
         address_of_interface("nope0")
 
 
+def test_where_other_hosts_reach_this_one_without_a_default_route(monkeypatch):
+    def no_route(host):
+        raise RendezvousError("comm.rendezvous", f"no route to {host}", "Set comm.interface")
+
+    found = [("docker0", "172.17.0.1"), ("eth0", "10.8.0.1"), ("eth1", "10.9.0.1")]
+    monkeypatch.setattr(rendezvous, "_source_address", no_route)
+    monkeypatch.setattr(rendezvous, "own_addresses", lambda: found)
+    assert rendezvous.reachable_address(None) == "10.8.0.1"
+    assert rendezvous.reachable_address("10.9.0.1") == "10.9.0.1"
+    del found[1:]
+    assert rendezvous.reachable_address(None) == "127.0.0.1"
+
+
 def test_ranks_with_a_secret_file(tmp_path):
     """Whole processes; a rank with another secret is refused, and nobody prints a secret."""
     good, bad = tmp_path / "good", tmp_path / "bad"

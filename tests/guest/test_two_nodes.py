@@ -1,0 +1,165 @@
+"""The headline job: one mpirun over two machines with an RDMA device each, reached by ssh, trains as one process does.
+
+Both guests have two NUMA nodes with a core each. They boot once; `two_nodes.sh` runs the jobs, and the tests read what
+it left. The data is the demo's.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections import defaultdict
+from pathlib import Path
+
+import guest
+import numpy as np
+import pytest
+import yaml
+from guest import Machine
+
+pytestmark = pytest.mark.guest
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_DATA = ROOT / "data" / "demo"
+CKTRAIN = [sys.executable, "-m", "cktrain.launch.cli"]
+MACHINE = Machine(cpus=2, memory_mib=1024, numa_nodes=2)
+STEPS = 20
+
+
+class Jobs:
+    """What the jobs left."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def output(self, name: str) -> str:
+        """What a job printed; that it failed is an error."""
+        text = (self.folder / f"{name}.out").read_text()
+        assert (self.folder / f"{name}.status").read_text() == "0\n", text
+        return text
+
+    def losses(self, name: str) -> list[float]:
+        """Of all steps, as written into metrics.jsonl: the shortest digits that give the same fp64 number."""
+        self.output(name)
+        lines = (self.folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines]
+
+    def packets(self, name: str) -> dict[tuple[str, str], int]:
+        """Of the job, by host and counter."""
+        before, after = (self._counters(f"{name}.{when}") for when in ("before", "after"))
+        return {key: after[key] - before[key] for key in before}
+
+    def _counters(self, name: str) -> dict[tuple[str, str], int]:
+        words = [line.split() for line in (self.folder / name).read_text().splitlines()]
+        return {(host, counter): int(value) for host, counter, value in words}
+
+    def ranks(self, name: str) -> dict[str, Path]:
+        """What the kernel said of each rank, by HOST.RANK."""
+        return {path.name: path for path in sorted((self.folder / f"{name}.ranks").iterdir())}
+
+
+@pytest.fixture(scope="module")
+def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+    guest.setup()
+    prepare = [*CKTRAIN, "data", "prepare", "python-stdlib", str(DEMO_DATA), "--vocab-size", "2048", "--reuse"]
+    subprocess.run(prepare, cwd=ROOT, check=True)
+    shared = tmp_path_factory.mktemp("shared")
+    shutil.copytree(DEMO_DATA, shared / "data" / "demo")
+    (shared / "examples").symlink_to(ROOT / "examples")
+    variables = {
+        # With mpirun and cktrain; ssh gives it to what it starts.
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        # MPI's own messages go over TCP, whatever else it finds.
+        "OMPI_MCA_pml": "ob1",
+        "OMPI_MCA_btl": "self,sm,tcp",
+        "OMPI_ALLOW_RUN_AS_ROOT": "1",
+        "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1",
+    }
+    here = os.getcwd()
+    os.chdir(ROOT)
+    try:
+        status = guest.run(
+            ["bash", "tests/guest/two_nodes.sh"],
+            MACHINE,
+            joined=True,
+            variables=variables,
+            share=shared,
+            time_limit_s=900,
+        )
+    finally:
+        os.chdir(here)
+    assert status == 0
+    return Jobs(shared)
+
+
+@pytest.fixture(scope="module")
+def weights() -> int:
+    """Parameters of the example's model: embedding (tied), and per layer attention, SwiGLU and two norms; a last norm."""
+    model = yaml.safe_load((ROOT / "examples" / "two_nodes_rdma.yaml").read_text())["model"]
+    hidden, heads, kv = (
+        model[f"{key}"] for key in ("hidden_size", "num_attention_heads", "num_key_value_heads")
+    )
+    attention = 2 * hidden * hidden + 2 * hidden * (hidden // heads * kv)
+    layer = attention + 3 * hidden * model["intermediate_size"] + 2 * hidden
+    return model["vocab_size"] * hidden + model["num_hidden_layers"] * layer + hidden
+
+
+def test_losses_of_two_machines_are_those_of_one_process(jobs: Jobs) -> None:
+    two, one = jobs.losses("two_nodes_rdma"), jobs.losses("one")
+    assert len(two) == len(one) == STEPS
+    # fp32, and only the order of additions differs: the bound that the layouts have everywhere.
+    np.testing.assert_allclose(two, one, rtol=0, atol=1e-5)
+    assert min(two) < two[0] - 1  # it learns
+
+
+def test_gradients_and_weights_travel_by_rdma_on_both_machines(jobs: Jobs, weights: int) -> None:
+    assert "transport: rdma (asked for)" in jobs.output("two_nodes_rdma")
+    # Of two ranks each sends half of the gradients and half of the new weights in every step, in fp32, in packets of at
+    # most 4096 bytes (the largest path MTU that there is).
+    least = STEPS * 2 * (4 * weights // 2) // 4096
+    packets = jobs.packets("two_nodes_rdma")
+    assert len(packets) == 4
+    for key, count in packets.items():
+        assert count > least, (key, packets)
+    alone = jobs.packets("one")
+    assert set(alone.values()) == {0}, alone
+
+
+def test_ranks_run_on_their_numa_nodes(jobs: Jobs) -> None:
+    """Of four ranks on two machines: each on the core and in the memory of its node, as the log says."""
+    output = jobs.output("numa")
+    np.testing.assert_allclose(jobs.losses("numa"), jobs.losses("one")[: len(jobs.losses("numa"))], rtol=0, atol=1e-5)
+    ranks = jobs.ranks("numa")
+    assert list(ranks) == ["A.0", "A.1", "B.2", "B.3"]
+    for name, folder in ranks.items():
+        rank = int(name[2:])
+        node = rank % 2
+        log = (jobs.folder / "runs" / "numa" / f"rank{rank}.log").read_text()
+        assert f"rank {rank}: 1 thread on cpu {node} (NUMA node {node})" in log
+        assert f"Cpus_allowed_list:\t{node}\n" in (folder / "status").read_text()
+        pages = anonymous_pages((folder / "numa_maps").read_text())
+        assert pages[node] > 0.9 * sum(pages.values()), (name, pages)
+    assert "rank 0" in output
+
+
+def anonymous_pages(numa_maps: str) -> dict[int, int]:
+    """Pages per node of memory that is the process's own, from /proc/PID/numa_maps."""
+    count: dict[int, int] = defaultdict(int)
+    for line in numa_maps.splitlines():
+        if "anon=" in line:
+            for node, pages in re.findall(r"\bN(\d)=(\d+)", line):
+                count[int(node)] += int(pages)
+    return count
+
+
+def test_launch_over_ssh_is_one_process_to_the_bit(jobs: Jobs) -> None:
+    losses = jobs.losses("launch")
+    assert len(losses) == 5
+    assert losses == jobs.losses("one")[:5]  # both with run.deterministic
+    assert "transport: rdma (asked for)" in jobs.output("launch")
+    assert min(jobs.packets("launch").values()) > 0
+    assert [path.name for path in (jobs.folder / "runs" / "launch" / "checkpoints").glob("step-*")] == ["step-5"]
