@@ -58,6 +58,9 @@ class RdmaGroup(TcpGroup):
     segment_bytes = 1 << 20
     """Long, since the first bytes of a segment pass through the ring until the receiver has said where it belongs."""
 
+    scratch_bytes = 4 << 20
+    """Less than over TCP, whose buffers are the kernel's: with rings and queues it must stay below 32 MB at 64 ranks."""
+
     @property
     def moved_by_caller(self) -> bool:  # type: ignore[override]
         """Of the provider in Python it is so."""

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cktrain.comm import _engine
-from cktrain.comm.algorithms import SEGMENT_BYTES, Table, choose, plan
+from cktrain.comm.algorithms import SCRATCH_BYTES, SEGMENT_BYTES, Table, choose, plan
 from cktrain.comm.engine_group import DTYPE, KIND, Call, EngineGroup, MakeOp
 from cktrain.comm.group import Group
 from cktrain.comm.node import Node, NodeMeeting, share_node
@@ -210,6 +210,9 @@ class TcpGroup(EngineGroup):
     segment_bytes = SEGMENT_BYTES
     """How much of a rank's part travels at a time."""
 
+    scratch_bytes = SCRATCH_BYTES
+    """How much a lane works in at most: with many ranks segments are shorter."""
+
     def prepare(self, memory: np.ndarray) -> None:
         """Make memory that this rank has from elsewhere fit to be sent from and received into."""
 
@@ -271,6 +274,7 @@ class TcpGroup(EngineGroup):
             call.root,
             itemsize,
             self.segment_bytes,
+            self.scratch_bytes,
         )
         given = (*call.header(), *call.addresses(), steps, sources, scratch * itemsize, partners)
         kept = (call.input, call.output)
