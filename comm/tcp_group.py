@@ -128,13 +128,15 @@ def join_mesh(
 
 
 def _let_children_go(mesh: Mesh) -> None:
-    """A forked child closes its copies of the control connections: it must not keep them open when this process ends."""
+    """A forked child closes its copies of the control connections and of the door: it must not keep them open when this
+    process ends."""
     known = weakref.ref(mesh)
 
     def close() -> None:
         if (ours := known()) is not None:
             for connection in ours.control.values():
                 connection.close()
+            ours.meeting.close()
 
     os.register_at_fork(after_in_child=close)
 

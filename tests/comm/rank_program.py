@@ -457,7 +457,7 @@ def memory_of_a_group(group: Group) -> None:
 
 def memory_of_another_group(group: Group) -> None:
     """What one more group of all ranks costs a rank beyond the arrays, once every way was taken."""
-    large, other = np.ones(1 << 20, np.float32), np.ones(1 << 20, np.float32)
+    large, other = np.ones(1 << 21, np.float32), np.ones(1 << 21, np.float32)
     small, received = np.ones(100, np.float32), np.empty(100, np.float32)
     group.barrier()
     before = _proportional_set_size()

@@ -88,7 +88,6 @@ def test_memory_beyond_the_arrays(provider_name: str) -> None:
     for end in ended_well(8, "rank_program.py", "memory_of_another_group"):
         match = re.search(r"bytes: (\d+)", end.output)
         assert match is not None, end.output
-        print(end.output, memory_of_a_group(8))
         assert int(match[1]) < min(32e6, memory_of_a_group(8) + 3e6), end.output  # the interpreter's own
 
 
