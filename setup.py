@@ -123,6 +123,8 @@ def extensions() -> list[Extension]:
             for isa, flags in ISA_FLAGS.items()
         ),
         extension("_runtime", ["cython_kernels/_runtime.pyx", *runtime], GLUE_FLAGS),
+        # Opens a libdnnl at run time; it needs none to be built.
+        extension("_onednn", ["cython_kernels/_onednn.pyx", f"{CSRC}/onednn.c"], GLUE_FLAGS),
         *(extension(theme, [f"cython_kernels/{theme}.pyx"], GLUE_FLAGS) for theme in THEMES),
         Extension(
             VERBS,
