@@ -7,6 +7,7 @@ import logging
 import os
 import shlex
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,6 +25,9 @@ EXIT_INPUT = 2
 TABLE_FILE = "collectives.json"
 """In the run's folder: which algorithms it uses."""
 EXIT_STOPPED = 75
+AFTER_RANK_0_S = 2.0
+"""How much later than rank 0 another rank says that the config is wrong. All have read the same file, and who started them
+stops them when rank 0 ends: the user reads one message. A rank that alone read something else is heard."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -42,11 +46,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Train; returns the exit status."""
-    config = load_config(options.config, options.overrides)
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind
 
     process = read_process_environment(os.environ)
+    try:
+        config = load_config(options.config, options.overrides)
+    except (ValueError, OSError):
+        if process.rank > 0:
+            time.sleep(AFTER_RANK_0_S)
+        raise
+    from cktrain.launch.bind import bind
+
     binding = bind(
         process,
         mode=config.launch.bind,

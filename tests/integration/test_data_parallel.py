@@ -132,6 +132,13 @@ def test_input_that_all_ranks_refuse_is_said_once(train, tmp_path):
     assert output.count("nothing.bin: no such file or folder") == 1 and "(rank 0, 1)" in output
 
 
+def test_a_config_that_all_ranks_refuse_is_said_once(train):
+    """Before they meet: rank 0 speaks first, and its end stops the others."""
+    status, _, output = train(2, "bad", None, "model.hidden_size=25")
+    assert status == 2
+    assert output.count("hidden_size 25") == 1, output
+
+
 def test_the_bubble_stands_beside_the_schedules_own(train):
     """2 stages, 4 micro-batches: 1/5 of the time if they were balanced; a stage never waits less than the schedule."""
     status, losses, output = train(2, "stages", None, "parallel.pipeline=2", "parallel.data=1")
