@@ -42,7 +42,6 @@ enum { DNNL_SRC = 1, DNNL_DST = 17, DNNL_WEIGHTS = 33, DNNL_BIAS = 41, DNNL_SCRA
     X(int, dnnl_engine_create, (void **, int, size_t))                                                      \
     X(int, dnnl_stream_create, (void **, void *, unsigned))                                                 \
     X(int, dnnl_memory_desc_create_with_strides, (void **, int, const dnnl_dims_t, int, const dnnl_dims_t)) \
-    X(int, dnnl_memory_desc_destroy, (void *))                                                              \
     X(size_t, dnnl_memory_desc_get_size, (const void *))                                                    \
     X(int, dnnl_memory_create, (void **, const void *, void *, void *))                                     \
     X(int, dnnl_memory_destroy, (void *))                                                                   \
