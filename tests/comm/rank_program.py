@@ -16,9 +16,10 @@ import traceback
 from pathlib import Path
 
 import conformance
+import footprint
 import numpy as np
 import soak
-from memory_programs import memory_of_a_group, memory_of_another_group
+from footprint import say
 
 from cktrain.comm import bootstrap
 from cktrain.comm.errors import CollectiveMismatchError, CommError
@@ -64,11 +65,6 @@ def brief_conformance(group: Group) -> None:
         check(group)
     if group.rank == 0:
         print(f"checks run: {len(checks)}", flush=True)
-
-
-def say(text: str) -> None:
-    """A line that the test waits for; a rank writes it whole."""
-    os.write(1, f"{text}\n".encode())
 
 
 def stress(group: Group) -> None:
@@ -398,46 +394,6 @@ def loaded_modules(group: Group) -> None:
     say(f"mpi4py: {'mpi4py' in sys.modules}")
 
 
-def cpu_time_of_waiting(group: Group) -> None:
-    group.barrier()
-    if group.rank == 1:
-        time.sleep(2)
-    began = os.times()
-    group.barrier()
-    ended = os.times()
-    if group.rank == 0:
-        say(f"cpu: {ended.user - began.user + ended.system - began.system}")
-
-
-def cpu_of_the_engine(group: Group) -> None:
-    """Share of a core that comm's threads take (and, where ranks wait, the whole process)."""
-    how = sys.argv[2]
-    array = np.ones(100_000, np.float32)
-    group.all_reduce(array, async_=True).wait()  # the engine runs from now on
-    group.barrier()
-    began, before, process = time.monotonic(), _thread_ns(), time.process_time()
-    if how == "idle" or group.rank == group.size - 1:
-        time.sleep(2)
-    else:
-        group.all_reduce(array, async_=True).wait()
-    elapsed = time.monotonic() - began
-    threads = (_thread_ns() - before) / 1e9 / elapsed
-    whole = (time.process_time() - process) / elapsed
-    say(f"threads: {threads:.5f} process: {whole:.5f}")
-    if how != "idle" and group.rank == group.size - 1:
-        group.all_reduce(array, async_=True).wait()
-
-
-def _thread_ns() -> int:
-    """CPU time of comm's threads so far."""
-    total = 0
-    for task in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{task}/comm") as name, open(f"/proc/self/task/{task}/schedstat") as times:
-            if name.read().startswith("cktrain-"):
-                total += int(times.read().split()[0])
-    return total
-
-
 def one_sided(group: Group) -> None:
     """Write to and read from the next rank's memory, which takes no part; 3 MiB, and a few bytes at an offset."""
     assert isinstance(group, RdmaGroup)
@@ -505,10 +461,10 @@ PROGRAMS = {
         leave_early,
         exit_with,
         loaded_modules,
-        cpu_time_of_waiting,
-        cpu_of_the_engine,
-        memory_of_a_group,
-        memory_of_another_group,
+        footprint.cpu_time_of_waiting,
+        footprint.cpu_of_the_engine,
+        footprint.memory_of_a_group,
+        footprint.memory_of_another_group,
     )
 }
 
