@@ -56,9 +56,7 @@ job() { # NAME COMMAND...
 train="train examples/two_nodes_rdma.yaml"
 # The job of the example's first lines, and the same in one process.
 job two_nodes_rdma mpirun --host A,B cktrain $train
-job one cktrain $train --set run.dir=runs/one --set run.deterministic=true --set parallel.data=1 --set comm.transport=auto
-# Four ranks, one for each NUMA node.
-job numa mpirun --host A:2,B:2 cktrain $train --set run.dir=runs/numa --set run.steps=5 --set parallel.data=4 --set batch.micro_batch_size=2
-# Without MPI, and to the bit.
-job launch cktrain launch --hosts A:1,B:1 $train --set run.dir=runs/launch --set run.steps=5 --set run.deterministic=true \
-    --set checkpoint.every=5
+job one cktrain $train --set run.dir=runs/one --set parallel.data=1 --set comm.transport=auto
+# Without MPI, and with a rank for each of the four NUMA nodes.
+job four cktrain launch --hosts A:2,B:2 $train --set run.dir=runs/four --set run.steps=5 \
+    --set parallel.data=4 --set batch.micro_batch_size=2 --set checkpoint.every=5
