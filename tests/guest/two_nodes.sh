@@ -48,7 +48,9 @@ job() { # NAME COMMAND...
     shift
     packets >"$name.before"
     status=0
-    "$@" >"$name.out" 2>&1 || status=$?
+    "$@" >"$name.out" 2>&1 &
+    echo $! >"$name.process"
+    wait $! || status=$?
     echo $status >"$name.status"
     packets >"$name.after"
     echo "$name ended with status $status at $SECONDS s"
@@ -65,7 +67,7 @@ stop_four() {
         sleep 0.5
         [ ! -e four.status ] || return
     done
-    pkill -USR1 -f 'cktrain launch'
+    kill -USR1 "$(cat four.process)"
 }
 stop_four &
 job four cktrain launch --hosts A:2,B:2 $train --set run.dir=runs/four --set run.steps=1000000 \
