@@ -36,7 +36,8 @@ from typing import Any
 from cktrain.comm.errors import RendezvousError
 from cktrain.comm.reasons import Reasons, as_message, from_message
 
-PROTOCOL = 1
+PROTOCOL = 2
+"""Of all that ranks tell each other; to be raised with any change of it (tests/comm/test_rendezvous.py)."""
 _MAGIC = b"cktrain\n"
 _NONCE_BYTES = 32
 _HELLO = struct.Struct("<8sI16sIIIQI")  # magic, protocol, job, size, caller, called, purpose, channel

@@ -9,7 +9,7 @@ from __future__ import annotations
 import numpy as np
 
 from cktrain.nn.linear import Linear
-from cktrain.nn.memory import Slot
+from cktrain.nn.memory import CACHE_LINE, Slot
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
 
@@ -52,10 +52,18 @@ class FeedForward(Module):
         raise NotImplementedError
 
     def _expanded(self, slot: Slot) -> np.ndarray:
-        return self.input_proj.output(slot, saved=True)
+        width = self.input_proj.out_features
+        return slot.saved(self.input_proj, "y", self._spaced(slot, width), self.num.real)[:, :width]
 
     def _hidden(self, slot: Slot) -> np.ndarray:
-        return slot.shared(self, "hidden", (slot.rows, self.output_proj.in_features), self.num.real)
+        width = self.output_proj.in_features
+        return slot.shared(self, "hidden", self._spaced(slot, width), self.num.real)[:, :width]
+
+    def _spaced(self, slot: Slot, width: int) -> tuple[int, int]:
+        """Rows of `width` elements, and a cache line where they would stand a multiple of 4 KB apart: packing reads many
+        rows in turn, and those would all be in one set of the first-level cache (docs/matmul.md)."""
+        itemsize = self.num.real.itemsize
+        return slot.rows, width + (CACHE_LINE // itemsize if width * itemsize % 4096 == 0 else 0)
 
 
 class SwiGLU(FeedForward):

@@ -4,13 +4,9 @@
  * Each output element belongs to one item and each item to one thread, so nothing races; tiles of keys begin at
  * multiples of CK_TILE whoever computes them, so forward's bits do not depend on the number of threads. */
 
-/* Row r of an array (B, S, H, D); key `key` of an array (B, T, K, D); row r's place in lse and delta (B, H, S). */
-#define QUERY_ROW(type, pointer, strides, r)                                                                \
-    ((type *)(pointer) + t->batch * (strides).batch + ((r) / t->group) * (strides).row                      \
-     + (t->head * t->group + (r) % t->group) * (strides).head)
+/* Key `key` of an array (B, T, K, D). */
 #define KEY_ROW(type, pointer, strides, key)                                                                \
     ((type *)(pointer) + t->batch * (strides).batch + (key) * (strides).row + t->head * (strides).head)
-#define ROW_INDEX(r) ((t->batch * t->a->h + t->head * t->group + (r) % t->group) * t->a->s + (r) / t->group)
 
 /* Tiles of rows (forward) or of keys (backward) that share one packing of the other side. */
 #define CK_BLOCK_TILES 4
@@ -18,7 +14,22 @@
 /* Where the rows [row0, row0 + rows) of an array (B, S, H, D) lie. */
 static void FN(find_rows)(real **found, const ck_heads *t, void *pointer, ck_strides strides, int64_t row0,
                           int64_t rows) {
-    for (int64_t r = 0; r < rows; r++) found[r] = QUERY_ROW(real, pointer, strides, row0 + r);
+    real *first = (real *)pointer + t->batch * strides.batch + t->head * t->group * strides.head;
+    int64_t s = row0 / t->group, head = row0 % t->group;  /* counted on: a division takes longer than a row's copy */
+    for (int64_t r = 0; r < rows; r++) {
+        found[r] = first + s * strides.row + head * strides.head;
+        if (++head == t->group) s++, head = 0;
+    }
+}
+
+/* Their places in lse and delta (B, H, S). */
+static void FN(find_places)(int64_t *found, const ck_heads *t, int64_t row0, int64_t rows) {
+    const int64_t first = (t->batch * t->a->h + t->head * t->group) * t->a->s;
+    int64_t s = row0 / t->group, head = row0 % t->group;
+    for (int64_t r = 0; r < rows; r++) {
+        found[r] = first + head * t->a->s + s;
+        if (++head == t->group) s++, head = 0;
+    }
 }
 
 static int64_t FN(tile_bytes)(int64_t d) { return CK_TILE * ck_round_up(d, VL) * (int64_t)sizeof(float) + 64; }
@@ -56,8 +67,10 @@ static void FN(attention_forward_block)(const ck_heads *t, int64_t row0, int64_t
         const int64_t keys = ck_min(CK_TILE, end_key - k0);
         for (int64_t i = 0; i < keys; i++) found[i] = KEY_ROW(real, a->k, a->k_s, k0 + i);
         FN(pack_by_d)(keys_by_d, (const real *const *)found, keys, t->d);
+        if (k0 + CK_TILE < end_key) FN(fetch)((const real *const *)found, keys, t->d, CK_TILE * a->k_s.row);
         for (int64_t i = 0; i < keys; i++) found[i] = KEY_ROW(real, a->v, a->v_s, k0 + i);
         FN(pack_by_items)(values, (const real *const *)found, keys, t->d);
+        if (k0 + CK_TILE < end_key) FN(fetch)((const real *const *)found, keys, t->d, CK_TILE * a->v_s.row);
         for (int64_t i = 0; i < tiles; i++) {
             const int64_t rows = ck_round_up(ck_min(CK_TILE, row1 - row0 - i * CK_TILE), 2 * VL);
             const int sees = mask_of_tile(&sight[i], k0, keys, begin, end);
@@ -84,8 +97,9 @@ static void FN(attention_forward_block)(const ck_heads *t, int64_t row0, int64_t
     }
     for (int64_t i = 0; i < tiles; i++) {
         const int64_t first = row0 + i * CK_TILE, rows = ck_min(CK_TILE, row1 - first);
-        for (int64_t r = 0; r < rows; r++)
-            a->lse[ROW_INDEX(first + r)] = largest[i][r] * a->scale + logf(total[i][r]);
+        int64_t places[CK_TILE];
+        FN(find_places)(places, t, first, rows);
+        for (int64_t r = 0; r < rows; r++) a->lse[places[r]] = largest[i][r] * a->scale + logf(total[i][r]);
         for (int64_t j = 0; j < CK_TILE; j += VL) v_store(shrink + j, v_div(v_set1(1.0f), v_load(total[i] + j)));
         FN(find_rows)(found, t, a->o, a->o_s, first, rows);
         FN(unpack)(found, out[i], rows, t->d, shrink, 0);
@@ -159,10 +173,12 @@ static void FN(load_keys)(const ck_heads *t, FN(key_tile) *tile, int64_t k0) {
 static void FN(load_rows)(const ck_heads *t, FN(row_tile) *tile) {
     const ck_attention_args *a = t->a;
     real *found[CK_TILE];
+    int64_t places[CK_TILE];
+    FN(find_places)(places, t, tile->row0, tile->rows);
     for (int64_t r = 0; r < CK_TILE; r++) {
         const int here = r < tile->rows;  /* a lane of no row: 2^(score - Inf) = 0 */
-        tile->shift[r] = here ? a->lse[ROW_INDEX(tile->row0 + r)] * -CK_LOG2_E : -INFINITY;
-        tile->delta[r] = here ? a->delta[ROW_INDEX(tile->row0 + r)] : 0.0f;
+        tile->shift[r] = here ? a->lse[places[r]] * -CK_LOG2_E : -INFINITY;
+        tile->delta[r] = here ? a->delta[places[r]] : 0.0f;
     }
     FN(find_rows)(found, t, (void *)a->q, a->q_s, tile->row0, tile->rows);
     FN(pack_by_d)(tile->query_by_d, (const real *const *)found, tile->rows, t->d);
@@ -290,14 +306,19 @@ static void FN(backward_rows)(const ck_heads *t, int64_t row0, char *cursor) {
 /* delta = sum over D of dout * o, for the rows that are this thread's. */
 static void FN(attention_delta)(const ck_attention_args *a, const ck_team *team) {
     const ck_range part = ck_split(a->b * a->h * a->s, 16, team->size, team->index);
+    int64_t h = part.begin % a->h, s = part.begin / a->h % a->s, b = part.begin / a->h / a->s;  /* as o and dout lie */
     for (int64_t at = part.begin; at < part.end; at++) {
-        const int64_t h = at % a->h, s = at / a->h % a->s, b = at / a->h / a->s;  /* as o and dout lie */
         const real *o = (const real *)a->o + b * a->o_s.batch + s * a->o_s.row + h * a->o_s.head;
         const real *dout = (const real *)a->dout + b * a->dout_s.batch + s * a->dout_s.row
             + h * a->dout_s.head;
         vf sum = v_zero();
         EACH_VECTOR(i, m, a->d, sum = v_fma(r_load_n(o + i, m), r_load_n(dout + i, m), sum););
         a->delta[(b * a->h + h) * a->s + s] = v_sum(sum);
+        if (++h < a->h) continue;
+        h = 0;
+        if (++s < a->s) continue;
+        s = 0;
+        b++;
     }
 }
 
@@ -321,8 +342,12 @@ static void FN(attention_backward)(const void *args, const ck_team *team) {
             char *cursor = team->scratch;
             float *sums = ck_floats(&cursor, sums_bytes / 4);
             if (CK_STORAGE == CK_F32)
-                for (int64_t r = 0; r < t->rows; r++)
-                    memset(QUERY_ROW(real, a->dq, a->dq_s, r), 0, (size_t)t->d * sizeof(real));
+                for (int64_t r = 0; r < t->rows; r += CK_TILE) {
+                    real *found[CK_TILE];
+                    const int64_t here = ck_min(CK_TILE, t->rows - r);
+                    FN(find_rows)(found, t, a->dq, a->dq_s, r, here);
+                    for (int64_t i = 0; i < here; i++) memset(found[i], 0, (size_t)t->d * sizeof(real));
+                }
             else memset(sums, 0, (size_t)sums_bytes);
             for (int64_t i = 0; i < key_tiles; i += tiles)
                 FN(backward_keys)(t, i * CK_TILE, ck_min(tiles, key_tiles - i), 1, sums, cursor);
@@ -346,6 +371,4 @@ static void FN(attention_backward)(const void *args, const ck_team *team) {
     }
 }
 
-#undef QUERY_ROW
 #undef KEY_ROW
-#undef ROW_INDEX

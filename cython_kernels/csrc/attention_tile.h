@@ -215,8 +215,8 @@ INLINE vf FN(load_units)(const real *src, int64_t elements) {
 #endif
 }
 
-/* Asks for `count` rows, `offset` elements from where `rows` say. A head's rows stand far apart, so that nothing else sees
- * them coming: those of the next head are asked for while this one is computed. */
+/* Asks for `count` rows, `offset` elements from where `rows` say. A head's rows stand far apart, so that nothing else
+ * sees them coming: those of the next tile or head are asked for while this one is computed. */
 INLINE void FN(fetch)(const real *const *rows, int64_t count, int64_t d, int64_t offset) {
     for (int64_t r = 0; r < count; r++) {
         const real *row = rows[r] + offset;
@@ -283,7 +283,7 @@ static int FN(softmax)(float *p, float *scores, float *largest, float *total, fl
                        int64_t keys, int64_t rows, int masked, const float *begin, const float *end) {
     const vf hidden = v_set1(-INFINITY), most = v_set1(3.4e38f), scale = v_set1(factor);
     const int64_t even = ck_round_up(keys, 2);
-    int shrinks = 0;
+    vf least = v_set1(1.0f);  /* of what shrinks */
     for (int64_t j = 0; j < rows; j += VL) {
         const vf before = v_load(largest + j);
         vf max0 = before, max1 = before, sum0 = v_zero(), sum1 = v_zero();
@@ -317,9 +317,9 @@ static int FN(softmax)(float *p, float *scores, float *largest, float *total, fl
         v_store(largest + j, max);
         v_store(shrink + j, rest);
         v_store(total + j, v_fma(v_load(total + j), rest, v_add(sum0, sum1)));
-        for (int64_t i = j; i < j + VL; i++) shrinks |= shrink[i] != 1.0f;
+        least = v_min(rest, least);
     }
-    return shrinks;
+    return v_largest(v_sub(v_set1(1.0f), least)) > 0.0f;
 }
 
 /* Scores and the gradients of the probabilities, `keys` (even) by rows [first, rows), become p = 2^(factor score + shift) and dp (d -

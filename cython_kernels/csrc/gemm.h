@@ -1,7 +1,8 @@
 /* Blocked matmul (Goto & van de Geijn 2008) around the register tile of gemm_kernel.h; the blocks are those of
- * gemm_plan.h. b's block is packed once, by all threads, into the team's shared workspace; a's rows by the
- * thread that takes them, into its own. Who finds no more items of a block packs columns of the next one, into the
- * other of two places, so that threads wait once for a block, and little. Included once per storage type. */
+ * gemm_plan.h. b's block is packed once, panel by panel, into the team's shared workspace, by whoever first needs a
+ * panel; a's rows by the thread that takes them, into its own. What will be packed is fetched while tiles are
+ * multiplied. Who finds no more items of a block packs panels of the next one, into the other of two places, until
+ * all have come. Included once per storage type. */
 
 #if CK_PAIRED
 #define CK_GEMM_TILES gemm_tiles_paired
@@ -11,15 +12,35 @@
 
 /* What all threads know of one step along k of one block of C. */
 typedef struct {
+    int64_t number;                     /* of the step, from 0 */
     int64_t row0, rows, col0, cols;     /* the block of C */
     int64_t k0, k;                      /* the step along k, in elements */
-    const float *b;                     /* packed */
+    float *b;                           /* packed */
+    uint32_t *panels;                   /* of each panel of b: how far it is */
     float *sums;                        /* (rows, cols) fp32, or NULL */
     int64_t sums_row;
 } FN(gemm_step);
 
-/* Where the next item and the next columns to pack begin, of two steps in turn. */
-typedef struct { int64_t item[2], column[2]; } FN(gemm_counters);
+#ifndef CK_GEMM_SHARED
+#define CK_GEMM_SHARED
+/* What the threads of a team share beside the packed blocks of b. */
+typedef struct {
+    int64_t item[2];        /* the next item of a step, of two steps in turn */
+    int64_t arrived;        /* threads that found no more items, over all steps */
+    _Alignas(64) uint32_t panels[2][CK_GEMM_PANELS];  /* 2 number + 1: being packed for that step; one more: packed */
+} ck_gemm_shared;
+
+typedef struct { int64_t panels, tiles; } ck_gemm_turns;  /* a thread's: panels looked at, tiles done since */
+typedef struct { int64_t i, m, j, n; } ck_gemm_item;  /* rows and columns of a step's block */
+
+/* Wait a little, for the i-th time. */
+INLINE void ck_pause(int i) {
+    if (i >= 1000) sched_yield();
+#if defined(__x86_64__)
+    else __builtin_ia32_pause();
+#endif
+}
+#endif
 
 /* Up to so many units along k, C's traffic outweighs the products: tiles follow one another along C's rows, and the
  * next tile of C is asked for before this one is multiplied. Deeper, they go down, so that b's panel stays near. */
@@ -27,89 +48,207 @@ typedef struct { int64_t item[2], column[2]; } FN(gemm_counters);
 
 /* One tile of C at (row, col), `high` x `wide`, from the packed a and b. i, j: its place in the step's block. */
 INLINE void FN(gemm_one_tile)(const ck_gemm_args *g, const FN(gemm_step) *s, const int c_is_f32, const float *a,
-                              const float *b, int64_t i, int64_t j, int64_t high, int64_t wide) {
+                              const float *b, int64_t i, int64_t j, int64_t high, int64_t wide, ck_tile_out *out) {
     _Alignas(64) float tile[CK_GEMM_MR * CK_GEMM_NR];
     const int64_t row = s->row0 + i, col = s->col0 + j, units = FN(units)(s->k);
     const int first = s->k0 == 0, last = s->k0 + s->k >= g->k;
-    const int64_t c_bytes = c_is_f32 ? 4 : sizeof(real), near_row = g->c_row * c_bytes;
+    const int64_t c_bytes = c_is_f32 ? 4 : sizeof(real), at = row * g->c_row + col;
     const gemm_tile_fn multiply = CK_GEMM_TILES[ck_ceil_div(wide, VL) - 1][high - 1];
-    const char *near = (const char *)g->c + (row * g->c_row + col) * c_bytes;
+    out->near = (const char *)g->c + at * c_bytes;
+    out->near_row = g->c_row * c_bytes;
+    out->near_bytes = CK_GEMM_NR * c_bytes;
     if (c_is_f32) {
-        float *c = (float *)g->c + row * g->c_row + col;
+        float *c = (float *)g->c + at;
         const int add = !first || g->accumulate, extras = first && (g->bias || g->residual);
-        if (wide % VL == 0 && !extras) {
-            multiply(units, a, b, c, g->c_row, add, near, near_row);
-        } else {
-            multiply(units, a, b, tile, CK_GEMM_NR, 0, near, near_row);
-            FN(finish)(c, 1, g->c_row, tile, CK_GEMM_NR, high, wide, add,
-                       first && g->bias ? g->bias + col : NULL,
+        const int direct = wide % VL == 0 && !extras;
+        out->c = direct ? c : tile;
+        out->c_row = direct ? g->c_row : CK_GEMM_NR;
+        out->store = direct && add ? CK_TILE_ADD : CK_TILE_WRITE;
+        multiply(units, a, b, out);
+        if (!direct)
+            FN(finish)(c, 1, g->c_row, tile, CK_GEMM_NR, high, wide, add, first && g->bias ? g->bias + col : NULL,
                        first && g->residual ? (const float *)g->residual + row * g->residual_row + col : NULL,
                        g->residual_row);
-        }
         return;
     }
-    float *t = s->sums ? s->sums + i * s->sums_row + j : tile;
-    const int64_t t_row = s->sums ? s->sums_row : CK_GEMM_NR;
-    if (!last) near = (const char *)t;
-    multiply(units, a, b, t, t_row, !first, near, last ? near_row : t_row * 4);
+    real *c = (real *)g->c + at;
+    const real *beside = g->residual ? (const real *)g->residual + row * g->residual_row + col : NULL;
+    out->before = NULL;
+    if (CK_PAIRED && last && wide == CK_GEMM_NR && !g->bias && !g->accumulate) {
+        out->before = first ? NULL : s->sums + i * s->sums_row + j;
+        out->before_row = s->sums_row;
+        out->c = c;
+        out->c_row = g->c_row;
+        out->residual = beside;
+        out->residual_row = g->residual_row;
+        out->store = CK_TILE_BF16;
+        multiply(units, a, b, out);
+        return;
+    }
+    float *t = out->c = s->sums ? s->sums + i * s->sums_row + j : tile;
+    const int64_t t_row = out->c_row = s->sums ? s->sums_row : CK_GEMM_NR;
+    out->store = first ? CK_TILE_WRITE : CK_TILE_ADD;
+    if (!last) {
+        out->near = (const char *)t;
+        out->near_row = t_row * 4;
+        out->near_bytes = CK_GEMM_NR * 4;
+    }
+    multiply(units, a, b, out);
     if (last)
-        FN(finish)((real *)g->c + row * g->c_row + col, 0, g->c_row, t, t_row, high, wide, g->accumulate,
-                   g->bias ? g->bias + col : NULL,
-                   g->residual ? (const real *)g->residual + row * g->residual_row + col : NULL, g->residual_row);
+        FN(finish)(c, 0, g->c_row, t, t_row, high, wide, g->accumulate, g->bias ? g->bias + col : NULL, beside,
+                   g->residual_row);
 }
 
-/* Rows [i0, i0 + m) and columns [j0, j0 + n) of the step's block, a's rows packed in pa. */
-INLINE void FN(gemm_item)(const ck_gemm_args *g, const FN(gemm_step) *s, const int c_is_f32, const float *pa, int64_t i0,
-                          int64_t m, int64_t j0, int64_t n) {
-    const int64_t units = FN(units)(s->k);
+/* The lines of `count` columns of k elements, to be asked for in `times` parts. */
+INLINE ck_fetch FN(lines_of)(const real *src, int64_t j_stride, int64_t p_stride, int64_t count, int64_t k,
+                             int64_t times) {
+    const int64_t rows = j_stride == 1 ? k : count, bytes = (j_stride == 1 ? count : k) * (int64_t)sizeof(real);
+    const int64_t row = (j_stride == 1 ? p_stride : j_stride) * (int64_t)sizeof(real);
+    const int64_t lines = ck_ceil_div(bytes, 64) + ((((int64_t)(intptr_t)src | row) & 63) != 0);
+    return (ck_fetch){(const char *)src, NULL, row, lines, 0, ck_ceil_div(rows * lines, times), 0};
+}
+
+/* Panel p of the step's b. */
+INLINE const real *FN(gemm_source)(const ck_gemm_args *g, const FN(gemm_step) *s, int64_t p) {
+    return (const real *)g->b + s->k0 * g->b_row + (s->col0 + p * CK_GEMM_NR) * g->b_col;
+}
+
+/* Packs panel p of the step's b unless another thread has begun to. */
+INLINE void FN(gemm_pack_panel)(const ck_gemm_args *g, const FN(gemm_step) *s, int64_t p) {
+    const uint32_t begun = 2 * (uint32_t)s->number + 1;
+    uint32_t state = __atomic_load_n(s->panels + p, __ATOMIC_RELAXED);
+    if (state >= begun
+        || !__atomic_compare_exchange_n(s->panels + p, &state, begun, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return;
+    FN(pack_right)(s->b + p * ck_panel_units(CK_GEMM_NR, FN(units)(s->k)), FN(gemm_source)(g, s, p), g->b_row, g->b_col,
+                   ck_min(CK_GEMM_NR, s->cols - p * CK_GEMM_NR), s->k);
+    __atomic_store_n(s->panels + p, begun + 1, __ATOMIC_RELEASE);
+}
+
+/* Panel p is packed when this returns. */
+INLINE void FN(gemm_need)(const ck_gemm_args *g, const FN(gemm_step) *s, int64_t p) {
+    const uint32_t packed = 2 * (uint32_t)s->number + 2;
+    if (__atomic_load_n(s->panels + p, __ATOMIC_ACQUIRE) == packed) return;
+    FN(gemm_pack_panel)(g, s, p);
+    for (int i = 0; __atomic_load_n(s->panels + p, __ATOMIC_ACQUIRE) != packed; i++) ck_pause(i);
+}
+
+/* The next item of the step; count is 0 when there is none. */
+INLINE ck_gemm_item FN(gemm_take)(const ck_team *team, const ck_gemm_plan *plan, const FN(gemm_step) *s,
+                                  int64_t *next) {
+    const int64_t down = ck_ceil_div(s->rows, CK_GEMM_MR), all = down * ck_ceil_div(s->cols, plan->item_cols);
+    int64_t begin = __atomic_load_n(next, __ATOMIC_RELAXED), count;
+    do count = ck_item_tiles(plan, CK_GEMM_MR, begin, down, all, team->size);
+    while (!__atomic_compare_exchange_n(next, &begin, begin + count, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
+    ck_gemm_item item = {begin % down * CK_GEMM_MR, 0, begin / down * plan->item_cols, 0};
+    if (count == 0) return item;
+    item.m = ck_min(count * CK_GEMM_MR, s->rows - item.i);
+    item.n = ck_min(plan->item_cols, s->cols - item.j);
+    return item;
+}
+
+INLINE const real *FN(gemm_rows)(const ck_gemm_args *g, const FN(gemm_step) *s, ck_gemm_item item) {
+    return (const real *)g->a + (s->row0 + item.i) * g->a_row + s->k0 * g->a_col;
+}
+
+/* Asks for panel p of the step and for its place, in `times` parts. */
+INLINE ck_fetch FN(fetch_of_panel)(const ck_gemm_args *g, const FN(gemm_step) *s, int64_t p, int64_t times) {
+    const int64_t units = ck_panel_units(CK_GEMM_NR, FN(units)(s->k));
+    ck_fetch fetch = FN(lines_of)(FN(gemm_source)(g, s, p), g->b_col, g->b_row,
+                                  ck_min(CK_GEMM_NR, s->cols - p * CK_GEMM_NR), s->k, times);
+    fetch.into = (const char *)(s->b + p * units);
+    fetch.into_each = ck_ceil_div(units * (int64_t)sizeof(float) / 64, times);
+    return fetch;
+}
+
+/* Whether nobody has begun to pack panel p. */
+INLINE int FN(is_untouched)(const FN(gemm_step) *s, int64_t p) {
+    return __atomic_load_n(s->panels + p, __ATOMIC_RELAXED) < 2 * (uint32_t)s->number + 1;
+}
+
+/* Of the step after, the panel that this thread is to pack next, or -1: as many have their turn as tiles are done. */
+INLINE int64_t FN(gemm_turn)(const ck_team *team, const FN(gemm_step) *s, const FN(gemm_step) *after, ck_gemm_turns *turns,
+                             int64_t tiles) {
+    const int64_t due = ck_max(1, ck_ceil_div(s->rows, CK_GEMM_MR) * 3 / 4);
+    const int64_t panels = ck_ceil_div(after->cols, CK_GEMM_NR), start = panels * team->index / team->size;
+    turns->tiles += tiles;
+    while (turns->tiles >= due && turns->panels < panels) {
+        const int64_t p = (start + turns->panels++) % panels;
+        if (!FN(is_untouched)(after, p)) continue;
+        turns->tiles -= due;
+        return p;
+    }
+    return -1;
+}
+
+/* Multiplies the item, a's rows packed in pa, and takes the next one, whose rows are asked for meanwhile. b's panels
+ * are packed when they are first needed, and asked for one panel before; those of the step after, if there is one,
+ * between the tiles of this one. */
+INLINE ck_gemm_item FN(gemm_do_item)(const ck_gemm_args *g, const ck_team *team, const ck_gemm_plan *plan,
+                                     const FN(gemm_step) *s, const FN(gemm_step) *after, ck_gemm_turns *turns,
+                                     const int c_is_f32, const float *pa, ck_gemm_item item, int64_t *next) {
+    const int64_t units = FN(units)(s->k), first = item.j / CK_GEMM_NR, panels = ck_ceil_div(item.n, CK_GEMM_NR);
+    const int64_t a_panel = ck_panel_units(CK_GEMM_MR, units), b_panel = ck_panel_units(CK_GEMM_NR, units);
+    const int64_t start = panels * team->index / team->size;  /* threads begin at different panels */
+    ck_tile_out out = {0};
     if (units > CK_GEMM_SHALLOW) {
-        for (int64_t j = 0; j < n; j += CK_GEMM_NR)
-            for (int64_t i = 0; i < m; i += CK_GEMM_MR)
-                FN(gemm_one_tile)(g, s, c_is_f32, pa + i * units, s->b + (j0 + j) * units, i0 + i, j0 + j,
-                                  ck_min(CK_GEMM_MR, m - i), ck_min(CK_GEMM_NR, n - j));
-        return;
+        const int64_t tiles = ck_ceil_div(item.m, CK_GEMM_MR), times = tiles * (units / 8);
+        ck_gemm_item following = {0, 0, 0, 0};
+        for (int64_t c = 0; c < panels; c++) {
+            const int64_t p = first + (start + c) % panels, then = first + (start + c + 1) % panels;
+            int64_t turn = -1;
+            FN(gemm_need)(g, s, p);
+            out.fetch = (ck_fetch){0};
+            if (c + 1 == panels) {
+                following = FN(gemm_take)(team, plan, s, next);
+                if (following.m)
+                    out.fetch = FN(lines_of)(FN(gemm_rows)(g, s, following), g->a_row, g->a_col, following.m, s->k,
+                                             times);
+            } else if (FN(is_untouched)(s, then)) {
+                out.fetch = FN(fetch_of_panel)(g, s, then, times);
+            } else if (after && (turn = FN(gemm_turn)(team, s, after, turns, tiles)) >= 0) {
+                out.fetch = FN(fetch_of_panel)(g, after, turn, times);
+            }
+            for (int64_t i = 0; i < item.m; i += CK_GEMM_MR)
+                FN(gemm_one_tile)(g, s, c_is_f32, pa + i / CK_GEMM_MR * a_panel, s->b + p * b_panel, item.i + i,
+                                  p * CK_GEMM_NR, ck_min(CK_GEMM_MR, item.m - i),
+                                  ck_min(CK_GEMM_NR, s->cols - p * CK_GEMM_NR), &out);
+            if (turn >= 0) FN(gemm_pack_panel)(g, after, turn);
+        }
+        return following;
     }
     const int64_t c_bytes = c_is_f32 ? 4 : sizeof(real);
-    for (int64_t i = 0; i < m; i += CK_GEMM_MR) {
-        const int64_t high = ck_min(CK_GEMM_MR, m - i);
-        const char *c = (const char *)g->c + ((s->row0 + i0 + i) * g->c_row + s->col0 + j0) * c_bytes;
-        for (int64_t j = 0; j < n; j += CK_GEMM_NR) {
+    for (int64_t i = 0; i < item.m; i += CK_GEMM_MR) {
+        const int64_t high = ck_min(CK_GEMM_MR, item.m - i);
+        const char *row = (const char *)g->c + ((s->row0 + item.i + i) * g->c_row + s->col0) * c_bytes;
+        for (int64_t c = 0; c < panels; c++) {
+            const int64_t p = first + (start + c) % panels;
+            FN(gemm_need)(g, s, p);
             for (int64_t r = 0; r < high; r++)
                 for (int64_t at = 0; at < CK_GEMM_NR * c_bytes; at += 64)
-                    ck_prefetch(c + (r * g->c_row + j + CK_GEMM_NR) * c_bytes + at);
-            FN(gemm_one_tile)(g, s, c_is_f32, pa + i * units, s->b + (j0 + j) * units, i0 + i, j0 + j, high,
-                              ck_min(CK_GEMM_NR, n - j));
+                    ck_prefetch(row + (r * g->c_row + (p + 1) * CK_GEMM_NR) * c_bytes + at);
+            FN(gemm_one_tile)(g, s, c_is_f32, pa + i / CK_GEMM_MR * a_panel, s->b + p * b_panel, item.i + i,
+                              p * CK_GEMM_NR, high, ck_min(CK_GEMM_NR, s->cols - p * CK_GEMM_NR), &out);
         }
     }
+    return FN(gemm_take)(team, plan, s, next);
 }
 
 /* The items of one step, taken in turn by whichever thread is free: a run of tiles that go down, at most the plan's
  * item, and a share of what is left towards the end, so that the threads end together. */
 INLINE void FN(gemm_items)(const ck_gemm_args *g, const ck_team *team, const ck_gemm_plan *plan,
-                           const FN(gemm_step) *s, const int c_is_f32, int64_t *next) {
+                           const FN(gemm_step) *s, const FN(gemm_step) *after, const int c_is_f32, int64_t *next) {
     float *pa = (float *)team->scratch;
-    const int64_t down = ck_ceil_div(s->rows, CK_GEMM_MR), all = down * ck_ceil_div(s->cols, plan->item_cols);
-    int64_t begin = 0, count = 0;
-    for (;;) {
-        if (team->size > 1) {
-            begin = __atomic_load_n(next, __ATOMIC_RELAXED);
-            do count = ck_item_tiles(plan, CK_GEMM_MR, begin, down, all, team->size);
-            while (!__atomic_compare_exchange_n(next, &begin, begin + count, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-        } else {
-            begin += count;
-            count = ck_item_tiles(plan, CK_GEMM_MR, begin, down, all, 1);
-        }
-        if (count == 0) return;
-        const int64_t i0 = begin % down * CK_GEMM_MR, j0 = begin / down * plan->item_cols;
-        const int64_t m = ck_min(count * CK_GEMM_MR, s->rows - i0), n = ck_min(plan->item_cols, s->cols - j0);
-        FN(pack_left)(pa, (const real *)g->a + (s->row0 + i0) * g->a_row + s->k0 * g->a_col, g->a_row, g->a_col, m,
-                      s->k);
-        FN(gemm_item)(g, s, c_is_f32, pa, i0, m, j0, n);
+    ck_gemm_turns turns = {0, 0};
+    ck_gemm_item item = FN(gemm_take)(team, plan, s, next);
+    while (item.m) {
+        FN(pack_left)(pa, FN(gemm_rows)(g, s, item), g->a_row, g->a_col, item.m, s->k);
+        item = FN(gemm_do_item)(g, team, plan, s, after, &turns, c_is_f32, pa, item, next);
     }
 }
 
 /* Go on along k, then down, then to the right; false at the end. */
 INLINE int FN(gemm_next_step)(const ck_gemm_args *g, const ck_gemm_plan *plan, int64_t depth, FN(gemm_step) *s) {
+    s->number++;
     s->k0 += s->k;
     if (s->k0 >= g->k) {
         s->k0 = 0;
@@ -123,12 +262,6 @@ INLINE int FN(gemm_next_step)(const ck_gemm_args *g, const ck_gemm_plan *plan, i
     s->cols = ck_min(plan->cols, g->n - s->col0);
     s->k = ck_min(depth, g->k - s->k0);
     return s->col0 < g->n;
-}
-
-/* Some columns of the step's block of b into their place. */
-INLINE void FN(pack_columns)(const ck_gemm_args *g, const FN(gemm_step) *s, float *packed, ck_range columns) {
-    FN(pack_right)(packed, (const real *)g->b + s->k0 * g->b_row + s->col0 * g->b_col, g->b_row, g->b_col,
-                   columns.begin, columns.end, s->k);
 }
 
 /* column_sums[i] += sum over p of a[i, p], where a's rows are contiguous along i; each thread takes a
@@ -167,25 +300,34 @@ INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int 
         FN(gemm_narrow)(g, team, c_is_f32, depth);
         return;
     }
-    FN(gemm_counters) *next = (FN(gemm_counters) *)team->shared;
-    const int64_t block = ck_round_up(plan.cols * plan.depth + VL, 16);
-    float *const packed_b[2] = {(float *)(team->shared + 64), (float *)(team->shared + 64) + block};
+    ck_gemm_shared *shared = (ck_gemm_shared *)team->shared;
+    float *const packed = (float *)(shared + 1);
+    const int64_t block = ck_round_up(plan.cols / CK_GEMM_NR * ck_panel_units(CK_GEMM_NR, plan.depth), 16);
     const int several = !c_is_f32 && depth < g->k;
-
+    if (team->index == 0) {
+        shared->item[0] = shared->arrived = 0;
+        for (int place = 0; place < 2; place++)
+            memset(shared->panels[place], 0, (size_t)(plan.cols / CK_GEMM_NR) * sizeof **shared->panels);
+    }
     FN(gemm_step) s = {.rows = ck_min(plan.rows, g->m), .cols = ck_min(plan.cols, g->n), .k = ck_min(depth, g->k),
-                       .sums = several ? packed_b[1] + block : NULL, .sums_row = plan.cols};
-    FN(pack_columns)(g, &s, packed_b[0], ck_split(s.cols, CK_GEMM_NR, team->size, team->index));
-    if (team->index == 0) *next = (FN(gemm_counters)){{0, 0}, {0, 0}};
-    ck_barrier(team);
-    for (int now = 0;; now = 1 - now) {
-        if (team->index == 0) next->item[1 - now] = next->column[now] = 0;  /* those of the step after, and of this one */
-        s.b = packed_b[now];
-        FN(gemm_items)(g, team, &plan, &s, c_is_f32, &next->item[now]);
-        if (!FN(gemm_next_step)(g, &plan, depth, &s)) return;
-        const int64_t some = CK_GEMM_NR * ck_max(1, s.cols / CK_GEMM_NR / (8 * team->size));
-        for (int64_t begin; (begin = __atomic_fetch_add(&next->column[1 - now], some, __ATOMIC_RELAXED)) < s.cols;)
-            FN(pack_columns)(g, &s, packed_b[1 - now], (ck_range){begin, ck_min(s.cols, begin + some)});
+                       .b = packed, .panels = shared->panels[0],
+                       .sums = several ? packed + 2 * block : NULL, .sums_row = plan.cols};
+    for (;;) {
         ck_barrier(team);
+        const int now = s.number & 1;
+        if (team->index == 0) shared->item[1 - now] = 0;
+        FN(gemm_step) after = s;
+        const int more = FN(gemm_next_step)(g, &plan, depth, &after);
+        after.b = packed + (1 - now) * block;
+        after.panels = shared->panels[1 - now];
+        FN(gemm_items)(g, team, &plan, &s, more ? &after : NULL, c_is_f32, &shared->item[now]);
+        if (!more) return;
+        s = after;
+        /* until all are here, some more panels */
+        const int64_t panels = ck_ceil_div(s.cols, CK_GEMM_NR), start = panels * team->index / team->size;
+        __atomic_fetch_add(&shared->arrived, 1, __ATOMIC_RELAXED);
+        for (int64_t c = 0; c < panels && __atomic_load_n(&shared->arrived, __ATOMIC_RELAXED) < s.number * team->size; c++)
+            FN(gemm_pack_panel)(g, &s, (start + c) % panels);
     }
 }
 

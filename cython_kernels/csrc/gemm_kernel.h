@@ -7,8 +7,27 @@
 
 #define CK_GEMM_NR (CK_GEMM_NV * VL)
 
-typedef void (*gemm_tile_fn)(int64_t k, const float *a, const float *b, float *c, int64_t c_row, int add,
-                             const char *near, int64_t near_row);
+/* Lines of memory to be asked for while something else is computed, so many at a time: `each` of what will be read,
+ * rows of `lines` lines, and `into_each` of what will be written, which the cache reads before it is overwritten. */
+typedef struct {
+    const char *row, *into;
+    int64_t row_bytes, lines, line, each, into_each;  /* line: the next one of this row */
+} ck_fetch;
+
+enum { CK_TILE_WRITE, CK_TILE_ADD, CK_TILE_BF16 };  /* c = sums, c += sums, or bf16 c = before + sums + residual */
+
+/* Where a tile's sums go, and what is fetched meanwhile. */
+typedef struct {
+    void *c;
+    const void *residual;   /* with CK_TILE_BF16: bf16, or NULL */
+    const float *before;    /* the sums of the steps before, with CK_TILE_BF16; or NULL */
+    int64_t c_row, residual_row, before_row, store;
+    const char *near;       /* where the caller will need the tile of C next */
+    int64_t near_row, near_bytes;
+    ck_fetch fetch;
+} ck_tile_out;
+
+typedef void (*gemm_tile_fn)(int64_t k, const float *a, const float *b, ck_tile_out *out);
 
 #if defined(CK_ISA_BF16)
 INLINE vf v_add_products(vf sum, vf a, vf b, const int paired) {
@@ -21,10 +40,12 @@ INLINE vf v_add_products(vf sum, vf a, vf b, const int paired) {
 }
 #endif
 
-/* `near` is where the caller will need the tile of C next, near_row bytes from row to row: it is fetched while the
- * last units are multiplied, a row at a time, since all at once would keep b waiting. */
+/* `near` is fetched while the last units are multiplied, a row at a time, since all at once would keep b waiting. */
 INLINE void gemm_tile(const int rows, const int nv, const int paired, int64_t k, const float *a, const float *b,
-                      float *c, int64_t c_row, int add, const char *near, int64_t near_row) {
+                      ck_tile_out *out) {
+    const char *near = out->near;
+    const float *before = out->before;
+    ck_fetch f = out->fetch;
     vf sum[CK_GEMM_MR][CK_GEMM_NV];
 #pragma GCC unroll 16
     for (int i = 0; i < rows; i++)
@@ -35,11 +56,24 @@ INLINE void gemm_tile(const int rows, const int nv, const int paired, int64_t k,
         const int64_t some = left % 8 ? left % 8 : 8;
         if (left <= 8 * (CK_GEMM_MR + 16) && rows_left > 0) {
             rows_left--;
-#pragma GCC unroll 4
-            for (int j = 0; j < nv * VL * 4; j += 64) __builtin_prefetch(near + j, 1);
-            near += near_row;
+            __builtin_prefetch(near, 1);
+            if (out->near_bytes > 64) __builtin_prefetch(near + 64, 1);
+            near += out->near_row;
+            if (before) {
+                __builtin_prefetch(before);
+                __builtin_prefetch(before + 16);
+                before += out->before_row;
+            }
         }
         left -= some;
+        for (int64_t q = 0; q < f.each; q++) {
+            __builtin_prefetch(f.row + f.line * 64, 0, 2);
+            if (++f.line == f.lines) {
+                f.line = 0;
+                f.row += f.row_bytes;
+            }
+        }
+        for (int64_t q = 0; q < f.into_each; q++, f.into += 64) __builtin_prefetch(f.into, 1, 2);
         for (int64_t p = 0; p < some; p++) {
             vf row[CK_GEMM_NV];
 #pragma GCC unroll 4
@@ -54,7 +88,31 @@ INLINE void gemm_tile(const int rows, const int nv, const int paired, int64_t k,
             b += CK_GEMM_NR;
         }
     }
-    if (add) {
+    out->fetch = f;
+    const int64_t c_row = out->c_row;
+#if defined(CK_ISA_BF16)
+    if (paired && nv == 2 && out->store == CK_TILE_BF16) {
+        uint16_t *c = out->c;
+        const uint16_t *residual = out->residual;
+        if ((before = out->before)) {
+#pragma GCC unroll 16
+            for (int i = 0; i < rows; i++, before += out->before_row)
+#pragma GCC unroll 4
+                for (int j = 0; j < nv; j++) sum[i][j] = v_add(v_load(before + j * VL), sum[i][j]);
+        }
+        if (residual) {
+#pragma GCC unroll 16
+            for (int i = 0; i < rows; i++, residual += out->residual_row)
+#pragma GCC unroll 4
+                for (int j = 0; j < nv; j++) sum[i][j] = v_add(sum[i][j], v_load_bf16_n(residual + j * VL, VL));
+        }
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) v_store((float *)(c + i * c_row), v_pairs_along(sum[i][0], sum[i][1]));
+        return;
+    }
+#endif
+    float *c = out->c;
+    if (out->store == CK_TILE_ADD) {
 #pragma GCC unroll 16
         for (int i = 0; i < rows; i++)
 #pragma GCC unroll 4
@@ -69,9 +127,8 @@ INLINE void gemm_tile(const int rows, const int nv, const int paired, int64_t k,
 #define CK_TILE_NAME(kind, rows, nv) gemm_tile_##kind##_##rows##x##nv
 #define CK_TILE_FUNCTION(kind, paired, rows, nv)                                                            \
     static __attribute__((noinline)) void CK_TILE_NAME(kind, rows, nv)(                                     \
-        int64_t k, const float *a, const float *b, float *c, int64_t c_row, int add, const char *near,      \
-        int64_t near_row) {                                                                                 \
-        gemm_tile(rows, nv, paired, k, a, b, c, c_row, add, near, near_row);                                \
+        int64_t k, const float *a, const float *b, ck_tile_out *out) {                                      \
+        gemm_tile(rows, nv, paired, k, a, b, out);                                                          \
     }
 
 /* X(kind, paired, rows, nv) for every number of rows */

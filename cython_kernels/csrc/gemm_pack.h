@@ -10,9 +10,10 @@
 #define CK_PAIRED 0
 #endif
 
-/* Where rows are read as they lie, all panels take so many units before the next ones, which are fetched
- * meanwhile. */
+/* Where rows are read as they lie, all panels take so many units before the next ones, which are fetched meanwhile.
+ * Rows a multiple of 4 KB apart are all in one set of the first-level cache, which holds the rows of few units. */
 #define CK_PACK_UNITS 16
+#define CK_PACK_UNITS_ONE_SET 2
 
 /* Units of k elements. */
 INLINE int64_t FN(units)(int64_t k) { return CK_PAIRED ? ck_ceil_div(k, 2) : k; }
@@ -43,67 +44,90 @@ INLINE vf FN(load_across)(const real *src, int64_t count, int64_t p_stride, int 
 #endif
 }
 
-/* Units [u0, u1) of one panel: dst[u * width + j] = unit u of column j, src at j * j_stride + p * p_stride, of
- * the units of k elements; zero for count <= j < width. One of the strides is 1. Where it is p_stride, up to VL
- * floats past the end of a unit may be written: units are packed in their order. */
-INLINE void FN(pack_units)(float *dst, const int width, const real *src, int64_t j_stride, int64_t p_stride,
-                           int64_t count, int64_t k, int64_t u0, int64_t u1) {
-    const int64_t step = CK_PAIRED ? 2 : 1;
-    if (j_stride == 1) {
-        for (int64_t u = u0; u < u1; u++) {
-            const int second = CK_PAIRED && step * u + 1 < k;
-            const real *from = src + step * u * p_stride;
-            float *to = dst + u * width;
-#pragma GCC unroll 4
-            for (int j = 0; j < width; j += VL) {
-                __builtin_prefetch(from + CK_PACK_UNITS * step * p_stride + j);
-                if (CK_PAIRED) __builtin_prefetch(from + (CK_PACK_UNITS * step + 1) * p_stride + j);
-                const int64_t lanes = ck_min(VL, width - j), have = ck_max(0, ck_min(lanes, count - j));
-                v_store_n(to + j, FN(load_across)(from + j, have, p_stride, second), lanes);
+/* n columns of src, which lie side by side, in panels of `width`. Whole vectors are stored; what they write past a unit
+ * is the next one's place, or the gap. */
+INLINE void FN(pack_across)(float *dst, const int width, const real *src, int64_t p_stride, int64_t n, int64_t k) {
+    const int64_t units = FN(units)(k), panel = ck_panel_units(width, units), step = CK_PAIRED ? 2 : 1;
+    const int64_t some = p_stride * sizeof(real) % 4096 ? CK_PACK_UNITS : CK_PACK_UNITS_ONE_SET;
+    const int64_t near = some * step * p_stride;
+    for (int64_t u0 = 0; u0 < units; u0 += some) {
+        const int64_t u1 = ck_min(units, u0 + some);
+        float *to = dst + u0 * width;
+        int64_t j = 0;
+#if CK_PAIRED
+        const int both = width < VL ? 2 * width : 2 * VL;  /* columns of two vectors of units */
+        for (; j + 2 * VL <= n; j += both, to += width < VL ? 2 * panel : panel) {
+            const real *from = src + step * u0 * p_stride + j;
+            for (int64_t u = u0; u < u1; u++, from += 2 * p_stride) {
+                vf low, high;
+                __builtin_prefetch(from + near);
+                __builtin_prefetch(from + near + p_stride);
+                v_pair_rows(&low, &high, from, 2 * u + 1 < k ? from + p_stride : NULL, both / 2);
+                float *at = to + (u - u0) * width;
+                v_store(at, low);
+                v_store(width < VL ? at + panel : at + VL, high);
             }
         }
-        return;
-    }
-    for (int64_t u = u0; u < u1; u += VL) {
-        const int64_t here = ck_min(VL, u1 - u), left = k - u * step;
-        for (int j = 0; j < width; j += VL) {
-            vf block[VL];
-            const real *from = src + j * j_stride + u * step * p_stride;
-            float *to = dst + u * width + j;
-            if (here == VL && left >= VL * step && j + ck_min(VL, width - j) <= count) {
-#pragma GCC unroll 16
-                for (int i = 0; i < VL; i++) {
-                    if (j + i < width) __builtin_prefetch(from + i * j_stride + 4 * VL * step);
-                    block[i] = j + i < width ? FN(load_along)(from + i * j_stride, VL, VL * step) : v_zero();
+#endif
+        for (; j < n; j += width, to += panel) {
+            const real *from = src + step * u0 * p_stride + j;
+            for (int64_t u = u0; u < u1; u++, from += step * p_stride)
+#pragma GCC unroll 4
+                for (int i = 0; i < width; i += VL) {
+                    const int64_t have = ck_max(0, ck_min(ck_min(VL, width - i), n - j - i));
+                    float *at = to + (u - u0) * width + i;
+                    __builtin_prefetch(from + near + i);
+                    if (CK_PAIRED) __builtin_prefetch(from + near + p_stride + i);
+                    if (!CK_PAIRED && j + i + VL <= n) v_store(at, r_load_n(from + i, VL));
+                    else v_store(at, FN(load_across)(from + i, have, p_stride, step * u + 1 < k));
                 }
-                v_transpose(block);
+        }
+    }
+}
+
+/* n columns of src, each contiguous along k, in panels of `width`. */
+INLINE void FN(pack_along)(float *dst, const int width, const real *src, int64_t j_stride, int64_t n, int64_t k) {
+    const int64_t units = FN(units)(k), panel = ck_panel_units(width, units), step = CK_PAIRED ? 2 : 1;
+    for (int64_t j0 = 0; j0 < n; j0 += width, dst += panel, src += width * j_stride) {
+        const int64_t count = ck_min(width, n - j0);
+        for (int64_t u = 0; u < units; u += VL) {
+            const int64_t here = ck_min(VL, units - u), left = k - u * step;
+            for (int j = 0; j < width; j += VL) {
+                vf block[VL];
+                const real *from = src + j * j_stride + u * step;
+                float *to = dst + u * width + j;
+                if (here == VL && left >= VL * step && j + ck_min(VL, width - j) <= count) {
 #pragma GCC unroll 16
-                for (int i = 0; i < VL; i++) v_store(to + i * width, block[i]);
-            } else {
-                for (int i = 0; i < VL; i++)
-                    block[i] = j + i < count ? FN(load_along)(from + i * j_stride, here, left) : v_zero();
-                v_transpose(block);
-                for (int i = 0; i < here; i++) v_store(to + i * width, block[i]);
+                    for (int i = 0; i < VL; i++) {
+                        if (j + i < width) __builtin_prefetch(from + i * j_stride + 4 * VL * step);
+                        block[i] = j + i < width ? FN(load_along)(from + i * j_stride, VL, VL * step) : v_zero();
+                    }
+                    v_transpose(block);
+#pragma GCC unroll 16
+                    for (int i = 0; i < VL; i++) v_store(to + i * width, block[i]);
+                } else {
+                    for (int i = 0; i < VL; i++)
+                        block[i] = j + i < count ? FN(load_along)(from + i * j_stride, here, left) : v_zero();
+                    v_transpose(block);
+                    for (int i = 0; i < here; i++) v_store(to + i * width, block[i]);
+                }
             }
         }
     }
 }
 
-/* n columns in panels of `width`: from src to dst, k elements deep. All panels take a few units at a time, so
- * that what is contiguous across them is read as it lies. */
+/* n columns in panels of `width`, k elements deep, element p of column j at src[j * j_stride + p * p_stride], one of the
+ * strides being 1: dst[u * width + j] = unit u of column j, zero for the columns that the last panel lacks. */
 INLINE void FN(pack_panels)(float *dst, const int width, const real *src, int64_t j_stride, int64_t p_stride,
                             int64_t n, int64_t k) {
-    const int64_t units = FN(units)(k), some = j_stride == 1 ? CK_PACK_UNITS : units;
-    for (int64_t u = 0; u < units; u += some)
-        for (int64_t j = 0; j < n; j += width)
-            FN(pack_units)(dst + j * units, width, src + j * j_stride, j_stride, p_stride, ck_min(width, n - j), k, u,
-                           ck_min(units, u + some));
+    if (j_stride == 1) FN(pack_across)(dst, width, src, p_stride, n, k);
+    else FN(pack_along)(dst, width, src, j_stride, n, k);
 }
 
-/* Columns [begin, end) of b, a multiple of CK_GEMM_NR to begin with; dst is the place of column 0. */
-static __attribute__((noinline)) void FN(pack_right)(float *dst, const real *b, int64_t b_row, int64_t b_col,
-                                                     int64_t begin, int64_t end, int64_t k) {
-    FN(pack_panels)(dst + begin * FN(units)(k), CK_GEMM_NR, b + begin * b_col, b_col, b_row, end - begin, k);
+/* n columns of b. */
+static __attribute__((noinline)) void FN(pack_right)(float *dst, const real *b, int64_t b_row, int64_t b_col, int64_t n,
+                                                     int64_t k) {
+    FN(pack_panels)(dst, CK_GEMM_NR, b, b_col, b_row, n, k);
 }
 
 /* m rows of a. */

@@ -12,6 +12,17 @@
 #include "kernels.h"
 #include "split.h"
 
+/* Units between two packed panels. Without a gap panels of 1024 units would stand a multiple of 4 KB apart, all in the
+ * same sets of the first-level cache, and packing writes several in turn. It also takes what whole vectors write past a
+ * panel's end. */
+#define CK_PANEL_GAP 16
+
+/* Panels of b's block at most. */
+#define CK_GEMM_PANELS 1024
+
+/* Units from one packed panel to the next. */
+static inline int64_t ck_panel_units(int64_t width, int64_t depth) { return width * depth + CK_PANEL_GAP; }
+
 typedef struct { int64_t rows, cols, depth, item_rows, item_cols; } ck_gemm_plan;
 
 /* All lengths along k in 4-byte units. mr x nr is the register tile; with sums, C's block is summed in fp32 in
@@ -28,7 +39,7 @@ static inline ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t
 
     /* Two blocks of b stand in the workspace. Larger ones do not stay in the third level's share of a few cores. */
     const int64_t b_bytes = ck_min(caches->l3 / 4, CK_SHARED_BYTES / 4 - 4096);
-    int64_t cols = ck_max(nr, b_bytes / (depth * 4) / nr * nr);
+    int64_t cols = ck_max(1, ck_min(CK_GEMM_PANELS, b_bytes / (ck_panel_units(nr, depth) * 4))) * nr;
     cols = ck_max(nr, ck_round_up(ck_ceil_div(n, ck_max(1, ck_ceil_div(n, cols))), nr));
     int64_t rows = ck_max(1, m);
     if (sums) {
@@ -38,7 +49,7 @@ static inline ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t
 
     /* Items: as many rows as the second level holds, fewer where there would be less than four items for each
      * thread, then fewer columns. */
-    int64_t item_rows = ck_max(mr, share / (depth * 4) / mr * mr), item_cols = cols;
+    int64_t item_rows = ck_max(1, share / (ck_panel_units(mr, depth) * 4)) * mr, item_cols = cols;
     if (threads > 1) {
         const int64_t wanted = 4 * (int64_t)threads, tiles = ck_ceil_div(rows, mr);
         item_rows = ck_min(item_rows, mr * ck_max(4, tiles / wanted));

@@ -36,8 +36,13 @@ static void FN(rms_norm_forward)(const void *args, const ck_team *team) {
         const float squares = FN(row_sum)(x, x + ROW_AHEAD(x), a->c, v_zero(), 1);
         const float rstd = 1.0f / sqrtf(squares / (float)a->c + a->eps);
         const vf scale = v_set1(rstd);
-        EACH_VECTOR(i, m, a->c,
-            r_put(y + i, v_mul(v_mul(r_load_n(x + i, m), scale), v_load_n(a->w + i, m)), m, streaming););
+        const int64_t two = a->c / (2 * VL) * (2 * VL);
+        for (int64_t i = 0; i < two; i += 2 * VL)
+            r_put_two(y + i, v_mul(v_mul(r_load_n(x + i, VL), scale), v_load(a->w + i)),
+                      v_mul(v_mul(r_load_n(x + i + VL, VL), scale), v_load(a->w + i + VL)), streaming);
+        EACH_VECTOR(i, m, a->c - two,
+            r_put(y + two + i, v_mul(v_mul(r_load_n(x + two + i, m), scale), v_load_n(a->w + two + i, m)), m,
+                  streaming););
         a->rstd[r] = rstd;
     }
     if (streaming) ck_store_fence();

@@ -76,11 +76,21 @@ static void FN(swiglu_forward)(const void *args, const ck_team *team) {
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *gate = (const real *)a->gate_up + r * a->gate_up_row, *up = gate + a->i;
         real *y = (real *)a->y + r * a->y_row;
-        EACH_VECTOR(i, m, a->i,
-            ck_prefetch(gate + i + ahead);
-            ck_prefetch(up + i + ahead);
-            const vf g = r_load_n(gate + i, m);
-            r_put(y + i, v_mul(v_mul(g, v_sigmoid(g, CK_DEGREE)), r_load_n(up + i, m)), m, streaming););
+        const int64_t two = a->i / (2 * VL) * (2 * VL);
+        for (int64_t i = 0; i < two; i += 2 * VL) {
+            vf g0, g1, u0, u1;
+            for (int64_t at = i; at < i + 2 * VL; at += 64 / (int64_t)sizeof(real)) {
+                ck_prefetch(gate + at + ahead);
+                ck_prefetch(up + at + ahead);
+            }
+            r_load_split(g0, g1, gate + i);
+            r_load_split(u0, u1, up + i);
+            r_put_split(y + i, v_mul(v_mul(g0, v_sigmoid(g0, CK_DEGREE)), u0),
+                        v_mul(v_mul(g1, v_sigmoid(g1, CK_DEGREE)), u1), streaming);
+        }
+        EACH_VECTOR(i, m, a->i - two,
+            const vf g = r_load_n(gate + two + i, m);
+            r_put(y + two + i, v_mul(v_mul(g, v_sigmoid(g, CK_DEGREE)), r_load_n(up + two + i, m)), m, streaming););
     }
     if (streaming) ck_store_fence();
 }

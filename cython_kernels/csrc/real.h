@@ -5,6 +5,9 @@
 #undef r_load_n
 #undef r_store_n
 #undef r_stream
+#undef r_put_two
+#undef r_load_split
+#undef r_put_split
 #undef CK_DEGREE
 #undef CK_ROUGH
 #undef r_get
@@ -24,6 +27,28 @@
 #define CK_DEGREE 3
 #define CK_ROUGH 1
 #define r_get(p) ck_from_bf16(*(p))
+#ifdef CK_ISA_BF16
+/* A whole line at a time: the VL elements of low, then those of high. */
+#define r_put_two(p, low, high, streaming)                                                                  \
+    do {                                                                                                    \
+        const vf both = v_pairs_along(low, high);                                                           \
+        if (streaming) v_stream((float *)(p), both);                                                        \
+        else v_store((float *)(p), both);                                                                   \
+    } while (0)
+/* 2 VL elements as those of even and of odd place, which takes a shift and a mask instead of two widening loads. */
+#define r_load_split(even, odd, p)                                                                          \
+    do {                                                                                                    \
+        const vi pairs = v_load_pairs_n(p, 2 * VL);                                                         \
+        even = v_from_bits(vi_shift_left(pairs, 16));                                                       \
+        odd = v_from_bits(vi_and(pairs, vi_set1((int32_t)0xffff0000)));                                     \
+    } while (0)
+#define r_put_split(p, even, odd, streaming)                                                                \
+    do {                                                                                                    \
+        const vf both = v_pairs_across(even, odd);                                                          \
+        if (streaming) v_stream((float *)(p), both);                                                        \
+        else v_store((float *)(p), both);                                                                   \
+    } while (0)
+#endif
 #else
 #define real float
 #define FN(name) name##_f32
@@ -33,6 +58,20 @@
 #define CK_DEGREE 5
 #define CK_ROUGH 0
 #define r_get(p) (*(p))
+#endif
+
+#ifndef r_put_two
+#define r_put_two(p, low, high, streaming)                                                                  \
+    do {                                                                                                    \
+        r_put(p, low, VL, streaming);                                                                       \
+        r_put((p) + VL, high, VL, streaming);                                                               \
+    } while (0)
+#define r_load_split(low, high, p)                                                                          \
+    do {                                                                                                    \
+        low = r_load_n(p, VL);                                                                              \
+        high = r_load_n((p) + VL, VL);                                                                      \
+    } while (0)
+#define r_put_split r_put_two
 #endif
 
 /* The body runs for i = 0, VL, 2 VL ... < n, with m lanes each time: the constant VL, and the rest at the

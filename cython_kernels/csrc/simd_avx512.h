@@ -124,6 +124,15 @@ SIMD void v_store_bf16_flushed_n(uint16_t *p, vf x, int64_t n) {
 SIMD void v_stream_bf16_flushed(uint16_t *p, vf x) {
     _mm256_stream_si256((__m256i *)p, (__m256i)_mm512_cvtneps_pbh(x));
 }
+/* Lane i of low: the pair (row0[i], row1[i]); of high: that of column `apart` + i. 2 VL columns are read of each row;
+ * row1 NULL counts as zeros. */
+SIMD void v_pair_rows(vf *low, vf *high, const uint16_t *row0, const uint16_t *row1, const int apart) {
+    const __m512i order = _mm512_set_epi16(47, 15, 46, 14, 45, 13, 44, 12, 43, 11, 42, 10, 41, 9, 40, 8, 39, 7, 38, 6, 37,
+                                           5, 36, 4, 35, 3, 34, 2, 33, 1, 32, 0);
+    const __m512i a = _mm512_loadu_si512(row0), b = row1 ? _mm512_loadu_si512(row1) : _mm512_setzero_si512();
+    *low = v_from_bits(_mm512_permutex2var_epi16(a, order, b));
+    *high = v_from_bits(_mm512_permutex2var_epi16(a, _mm512_add_epi16(order, _mm512_set1_epi16((short)apart)), b));
+}
 /* Pairs of bf16 in 32-bit lanes: sum + a.low b.low + a.high b.high. Subnormals count as zero. */
 SIMD vf v_dot_pairs(vf a, vf b, vf sum) {
     return _mm512_dpbf16_ps(sum, (__m512bh)v_bits(a), (__m512bh)v_bits(b));

@@ -1,6 +1,7 @@
 /* Everything that one instruction set's object holds: the ops for each storage type, then the table. All
  * is static; isa_<name>.c, which includes this, exports the table in a capsule and nothing else. */
 #include <math.h>
+#include <sched.h>
 #include <string.h>
 
 #include "kernels.h"

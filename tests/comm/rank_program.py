@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import hashlib
 import logging
 import os
 import signal
+import socket
+import struct
 import sys
 import threading
 import time
@@ -20,6 +23,7 @@ from cktrain.comm import bootstrap
 from cktrain.comm.errors import CollectiveMismatchError, CommError
 from cktrain.comm.group import Group
 from cktrain.comm.rdma_group import RdmaGroup
+from cktrain.comm.tcp_group import TcpGroup
 from cktrain.comm.tuning import Tables
 
 
@@ -158,6 +162,30 @@ def repeat(group: Group) -> None:
             group.barrier()
 
 
+def lose_control(group: Group) -> None:
+    """Operations, and from a moment on rank 0 gets nothing of its control connection to the last rank, while payload
+    passes: the kernel drops its packets (a socket filter that keeps none), so nothing is acknowledged either way."""
+    assert isinstance(group, TcpGroup)
+    array = np.ones(1000, np.float32)
+    for _ in range(20):
+        group.all_reduce(array, "max")
+    group.barrier()
+    if group.rank == 0:
+        nothing = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # BPF_RET: keep 0 bytes
+        program = struct.pack("HxxxxxxP", 1, ctypes.addressof(nothing))
+        group._mesh.control[group.size - 1].setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
+    say("running")
+    done = 0
+    try:
+        while True:
+            group.all_reduce(array, "max")
+            done += 1
+            time.sleep(0.001)
+    except CommError:
+        say(f"operations since: {done}")
+        raise
+
+
 def wait_for_one(group: Group) -> None:
     """All but the last rank wait in an all-reduce, for which the last one is late as argv says."""
     group.barrier()
@@ -214,7 +242,7 @@ def share_a_core(group: Group) -> None:
     os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     if group.rank == 0:
         threading.Thread(target=lambda: [sum(range(10_000)) for _ in range(4000)], daemon=True).start()
-    for step in range(200):
+    for step in range(int(sys.argv[2]) if sys.argv[2:] else 200):
         small, large = np.full(100, group.rank + step, np.int64), np.full(50_000, group.rank, np.float32)
         work = group.all_reduce(large, async_=True)
         group.all_reduce(small)
@@ -427,6 +455,24 @@ def memory_of_a_group(group: Group) -> None:
     group.barrier()
 
 
+def memory_of_another_group(group: Group) -> None:
+    """What one more group of all ranks costs a rank beyond the arrays, once every way was taken."""
+    large, other = np.ones(1 << 21, np.float32), np.ones(1 << 21, np.float32)
+    small, received = np.ones(100, np.float32), np.empty(100, np.float32)
+    group.barrier()
+    before = _proportional_set_size()
+    part = group.split(0)
+    for work in [part.all_reduce(large, async_=True), part.all_reduce(other)]:
+        work.wait()
+    for distance in range(1, part.size):
+        work = part.recv(received, (part.rank - distance) % part.size, async_=True)
+        part.send(small, (part.rank + distance) % part.size)
+        work.wait()
+    part.barrier()
+    say(f"bytes: {_proportional_set_size() - before}")
+    part.close()
+
+
 def _proportional_set_size() -> int:
     with open("/proc/self/smaps_rollup") as file:
         return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
@@ -484,6 +530,7 @@ PROGRAMS = {
         stress,
         run_soak,
         repeat,
+        lose_control,
         wait_for_one,
         late_for,
         fork_and_repeat,
@@ -501,6 +548,7 @@ PROGRAMS = {
         cpu_time_of_waiting,
         cpu_of_the_engine,
         memory_of_a_group,
+        memory_of_another_group,
     )
 }
 

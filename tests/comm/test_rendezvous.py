@@ -13,7 +13,7 @@ import time
 import job
 import pytest
 
-from cktrain.comm import rendezvous
+from cktrain.comm import _engine, rendezvous
 from cktrain.comm.errors import RendezvousError
 from cktrain.comm.rendezvous import JOIN, Hello, address_of_interface, call, meet, read_secret
 
@@ -186,6 +186,32 @@ def test_another_version_is_refused(monkeypatch):
     monkeypatch.undo()
     assert not isinstance(meeting.add(1, 2), RendezvousError)
     meeting.close()
+
+
+SAID = {
+    2: {
+        "hello": "<8sI16sIIIQI",
+        "member": "address str, host str, node str, pid int, port int, reasons dict, sockets int, tables str",
+        "header of an operation": 48,
+        "heartbeat": 40,
+        "memory of an RDMA link with rings of 64 KiB": 2 * 65536 + 512 + 8192,
+    }
+}
+"""By version of the protocol."""
+
+
+def test_the_version_changes_with_what_ranks_tell_each_other():
+    meeting = Meeting(2)
+    member = meeting.wait()[0].members[1]
+    meeting.close()
+    said = {
+        "hello": rendezvous._HELLO.format,
+        "member": ", ".join(f"{key} {type(value).__name__}" for key, value in sorted(member.items())),
+        "header of an operation": _engine.CALL_BYTES,
+        "heartbeat": _engine.FRAME_BYTES,
+        "memory of an RDMA link with rings of 64 KiB": _engine.RdmaLink.bytes_needed(65536),
+    }
+    assert said == SAID[rendezvous.PROTOCOL], "raise PROTOCOL, and write down here what the new version says"
 
 
 def test_duplicate_rank_is_dropped():

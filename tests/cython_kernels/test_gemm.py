@@ -116,6 +116,21 @@ def test_bias_and_residual(kernels: Any, dtype: Any, y_dtype: Any, in_place: boo
 
 
 @DTYPES
+@pytest.mark.parametrize("in_place", [False, True])
+def test_residual_alone(kernels: Any, dtype: Any, in_place: bool) -> None:
+    """Without a bias whole tiles are rounded as they leave the registers."""
+    rng = np.random.default_rng(0)
+    kernels.set_num_threads(2)
+    for n, i, o in ((75, 40, 96), (61, 2100, 80), (40, 4100, 64)):
+        x, w = view(rng, (n, i), dtype, True), view(rng, (o, i), dtype, True)
+        residual = view(rng, (n, o), dtype, True)
+        y = residual if in_place else np.full((n, o), np.nan, dtype)
+        want = x.astype(np.float64) @ w.astype(np.float64).T + residual.astype(np.float64)
+        kernels.linear_forward(y, x, w, None, residual)
+        assert_close(y, want, i, TOLERANCE[dtype])
+
+
+@DTYPES
 def test_a_row_is_the_same_in_any_company(kernels: Any, dtype: Any) -> None:
     """Bit for bit, whatever the number of rows and of threads."""
     rng = np.random.default_rng(0)
@@ -170,9 +185,10 @@ def test_blocks_fit_the_workspace(
     assert all(size > 0 for size in plan.values())
     assert plan["cols"] % nr == 0 and plan["item_cols"] % nr == 0 and plan["item_rows"] % mr == 0
     assert plan["depth"] <= max(k, 1)
-    slack = 64  # bytes that packing may write beyond a panel
-    assert plan["item_rows"] * plan["depth"] * 4 + slack <= own
-    used = 64 + 2 * (plan["cols"] * plan["depth"] * 4 + 2 * slack)
+    gap = 64  # bytes between panels, which packing may write
+    assert plan["item_rows"] // mr * (mr * plan["depth"] * 4 + gap) <= own
+    used = 64 + 2 * 4 * 1024  # what the threads tell each other of panels and items
+    used += 2 * (plan["cols"] // nr * (nr * plan["depth"] * 4 + gap) + gap)
     if not f32 and plan["depth"] < k:
         used += plan["rows"] * plan["cols"] * 4
     assert used <= shared
