@@ -65,7 +65,16 @@ class Jobs:
 @pytest.fixture(scope="module")
 def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
     guest.setup()
-    prepare = [*CKTRAIN, "data", "prepare", "python-stdlib", str(DEMO_DATA), "--vocab-size", "2048", "--reuse"]
+    prepare = [
+        *CKTRAIN,
+        "data",
+        "prepare",
+        "python-stdlib",
+        str(DEMO_DATA),
+        "--vocab-size",
+        "2048",
+        "--reuse",
+    ]
     subprocess.run(prepare, cwd=ROOT, check=True)
     shared = tmp_path_factory.mktemp("shared")
     shutil.copytree(DEMO_DATA, shared / "data" / "demo")
@@ -132,7 +141,9 @@ def test_gradients_and_weights_travel_by_rdma_on_both_machines(jobs: Jobs, weigh
 def test_ranks_run_on_their_numa_nodes(jobs: Jobs) -> None:
     """Of four ranks on two machines: each on the core and in the memory of its node, as the log says."""
     output = jobs.output("numa")
-    np.testing.assert_allclose(jobs.losses("numa"), jobs.losses("one")[: len(jobs.losses("numa"))], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        jobs.losses("numa"), jobs.losses("one")[: len(jobs.losses("numa"))], rtol=0, atol=1e-5
+    )
     ranks = jobs.ranks("numa")
     assert list(ranks) == ["A.0", "A.1", "B.2", "B.3"]
     for name, folder in ranks.items():
@@ -162,4 +173,6 @@ def test_launch_over_ssh_is_one_process_to_the_bit(jobs: Jobs) -> None:
     assert losses == jobs.losses("one")[:5]  # both with run.deterministic
     assert "transport: rdma (asked for)" in jobs.output("launch")
     assert min(jobs.packets("launch").values()) > 0
-    assert [path.name for path in (jobs.folder / "runs" / "launch" / "checkpoints").glob("step-*")] == ["step-5"]
+    assert [path.name for path in (jobs.folder / "runs" / "launch" / "checkpoints").glob("step-*")] == [
+        "step-5"
+    ]
