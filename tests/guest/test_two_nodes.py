@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import defaultdict
 from pathlib import Path
 
 import guest
@@ -26,7 +25,7 @@ pytestmark = pytest.mark.guest
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_DATA = ROOT / "data" / "demo"
 CKTRAIN = [sys.executable, "-m", "cktrain.launch.cli"]
-MACHINE = Machine(cpus=2, memory_mib=1024, numa_nodes=2)
+MACHINE = Machine(cpus=2, memory_mib=1536, numa_nodes=2)
 STEPS = 20
 
 
@@ -36,15 +35,14 @@ class Jobs:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def output(self, name: str) -> str:
-        """What a job printed; that it failed is an error."""
+    def output(self, name: str, status: int = 0) -> str:
+        """What a job printed; that it ended with another status is an error."""
         text = (self.folder / f"{name}.out").read_text()
-        assert (self.folder / f"{name}.status").read_text() == "0\n", text
+        assert (self.folder / f"{name}.status").read_text() == f"{status}\n", text
         return text
 
     def losses(self, name: str) -> list[float]:
         """Of all steps, as written into metrics.jsonl: the shortest digits that give the same fp64 number."""
-        self.output(name)
         lines = (self.folder / "runs" / name / "metrics.jsonl").read_text().splitlines()
         return [json.loads(line)["loss"] for line in lines]
 
@@ -56,6 +54,10 @@ class Jobs:
     def _counters(self, name: str) -> dict[tuple[str, str], int]:
         words = [line.split() for line in (self.folder / name).read_text().splitlines()]
         return {(host, counter): int(value) for host, counter, value in words}
+
+    def log(self, name: str, rank: int) -> str:
+        """A rank's own log."""
+        return (self.folder / "runs" / name / f"rank{rank}.log").read_text()
 
     def ranks(self, name: str) -> dict[str, Path]:
         """What the kernel said of each rank, by HOST.RANK."""
@@ -118,11 +120,12 @@ def weights() -> int:
 
 
 def test_losses_of_two_machines_are_those_of_one_process(jobs: Jobs) -> None:
+    jobs.output("two_nodes_rdma")
+    jobs.output("one")
     two, one = jobs.losses("two_nodes_rdma"), jobs.losses("one")
-    assert len(two) == len(one) == STEPS
-    # fp32, and only the order of additions differs: the bound that the layouts have everywhere.
-    np.testing.assert_allclose(two, one, rtol=0, atol=1e-5)
-    assert min(two) < two[0] - 1  # it learns
+    assert len(two) == STEPS
+    assert two == one  # to the bit, as run.deterministic promises
+    assert min(two) < two[0] - 0.5  # it learns
 
 
 def test_gradients_and_weights_travel_by_rdma_on_both_machines(jobs: Jobs, weights: int) -> None:
@@ -138,41 +141,63 @@ def test_gradients_and_weights_travel_by_rdma_on_both_machines(jobs: Jobs, weigh
     assert set(alone.values()) == {0}, alone
 
 
-def test_ranks_run_on_their_numa_nodes(jobs: Jobs) -> None:
-    """Of four ranks on two machines: each on the core and in the memory of its node, as the log says."""
-    output = jobs.output("numa")
-    np.testing.assert_allclose(
-        jobs.losses("numa"), jobs.losses("one")[: len(jobs.losses("numa"))], rtol=0, atol=1e-5
-    )
-    ranks = jobs.ranks("numa")
+def test_ranks_are_pinned_under_mpirun(jobs: Jobs) -> None:
+    """One rank on each machine has both cores, where mpirun had given it one, and interleaves its memory."""
+    for rank in (0, 1):
+        log = jobs.log("two_nodes_rdma", rank)
+        place = "2 threads on cpu 0-1 (several NUMA nodes), memory interleaved over nodes 0,1"
+        assert f"rank {rank}: {place}" in log
+        assert "mask widened from cpu 0, given by the launcher, to 0-1" in log
+
+
+def test_ranks_are_pinned_to_numa_nodes_by_launch_over_ssh(jobs: Jobs) -> None:
+    """Four ranks on two machines: each on the core and in the memory of its own node, with the losses of one process."""
+    assert "transport: rdma (asked for)" in jobs.output("four", status=75)
+    # Up to here the learning rate warms up, and depends not on the number of steps. fp32, and only the order of
+    # additions differs: the bound that the layouts have everywhere.
+    np.testing.assert_allclose(jobs.losses("four")[:6], jobs.losses("one")[:6], rtol=0, atol=1e-5)
+    assert min(jobs.packets("four").values()) > 0
+    ranks = jobs.ranks("four")
     assert list(ranks) == ["A.0", "A.1", "B.2", "B.3"]
     for name, folder in ranks.items():
         rank = int(name[2:])
         node = rank % 2
-        log = (jobs.folder / "runs" / "numa" / f"rank{rank}.log").read_text()
-        assert f"rank {rank}: 1 thread on cpu {node} (NUMA node {node})" in log
+        assert f"rank {rank}: 1 thread on cpu {node} (NUMA node {node}), memory" in jobs.log("four", rank)
         assert f"Cpus_allowed_list:\t{node}\n" in (folder / "status").read_text()
-        pages = anonymous_pages((folder / "numa_maps").read_text())
-        assert pages[node] > 0.9 * sum(pages.values()), (name, pages)
-    assert "rank 0" in output
+        pages = pages_of_arenas((folder / "numa_maps").read_text(), f"prefer:{node}")
+        assert pages[node] > 0.9 * sum(pages), (name, pages)
 
 
-def anonymous_pages(numa_maps: str) -> dict[int, int]:
-    """Pages per node of memory that is the process's own, from /proc/PID/numa_maps."""
-    count: dict[int, int] = defaultdict(int)
-    for line in numa_maps.splitlines():
-        if "anon=" in line:
-            for node, pages in re.findall(r"\bN(\d)=(\d+)", line):
-                count[int(node)] += int(pages)
-    return count
-
-
-def test_launch_over_ssh_is_one_process_to_the_bit(jobs: Jobs) -> None:
-    losses = jobs.losses("launch")
-    assert len(losses) == 5
-    assert losses == jobs.losses("one")[:5]  # both with run.deterministic
-    assert "transport: rdma (asked for)" in jobs.output("launch")
-    assert min(jobs.packets("launch").values()) > 0
-    assert [path.name for path in (jobs.folder / "runs" / "launch" / "checkpoints").glob("step-*")] == [
-        "step-5"
+def test_a_checkpoint_of_four_ranks_on_two_machines_is_complete(jobs: Jobs) -> None:
+    """One process goes on from it, on the host, with the next loss of the job that did not stop (fp32, other kernels)."""
+    assert "resume with: cktrain launch --hosts A:2,B:2 train" in jobs.output("four", status=75)
+    checkpoint = jobs.folder / "runs" / "four" / "checkpoints" / "step-00000005"
+    assert (checkpoint / "COMPLETE").exists()
+    settings = [
+        "run.dir=runs/six",
+        "run.steps=6",
+        "parallel.data=1",
+        "comm.transport=auto",
+        f"checkpoint.resume={checkpoint}",
     ]
+    words = [word for setting in settings for word in ("--set", setting)]
+    go_on = [*CKTRAIN, "train", "examples/two_nodes_rdma.yaml", *words]
+    done = subprocess.run(go_on, cwd=jobs.folder, capture_output=True, text=True, check=False)
+    assert done.returncode == 0 and f"resumed from {checkpoint}" in done.stdout, done.stdout + done.stderr
+    (line,) = (jobs.folder / "runs" / "six" / "metrics.jsonl").read_text().splitlines()
+    np.testing.assert_allclose(json.loads(line)["loss"], jobs.losses("one")[5], rtol=0, atol=1e-5)
+
+
+def pages_of_arenas(numa_maps: str, policy: str) -> list[int]:
+    """Pages on node 0 and on node 1 of this process's mappings of 2 MiB or more, from /proc/PID/numa_maps.
+
+    Not of the heap, part of which is older than the policy.
+    """
+    pages = [0, 0]
+    for line in numa_maps.splitlines():
+        own = re.search(r"\banon=(\d+)", line)
+        if own and int(own[1]) >= 512 and " heap " not in line:
+            assert f" {policy} " in line, line
+            for node, count in re.findall(r"\bN([01])=(\d+)", line):
+                pages[int(node)] += int(count)
+    return pages

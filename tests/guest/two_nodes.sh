@@ -24,6 +24,7 @@ look_at_ranks() { # of each job, when it has done a step
                     cp "$process/status" "$process/numa_maps" "$name.ranks/$GUEST_ROLE.$rank" || true # it may just end
                 fi
             done 2>>/dev/null
+            touch "$name.seen.$GUEST_ROLE"
         done
         sleep 1
     done
@@ -47,7 +48,9 @@ job() { # NAME COMMAND...
     shift
     packets >"$name.before"
     status=0
-    "$@" >"$name.out" 2>&1 || status=$?
+    "$@" >"$name.out" 2>&1 &
+    echo $! >"$name.process"
+    wait $! || status=$?
     echo $status >"$name.status"
     packets >"$name.after"
     echo "$name ended with status $status at $SECONDS s"
@@ -56,9 +59,16 @@ job() { # NAME COMMAND...
 train="train examples/two_nodes_rdma.yaml"
 # The job of the example's first lines, and the same in one process.
 job two_nodes_rdma mpirun --host A,B cktrain $train
-job one cktrain $train --set run.dir=runs/one --set run.deterministic=true --set parallel.data=1 --set comm.transport=auto
-# Four ranks, one for each NUMA node.
-job numa mpirun --host A:2,B:2 cktrain $train --set run.dir=runs/numa --set run.steps=5 --set parallel.data=4 --set batch.micro_batch_size=2
-# Without MPI, and to the bit.
-job launch cktrain launch --hosts A:1,B:1 $train --set run.dir=runs/launch --set run.steps=5 --set run.deterministic=true \
-    --set checkpoint.every=5
+job one cktrain $train --set run.dir=runs/one --set parallel.data=1 --set comm.transport=auto
+# Without MPI, and with a rank for each of the four NUMA nodes. It runs until both machines have looked at its ranks,
+# however fast they are, and SIGUSR1 stops it with a checkpoint.
+stop_four() {
+    until [ -e four.seen.A ] && [ -e four.seen.B ] && [ "$(wc -l <runs/four/metrics.jsonl)" -gt 5 ]; do
+        sleep 0.5
+        [ ! -e four.status ] || return
+    done
+    kill -USR1 "$(cat four.process)"
+}
+stop_four &
+job four cktrain launch --hosts A:2,B:2 $train --set run.dir=runs/four --set run.steps=1000000 \
+    --set parallel.data=4 --set batch.micro_batch_size=2 --set checkpoint.every=5 --set checkpoint.keep=1000000
