@@ -91,11 +91,12 @@ def extensions() -> list[Extension]:
     door = "cython_kernels/_door.pxi"
     runtime = [f"{CSRC}/{name}.c" for name in ("pool", "door", "cpu")]
 
-    def extension(module: str, sources: list[str], flags: list[str]) -> Extension:
+    def extension(module: str, sources: list[str], flags: list[str], *libraries: str) -> Extension:
         return Extension(
             f"{KERNELS}.{module}",
             sources,
             include_dirs=[CSRC],
+            libraries=[*libraries],
             extra_compile_args=flags,
             extra_link_args=["-pthread"],
             depends=[*headers, door],
@@ -123,6 +124,8 @@ def extensions() -> list[Extension]:
             for isa, flags in ISA_FLAGS.items()
         ),
         extension("_runtime", ["cython_kernels/_runtime.pyx", *runtime], GLUE_FLAGS),
+        # Opens a libdnnl at run time; it needs none to be built.
+        extension("_onednn", ["cython_kernels/_onednn.pyx", f"{CSRC}/onednn.c"], GLUE_FLAGS, "dl"),
         *(extension(theme, [f"cython_kernels/{theme}.pyx"], GLUE_FLAGS) for theme in THEMES),
         Extension(
             VERBS,

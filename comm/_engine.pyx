@@ -25,6 +25,7 @@ include "_engine_c.pxi"
 HANGUP, PIDFD, CONTROL = CKC_WATCH_HANGUP, CKC_WATCH_PIDFD, CKC_WATCH_CONTROL
 PENDING, DONE, MISMATCH, LOST, BROKEN = CKC_PENDING, CKC_DONE, CKC_MISMATCH, CKC_LOST, CKC_BROKEN
 SEAT_BYTES = sizeof(ckc_seat)
+CALL_BYTES, FRAME_BYTES = sizeof(ckc_call), sizeof(ckc_frame)
 MAX_RANKS = CKC_MAX_RANKS
 MAX_ARENAS = CKC_MAX_ARENAS
 KINDS = ("barrier", "all_reduce", "reduce_scatter", "all_gather", "broadcast", "all_to_all", "send", "recv")
@@ -300,6 +301,9 @@ cdef class Op:
 
     def step(self):
         """For a driver: move it once, without waiting; returns its state."""
+        return self.move(NULL, 1)
+
+    cdef int move(self, const ckc_postroom *room, int times):
         cdef int got = CKC_LOAD(self.o.state)
         if got != CKC_PENDING:
             return got
@@ -307,7 +311,11 @@ cdef class Op:
             got = CKC_BROKEN
         else:
             with nogil:
-                got = ckc_move(self.w, &self.o)
+                while True:
+                    got = ckc_move(self.w, &self.o)
+                    times -= 1
+                    if got != CKC_PENDING or times <= 0 or room.waiting != NULL:
+                        break
         if got != CKC_PENDING:
             if self.submitted:
                 CKC_ADD(self.o.queue.pending, -1)

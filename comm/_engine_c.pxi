@@ -69,6 +69,8 @@ cdef extern from "world.h" nogil:
     void ckc_stop_threads(ckc_world *world)
 
 cdef extern from "watch.h" nogil:
+    ctypedef struct ckc_frame:
+        uint64_t beat
     ctypedef struct ckc_watched:
         int fd, rank, local_rank, kind
     const int CKC_WATCH_HANGUP, CKC_WATCH_PIDFD, CKC_WATCH_CONTROL
@@ -157,12 +159,12 @@ cdef extern from "sockets.h" nogil:
     void ckc_free_stripes(ckc_stripes *stripes)
 
 cdef extern from "rdma.h" nogil:
-    const int CKC_RDMA_SENDS, CKC_RDMA_RECEIVES, CKC_RDMA_GRANTS, CKC_RDMA_REGIONS
+    const int CKC_RDMA_SENDS, CKC_RDMA_RECEIVES, CKC_RDMA_GRANTS, CKC_RDMA_REGIONS, CKC_RDMA_MESSAGES
     const char *CKC_PORT_CAPSULE
     ctypedef struct ckc_write:
         uint64_t local, remote, id
         uint32_t lkey, rkey, bytes, imm
-        int signaled, inlined
+        int signaled, inlined, silent
     ctypedef struct ckc_completion:
         uint64_t id
         uint32_t imm
@@ -171,6 +173,8 @@ cdef extern from "rdma.h" nogil:
         int fd
     ctypedef struct ckc_grant:
         uint64_t position
+    ctypedef struct ckc_note:
+        uint64_t check
     ctypedef struct ckc_region:
         uint64_t begin, end
         uint32_t lkey, rkey
@@ -187,8 +191,11 @@ cdef extern from "rdma.h" nogil:
         char *ring
         ckc_grant *granted
         ckc_grant *grants
+        ckc_note *noted
+        ckc_note *notes
         uint32_t own_key, remote_key
-        uint64_t remote_ring, remote_granted, sent, pushed, put
+        uint64_t remote_ring, remote_granted, remote_noted, sent, pushed, direct
+        int peer_looks
     int ckc_open_rdma_link(ckc_rdma_link *link)
     int ckc_end_rdma_link(ckc_rdma_link *link)
 

@@ -1,7 +1,7 @@
 # Links over RDMA (csrc/rdma.h); a part of _engine.pyx.
 
 RDMA_SENDS, RDMA_RECEIVES = CKC_RDMA_SENDS, CKC_RDMA_RECEIVES
-RDMA_GRANT_BYTES = 2 * CKC_RDMA_GRANTS * sizeof(ckc_grant)
+cdef int64_t GRANT_BYTES = CKC_RDMA_GRANTS * sizeof(ckc_grant), NOTES_BYTES = CKC_RDMA_MESSAGES * sizeof(ckc_note)
 
 
 cdef class Regions:
@@ -60,12 +60,14 @@ cdef class RdmaLink:
         self.l.ring, self.l.stage = <char *> memory, <char *> memory + ring_bytes
         self.l.granted = <ckc_grant *> (memory + 2 * ring_bytes)
         self.l.grants = self.l.granted + <int> CKC_RDMA_GRANTS
+        self.l.noted = <ckc_note *> (memory + 2 * ring_bytes + 2 * GRANT_BYTES)
+        self.l.notes = self.l.noted + <int> CKC_RDMA_MESSAGES
         self.capsule = PyCapsule_New(&self.l.link, CKC_LINK_CAPSULE, NULL)
 
     @staticmethod
     def bytes_needed(int64_t ring_bytes):
         """Memory of one link; the peer writes into it."""
-        return 2 * ring_bytes + <int64_t> RDMA_GRANT_BYTES
+        return 2 * ring_bytes + 2 * GRANT_BYTES + 2 * NOTES_BYTES
 
     def open(self):
         """Post the receives, before the peer may send."""
@@ -73,10 +75,11 @@ cdef class RdmaLink:
         if code:
             raise OSError(code, "receives cannot be posted: " + os.strerror(code))
 
-    def connect(self, uint64_t memory, uint32_t key):
-        """Where the peer's memory of this link begins there."""
-        self.l.remote_ring, self.l.remote_key = memory, key
+    def connect(self, uint64_t memory, uint32_t key, bint looks):
+        """Where the peer's memory of this link begins there, and whether it looks there for what is short."""
+        self.l.remote_ring, self.l.remote_key, self.l.peer_looks = memory, key, looks
         self.l.remote_granted = memory + 2 * self.l.ring_bytes
+        self.l.remote_noted = self.l.remote_granted + 2 * GRANT_BYTES
 
     def push(self, data):
         """Take what can be taken of some bytes; how many, below 0 when the link is gone (for tests)."""
@@ -105,8 +108,8 @@ cdef class RdmaLink:
 
     @property
     def counts(self):
-        """(messages sent, of which writes straight into the peer's buffers took bytes, bytes through the ring)."""
-        return self.l.sent, self.l.pushed - self.l.put, self.l.put
+        """(messages sent, bytes written straight into the peer's buffers, bytes through the ring and in notes)."""
+        return self.l.sent, self.l.direct, self.l.pushed - self.l.direct
 
 
 cdef class Postroom:
@@ -134,7 +137,7 @@ cdef class Postroom:
     def take(self):
         """What is to be posted, of each port in order: (number, receives, [write]); receives are to be posted first.
 
-        A write is (local address, bytes, lkey, remote address, rkey, id, imm, signaled, inlined).
+        A write is (local address, bytes, lkey, remote address, rkey, id, imm or None, signaled, inlined).
         """
         cdef ckc_postbox *box
         cdef const ckc_write *w
@@ -147,11 +150,15 @@ cdef class Postroom:
             writes = []
             for i in range(box.write_count):
                 w = &box.writes[i]
-                writes.append((w.local, w.bytes, w.lkey, w.remote, w.rkey, w.id, w.imm, bool(w.signaled),
-                               bool(w.inlined)))
+                writes.append((w.local, w.bytes, w.lkey, w.remote, w.rkey, w.id, None if w.silent else w.imm,
+                               bool(w.signaled), bool(w.inlined)))
             found.append((box.index, box.receives, writes))
             box.receives = box.write_count = 0
         return found
+
+    def look(self, Op op, int times):
+        """Move an operation at most so often, until it has something to be posted; its state."""
+        return op.move(&self.room, times)
 
     def arrived(self, int number, uint32_t imm):
         """The peer's write with this immediate data has arrived."""

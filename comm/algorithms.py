@@ -80,14 +80,16 @@ def plan(
     root: int,
     itemsize: int,
     segment_bytes: int = SEGMENT_BYTES,
+    scratch_bytes: int = SCRATCH_BYTES,
 ) -> tuple[np.ndarray, np.ndarray, int, bytes]:
     """The schedule of a call as rows for the engine: steps (n, 8), sources (m, 2), scratch elements, headers by rank.
 
-    Args: the call's; begins for the kinds with parts; segment_bytes: how much of a part travels at a time.
+    Args: the call's; begins for the kinds with parts; segment_bytes: how much of a part travels at a time, as far as
+        scratch_bytes hold it of all ranks.
     """
-    segment = max(1, min(segment_bytes, SCRATCH_BYTES // size) // itemsize)
+    segment = max(1, min(segment_bytes, scratch_bytes // size) // itemsize)
     match kind, algorithm:
-        case "all_reduce", "doubling" if size * count * itemsize <= SCRATCH_BYTES:
+        case "all_reduce", "doubling" if size * count * itemsize <= scratch_bytes:
             made = doubling_all_reduce(rank, size, count)
         case "all_reduce", "doubling" | "direct":
             made = direct_all_reduce(rank, even_parts(count, size, itemsize), segment)

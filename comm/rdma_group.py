@@ -21,6 +21,12 @@ from cktrain.comm.transport.rdma import RdmaTransport
 
 _SYNCHRONOUS, _ASYNCHRONOUS, _FROM_LOWER, _FROM_HIGHER = range(4)
 _RUN_S = 0.05
+_DONE = _engine.DONE
+
+
+def scratch_bytes(ranks: int) -> int:
+    """What a lane of so many ranks works in at most: a group stays below 32 MB at 8 ranks, and at 64."""
+    return (8 if ranks <= 8 else 4) << 20
 
 
 class RdmaGroup(TcpGroup):
@@ -55,8 +61,13 @@ class RdmaGroup(TcpGroup):
 
     transport = "rdma"
 
-    segment_bytes = 1 << 20
-    """Long, since the first bytes of a segment pass through the ring until the receiver has said where it belongs."""
+    segment_bytes = 4 << 20
+    """Long, since each begins with the receiver's word where it belongs, and what is sent before passes through the ring."""
+
+    @property
+    def scratch_bytes(self) -> int:  # type: ignore[override]
+        """Less than over TCP, whose buffers are the kernel's, where rings and queues of many ranks take the memory."""
+        return scratch_bytes(self.size)
 
     @property
     def moved_by_caller(self) -> bool:  # type: ignore[override]
@@ -110,9 +121,10 @@ class RdmaGroup(TcpGroup):
             self._raise_if_unusable("barrier")
             nothing = np.empty(0, np.uint8)
             op = self._barrier_op = self._make(Call("barrier", 0, nothing, nothing))(self._lane, False)
+            state = op.run(_RUN_S)
         else:
-            op.again()
-        if op.run(_RUN_S) != _engine.DONE:
+            state = op.run_again(_RUN_S)
+        if state != _DONE:
             self._run(op, self._lane)
 
     @property

@@ -36,7 +36,8 @@ from typing import Any
 from cktrain.comm.errors import RendezvousError
 from cktrain.comm.reasons import Reasons, as_message, from_message
 
-PROTOCOL = 1
+PROTOCOL = 2
+"""Of all that ranks tell each other; to be raised with any change of it (tests/comm/test_rendezvous.py)."""
 _MAGIC = b"cktrain\n"
 _NONCE_BYTES = 32
 _HELLO = struct.Struct("<8sI16sIIIQI")  # magic, protocol, job, size, caller, called, purpose, channel
@@ -47,6 +48,8 @@ MAX_SOCKETS = 16
 """Per pair of ranks (csrc/sockets.h)."""
 _MAX_MESSAGE_BYTES = 4 << 20
 _WHERE = "comm.rendezvous"
+CONTAINERS = ("docker", "virbr", "br-", "veth")
+"""How interfaces begin that join this host's containers and guests, and no other host."""
 JOIN = 0
 """The purpose of the first connection, to rank 0; the others have the numbers of groups."""
 
@@ -134,8 +137,9 @@ class Rendezvous:
             if now > deadline:
                 raise RendezvousError(
                     _WHERE,
-                    f"rank {self.rank} of {self.size}: {what} did not come within {self.timeout_s:g} s",
-                    "Check that they were started, reach this host, and have the same secret",
+                    f"rank {self.rank} of {self.size}: {what} did not come to "
+                    f"{self.listener.getsockname()[0]} within {self.timeout_s:g} s",
+                    "Check that they were started, reach this address (comm.interface), and have the same secret",
                 )
             first = min([deadline, *(caller.deadline for caller in self.callers.values())])
             poll = select.poll()
@@ -460,14 +464,28 @@ def _resolve(host: str) -> str:
         ) from error
 
 
+def own_addresses() -> list[tuple[str, str]]:
+    """(interface, IPv4 address) of this host, without the loopback interface."""
+    found = []
+    for _, name in socket.if_nameindex():
+        with contextlib.suppress(RendezvousError):
+            found.append((name, address_of_interface(name)))
+    return [(name, address) for name, address in found if not address.startswith("127.")]
+
+
 def reachable_address(interface: str | None) -> str:
-    """Where other hosts reach this one: the interface's address, or that of the default route, or loopback."""
+    """Where other hosts reach this one.
+
+    The interface's address, or that of the default route. A cluster's own network may have none: then of the first
+    interface that is no container's, or loopback.
+    """
     if interface:
         return address_of_interface(interface)
     try:
         return _source_address("192.0.2.1")  # a documentation address (RFC 5737); nothing is sent
     except RendezvousError:
-        return "127.0.0.1"
+        others = [address for name, address in own_addresses() if not name.startswith(CONTAINERS)]
+        return others[0] if others else "127.0.0.1"
 
 
 def free_port(address: str) -> int:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cktrain.comm import _engine
-from cktrain.comm.algorithms import SEGMENT_BYTES, Table, choose, plan
+from cktrain.comm.algorithms import SCRATCH_BYTES, SEGMENT_BYTES, Table, choose, plan
 from cktrain.comm.engine_group import DTYPE, KIND, Call, EngineGroup, MakeOp
 from cktrain.comm.group import Group
 from cktrain.comm.node import Node, NodeMeeting, share_node
@@ -128,13 +128,15 @@ def join_mesh(
 
 
 def _let_children_go(mesh: Mesh) -> None:
-    """A forked child closes its copies of the control connections: it must not keep them open when this process ends."""
+    """A forked child closes its copies of the control connections and of the door: it must not keep them open when this
+    process ends."""
     known = weakref.ref(mesh)
 
     def close() -> None:
         if (ours := known()) is not None:
             for connection in ours.control.values():
                 connection.close()
+            ours.meeting.close()
 
     os.register_at_fork(after_in_child=close)
 
@@ -210,6 +212,9 @@ class TcpGroup(EngineGroup):
     segment_bytes = SEGMENT_BYTES
     """How much of a rank's part travels at a time."""
 
+    scratch_bytes = SCRATCH_BYTES
+    """How much a lane works in at most: with many ranks segments are shorter."""
+
     def prepare(self, memory: np.ndarray) -> None:
         """Make memory that this rank has from elsewhere fit to be sent from and received into."""
 
@@ -271,6 +276,7 @@ class TcpGroup(EngineGroup):
             call.root,
             itemsize,
             self.segment_bytes,
+            self.scratch_bytes,
         )
         given = (*call.header(), *call.addresses(), steps, sources, scratch * itemsize, partners)
         kept = (call.input, call.output)

@@ -13,10 +13,18 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cktrain.cython_kernels.onednn import Library
 
 ISAS = ("generic", "avx2", "avx512", "avx512bf16")
 """Compiled instruction sets, plainest first; a later one is preferred."""
+
+ONEDNN = "onednn"
+"""The set of "avx512bf16" with bf16 products by oneDNN: preferred where the CPU has AMX (docs/onednn.md)."""
+
+ONEDNN_REMEDY = "pip install 'cktrain[onednn]', or set CKTRAIN_LIBDNNL to a libdnnl.so.3 built for OpenMP"
 
 OPS = {
     "linear": ("linear_forward", "linear_backward_input", "linear_backward_weight", "matmul"),
@@ -33,7 +41,10 @@ OPS = {
 
 
 class KernelSet:
-    """The ops as attributes, and `isa`, `set_num_threads(n)`, `num_threads()`."""
+    """The ops as attributes, and `isa`, `set_num_threads(n)`, `num_threads()`.
+
+    `label` is the isa, with the library and its version where one computes; `why` says why this set was chosen.
+    """
 
     linear_forward: Callable[..., None]
     linear_backward_input: Callable[..., None]
@@ -66,24 +77,27 @@ class KernelSet:
     reduction: Any
     """The capsule of reduce.pyx, for `Group.use_reduction`."""
 
-    def __init__(self, isa: str, ops: dict[str, Callable[..., Any]], table: Any = None) -> None:
+    def __init__(
+        self, isa: str, ops: dict[str, Callable[..., Any]], table: Any, label: str = "", why: str = ""
+    ) -> None:
         self.isa = isa
+        self.label = label or isa
+        self.why = why
         self._table = table
         self.__dict__.update(ops)
 
     def activate(self) -> None:
         """Put this set's kernels in force again, after another compiled set was loaded."""
-        if self._table is not None:
-            from cktrain.cython_kernels import _runtime
+        from cktrain.cython_kernels import _runtime
 
-            _runtime.activate(self._table)
+        _runtime.activate(self._table)
 
     def __repr__(self) -> str:
         return f"KernelSet({self.isa!r})"
 
 
 def available() -> list[str]:
-    """Names that `load` takes here: the reference, then the compiled sets that this CPU runs, best last."""
+    """The reference, then the compiled sets that this CPU runs, best last. `load` also takes "onednn"."""
     try:
         from cktrain.cython_kernels import _runtime
     except ImportError:  # not built: the reference needs numpy alone
@@ -93,7 +107,40 @@ def available() -> list[str]:
 
 def best() -> str:
     """The name that `load()` takes when neither it nor CKTRAIN_ISA is told."""
-    return available()[-1]
+    return choose()[0]
+
+
+def choose() -> tuple[str, str]:
+    """The best name for this CPU, and what was found of AMX, if anything."""
+    from cktrain.cython_kernels import _runtime
+
+    name = available()[-1]
+    if name != ISAS[-1]:
+        return name, ""
+    if not _runtime.cpu_supports("amx"):
+        return name, "no AMX here"
+    try:
+        library = find_onednn()
+    except ValueError as error:
+        return name, f"AMX is not used: {error}"
+    if not library.amx:
+        return name, f"AMX is not used: {library}, which asks the system and ONEDNN_MAX_CPU_ISA"
+    return ONEDNN, "AMX is here, and used"
+
+
+def find_onednn(named: str | None = None) -> Library:
+    """The libdnnl of that path, or of CKTRAIN_LIBDNNL, or one that is installed. ValueError says what is in the way."""
+    from cktrain.cython_kernels import onednn
+
+    # Its OpenMP reads this when it is loaded: its threads shall not spin on the cores that the pool's need next.
+    policy = "OMP_WAIT_POLICY"
+    told = policy in os.environ
+    os.environ.setdefault(policy, "passive")
+    try:
+        return onednn.find(named or os.environ.get("CKTRAIN_LIBDNNL"))
+    finally:
+        if not told:
+            del os.environ[policy]
 
 
 def build_info() -> dict[str, Any]:
@@ -106,26 +153,39 @@ def build_info() -> dict[str, Any]:
 def load(isa: str | None = None) -> KernelSet:
     """The kernel set of `isa`; when that is None, of CKTRAIN_ISA; when that is unset, the best for this CPU.
 
-    Raises ValueError, naming the legal values, for a name that is unknown or that this CPU cannot run.
+    Raises ValueError, naming the legal values, for a name that is unknown or that this CPU cannot run, and for
+    "onednn" where no libdnnl fits.
     """
-    source = "isa" if isa is not None else "CKTRAIN_ISA"
-    name = isa if isa is not None else os.environ.get("CKTRAIN_ISA") or best()
+    source, name = ("isa", isa) if isa is not None else ("CKTRAIN_ISA", os.environ.get("CKTRAIN_ISA"))
+    name, why = (name, f"{source} says so") if name else choose()
     legal = available()
-    if name not in legal:
-        why = "this CPU or this build does not have it" if name in ISAS else "there is no such set"
-        raise ValueError(f"[kernels.load] {source} is {name!r}: {why}. Use one of {', '.join(legal)}.")
+    if name not in legal and (name != ONEDNN or ISAS[-1] not in legal):
+        reason = (
+            "this CPU or this build does not have it" if name in (*ISAS, ONEDNN) else "there is no such set"
+        )
+        raise ValueError(f"[kernels.load] {source} is {name!r}: {reason}. Use one of {', '.join(legal)}.")
     if name == "reference":  # the package has the attributes of a set
         reference: Any = importlib.import_module("cktrain.cython_kernels.reference")
         return reference
 
     from cktrain.cython_kernels import _runtime
 
-    table = importlib.import_module(f"cktrain.cython_kernels._isa_{name}").table
+    label, compiled = name, name
+    if name == ONEDNN:
+        compiled = ISAS[-1]
+        try:
+            library = find_onednn()
+        except ValueError as error:
+            raise ValueError(f"[kernels.load] {source} is {name!r}: {error}. {ONEDNN_REMEDY}.") from None
+        label, why = f"{name} ({library})", f"{why}; {library.path}"
+    table = importlib.import_module(f"cktrain.cython_kernels._isa_{compiled}").table
+    if name == ONEDNN:
+        table = importlib.import_module("cktrain.cython_kernels._onednn").table(table)
     _runtime.activate(table)
     ops: dict[str, Callable[..., Any]] = {}
-    for module, names in OPS.items():
-        compiled = importlib.import_module(f"cktrain.cython_kernels.{module}")
-        ops |= {op: getattr(compiled, op) for op in names}
+    for theme, names in OPS.items():
+        module = importlib.import_module(f"cktrain.cython_kernels.{theme}")
+        ops |= {op: getattr(module, op) for op in names}
     ops |= {"set_num_threads": _runtime.set_num_threads, "num_threads": _runtime.num_threads}
     ops["reduction"] = importlib.import_module("cktrain.cython_kernels.reduce").capsule
-    return KernelSet(name, ops, table)
+    return KernelSet(name, ops, table, label, why)

@@ -26,8 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from cktrain import __version__
-from cktrain.comm.errors import RendezvousError
-from cktrain.comm.rendezvous import address_of_interface
+from cktrain.comm.rendezvous import own_addresses
 from cktrain.launch.allowance import read_allowance
 from cktrain.launch.messages import PROTOCOL, Lines, decode, encode
 from cktrain.launch.topology import format_cpulist, read_topology
@@ -66,7 +65,7 @@ def facts() -> dict[str, Any]:
         "version": __version__,
         "python": sys.executable,
         "host": socket.gethostname(),
-        "addresses": _addresses(),
+        "addresses": own_addresses(),
         "port": _free_port(),
     }
     try:
@@ -77,15 +76,6 @@ def facts() -> dict[str, Any]:
     except (OSError, ValueError) as error:
         known["no_topology"] = str(error)
     return known
-
-
-def _addresses() -> list[tuple[str, str]]:
-    """(interface, IPv4 address), without the loopback interface."""
-    found = []
-    for _, name in socket.if_nameindex():
-        with contextlib.suppress(RendezvousError):
-            found.append((name, address_of_interface(name)))
-    return [(name, address) for name, address in found if not address.startswith("127.")]
 
 
 def _free_port() -> int:

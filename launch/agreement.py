@@ -21,7 +21,7 @@ _OWN = ("launch.", "comm.device", "comm.gid_index", "comm.interface")
 
 
 def check_agreement(group: Group, config: Config, version: str, isa: str) -> None:
-    """Compare what all ranks of `group` run (collective).
+    """Compare what all ranks of `group` run (collective); `isa` is the label of this rank's kernel set.
 
     Different instruction sets are said; with `parallel.zero: 0`, where every rank updates all weights by itself, they
     would drift apart, and are refused.

@@ -142,17 +142,27 @@ def processor(place: Place) -> Section:
             f"the compiler ({built['compiler']}) does not know {', '.join(built['left_out'])}",
             "Install gcc 10 or newer, then install cktrain again: pip install --force-reinstall .",
         )
+    best, why = cython_kernels.choose()
+    if "not used" in why:
+        section.add(why, cython_kernels.ONEDNN_REMEDY)
     forced = place.environ.get("CKTRAIN_ISA")
-    if forced and forced not in available:
+    if forced == cython_kernels.ONEDNN and cython_kernels.ISAS[-1] in available:
+        try:
+            library = cython_kernels.find_onednn(place.environ.get("CKTRAIN_LIBDNNL"))
+            why = f"{library} computes bf16 products, as CKTRAIN_ISA says"
+        except ValueError as error:
+            section.add(f"CKTRAIN_ISA is {forced!r}: {error}", cython_kernels.ONEDNN_REMEDY, blocks=True)
+    elif forced and forced not in available:
         section.add(
             f"CKTRAIN_ISA is {forced!r}, which this CPU or this build does not have",
             "unset CKTRAIN_ISA",
             blocks=True,
         )
-    section.facts["used"] = forced or available[-1]
+    section.facts["used"] = forced or best
     section.facts["bf16"] = (
         "in hardware" if "avx512bf16" in available else "not in hardware; precision: auto takes fp32"
     )
+    section.facts["AMX"] = why or "not in hardware"
     return section
 
 

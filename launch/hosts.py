@@ -7,6 +7,8 @@ import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cktrain.comm.rendezvous import CONTAINERS
+
 
 @dataclass(frozen=True)
 class Host:
@@ -66,9 +68,7 @@ def meeting_address(host: str, addresses: Sequence[Sequence[str]], interface: st
         for found in socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM):
             if found[4][0] in known:
                 return str(found[4][0])
-    usable = [
-        address for name, address in addresses if not name.startswith(("docker", "virbr", "br-", "veth"))
-    ]
+    usable = [address for name, address in addresses if not name.startswith(CONTAINERS)]
     if usable or known:
         return (usable or sorted(known))[0]
     raise ValueError(

@@ -14,7 +14,7 @@ from cktrain.comm.group import Group
 
 log = logging.getLogger("cktrain")
 
-NATIVE_BF16 = ("avx512bf16",)
+NATIVE_BF16 = ("avx512bf16", "onednn")
 
 
 def agree_on_precision(wanted: str, isa: str, checkpoint: Path | None, group: Group) -> str:

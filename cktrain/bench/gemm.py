@@ -1,4 +1,4 @@
-"""`cktrain bench gemm`: the linear layers of the reference model against the peak, numpy's BLAS and PyTorch.
+"""`cktrain bench gemm`: the linear layers of the reference model against the peak, numpy's BLAS, PyTorch and oneDNN.
 
 Shapes: x (N, I), w (O, I), dy (N, O); three products per shape: forward x·wᵀ, input gradient dy·w, weight
 gradient += dyᵀ·x. Each repetition runs the register loop of `bench peak` and every contestant one after the
@@ -10,6 +10,7 @@ and the register loop then runs until its own threads have a core each again.
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from cktrain import cython_kernels
 from cktrain.bench.peak import cpu_name, measure_flops
 from cktrain.nn.memory import Arena
 from cktrain.nn.numerics import PRECISIONS
@@ -98,7 +100,7 @@ def bench_gemm(
 ) -> GemmReport:
     """Products of `shapes` (default: all of SHAPES) on the set's threads, beside what else is installed."""
     threads = kernels.num_threads()
-    others = _others(precision, threads)
+    others = _others(kernels, precision)
     rows: list[GemmRow] = []
     best_peak = 0.0
     # One thread is timed by its own clock, which stands still while others have the core.
@@ -128,7 +130,7 @@ def bench_gemm(
         best_peak = max(best_peak, peak)
         for (product, library), rate in best.items():
             rows.append(GemmRow(name, n, i, o, product, library, rate / 1e9, rate / peak))
-    return GemmReport(cpu_name(), kernels.isa, precision, threads, best_peak / 1e9, rows)
+    return GemmReport(cpu_name(), kernels.label, precision, threads, best_peak / 1e9, rows)
 
 
 def _arrays(n: int, i: int, o: int, precision: str) -> list[np.ndarray]:
@@ -159,15 +161,29 @@ def _numpy(x: Any, w: Any, dy: Any, y: Any, dx: Any, dw: Any) -> list[Callable[[
     ]
 
 
-def _others(precision: str, threads: int) -> dict[str, Callable[..., list[Callable[[], Any]]]]:
-    """numpy, whose BLAS takes its threads from the environment, and PyTorch where it is installed."""
-    found: dict[str, Callable[..., list[Callable[[], Any]]]] = {}
-    if precision == "fp32":
-        found["numpy"] = _numpy
-    try:
-        import torch  # type: ignore[import-not-found,unused-ignore]
-    except ImportError:
-        return found
+def _onednn(kernels: Any) -> Callable[..., list[Callable[[], Any]]]:
+    """The set "onednn", in force for its own products alone. ValueError where no libdnnl fits."""
+    lent = cython_kernels.load(cython_kernels.ONEDNN)
+    kernels.activate()
+
+    def products(*arrays: Any) -> list[Callable[[], Any]]:
+        def alone(product: Callable[[], Any]) -> Callable[[], Any]:
+            def run() -> None:
+                lent.activate()
+                product()
+                kernels.activate()
+
+            return run
+
+        return [alone(product) for product in _products(lent, *arrays)]
+
+    return products
+
+
+def _pytorch(precision: str, threads: int) -> Callable[..., list[Callable[[], Any]]]:
+    """PyTorch's own calls. ImportError where it is not installed."""
+    import torch  # type: ignore[import-not-found,unused-ignore]
+
     torch.set_num_threads(threads)
 
     def products(x: Any, w: Any, dy: Any, y: Any, dx: Any, dw: Any) -> list[Callable[[], Any]]:
@@ -179,5 +195,19 @@ def _others(precision: str, threads: int) -> dict[str, Callable[..., list[Callab
             lambda: tdy.t() @ tx,
         ]
 
-    found["PyTorch"] = products
+    return products
+
+
+def _others(kernels: Any, precision: str) -> dict[str, Callable[..., list[Callable[[], Any]]]]:
+    """numpy, whose BLAS takes its threads from the environment; PyTorch, and oneDNN beside the own bf16 kernels, where
+    they are installed. PyTorch comes first, so that it loads OpenMP with its usual settings (docs/onednn.md).
+    """
+    found: dict[str, Callable[..., list[Callable[[], Any]]]] = {}
+    if precision == "fp32":
+        found["numpy"] = _numpy
+    with contextlib.suppress(ImportError):
+        found["PyTorch"] = _pytorch(precision, kernels.num_threads())
+    if precision == "bf16" and kernels.isa == cython_kernels.ISAS[-1]:
+        with contextlib.suppress(ValueError):
+            found["oneDNN"] = _onednn(kernels)
     return found

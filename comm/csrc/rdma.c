@@ -4,9 +4,10 @@
 #include <string.h>
 
 #define BATCH 16
-#define SIGNAL_EVERY 8              /* a send that is not signaled leaves the queue with the next one that is */
+#define SIGNAL_EVERY 16             /* a send that is not signaled leaves the queue with the next one that is */
 #define CONTROL_SENDS 16            /* entries of the send queue that only credit and grants may take */
 #define DIRECT_CHUNK (INT64_C(1) << 20)
+#define FROM_NOTE 2                 /* in arrivals, where RING and DIRECT have their own numbers */
 
 static int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
@@ -15,11 +16,49 @@ static int broke(ckc_rdma_link *l, int status) {
     return -1;
 }
 
-/* Take note of all that the completion queue has. Below 0 when the queue pair broke, now or earlier. */
+static void credit(ckc_rdma_link *l, uint32_t imm) {
+    for (uint32_t k = imm >> 24 & 63; k > 0; k--) l->freed += l->lengths[l->credited++ % CKC_RDMA_MESSAGES];
+}
+
+/* Bytes of a note as they lie in its slot: to its end, and as whole words. */
+static uint32_t padded(uint32_t bytes) { return (bytes + 7) & ~7u; }
+
+static uint64_t checksum(const ckc_note *note) {
+    const uint32_t from = (CKC_RDMA_NOTE_BYTES - padded(note->imm & 0xffffff)) / 8;
+    uint64_t sum = (uint64_t)note->number << 32 | note->imm;
+    for (uint32_t i = from; i < CKC_RDMA_NOTE_BYTES / 8; i++) {
+        uint64_t word;
+        memcpy(&word, note->bytes + 8 * i, 8);
+        sum = (sum ^ word) * UINT64_C(0x9e3779b97f4a7c15);      /* odd: no word's change is lost */
+        sum ^= sum >> 29;
+    }
+    return sum;
+}
+
+/* Take the notes that have come whole and that no other message is missing before. */
+static void look(ckc_rdma_link *l) {
+    for (;;) {
+        const volatile uint64_t *slot = (const volatile uint64_t *)&l->noted[l->arrived % CKC_RDMA_MESSAGES];
+        const int last = sizeof(ckc_note) / 8 - 1;
+        union { uint64_t words[sizeof(ckc_note) / 8]; ckc_note note; } seen;
+        seen.words[last] = slot[last];
+        if (seen.note.number != (uint32_t)(l->arrived + 1)) return;
+        const uint32_t bytes = seen.note.imm & 0xffffff;
+        if (bytes == 0 || bytes > CKC_RDMA_NOTE_BYTES) return;
+        for (int i = 0; i < last; i++) seen.words[i] = slot[i];
+        if (seen.note.check != checksum(&seen.note)) return;
+        atomic_thread_fence(memory_order_acquire);
+        credit(l, seen.note.imm);
+        l->arrivals[l->arrived++ % CKC_RDMA_MESSAGES] = FROM_NOTE << 24 | bytes;
+    }
+}
+
+/* Take note of all that has come. Below 0 when the queue pair broke, now or earlier. */
 static int settle(ckc_rdma_link *l) {
     ckc_completion found[BATCH];
     int n;
     if (l->status) return -1;
+    look(l);
     do {
         n = l->port->poll(l->port, found, BATCH);
         if (n < 0) return broke(l, n);
@@ -31,12 +70,16 @@ static int settle(ckc_rdma_link *l) {
                 continue;
             }
             l->used++;
-            for (uint32_t k = imm >> 24 & 63; k > 0; k--) l->freed += l->lengths[l->credited++ % CKC_RDMA_MESSAGES];
+            credit(l, imm);
             if (imm >> 30 == CKC_RDMA_END) l->peer_ended = 1;
             else if (imm >> 30 == CKC_RDMA_GRANT) l->grant = l->granted[l->grants_come++ % CKC_RDMA_GRANTS];
-            else if (bytes) l->arrivals[l->arrived++ % CKC_RDMA_MESSAGES] = (imm >> 30) << 24 | bytes;
+            else if (bytes) {
+                look(l);        /* at what was written before it */
+                l->arrivals[l->arrived++ % CKC_RDMA_MESSAGES] = (imm >> 30) << 24 | bytes;
+            }
         }
     } while (n == BATCH);
+    look(l);
     if (l->used < CKC_RDMA_AT_ONCE) return 0;
     const int used = l->used;
     l->used = 0;
@@ -107,10 +150,29 @@ static int64_t push_direct(ckc_rdma_link *l, const char *from, int64_t bytes, co
         l->lengths[l->sent++ % CKC_RDMA_MESSAGES] = 0;
         if (post(l, &write, CKC_RDMA_DIRECT, 1)) break;
         l->borrowed = l->posted;
+        l->direct += (uint64_t)n;
         l->pushed += (uint64_t)n;
         done += n;
     }
     return done;
+}
+
+/* The whole of a short message, or nothing. */
+static int64_t push_note(ckc_rdma_link *l, const struct iovec *parts, int64_t bytes) {
+    if (!may_send(l) && (settle(l) || !may_send(l))) return 0;
+    const uint64_t slot = l->sent % CKC_RDMA_MESSAGES;
+    const int64_t at = CKC_RDMA_NOTE_BYTES - padded((uint32_t)bytes);
+    ckc_note *note = &l->notes[slot];
+    note->number = (uint32_t)(l->sent + 1);
+    note->imm = (uint32_t)CKC_RDMA_RING << 30 | l->owed << 24 | (uint32_t)bytes;
+    gather(note->bytes + at, parts, 0, bytes);
+    note->check = checksum(note);
+    ckc_write write = {.local = (uint64_t)(uintptr_t)(note->bytes + at), .bytes = (uint32_t)(sizeof(ckc_note) - at),
+                       .remote = l->remote_noted + slot * sizeof(ckc_note) + (uint64_t)at, .silent = 1};
+    l->lengths[l->sent++ % CKC_RDMA_MESSAGES] = 0;
+    if (post(l, &write, CKC_RDMA_RING, 0)) return 0;
+    l->pushed += (uint64_t)bytes;
+    return bytes;
 }
 
 static int64_t push_by_ring(ckc_rdma_link *l, const struct iovec *parts, int64_t bytes) {
@@ -147,7 +209,8 @@ static int64_t push(ckc_link *link, const struct iovec *parts, int count) {
         if (region == NULL) l->grant.bytes = 0;     /* not for us: what we push is not registered */
         else done = push_direct(l, last->iov_base, smaller(bytes, granted(l)), region);
     }
-    if (done == 0 && granted(l) < l->direct_bytes) done = push_by_ring(l, parts, bytes);
+    if (done == 0 && bytes > 0 && granted(l) < l->direct_bytes)
+        done = l->peer_looks && bytes <= CKC_RDMA_NOTE_BYTES ? push_note(l, parts, bytes) : push_by_ring(l, parts, bytes);
     return done == 0 && l->status ? -1 : done;
 }
 
@@ -198,6 +261,9 @@ static int64_t pull(ckc_link *link, void *into, int64_t bytes) {
             memcpy((char *)into + done, l->ring + l->got % (uint64_t)l->ring_bytes, (size_t)n);
             l->got += (uint64_t)n;
             l->owed_bytes += (uint32_t)n;
+        } else if (front >> 24 == FROM_NOTE) {
+            const ckc_note *note = &l->noted[l->taken % CKC_RDMA_MESSAGES];
+            memcpy((char *)into + done, note->bytes + CKC_RDMA_NOTE_BYTES - padded(length) + l->taken_of, (size_t)n);
         }
         done += n;
         l->pulled += (uint64_t)n;

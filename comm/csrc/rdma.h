@@ -9,6 +9,12 @@
  * pushed before the grant came went through the ring, so nobody waits for a grant. Positions in the stream of bytes
  * (the same on both sides) say where in the buffer the sender stands.
  *
+ * Notes. A peer that looks at its memory anyway, since a completion costs it more (pyverbs makes Python objects of them),
+ * gets what is short without immediate data: the bytes, the number of the message and a checksum in a slot of its own,
+ * one for each message that may be under way. The peer takes it for come when number and checksum are right: in which
+ * order the bytes of one write become visible nobody promises. Numbers join notes and other messages to one order: a note is
+ * taken when all before it have come, and when a completion comes, all notes before that message are there.
+ *
  * Credit. The sender has at most MESSAGES messages and `ring_bytes` bytes that it got no credit for. Credit travels with
  * messages, and alone when a quarter of either is owed, so at most 8 such messages are under way; likewise at most
  * GRANTS grants, since a buffer worth one is at least a quarter of a ring. A receive is posted for each of all these:
@@ -26,15 +32,16 @@
 #define CKC_PORT_CAPSULE "cktrain.port"
 
 enum { CKC_RDMA_MESSAGES = 32, CKC_RDMA_GRANTS = 8, CKC_RDMA_REGIONS = 256 };
-enum { CKC_RDMA_AT_ONCE = 8, CKC_RDMA_SENDS = 64 };
+/* SENDS: soft-RoCE's queue has one entry more, rounded up to a power of two. */
+enum { CKC_RDMA_AT_ONCE = 8, CKC_RDMA_SENDS = 63, CKC_RDMA_NOTE_BYTES = 112 };
 enum { CKC_RDMA_RECEIVES = CKC_RDMA_MESSAGES + 8 + CKC_RDMA_GRANTS + 1 + CKC_RDMA_AT_ONCE };
 enum { CKC_RDMA_RING, CKC_RDMA_DIRECT, CKC_RDMA_GRANT, CKC_RDMA_END };
 
-/* A write to the peer's memory with immediate data. */
+/* A write to the peer's memory with immediate data, or without (silent: its completion queue does not hear of it). */
 typedef struct {
     uint64_t local, remote, id;
     uint32_t lkey, rkey, bytes, imm;
-    int signaled, inlined;
+    int signaled, inlined, silent;
 } ckc_write;
 
 typedef struct {
@@ -59,6 +66,13 @@ typedef struct {
     uint32_t key, zero;
 } ckc_grant;
 
+/* A slot for a short message, whose bytes end where `check` begins. */
+typedef struct {
+    char bytes[CKC_RDMA_NOTE_BYTES];
+    uint64_t check;
+    uint32_t number, imm;               /* the first message's number is 1; as immediate data */
+} ckc_note;
+
 typedef struct {
     uint64_t begin, end;
     uint32_t lkey, rkey;
@@ -81,12 +95,16 @@ typedef struct {
     char *stage;                        /* ours: what is pushed */
     ckc_grant *granted;                 /* ours: (GRANTS) slots that the peer writes */
     ckc_grant *grants;                  /* ours: (GRANTS) what is written into the peer's slots */
+    ckc_note *noted;                    /* ours: (MESSAGES) slots that the peer writes */
+    ckc_note *notes;                    /* ours: (MESSAGES) what is written into the peer's slots */
     uint32_t own_key;                   /* of all of ours */
-    uint64_t remote_ring, remote_granted;
+    uint64_t remote_ring, remote_granted, remote_noted;
     uint32_t remote_key;
+    int peer_looks;                     /* it takes notes */
 
     uint64_t pushed;                    /* position of the stream that goes out */
     uint64_t put, freed;                /* bytes of it that went through the ring; those credited */
+    uint64_t direct;                    /* bytes of it that went straight to where they belong */
     uint64_t sent, credited;            /* messages, of either kind */
     uint32_t lengths[CKC_RDMA_MESSAGES];    /* in the ring, of those not credited */
     uint64_t posted, complete;          /* entries of the send queue */
@@ -99,7 +117,7 @@ typedef struct {
     uint64_t pulled;                    /* position of the stream that comes in */
     uint64_t got;                       /* bytes of it that came out of the ring */
     uint64_t arrived, taken;            /* messages */
-    uint32_t arrivals[CKC_RDMA_MESSAGES];   /* kind and bytes of those that arrived and are not taken */
+    uint32_t arrivals[CKC_RDMA_MESSAGES];   /* where from and bytes of those that arrived and are not taken */
     uint32_t taken_of;                  /* bytes of the first of them that are */
     uint32_t owed, owed_bytes;          /* credit that the peer is to get */
     uint64_t granted_to;                /* end of the last grant given */

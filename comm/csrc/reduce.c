@@ -25,8 +25,12 @@ static inline uint16_t to_bf16(float x) {
     static void name(void *const *dst, int n_dst, const void *const *src, int n_src, int64_t begin, int n, int op) { \
         wide acc[BLOCK];                                                                                             \
         const stored *x = (const stored *)src[0] + begin;                                                            \
-        for (int i = 0; i < n; i++) acc[i] = LOAD(x[i]);                                                             \
-        for (int s = 1; s < n_src; s++) {                                                                            \
+        int s = 1;                                                                                                   \
+        if (n_src > 1 && (op == CKC_SUM || op == CKC_MEAN)) {                                                        \
+            const stored *y = (const stored *)src[s++] + begin;                                                      \
+            for (int i = 0; i < n; i++) { const wide a = LOAD(x[i]), b = LOAD(y[i]); acc[i] = SUM(a, b); }           \
+        } else for (int i = 0; i < n; i++) acc[i] = LOAD(x[i]);                                                      \
+        for (; s < n_src; s++) {                                                                                     \
             x = (const stored *)src[s] + begin;                                                                      \
             if (op == CKC_MAX) for (int i = 0; i < n; i++) { const wide b = LOAD(x[i]); acc[i] = LARGER(acc[i], b); } \
             else if (op == CKC_MIN)                                                                                  \

@@ -12,7 +12,7 @@ static int post(ckc_port *port, const ckc_write *write) {
         .wr_id = write->id,
         .sg_list = &entry,
         .num_sge = write->bytes ? 1 : 0,
-        .opcode = IBV_WR_RDMA_WRITE_WITH_IMM,
+        .opcode = write->silent ? IBV_WR_RDMA_WRITE : IBV_WR_RDMA_WRITE_WITH_IMM,
         .send_flags = (write->signaled ? IBV_SEND_SIGNALED : 0) | (write->inlined ? IBV_SEND_INLINE : 0),
         .imm_data = htonl(write->imm),
         .wr.rdma = {.remote_addr = write->remote, .rkey = write->rkey},

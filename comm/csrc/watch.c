@@ -54,9 +54,11 @@ static void ended(ckc_world *w, ckc_watched *it, const char *how) {
     ckc_seat *theirs = w->seats[it->local_rank];
     it->gone = 1;
     if (atomic_load_explicit(&theirs->left, memory_order_acquire)) return;
-    /* A rank that ended because it had lost another one is not the cause. */
-    const uint32_t cause = atomic_load_explicit(&theirs->cause, memory_order_acquire);
-    ckc_fail(w, CKC_LOST, cause ? (int)cause - 1 : it->rank, cause ? "as another rank has seen" : how);
+    /* A rank that ended because it had lost another one is not the cause; unless that is this one, which lives. */
+    const int cause = (int)atomic_load_explicit(&theirs->cause, memory_order_acquire) - 1;
+    if (cause == w->rank) ckc_fail(w, CKC_LOST, it->rank, "it had lost this rank: the link between them is down");
+    else if (cause >= 0) ckc_fail(w, CKC_LOST, cause, "as another rank has seen");
+    else ckc_fail(w, CKC_LOST, it->rank, how);
 }
 
 static void hear(ckc_world *w, ckc_watched *it) {
@@ -66,7 +68,8 @@ static void hear(ckc_world *w, ckc_watched *it) {
         if (n < 0 && (errno == EAGAIN || errno == EWOULDBLOCK || errno == EINTR)) return;
         if (n <= 0) {
             const int silent = n < 0 && (errno == ETIMEDOUT || errno == EHOSTUNREACH || errno == ENETUNREACH);
-            ended(w, it, silent ? "no answer for 5 s: its host or the link to it is down" : "its process ended");
+            ended(w, it, silent ? "its control connection had no answer for 5 s: its host or the link to it is down"
+                                : "its process ended");
             return;
         }
         it->have += (int)n;

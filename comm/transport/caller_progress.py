@@ -1,8 +1,9 @@
 """Operations over links moved by the caller, where no thread may: pyverbs holds the GIL in every call.
 
 The links (csrc/rdma.h) put what they want posted into postboxes; here it is handed to pyverbs, and what its completion
-queues have is brought back. Everything in flight gets on whenever the caller waits, starts another operation (a gradient
-bucket that is complete) or asks whether one is done. One thread uses it.
+queues have is brought back. A completion is a Python object, so what is short comes without: the links look at their
+memory for it, many times for each look at the queues. Everything in flight gets on whenever the caller waits, starts
+another operation (a gradient bucket that is complete) or asks whether one is done. One thread uses it.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from cktrain.comm import _engine
 from cktrain.comm.transport.verbs import SPIN_S, WC_RECEIVE_IMM, MemoryRegion, QueuePair, VerbsError
 
 _NAP_S = 100e-6
+_LOOKS = 64
 _BROKEN = -1
 
 
@@ -25,37 +27,31 @@ class CallerProgress:
 
     def __init__(self) -> None:
         self._room = _engine.Postroom()
-        self._pairs: list[QueuePair] = []
+        self._pairs: list[tuple[Any, MemoryRegion]] = []
         self._numbers: dict[int, int] = {}
-        self._regions: dict[int, MemoryRegion] = {}
         self._queues: list[Any] = []
         self._lanes: dict[Any, deque[Any]] = {}
         self._idle_since = 0.0
 
     # What it drives.
 
-    def port(self, pair: QueuePair) -> Any:
-        """A capsule for a link over this queue pair."""
+    def port(self, pair: QueuePair, region: MemoryRegion) -> Any:
+        """A capsule for a link over this queue pair, whose rings lie in `region`."""
         number, capsule = self._room.add()
-        self._pairs.append(pair)
+        self._pairs.append((pair, region))
         assert number == len(self._pairs) - 1
         self._numbers[pair.number] = number
         return capsule
-
-    def know(self, region: MemoryRegion) -> None:
-        """Memory that links may name."""
-        self._regions[region.lkey] = region
 
     def add(self, queue: Any) -> None:
         """A completion queue of such pairs."""
         self._queues.append(queue)
 
-    def remove(self, queue: Any, pairs: Sequence[QueuePair], region: MemoryRegion) -> None:
+    def remove(self, queue: Any, pairs: Sequence[QueuePair]) -> None:
         """They are about to be closed."""
         self._queues.remove(queue)
         for pair in pairs:
             del self._numbers[pair.number]
-        del self._regions[region.lkey]
 
     # What _engine asks for.
 
@@ -63,19 +59,23 @@ class CallerProgress:
         """Move an operation to its end, at most so long; returns its state. All others get on as well."""
         if op.queued:
             return self._until_done(op, seconds)
-        state: int = op.step()
         end = 0.0
+        state: int = self._look(op)
         while not state:
-            moved = self._move()
-            state = op.step()
-            if not (state or moved or self._room.waiting):
+            if self._room.waiting:
+                self._post()
+            elif not self._move():
                 now = self._rest()
                 end = end or now + seconds
                 if now > end:
                     return state
+            state = self._look(op)
         if self._room.waiting:
             self._post()
         return state
+
+    def _look(self, op: Any) -> int:
+        return self._room.look(op, 1 if self._lanes else _LOOKS)
 
     def _until_done(self, op: Any, seconds: float) -> int:
         end = 0.0
@@ -130,20 +130,15 @@ class CallerProgress:
         return moved
 
     def _post(self) -> None:
+        self._idle_since = 0.0
         for number, receives, writes in self._room.take():
-            pair = self._pairs[number]
+            pair, region = self._pairs[number]
             try:
                 if receives:
-                    pair.post_receive(next(iter(self._regions.values())), 0, 0, 0, receives)
-                for local, nbytes, lkey, remote, rkey, id_, imm, signaled, inlined in writes:
-                    region = self._regions[lkey]
-                    pair.post_write(
-                        region, local - region.address, nbytes, remote, rkey, id_, imm, signaled, inlined
-                    )
-            except (
-                VerbsError,
-                ValueError,
-            ):  # the pair is in error, or closed: the watch thread finds out why
+                    pair.post_receive(region, 0, 0, 0, receives)
+                for write in writes:
+                    pair.post_row(*write)
+            except (VerbsError, ValueError):  # in error, or closed: the watch thread finds out why
                 self._room.ended(number, 0, _BROKEN)
 
     def _poll(self) -> bool:

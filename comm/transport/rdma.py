@@ -47,7 +47,7 @@ log = logging.getLogger("cktrain.comm")
 
 LANES = 4
 """Of a pair of ranks: synchronous, asynchronous, messages of the lower rank, messages of the higher one."""
-RING_BUDGET = 16 << 20
+RING_BUDGET = 8 << 20
 """Bytes that the rings of one group take at most, on one rank."""
 _LARGEST_RING, _SMALLEST_RING = 256 << 10, 16 << 10
 _INLINE_BYTES = 128
@@ -300,7 +300,7 @@ class RdmaTransport(Transport):
                 queue, queue, _engine.RDMA_SENDS, _engine.RDMA_RECEIVES, _INLINE_BYTES
             )
             pair.to_init(1, self.settings.pkey_index, verbs.ACCESS_ALL)
-            port = self.driver.port(pair) if self.driver else pair.port()
+            port = self.driver.port(pair, region) if self.driver else pair.port()
             made[peer, lane] = _engine.RdmaLink(
                 port, self.regions, region.address + i * need, region.lkey, ring,
                 chunk_bytes=chunk, direct_bytes=max(ring // 4, 64 << 10), inline_bytes=_INLINE_BYTES,
@@ -311,7 +311,6 @@ class RdmaTransport(Transport):
         if shared is not None:
             queues.append(shared)
             self.driver.add(shared)
-            self.driver.know(region)
         for link in made.values():
             link.open()
         if self.driver:
@@ -322,7 +321,7 @@ class RdmaTransport(Transport):
         def close() -> None:
             _let_go(list(made.values()), self.driver)
             if shared is not None:
-                self.driver.remove(shared, list(pairs.values()), region)
+                self.driver.remove(shared, list(pairs.values()))
             for what in (*pairs.values(), *queues, region):
                 what.close()
 
@@ -346,15 +345,18 @@ class RdmaTransport(Transport):
         }
         places = {k: region.address + i * need for i, k in enumerate(pairs)}
         cards = {
-            p: [[addresses[p, lane].pack().hex(), places[p, lane], region.rkey] for lane in range(LANES)]
+            p: [
+                [addresses[p, lane].pack().hex(), places[p, lane], region.rkey, self.driver is not None]
+                for lane in range(LANES)
+            ]
             for p in opened
         }
         timeout_s = self._meeting.timeout_s
         try:
             theirs = exchange(opened, cards, timeout_s)
             for (peer, lane), pair in pairs.items():
-                packed, place, key = theirs[peer][lane]
-                made[peer, lane].connect(int(place), int(key))
+                packed, place, key, looks = theirs[peer][lane]
+                made[peer, lane].connect(int(place), int(key), bool(looks))
                 connect(
                     pair,
                     addresses[peer, lane],
@@ -385,9 +387,7 @@ class RdmaTransport(Transport):
 
     def _add(self, memory: np.ndarray) -> verbs.MemoryRegion:
         region: verbs.MemoryRegion = self._context.register(memory)
-        known = self.regions.add(region.address, region.length, region.lkey, region.rkey, memory)
-        if known and self.driver:
-            self.driver.know(region)
+        self.regions.add(region.address, region.length, region.lkey, region.rkey, memory)
         self._registered.append(region)
         return region
 

@@ -47,7 +47,12 @@ PROVIDERS = ("native", "pyverbs")
 """In the order in which `load_provider("auto")` tries them."""
 
 SPIN_S = 1e-3
-"""How long `CompletionQueue.poll` looks again and again before it sleeps, in seconds."""
+"""How long `CompletionQueue.poll` looks again and again before it sleeps, in seconds.
+
+Its value decides little. A wait that is shorter never sleeps; a longer one lasts longer by one wake-up, which emulated is
+0.07 ms natively and 0.34 ms with pyverbs' naps (docs/benchmarks/rdma_zen5_2cores_2026-11-20.md), and burns a processor
+for no more than this, which it yields at each look. So it is a few wake-ups long.
+"""
 
 # The values below are those of <infiniband/verbs.h>, part of libibverbs' stable interface.
 ACCESS_LOCAL_WRITE, ACCESS_REMOTE_WRITE, ACCESS_REMOTE_READ, ACCESS_REMOTE_ATOMIC = 1, 2, 4, 8

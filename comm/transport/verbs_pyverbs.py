@@ -418,9 +418,26 @@ class QueuePair:
         inline: bool = False,
     ) -> None:
         """Write bytes of `region` to the peer's memory."""
+        _check_inside(region, offset, length)
+        place, key = region.address + offset, region.lkey
+        self.post_row(place, length, key, remote_address, remote_key, wr_id, imm_data, signaled, inline)
+
+    def post_row(
+        self,
+        address: int,
+        length: int,
+        local_key: int,
+        remote_address: int,
+        remote_key: int,
+        wr_id: int,
+        imm_data: int | None,
+        signaled: bool,
+        inline: bool,
+    ) -> None:
+        """As `post_write`, unchecked, of memory by address and key: for links, which know what is registered."""
         self._send.set_wr_rdma(remote_key, remote_address)
         opcode = _WR_WRITE if imm_data is None else _WR_WRITE_IMM
-        self._post(opcode, region, offset, length, wr_id, imm_data, signaled, inline)
+        self._post(opcode, address, length, local_key, wr_id, imm_data, signaled, inline)
 
     def post_writes(self, region: MemoryRegion, writes: Sequence[verbs.Write]) -> None:
         """Post several writes, in order."""
@@ -438,8 +455,9 @@ class QueuePair:
         signaled: bool = True,
     ) -> None:
         """Read the peer's memory into `region`."""
+        _check_inside(region, offset, length)
         self._send.set_wr_rdma(remote_key, remote_address)
-        self._post(_WR_READ, region, offset, length, wr_id, None, signaled, False)
+        self._post(_WR_READ, region.address + offset, length, region.lkey, wr_id, None, signaled, False)
 
     def post_send(
         self,
@@ -452,8 +470,9 @@ class QueuePair:
         inline: bool = False,
     ) -> None:
         """Send bytes into the buffer of the peer's next posted receive."""
+        _check_inside(region, offset, length)
         opcode = _WR_SEND if imm_data is None else _WR_SEND_IMM
-        self._post(opcode, region, offset, length, wr_id, imm_data, signaled, inline)
+        self._post(opcode, region.address + offset, length, region.lkey, wr_id, imm_data, signaled, inline)
 
     def post_fetch_add(
         self,
@@ -465,8 +484,9 @@ class QueuePair:
         wr_id: int = 0,
     ) -> None:
         """Add to 8 aligned bytes of the peer."""
+        _check_inside(region, offset, 8)
         self._send.set_wr_atomic(remote_key, remote_address, add, 0)
-        self._post(_WR_FETCH_ADD, region, offset, 8, wr_id, None, True, False)
+        self._post(_WR_FETCH_ADD, region.address + offset, 8, region.lkey, wr_id, None, True, False)
 
     def post_compare_swap(
         self,
@@ -479,26 +499,25 @@ class QueuePair:
         wr_id: int = 0,
     ) -> None:
         """Set 8 aligned bytes of the peer to `swap` if they equal `compare`."""
+        _check_inside(region, offset, 8)
         self._send.set_wr_atomic(remote_key, remote_address, compare, swap)
-        self._post(_WR_COMPARE_SWAP, region, offset, 8, wr_id, None, True, False)
+        self._post(_WR_COMPARE_SWAP, region.address + offset, 8, region.lkey, wr_id, None, True, False)
 
     def _post(
         self,
         opcode: int,
-        region: MemoryRegion,
-        offset: int,
+        address: int,
         length: int,
+        local_key: int,
         wr_id: int,
         imm_data: int | None,
         signaled: bool,
         inline: bool,
     ) -> None:
-        if offset < 0 or length < 0 or offset + length > region.length:
-            raise verbs.outside(offset, length, region.length)
         entry, send = self._entry, self._send
-        entry.addr = region.address + offset
+        entry.addr = address
         entry.length = length
-        entry.lkey = region.lkey
+        entry.lkey = local_key
         send.num_sge = 1 if length else 0
         send.opcode = opcode
         send.wr_id = wr_id
@@ -519,8 +538,7 @@ class QueuePair:
         key = (region.address + offset, length, region.lkey)
         receive = self._receives.get(key)
         if receive is None:
-            if offset < 0 or length < 0 or offset + length > region.length:
-                raise verbs.outside(offset, length, region.length)
+            _check_inside(region, offset, length)
             receive = self._receives[key] = RecvWR(num_sge=1, sg=[SGE(*key)])
             receive.num_sge = 1 if length else 0
         receive.wr_id = wr_id
@@ -539,6 +557,11 @@ class QueuePair:
             self._pair.close()
             self._pair = None
             self._release()
+
+
+def _check_inside(region: MemoryRegion, offset: int, length: int) -> None:
+    if offset < 0 or length < 0 or offset + length > region.length:
+        raise verbs.outside(offset, length, region.length)
 
 
 def _entry_of(send: Any, entry: Any) -> Any:

@@ -28,11 +28,12 @@ int ck_cpu_supports(const char *isa) {
                        && (saved & 0xe6) == 0xe6;  /* and opmask, ZMM */
     if (strcmp(isa, "avx2") == 0) return avx2;
     if (strcmp(isa, "avx512") == 0) return avx512;
-    if (strcmp(isa, "avx512bf16") == 0 && avx512 && leaves >= 1) {
-        __cpuid_count(7, 1, a, b, c, d);
-        return BIT(a, 5);
-    }
-    return 0;
+    const int tiles = BIT(d, 22) /* AMX-BF16 */ && BIT(d, 24) /* AMX-TILE */
+                      && (saved & 0x60000) == 0x60000;  /* the tiles and what describes them */
+    if (!avx512 || leaves < 1) return 0;
+    __cpuid_count(7, 1, a, b, c, d);
+    if (strcmp(isa, "avx512bf16") == 0) return BIT(a, 5);
+    return strcmp(isa, "amx") == 0 && BIT(a, 5) && tiles;
 }
 
 #else

@@ -117,13 +117,15 @@ def _train(
     built = stop_at = None
     try:
         stop_at = stop_time(os.environ, config.launch.end_margin_s)
-        isa = cython_kernels.load().isa
+        kernels = cython_kernels.load()
+        why = f" ({kernels.why})" if kernels.why else ""
+        logging.getLogger("cktrain").info("kernels: %s%s", kernels.label, why)
     except ValueError as error:
         problem = problem or str(error)
     problem = _agree(problem, group)
     if not problem:
         try:
-            check_agreement(group, config, __version__, isa)
+            check_agreement(group, config, __version__, kernels.label)
             built = compose(config, group, threads)
         except (ValueError, MemoryError) as error:
             problem = str(error)

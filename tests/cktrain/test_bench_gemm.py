@@ -22,7 +22,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_library_has_every_product(small: Any, precision: str) -> None:
     report = gemm.bench_gemm(small, precision, repetitions=1)
-    libraries = {"cktrain", *gemm._others(precision, 1)}
+    libraries = {"cktrain", *gemm._others(small, precision)}
     assert {(r.shape, r.product, r.library) for r in report.rows} == {
         (shape, product, library) for shape in SMALL for product in gemm.PASSES for library in libraries
     }
@@ -41,7 +41,7 @@ def test_all_compute_the_same_products(small: Any, precision: str) -> None:
         1e-5 if precision == "fp32" else 2.0**-7
     )  # one rounding of 2^-9, PyTorch's weight gradient too
     contestants = {"cktrain": gemm._products(small, *arrays)}
-    contestants |= {name: make(*arrays) for name, make in gemm._others(precision, 1).items()}
+    contestants |= {name: make(*arrays) for name, make in gemm._others(small, precision).items()}
     for products in contestants.values():
         for product, out, expected in zip(products, (y, dx, dw), want, strict=True):
             out.fill(0)

@@ -106,3 +106,31 @@ def test_a_run_ends_where_the_fp32_run_ends(tiny, composed, tmp_path, seed):
         ends.append(np.mean(losses[-20:]))
     assert ends[0] < 0.5 * losses[0]
     assert ends[1] == pytest.approx(ends[0], rel=0.01)
+
+
+def test_a_run_with_products_by_onednn(tiny, composed, tmp_path):
+    """The bound between bf16 and fp32, against the own bf16 kernels; measured equal, since k is summed in one pass."""
+    if "avx512bf16" not in cython_kernels.available():
+        pytest.skip("this CPU has no AVX512_BF16")
+    from cktrain.cython_kernels import _onednn
+
+    try:
+        cython_kernels.load("onednn")
+    except ValueError as error:
+        pytest.skip(f"{error}")
+    runs = []
+    for isa in ("avx512bf16", "onednn"):
+        values = {**SIZES, "run.steps": 120, "run.dir": str(tmp_path / isa)}
+        runs.append(composed(tiny(precision="bf16", **values), isa=isa))
+    own, lent = runs
+    shapes, refused = _onednn.products()
+    own.trainer.model.num.kernels.activate()
+    own_losses = [own.trainer.step(step).loss for step in range(1, 121)]
+    lent.trainer.model.num.kernels.activate()
+    losses = [lent.trainer.step(step).loss for step in range(1, 121)]
+    assert losses[0] == pytest.approx(own_losses[0], rel=1e-4)
+    after = _onednn.products()
+    assert after[0] >= shapes + 10  # of qkv, out, gate_up, down and the head: nearly all in three passes
+    assert after[1] - refused <= 2  # the head's gradient, whose rows stand apart
+    assert np.mean(losses[-20:]) < 0.5 * losses[0]
+    assert np.mean(losses[-20:]) == pytest.approx(np.mean(own_losses[-20:]), rel=0.01)

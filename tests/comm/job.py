@@ -12,6 +12,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from hosts import Lab
 
@@ -37,7 +38,8 @@ class Ended:
 class Ranks:
     """Started ranks of tests/comm/<program>; to be used as a context."""
 
-    processes: list[subprocess.Popen[str]]
+    processes: list[Any]
+    """Each is a subprocess.Popen, or as one."""
     began: float = field(default_factory=time.monotonic)
 
     def __enter__(self) -> Ranks:
@@ -94,6 +96,8 @@ class Ranks:
 
 
 _jobs = 0
+nursery: Any = None
+"""Where ranks are forked instead (rdma/forked.py), if anything."""
 
 
 def free_port() -> int:
@@ -119,7 +123,7 @@ def start(
     global _jobs
     _jobs += 1
     port = free_port()
-    processes = []
+    processes: list[Any] = []
     for rank in range(ranks) if only is None else only:
         place = {
             "RANK": str(rank),
@@ -135,10 +139,14 @@ def start(
                 "LOCAL_WORLD_SIZE": "1",
                 "CKTRAIN_RENDEZVOUS": f"{lab.address(0)}:{port}",
             }
+        variables = {**os.environ, **place, **environment, **(each[rank] if each else {})}
+        if nursery is not None and program == "rank_program.py" and "PYTHONPATH" not in environment:
+            processes.append(nursery.start([program, *arguments], variables))
+            continue
         processes.append(
             subprocess.Popen(
                 [*(lab.inside(rank) if lab else []), sys.executable, str(FOLDER / program), *arguments],
-                env={**os.environ, **place, **environment, **(each[rank] if each else {})},
+                env=variables,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,

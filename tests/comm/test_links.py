@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import signal
 import socket
 import struct
@@ -96,6 +97,25 @@ def test_a_dead_link_while_a_rank_is_late(lab, common):
         ends = ranks.ends(5)
     assert took < LINK_S + job.SLACK_S, f"{took:.1f} s"
     assert all(": lost rank 2 on " in end.output for end in ends[:2]), ends
+
+
+@pytest.mark.parametrize("transport", ["tcp"])
+def test_a_lost_control_connection_is_found_out_while_payload_passes(transport):
+    """Its packets alone are dropped; each end of it loses the other, and the third rank hears of it."""
+    with job.start(3, "rank_program.py", "lose_control", CKTRAIN_TEST_TRANSPORT=transport) as ranks:
+        for rank in range(3):
+            ranks.wait_for("running", rank)
+        since = time.monotonic()
+        ends = ranks.ends(20)
+    for rank, end in enumerate(ends):
+        assert end.status == 1, end.output
+        assert end.at - since < LINK_S + job.SLACK_S, f"rank {rank} took {end.at - since:.1f} s"
+        found = re.search(r"operations since: (\d+)", end.output)
+        assert found is not None and int(found[1]) > 10, end.output
+    assert ": lost rank 2 on " in ends[0].output and ": lost rank 2 on " not in ends[2].output, ends
+    # If rank 1 hears of it first and goes, rank 2 sees that.
+    assert re.search(r": lost rank (0 on|1 on \S+ \(it had lost this rank)", ends[2].output), ends
+    assert any("its control connection had no answer for 5 s" in ends[rank].output for rank in (0, 2)), ends
 
 
 def test_a_stopped_rank_is_not_told_more_than_its_buffers_hold():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -13,7 +14,7 @@ import time
 import job
 import pytest
 
-from cktrain.comm import rendezvous
+from cktrain.comm import _engine, rendezvous
 from cktrain.comm.errors import RendezvousError
 from cktrain.comm.rendezvous import JOIN, Hello, address_of_interface, call, meet, read_secret
 
@@ -78,7 +79,9 @@ def knock(port: int, data: bytes) -> bytes:
         except ConnectionRefusedError:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        except (ConnectionResetError, BrokenPipeError):
+        except OSError as error:  # dropped already
+            if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN):
+                raise
             return b""
 
 
@@ -188,6 +191,32 @@ def test_another_version_is_refused(monkeypatch):
     meeting.close()
 
 
+SAID = {
+    2: {
+        "hello": "<8sI16sIIIQI",
+        "member": "address str, host str, node str, pid int, port int, reasons dict, sockets int, tables str",
+        "header of an operation": 48,
+        "heartbeat": 40,
+        "memory of an RDMA link with rings of 64 KiB": 2 * 65536 + 512 + 8192,
+    }
+}
+"""By version of the protocol."""
+
+
+def test_the_version_changes_with_what_ranks_tell_each_other():
+    meeting = Meeting(2)
+    member = meeting.wait()[0].members[1]
+    meeting.close()
+    said = {
+        "hello": rendezvous._HELLO.format,
+        "member": ", ".join(f"{key} {type(value).__name__}" for key, value in sorted(member.items())),
+        "header of an operation": _engine.CALL_BYTES,
+        "heartbeat": _engine.FRAME_BYTES,
+        "memory of an RDMA link with rings of 64 KiB": _engine.RdmaLink.bytes_needed(65536),
+    }
+    assert said == SAID[rendezvous.PROTOCOL], "raise PROTOCOL, and write down here what the new version says"
+
+
 def test_duplicate_rank_is_dropped():
     meeting = Meeting(3, only=[0, 1])
     time.sleep(0.3)
@@ -267,6 +296,19 @@ def test_interface_by_name():
     assert address_of_interface("10.0.0.7") == "10.0.0.7"
     with pytest.raises(RendezvousError, match=r"'nope0'.*lo"):
         address_of_interface("nope0")
+
+
+def test_where_other_hosts_reach_this_one_without_a_default_route(monkeypatch):
+    def no_route(host):
+        raise RendezvousError("comm.rendezvous", f"no route to {host}", "Set comm.interface")
+
+    found = [("docker0", "172.17.0.1"), ("eth0", "10.8.0.1"), ("eth1", "10.9.0.1")]
+    monkeypatch.setattr(rendezvous, "_source_address", no_route)
+    monkeypatch.setattr(rendezvous, "own_addresses", lambda: found)
+    assert rendezvous.reachable_address(None) == "10.8.0.1"
+    assert rendezvous.reachable_address("10.9.0.1") == "10.9.0.1"
+    del found[1:]
+    assert rendezvous.reachable_address(None) == "127.0.0.1"
 
 
 def test_ranks_with_a_secret_file(tmp_path):

@@ -11,7 +11,7 @@ stays, except under --share DIR. The command starts in this directory; its outpu
 
 With --joined there are two guests with a wire between them (virtio-net, MTU 9000). Both run the command, one with
 GUEST_ROLE=A, the other with GUEST_ROLE=B, and their lines are marked A and B. `tests/guest/join.sh`, sourced in
-both, gives them addresses and an RDMA device.
+both, gives them addresses and an RDMA device; `tests/guest/ssh.sh` after it lets each reach the other by ssh.
 
 Exit status: the command's own (of two, A's unless it is 0); 123 this machine cannot boot a guest, and the message
 says what to install; 124 the time limit passed; 125 the guest ended without the command's status (it panicked, or
@@ -50,7 +50,10 @@ PACKAGES = (
     *("qemu-system-x86", "busybox-static", "cpio", "kmod", "iproute2", "procps"),
     *("rdma-core", "ibverbs-providers", "ibverbs-utils", "perftest", "libibverbs-dev"),
     *("python3-pyverbs", "python3-venv", "pkg-config", "numactl"),
+    *("openssh-client", "libwrap0"),
 )
+# Unpacked for the guests and not installed: an installed one would serve on the host too.
+SSH_SERVER = "openssh-server"
 # Modules that the root directory, the output and the random numbers come through.
 EARLY_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console", "virtio_rng")
 KVM_TRIAL_S = 15
@@ -107,7 +110,7 @@ def missing() -> str | None:
 def not_ready() -> str | None:
     """Why no guest can boot here now, and what to run, or None."""
     reason = missing()
-    if reason is None and (_absent_packages() or not _cached_kernels()):
+    if reason is None and (_absent_packages() or not _cached_kernels() or not _is_complete(_ssh_server())):
         reason = "the guest is not set up (as root: python3 tests/guest/guest.py setup)"
     return reason
 
@@ -130,6 +133,9 @@ def setup() -> Kernel:
     with _locked(_cache() / "lock"):
         folder = _unpacked_kernel()
         release = next((folder / "lib" / "modules").iterdir()).name
+        if not _is_complete(_ssh_server()):
+            _download(SSH_SERVER, _ssh_server())
+            _mark_complete(_ssh_server())
         return Kernel(folder, release, _initramfs(folder, release))
 
 
@@ -172,8 +178,23 @@ def _unpacked_kernel() -> Path:
         return kept[-1].parent
     package = _newest_kernel_package()
     assert package is not None, "missing() looks for it"
-    print(f"[guest] fetching {package}", flush=True)
     folder = _cache() / package
+    _download(package, folder)
+    if (folder / "usr" / "lib" / "modules").is_dir() and not (folder / "lib").exists():
+        (folder / "lib").symlink_to("usr/lib")
+    _run("depmod", "-b", str(folder), next((folder / "lib" / "modules").iterdir()).name)
+    _mark_complete(folder)
+    return folder
+
+
+def _ssh_server() -> Path:
+    """Where the ssh server's package is unpacked."""
+    return _cache() / SSH_SERVER
+
+
+def _download(package: str, folder: Path) -> None:
+    """Unpack a package as it is in the archive today, without installing it."""
+    print(f"[guest] fetching {package}", flush=True)
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     # Into a folder that apt's own unprivileged downloader may write.
@@ -182,11 +203,14 @@ def _unpacked_kernel() -> Path:
         _run("apt-get", "download", "-qq", package, cwd=download)
         archive = next(Path(download).glob("*.deb"))
         _run("dpkg-deb", "-x", str(archive), str(folder))
-    if (folder / "usr" / "lib" / "modules").is_dir() and not (folder / "lib").exists():
-        (folder / "lib").symlink_to("usr/lib")
-    _run("depmod", "-b", str(folder), next((folder / "lib" / "modules").iterdir()).name)
+
+
+def _is_complete(folder: Path) -> bool:
+    return (folder / "complete").exists()
+
+
+def _mark_complete(folder: Path) -> None:
     (folder / "complete").touch()
-    return folder
 
 
 def _initramfs(folder: Path, release: str) -> Path:
@@ -381,8 +405,11 @@ class Guest:
         self.machine = machine
         self._folder = tempfile.TemporaryDirectory(prefix="guest-")
         self._run = Path(self._folder.name)
+        variables = {"GUEST_SSH_SERVER": str(_ssh_server()), **variables}
         if machine.role:
-            variables = {**variables, "GUEST_ROLE": machine.role}
+            variables["GUEST_ROLE"] = machine.role
+        if share is not None:
+            variables["GUEST_SHARE"] = str(share)
         (self._run / "start.sh").write_text(_start_script(command, variables))
         self._process = subprocess.Popen(
             qemu_command(machine, kernel, accelerator, self._run, share),

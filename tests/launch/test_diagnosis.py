@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from cktrain import cython_kernels
 from cktrain.comm.transport import verbs, verbs_problems
 from cktrain.comm.transport.verbs_problems import Problem
 from cktrain.launch import diagnosis, diagnosis_comm
@@ -121,6 +122,24 @@ def test_isa_that_is_not_here(place):
     section = diagnosis.processor(Place(place.sysfs, place.proc, place.dev, {"CKTRAIN_ISA": "sve"}))
     assert section.facts["model"] == "Made-up 9000"
     assert section.findings[-1].blocks and "CKTRAIN_ISA is 'sve'" in problems(section)[-1]
+
+
+def test_onednn_without_a_library(place, monkeypatch):
+    monkeypatch.setattr("cktrain.cython_kernels.available", lambda: ["reference", *cython_kernels.ISAS])
+    environ = {"CKTRAIN_ISA": "onednn", "CKTRAIN_LIBDNNL": "/nowhere/libdnnl.so.3"}
+    finding = diagnosis.processor(Place(place.sysfs, place.proc, place.dev, environ)).findings[-1]
+    assert finding.blocks and "no libdnnl fits (/nowhere/libdnnl.so.3: " in finding.problem
+    assert "cktrain[onednn]" in finding.remedy
+
+
+def test_amx_that_is_not_used(place, monkeypatch):
+    monkeypatch.setattr(
+        "cktrain.cython_kernels.choose", lambda: ("avx512bf16", "AMX is not used: no libdnnl fits")
+    )
+    section = diagnosis.processor(place)
+    (finding,) = (f for f in section.findings if "AMX" in f.problem)
+    assert not finding.blocks and "cktrain[onednn]" in finding.remedy
+    assert section.facts["AMX"] == "AMX is not used: no libdnnl fits"
 
 
 def test_contradicting_launcher(place):

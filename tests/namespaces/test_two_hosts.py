@@ -47,9 +47,10 @@ def test_launch_over_two_hosts_equals_one_process(launch, runs, cluster, expecte
 
 
 def mpirun(cluster) -> list[str]:
-    """Started on the first host; it reaches the second one through the same shell.
+    """Two ranks on each host, which say where they are; started on the first, it reaches the second by the same shell.
 
-    Open MPI's daemon crashes without HOME, which the shell does not give, so the launch agent does.
+    Open MPI's daemon crashes without HOME, which the shell does not give, so the launch agent does. Without a mapping
+    --oversubscribe would put all ranks on the first host.
     """
     program = shutil.which(
         "mpirun", path=f"{os.path.dirname(sys.executable)}{os.pathsep}{os.environ['PATH']}"
@@ -66,8 +67,10 @@ def mpirun(cluster) -> list[str]:
             ",".join(f"{host}:2" for host in cluster.hosts),
         ),
         *("-x", "CKTRAIN_ISA", "--mca", "pml", "ob1", "--mca", "btl", "self,sm,tcp"),
+        *("--map-by", "ppr:2:node"),
     ]
-    return cluster.inside(cluster.hosts[0], program, *options, "-n", "4")
+    say = ["sh", "-c", 'echo "a rank on $(hostname)"; exec "$@"', "-"]
+    return cluster.inside(cluster.hosts[0], program, *options, "-n", "4", *say)
 
 
 @pytest.mark.parametrize("transport", ["tcp", "mpi"])
@@ -76,6 +79,7 @@ def test_mpirun_over_two_hosts_equals_one_process(runs, cluster, expected, trans
     train = runs.command(name, f"comm.transport={transport}")
     status, output = ended(runs.start(*mpirun(cluster), *CKTRAIN, *train))
     assert status == 0, output
+    assert [output.count(f"a rank on {host}") for host in cluster.hosts] == [2, 2]
     np.testing.assert_allclose(runs.losses(name), expected, rtol=0, atol=1e-10)
     cluster.assert_empty()
 

@@ -114,6 +114,15 @@ class Pair:
                 self.used = 0
                 self.sends.found.append(Completion(wr_id, 0, verbs.WC_WRITE, 0, None, self.number))
 
+    def post_row(
+        self, address: int, length: int, local_key: int, remote_address: int, remote_key: int,
+        wr_id: int, imm_data: int | None, signaled: bool, inline: bool,
+    ) -> None:  # fmt: skip
+        region = _regions[local_key]
+        offset = address - region.address
+        assert 0 <= offset <= offset + length <= region.length
+        self.post_write(region, offset, length, remote_address, remote_key, wr_id, imm_data, signaled, inline)
+
     def post_read(
         self, region: Region, offset: int, length: int, remote_address: int, remote_key: int,
         wr_id: int = 0, signaled: bool = True,

@@ -6,19 +6,36 @@ The checks and the faults are those of tests/comm, with another transport. `prov
 from __future__ import annotations
 
 import ast
+import os
 import re
+import signal
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import job
 import pytest
 import test_faults as faults
+import test_links as links
 
 pytestmark = pytest.mark.rdma
 
 HERE = Path(__file__).parent
 PAYLOAD = 4096  # bytes in a packet of the test device
+
+
+@pytest.fixture(scope="module", autouse=True)
+def nursery() -> Iterator[None]:
+    """Ranks are forked."""
+    from forked import Nursery
+
+    job.nursery = Nursery()
+    yield
+    job.nursery.close()
+    job.nursery = None
 
 
 @pytest.fixture(params=["native", "pyverbs"])
@@ -63,6 +80,17 @@ def test_four_ranks_on_one_device(provider_name: str) -> None:
     assert "checks run: 7" in ends[0].output
 
 
+@with_provider("native")
+def test_memory_beyond_the_arrays(provider_name: str) -> None:
+    """At 8 ranks, within what the calculation says, which tests/comm/test_rdma_group.py holds against 32 MB at 64."""
+    from group_memory import memory_of_a_group
+
+    for end in ended_well(8, "rank_program.py", "memory_of_another_group"):
+        match = re.search(r"bytes: (\d+)", end.output)
+        assert match is not None, end.output
+        assert int(match[1]) < min(32e6, memory_of_a_group(8) + 3e6), end.output  # the interpreter's own
+
+
 def test_arenas_travel_without_a_copy(provider_name: str) -> None:
     (end, _) = ended_well(2, "rank_program.py", "reduce_arena")
     match = re.search(r"sent: (\{.*\})", end.output)
@@ -73,21 +101,93 @@ def test_arenas_travel_without_a_copy(provider_name: str) -> None:
 
 @pytest.mark.parametrize(
     ("provider_name", "kind", "lost"),
-    [("native", "large", 0), ("pyverbs", "async", 2)],
+    [
+        ("native", "large", 0),
+        ("native", "barrier", 1),
+        ("pyverbs", "async", 2),
+        ("pyverbs", "reduce_scatter", 0),
+    ],
     indirect=["provider_name"],
 )
-def test_killed_rank_is_named_by_all(provider_name: str, kind: str, lost: int) -> None:
-    faults.test_killed_rank_is_named_by_all("rdma", kind, lost)
+def test_a_rank_that_stops_and_is_then_killed(provider_name: str, kind: str, lost: int) -> None:
+    """Stopped for 3 s it is warned of, and the others wait; killed, it is named by all."""
+    with job.start(3, "rank_program.py", "repeat", kind, CKTRAIN_TEST_TRANSPORT="rdma") as ranks:
+        for rank in range(3):
+            ranks.wait_for("running", rank)
+        ranks.signal(lost, signal.SIGSTOP)
+        time.sleep(3.5)
+        ranks.signal(lost, signal.SIGCONT)
+        time.sleep(0.5)
+        since = ranks.signal(lost, signal.SIGKILL)
+        ends = ranks.ends(20)
+    job.assert_lost(ends, lost, since)
+    for rank, end in enumerate(ends):
+        waits = (
+            rf"\[comm\.rdma\] rank {rank} waits in .* on group world for .*rank {lost} on .*\(no heartbeat"
+        )
+        assert rank == lost or re.search(waits, end.output), end.output
+
+
+def test_stopped_for_ever_is_a_timeout(provider_name: str) -> None:
+    faults.test_stopped_for_ever_is_a_timeout_that_names_it("rdma")
 
 
 @with_provider("pyverbs")
-def test_stopped_for_a_while_is_a_warning(provider_name: str) -> None:
-    faults.test_stopped_for_a_while_is_a_warning("rdma")
+def test_killed_while_all_are_idle(provider_name: str, tmp_path: Path) -> None:
+    faults.test_killed_while_all_are_idle("rdma", tmp_path)
+
+
+def test_nothing_is_left_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After a rank was killed that had forked: no port, no queue pair; the same job starts again at once."""
+    before = queue_pairs()
+    port = job.free_port()
+    same = {"CKTRAIN_JOB": f"again-{os.getpid()}", "CKTRAIN_RENDEZVOUS": f"127.0.0.1:{port}"}
+    for provider, kind in (("native", "message"), ("pyverbs", "barrier")):
+        same |= {"CKTRAIN_VERBS": provider, "CKTRAIN_TEST_TRANSPORT": "rdma"}
+        with job.start(3, "rank_program.py", "fork_and_repeat", kind, **same) as ranks:
+            for rank in range(3):
+                ranks.wait_for("running", rank)
+            assert queue_pairs() > before
+            since = ranks.signal(1, signal.SIGKILL)
+            ends = ranks.ends(20)
+        job.assert_lost(ends, 1, since)
+    listening = [line.split()[1] for line in Path("/proc/net/tcp").read_text().splitlines() if " 0A " in line]
+    assert f"0100007F:{port:04X}" not in listening
+    deadline = time.monotonic() + 20  # the children have the device open for another 5 s
+    while queue_pairs() > before and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert queue_pairs() == before
+
+
+def queue_pairs() -> int:
+    """What the kernel has, of all devices."""
+    shown = subprocess.run(["rdma", "resource"], capture_output=True, text=True, check=True).stdout
+    return sum(int(n) for n in re.findall(r"\bqp (\d+)", shown))
 
 
 @with_provider("native")
-def test_stopped_for_ever_is_a_timeout(provider_name: str) -> None:
-    faults.test_stopped_for_ever_is_a_timeout_that_names_it("rdma")
+def test_a_lost_control_connection(provider_name: str) -> None:
+    links.test_a_lost_control_connection_is_found_out_while_payload_passes("rdma")
+
+
+@pytest.mark.parametrize(
+    ("provider_name", "number", "status"),
+    [("pyverbs", signal.SIGINT, 1), ("native", signal.SIGTERM, -signal.SIGTERM)],
+    indirect=["provider_name"],
+)
+def test_signals_end_a_waiting_rank(provider_name: str, number: int, status: int) -> None:
+    faults.test_signals_end_a_waiting_rank("rdma", number, status)
+
+
+@with_provider("pyverbs")
+def test_deadline_stretches_for_a_rank_at_work(provider_name: str) -> None:
+    faults.test_deadline_stretches_for_a_rank_at_work("rdma")
+
+
+def test_ranks_that_share_a_core(provider_name: str) -> None:
+    with job.start(3, "rank_program.py", "share_a_core", "20", CKTRAIN_TEST_TRANSPORT="rdma") as ranks:
+        ends = ranks.ends(60)
+    assert [end.status for end in ends] == [0, 0, 0], ends
 
 
 @pytest.mark.parametrize(

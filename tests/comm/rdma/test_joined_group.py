@@ -1,6 +1,6 @@
-"""A group of two ranks on two machines with a wire between them: both run this file, in step (see test_joined.py).
+"""Groups on two machines with a wire between them: both run this file, in step (see test_joined.py).
 
-Rank 0 is A's. They meet over the wire, so they need a secret; netem delays, loses and cuts what RDMA and TCP carry.
+A has the lower ranks. They meet over the wire, so they need a secret; netem delays, loses and cuts what RDMA and TCP carry.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,7 +19,16 @@ from ends import ADDRESSES
 
 pytestmark = pytest.mark.rdma_joined
 
-PROGRAM = Path(__file__).resolve().parents[1] / "rank_program.py"
+TWO_LEVEL_CHECKS = [
+    "check_all_reduce",
+    "check_flat",
+    "check_reduce_scatter_counts",
+    "check_all_gather_counts",
+    "check_broadcast",
+    "check_all_to_all",
+    "check_send_and_recv",
+    "check_async",
+]
 _ports = iter(range(29700, 29800))
 
 
@@ -28,23 +36,21 @@ def change(*command: str) -> None:
     subprocess.run(command, check=True)
 
 
-class Rank:
-    """This machine's rank of a program."""
+@pytest.fixture(scope="module")
+def nursery() -> Iterator[Any]:
+    """Ranks are forked."""
+    from forked import Nursery
 
-    def __init__(self, role: str, secret: Path, provider: str, *arguments: str, **environment: str):
-        place = {"RANK": str("AB".index(role)), "LOCAL_RANK": "0", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1"}
-        place |= {
-            "CKTRAIN_RENDEZVOUS": f"{ADDRESSES['A']}:{next(_ports)}",
-            "CKTRAIN_SECRET_FILE": str(secret),
-        }
-        place |= {"CKTRAIN_TEST_TRANSPORT": "rdma", "CKTRAIN_VERBS": provider, "PYTHONUNBUFFERED": "1"}
-        self.process = subprocess.Popen(
-            [sys.executable, str(PROGRAM), *arguments],
-            env={**os.environ, **place, "CKTRAIN_TEST_TIMEOUT": "60", **environment},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+    made = Nursery()
+    yield made
+    made.close()
+
+
+class Rank:
+    """A rank of a program."""
+
+    def __init__(self, nursery: Any, place: dict[str, str], *arguments: str):
+        self.process = nursery.start(["rank_program.py", *arguments], {**os.environ, **place})
 
     def wait_for(self, text: str) -> None:
         assert self.process.stdout is not None
@@ -56,12 +62,13 @@ class Rank:
         raise AssertionError(f"never said {text!r}:\n{seen}")
 
     def end(self, limit_s: float = 120) -> tuple[int, str]:
-        try:
-            output = self.process.communicate(timeout=limit_s)[0]
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            output = self.process.communicate()[0]
-            pytest.fail(f"hung for {limit_s:g} s:\n{output}")
+        deadline = time.monotonic() + limit_s
+        while self.process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.005)
+        hung = self.process.poll() is None
+        self.process.kill()
+        output = self.process.communicate()[0]
+        assert not hung, f"hung for {limit_s:g} s:\n{output}"
         return self.process.returncode, output
 
 
@@ -72,6 +79,29 @@ def secret(tmp_path: Path) -> Path:
     path.touch(0o600)
     path.write_bytes(bytes(range(32)))
     return path
+
+
+@pytest.fixture
+def start(nursery: Any, role: str, secret: Path) -> Any:
+    """`start(provider, program, ...)` is this machine's rank of two; with `local=2` its two of four."""
+
+    def begin(provider: str, *arguments: str, local: int = 1, **environment: str) -> Any:
+        common = {
+            "CKTRAIN_RENDEZVOUS": f"{ADDRESSES['A']}:{next(_ports)}",
+            "CKTRAIN_SECRET_FILE": str(secret),
+            "CKTRAIN_TEST_TRANSPORT": "rdma",
+            "CKTRAIN_TEST_TIMEOUT": "60",
+            "CKTRAIN_VERBS": provider,
+            "WORLD_SIZE": str(2 * local),
+            "LOCAL_WORLD_SIZE": str(local),
+        }
+        ranks = []
+        for i in range(local):
+            place = {"RANK": str(local * "AB".index(role) + i), "LOCAL_RANK": str(i)}
+            ranks.append(Rank(nursery, common | place | environment, *arguments))
+        return ranks[0] if local == 1 else ranks
+
+    return begin
 
 
 @pytest.fixture
@@ -93,7 +123,7 @@ def trouble(wire: str) -> Iterator[Any]:
     [("native", ""), ("pyverbs", ""), ("native", "delay 2ms loss 0.5%"), ("pyverbs", "delay 2ms loss 0.5%")],
 )
 def test_collectives_over_the_wire(
-    role: str, secret: Path, meeting: Any, trouble: Any, provider_name: str, words: str, device: str
+    role: str, start: Any, meeting: Any, trouble: Any, provider_name: str, words: str, device: str
 ) -> None:
     from ends import counters
 
@@ -101,7 +131,7 @@ def test_collectives_over_the_wire(
     if words:
         trouble(words)
     meeting.exchange()
-    status, output = Rank(role, secret, provider_name, "short_conformance").end()
+    status, output = start(provider_name, "short_conformance").end()
     assert status == 0, output
     assert role == "B" or "checks run: 7" in output
     after = counters(device)
@@ -111,10 +141,10 @@ def test_collectives_over_the_wire(
 
 @pytest.mark.parametrize("provider_name", ["native", "pyverbs"])
 def test_a_link_that_is_lost_for_good(
-    role: str, secret: Path, meeting: Any, wire: str, provider_name: str
+    role: str, start: Any, meeting: Any, wire: str, provider_name: str
 ) -> None:
     """Both sides raise within 6 s, naming the other."""
-    rank = Rank(role, secret, provider_name, "repeat", "large")
+    rank = start(provider_name, "repeat", "large")
     rank.wait_for("running")
     meeting.exchange()
     began = time.monotonic()
@@ -134,12 +164,59 @@ def test_a_link_that_is_lost_for_good(
     meeting.exchange()
 
 
-def test_a_link_that_flaps_is_survived(role: str, secret: Path, meeting: Any, wire: str) -> None:
+@pytest.mark.parametrize("provider_name", ["native", "pyverbs"])
+def test_a_wire_that_loses_rdma_alone(
+    role: str, start: Any, meeting: Any, wire: str, provider_name: str
+) -> None:
+    """RoCEv2's packets (UDP to port 4791) of B vanish, the control connection lives: the retries tell it."""
+    rank = start(provider_name, "repeat", "large")
+    rank.wait_for("running")
+    meeting.exchange()
+    began = time.monotonic()
+    if role == "B":
+        for words in (
+            "qdisc add dev {} root handle 1: prio priomap" + 16 * " 0",
+            "qdisc add dev {} parent 1:3 netem loss 100%",
+            "filter add dev {} parent 1: protocol ip u32 match ip protocol 17 0xff match ip dport 4791 0xffff flowid 1:3",
+        ):
+            change("tc", *words.format(wire).split())
+    try:
+        status, output = rank.end(30)
+        took = time.monotonic() - began
+    finally:
+        if role == "B":
+            change("tc", "qdisc", "del", "dev", wire, "root")
+    assert status == 1, output
+    assert re.search(rf"lost rank {1 - 'AB'.index(role)} on .*\(.*\) during", output), output
+    assert took < 6 + 2, f"{took:.1f} s"
+    time.sleep(1)
+    reasons = meeting.exchange(output.encode()[-500:]) + output.encode()
+    assert b"RETRY_EXC_ERR" in reasons, reasons
+
+
+def test_two_levels(role: str, start: Any, meeting: Any, device: str) -> None:
+    """Two ranks on each machine: shared memory inside, RDMA between, and the bits of the order that is promised."""
+    from ends import counters
+
+    before = counters(device)
+    two_nodes = {"CKTRAIN_TEST_TRANSPORT": "auto", "CKTRAIN_TEST_NODES": "2,2", "CKTRAIN_TEST_LOG": "INFO"}
+    ranks = start("native", "brief_conformance", *TWO_LEVEL_CHECKS, local=2, **two_nodes)
+    ends = [rank.end(200) for rank in ranks]
+    assert [status for status, _ in ends] == [0, 0], ends
+    if role == "A":
+        assert "transport: rdma (2 nodes with 2 ranks each, shm inside)" in ends[0][1], ends[0][1]
+        assert f"checks run: {len(TWO_LEVEL_CHECKS)}" in ends[0][1], ends[0][1]
+    after = counters(device)
+    assert after["sent_pkts"] - before["sent_pkts"] > 100
+    meeting.exchange()
+
+
+def test_a_link_that_flaps_is_survived(role: str, start: Any, meeting: Any, wire: str) -> None:
     """What B sends is dropped for 200 ms and must be sent again.
 
     Its own link is not taken down: without a route soft-RoCE breaks a queue pair at once, where a card tries again.
     """
-    rank = Rank(role, secret, "native", "repeat", "large")
+    rank = start("native", "repeat", "large")
     rank.wait_for("running")
     meeting.exchange()
     if role == "B":

@@ -1,0 +1,170 @@
+"""Ranks that are forked from a process which has imported what they need: imports take seconds where Python is emulated.
+
+    nursery = Nursery()
+    rank = nursery.start(["rank_program.py", "repeat", "large"], environment)   # used as a subprocess.Popen
+    nursery.close()
+
+The nursery is a process of its own that has opened no device, so nothing of a device is shared. It forks at request and
+tells of each end; requests and answers are lines of JSON, and a request brings the descriptor of the rank's output.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import os
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+_REQUEST_BYTES = 1 << 16
+
+
+class Rank:
+    """A forked rank, with what of subprocess.Popen's interface tests use."""
+
+    def __init__(self, nursery: Nursery, pid: int, stdout: int):
+        self._nursery, self.pid = nursery, pid
+        self.returncode: int | None = None
+        self.stdout = os.fdopen(stdout, encoding="utf-8", errors="replace")
+
+    def poll(self) -> int | None:
+        if self.returncode is None:
+            self.returncode = self._nursery.ended(self.pid)
+        return self.returncode
+
+    def wait(self) -> int:
+        while (status := self.poll()) is None:
+            time.sleep(0.005)
+        return status
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def communicate(self) -> tuple[str, None]:
+        text = self.stdout.read()
+        self.stdout.close()
+        self.wait()
+        return text, None
+
+
+class Nursery:
+    """The process that forks ranks, as its parent sees it."""
+
+    def __init__(self) -> None:
+        self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self._process = subprocess.Popen(
+            [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()]
+        )
+        theirs.close()
+        self._started: list[int] = []
+        self._ended: dict[int, int] = {}
+
+    def start(self, command: Sequence[str], environment: Mapping[str, str]) -> Rank:
+        """Run a program of tests/comm; `command` is its name and arguments."""
+        ours, theirs = os.pipe()
+        request = json.dumps([list(command), dict(environment)]).encode()
+        assert len(request) < _REQUEST_BYTES
+        socket.send_fds(self._line, [request], [theirs])
+        os.close(theirs)
+        while not self._started:
+            self._hear(wait=True)
+        return Rank(self, self._started.pop(), ours)
+
+    def ended(self, pid: int) -> int | None:
+        """The status of a rank that has ended, as Popen gives it."""
+        while pid not in self._ended and self._hear(wait=False):
+            pass
+        return self._ended.get(pid)
+
+    def _hear(self, *, wait: bool) -> bool:
+        try:
+            said = self._line.recv(1000, 0 if wait else socket.MSG_DONTWAIT)
+        except BlockingIOError:
+            return False
+        assert said, "the process that forks ranks has ended"
+        kind, pid, status = json.loads(said)
+        if kind == "started":
+            self._started.append(pid)
+        else:
+            self._ended[pid] = status
+        return True
+
+    def close(self) -> None:
+        self._line.close()
+        self._process.wait()
+
+
+def _serve(line: socket.socket) -> None:
+    """Fork at each request until the other side is gone."""
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+    program = importlib.import_module("rank_program")
+    for name in ("engine_group", "node", "two_level", "rdma_group", "transport.rdma"):
+        importlib.import_module(f"cktrain.comm.{name}")
+    for name in ("native", "pyverbs"):
+        importlib.import_module("cktrain.comm.transport.verbs").load_provider(name)
+    wake, woken = os.pipe()
+    os.set_blocking(wake, False)
+    os.set_blocking(woken, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(woken)
+    while True:
+        if line in select.select([line, wake], [], [])[0]:
+            request, outputs, _, _ = socket.recv_fds(line, _REQUEST_BYTES, 1)
+            if not request:
+                return
+            pid = os.fork()
+            if pid == 0:
+                signal.set_wakeup_fd(-1)
+                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+                for fd in (line.fileno(), wake, woken):
+                    os.close(fd)
+                _be_rank(program, *json.loads(request), outputs[0])
+            os.close(outputs[0])
+            line.send(json.dumps(["started", pid, 0]).encode())
+        with contextlib.suppress(BlockingIOError):
+            os.read(wake, 1000)
+        for pid, status in iter(_reap, None):
+            line.send(json.dumps(["ended", pid, status]).encode())
+
+
+def _reap() -> tuple[int, int] | None:
+    """A child that has ended, and its status as Popen gives it."""
+    with contextlib.suppress(ChildProcessError):
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if pid:
+            return pid, os.waitstatus_to_exitcode(status)
+    return None
+
+
+def _be_rank(program: Any, command: list[str], environment: dict[str, str], output: int) -> NoReturn:
+    status = 1
+    try:
+        os.dup2(output, 1)
+        os.dup2(output, 2)
+        os.close(output)
+        os.environ.clear()
+        os.environ.update(environment)
+        sys.argv = command
+        status = program.main()
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        os._exit(status)
+
+
+if __name__ == "__main__":
+    _serve(socket.socket(fileno=int(sys.argv[1])))
