@@ -13,9 +13,11 @@ cdef class WireOp(Op):
         """The wire that it runs on."""
         return self.plan[3]
 
-    def again(self):
-        """Make a complete operation a new one with the same arguments."""
+    def run_again(self, double seconds):
+        """Make a complete operation a new one with the same arguments, and run it as `run` does."""
         cdef ckc_run_state *run = &self.run_state
+        cdef int64_t ns = <int64_t> (seconds * 1e9)
+        cdef int got
         run.next = run.round_end = 0
         run.begun = run.agreed = 0
         memset(run.moved, 0, run.step_count * sizeof(int64_t))
@@ -23,6 +25,11 @@ cdef class WireOp(Op):
         memset(run.received, 0, sizeof(run.received))
         self.o.pc = 0
         CKC_STORE(self.o.state, CKC_PENDING)
+        if self.driver is not None:
+            return self.driver.run(self, seconds)
+        with nogil:
+            got = ckc_run(self.w, &self.o, ns)
+        return got
 
     def tell_of(self, Op met):
         """Instead of running it in the caller: tell its peers of the mismatch that `met`, inside the node, ended with."""

@@ -21,6 +21,7 @@ from cktrain.comm.transport.rdma import RdmaTransport
 
 _SYNCHRONOUS, _ASYNCHRONOUS, _FROM_LOWER, _FROM_HIGHER = range(4)
 _RUN_S = 0.05
+_DONE = _engine.DONE
 
 
 def scratch_bytes(ranks: int) -> int:
@@ -120,9 +121,10 @@ class RdmaGroup(TcpGroup):
             self._raise_if_unusable("barrier")
             nothing = np.empty(0, np.uint8)
             op = self._barrier_op = self._make(Call("barrier", 0, nothing, nothing))(self._lane, False)
+            state = op.run(_RUN_S)
         else:
-            op.again()
-        if op.run(_RUN_S) != _engine.DONE:
+            state = op.run_again(_RUN_S)
+        if state != _DONE:
             self._run(op, self._lane)
 
     @property

@@ -3,7 +3,9 @@
 Shapes: x (N, I), w (O, I), dy (N, O); three products per shape: forward x·wᵀ, input gradient dy·w, weight
 gradient += dyᵀ·x. Each repetition runs the register loop of `bench peak` and every contestant one after the
 other, so that all see the same clock and the same neighbours. A figure is the best repetition over the best run of
-the register loop beside that shape: what others do on the machine only ever takes time, from both.
+the register loop beside that shape: what others do on the machine only ever takes time, from both. Threads of OpenBLAS
+and OpenMP spin for some milliseconds after a product, on the cores that the next contestant needs: it waits for them,
+and the register loop then runs until its own threads have a core each again.
 """
 
 from __future__ import annotations
@@ -35,6 +37,9 @@ SHAPES = {
     "narrow-up": (768, 192, 768),
 }
 """Name -> (N, I, O). The first five are those of the model with hidden size 768 at 2048 tokens."""
+
+SPIN_SECONDS = 0.04
+"""How long OpenBLAS's threads spin at most: 2^26 cycles."""
 
 PASSES = ("forward", "input gradient", "weight gradient")
 
@@ -114,7 +119,9 @@ def bench_gemm(
         for _ in range(repetitions + 1):  # the first warms up
             for p, product in enumerate(PASSES):
                 for library, products in contestants.items():
-                    peak = max(peak, measure_flops(kernels, precision, 0.005))
+                    if threads > 1:
+                        time.sleep(SPIN_SECONDS)
+                    peak = max(peak, measure_flops(kernels, precision, 0.03 if threads > 1 else 0.005))
                     began = clock()
                     for _ in range(calls):
                         products[p]()

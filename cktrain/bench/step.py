@@ -7,6 +7,7 @@ a profiled one for the ops.
 from __future__ import annotations
 
 import resource
+import statistics
 import time
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -70,7 +71,7 @@ class StepReport:
 def bench_step(
     config: Config, kernels: Any, precision: str, steps: int, peak_flops: float | None
 ) -> StepReport:
-    """Measure `steps` steps after two for warming up, then as many profiled ones.
+    """Measure `steps` steps after two for warming up, of which the median counts, then as many profiled ones.
 
     `peak_flops` was measured just before; it is measured again after the steps, and the larger one counts.
     """
@@ -87,10 +88,12 @@ def bench_step(
     trainer = Trainer(config, part, optimizer, loader, Progress(0, 0, 0, precision))
     for step in (1, 2):
         trainer.step(step)
-    began = time.perf_counter()
+    times = []
     for step in range(3, 3 + steps):
+        began = time.perf_counter()
         trainer.step(step)
-    seconds = (time.perf_counter() - began) / steps
+        times.append(time.perf_counter() - began)
+    seconds = statistics.median(times)
     if peak_flops is not None:
         peak_flops = max(peak_flops, measure_flops(kernels, precision))
     memory, rss = proportional_set_size(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -30,7 +30,6 @@ typedef struct {
     _Alignas(64) uint32_t panels[2][CK_GEMM_PANELS];  /* 2 number + 1: being packed for that step; one more: packed */
 } ck_gemm_shared;
 
-typedef struct { int64_t panels, tiles; } ck_gemm_turns;  /* a thread's: panels looked at, tiles done since */
 typedef struct { int64_t i, m, j, n; } ck_gemm_item;  /* rows and columns of a step's block */
 
 /* Wait a little, for the i-th time. */
@@ -119,8 +118,8 @@ INLINE void FN(gemm_pack_panel)(const ck_gemm_args *g, const FN(gemm_step) *s, i
     uint32_t state = __atomic_load_n(s->panels + p, __ATOMIC_RELAXED);
     if (state >= begun
         || !__atomic_compare_exchange_n(s->panels + p, &state, begun, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return;
-    FN(pack_right)(s->b + p * ck_panel_units(CK_GEMM_NR, FN(units)(s->k)), FN(gemm_source)(g, s, p), g->b_row, g->b_col,
-                   ck_min(CK_GEMM_NR, s->cols - p * CK_GEMM_NR), s->k);
+    FN(pack_right)(s->b + p * ck_panel_units(CK_GEMM_NR, FN(units)(s->k)), FN(gemm_source)(g, s, p), g->b_row,
+                   g->b_col, ck_min(CK_GEMM_NR, s->cols - p * CK_GEMM_NR), s->k);
     __atomic_store_n(s->panels + p, begun + 1, __ATOMIC_RELEASE);
 }
 
@@ -150,69 +149,40 @@ INLINE const real *FN(gemm_rows)(const ck_gemm_args *g, const FN(gemm_step) *s, 
     return (const real *)g->a + (s->row0 + item.i) * g->a_row + s->k0 * g->a_col;
 }
 
-/* Asks for panel p of the step and for its place, in `times` parts. */
-INLINE ck_fetch FN(fetch_of_panel)(const ck_gemm_args *g, const FN(gemm_step) *s, int64_t p, int64_t times) {
-    const int64_t units = ck_panel_units(CK_GEMM_NR, FN(units)(s->k));
-    ck_fetch fetch = FN(lines_of)(FN(gemm_source)(g, s, p), g->b_col, g->b_row,
-                                  ck_min(CK_GEMM_NR, s->cols - p * CK_GEMM_NR), s->k, times);
-    fetch.into = (const char *)(s->b + p * units);
-    fetch.into_each = ck_ceil_div(units * (int64_t)sizeof(float) / 64, times);
-    return fetch;
-}
-
-/* Whether nobody has begun to pack panel p. */
-INLINE int FN(is_untouched)(const FN(gemm_step) *s, int64_t p) {
-    return __atomic_load_n(s->panels + p, __ATOMIC_RELAXED) < 2 * (uint32_t)s->number + 1;
-}
-
-/* Of the step after, the panel that this thread is to pack next, or -1: as many have their turn as tiles are done. */
-INLINE int64_t FN(gemm_turn)(const ck_team *team, const FN(gemm_step) *s, const FN(gemm_step) *after, ck_gemm_turns *turns,
-                             int64_t tiles) {
-    const int64_t due = ck_max(1, ck_ceil_div(s->rows, CK_GEMM_MR) * 3 / 4);
-    const int64_t panels = ck_ceil_div(after->cols, CK_GEMM_NR), start = panels * team->index / team->size;
-    turns->tiles += tiles;
-    while (turns->tiles >= due && turns->panels < panels) {
-        const int64_t p = (start + turns->panels++) % panels;
-        if (!FN(is_untouched)(after, p)) continue;
-        turns->tiles -= due;
-        return p;
-    }
-    return -1;
-}
-
-/* Multiplies the item, a's rows packed in pa, and takes the next one, whose rows are asked for meanwhile. b's panels
- * are packed when they are first needed, and asked for one panel before; those of the step after, if there is one,
- * between the tiles of this one. */
+/* Multiplies the item, a's rows packed in pa, and takes the next one, whose rows are asked for meanwhile; b's panels
+ * are packed when they are first needed, and asked for one panel before. */
 INLINE ck_gemm_item FN(gemm_do_item)(const ck_gemm_args *g, const ck_team *team, const ck_gemm_plan *plan,
-                                     const FN(gemm_step) *s, const FN(gemm_step) *after, ck_gemm_turns *turns,
-                                     const int c_is_f32, const float *pa, ck_gemm_item item, int64_t *next) {
+                                     const FN(gemm_step) *s, const int c_is_f32, const float *pa, ck_gemm_item item,
+                                     int64_t *next) {
     const int64_t units = FN(units)(s->k), first = item.j / CK_GEMM_NR, panels = ck_ceil_div(item.n, CK_GEMM_NR);
     const int64_t a_panel = ck_panel_units(CK_GEMM_MR, units), b_panel = ck_panel_units(CK_GEMM_NR, units);
     const int64_t start = panels * team->index / team->size;  /* threads begin at different panels */
     ck_tile_out out = {0};
     if (units > CK_GEMM_SHALLOW) {
-        const int64_t tiles = ck_ceil_div(item.m, CK_GEMM_MR), times = tiles * (units / 8);
+        const int64_t times = ck_ceil_div(item.m, CK_GEMM_MR) * (units / 8);
         ck_gemm_item following = {0, 0, 0, 0};
         for (int64_t c = 0; c < panels; c++) {
-            const int64_t p = first + (start + c) % panels, then = first + (start + c + 1) % panels;
-            int64_t turn = -1;
+            const int64_t p = first + (start + c) % panels;
             FN(gemm_need)(g, s, p);
-            out.fetch = (ck_fetch){0};
+            out.fetch.each = out.fetch.into_each = 0;
             if (c + 1 == panels) {
                 following = FN(gemm_take)(team, plan, s, next);
                 if (following.m)
                     out.fetch = FN(lines_of)(FN(gemm_rows)(g, s, following), g->a_row, g->a_col, following.m, s->k,
                                              times);
-            } else if (FN(is_untouched)(s, then)) {
-                out.fetch = FN(fetch_of_panel)(g, s, then, times);
-            } else if (after && (turn = FN(gemm_turn)(team, s, after, turns, tiles)) >= 0) {
-                out.fetch = FN(fetch_of_panel)(g, after, turn, times);
+            } else {
+                const int64_t then = first + (start + c + 1) % panels;
+                if (__atomic_load_n(s->panels + then, __ATOMIC_RELAXED) < 2 * (uint32_t)s->number + 1) {
+                    out.fetch = FN(lines_of)(FN(gemm_source)(g, s, then), g->b_col, g->b_row,
+                                             ck_min(CK_GEMM_NR, s->cols - then * CK_GEMM_NR), s->k, times);
+                    out.fetch.into = (const char *)(s->b + then * b_panel);
+                    out.fetch.into_each = ck_ceil_div(b_panel * (int64_t)sizeof(float) / 64, times);
+                }
             }
             for (int64_t i = 0; i < item.m; i += CK_GEMM_MR)
                 FN(gemm_one_tile)(g, s, c_is_f32, pa + i / CK_GEMM_MR * a_panel, s->b + p * b_panel, item.i + i,
                                   p * CK_GEMM_NR, ck_min(CK_GEMM_MR, item.m - i),
                                   ck_min(CK_GEMM_NR, s->cols - p * CK_GEMM_NR), &out);
-            if (turn >= 0) FN(gemm_pack_panel)(g, after, turn);
         }
         return following;
     }
@@ -236,13 +206,12 @@ INLINE ck_gemm_item FN(gemm_do_item)(const ck_gemm_args *g, const ck_team *team,
 /* The items of one step, taken in turn by whichever thread is free: a run of tiles that go down, at most the plan's
  * item, and a share of what is left towards the end, so that the threads end together. */
 INLINE void FN(gemm_items)(const ck_gemm_args *g, const ck_team *team, const ck_gemm_plan *plan,
-                           const FN(gemm_step) *s, const FN(gemm_step) *after, const int c_is_f32, int64_t *next) {
+                           const FN(gemm_step) *s, const int c_is_f32, int64_t *next) {
     float *pa = (float *)team->scratch;
-    ck_gemm_turns turns = {0, 0};
     ck_gemm_item item = FN(gemm_take)(team, plan, s, next);
     while (item.m) {
         FN(pack_left)(pa, FN(gemm_rows)(g, s, item), g->a_row, g->a_col, item.m, s->k);
-        item = FN(gemm_do_item)(g, team, plan, s, after, &turns, c_is_f32, pa, item, next);
+        item = FN(gemm_do_item)(g, team, plan, s, c_is_f32, pa, item, next);
     }
 }
 
@@ -316,17 +285,15 @@ INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int 
         ck_barrier(team);
         const int now = s.number & 1;
         if (team->index == 0) shared->item[1 - now] = 0;
-        FN(gemm_step) after = s;
-        const int more = FN(gemm_next_step)(g, &plan, depth, &after);
-        after.b = packed + (1 - now) * block;
-        after.panels = shared->panels[1 - now];
-        FN(gemm_items)(g, team, &plan, &s, more ? &after : NULL, c_is_f32, &shared->item[now]);
-        if (!more) return;
-        s = after;
-        /* until all are here, some more panels */
+        FN(gemm_items)(g, team, &plan, &s, c_is_f32, &shared->item[now]);
+        const int64_t all = (s.number + 1) * team->size;
+        if (!FN(gemm_next_step)(g, &plan, depth, &s)) return;
+        s.b = packed + (1 - now) * block;
+        s.panels = shared->panels[1 - now];
+        /* until all are here, some panels of the next step */
         const int64_t panels = ck_ceil_div(s.cols, CK_GEMM_NR), start = panels * team->index / team->size;
         __atomic_fetch_add(&shared->arrived, 1, __ATOMIC_RELAXED);
-        for (int64_t c = 0; c < panels && __atomic_load_n(&shared->arrived, __ATOMIC_RELAXED) < s.number * team->size; c++)
+        for (int64_t c = 0; c < panels && __atomic_load_n(&shared->arrived, __ATOMIC_RELAXED) < all; c++)
             FN(gemm_pack_panel)(g, &s, (start + c) % panels);
     }
 }

@@ -16,8 +16,10 @@ import traceback
 from pathlib import Path
 
 import conformance
+import footprint
 import numpy as np
 import soak
+from footprint import say
 
 from cktrain.comm import bootstrap
 from cktrain.comm.errors import CollectiveMismatchError, CommError
@@ -53,19 +55,16 @@ def short_conformance(group: Group) -> None:
 
 
 def brief_conformance(group: Group) -> None:
-    """All checks but the heaviest two, with short arrays: where Python is emulated, the oracles take the time."""
+    """All checks but the heaviest two, or those named, with short arrays: an emulated oracle takes its time."""
     conformance.LENGTHS[:] = [0, 1, 1009]
     left_out = (conformance.check_large, conformance.check_many_mixed)
     checks = [check for check in conformance.CHECKS if check not in left_out]
+    if chosen := sys.argv[2:]:
+        checks = [check for check in checks if check.__name__ in chosen]
     for check in checks:
         check(group)
     if group.rank == 0:
         print(f"checks run: {len(checks)}", flush=True)
-
-
-def say(text: str) -> None:
-    """A line that the test waits for; a rank writes it whole."""
-    os.write(1, f"{text}\n".encode())
 
 
 def stress(group: Group) -> None:
@@ -395,89 +394,6 @@ def loaded_modules(group: Group) -> None:
     say(f"mpi4py: {'mpi4py' in sys.modules}")
 
 
-def cpu_time_of_waiting(group: Group) -> None:
-    group.barrier()
-    if group.rank == 1:
-        time.sleep(2)
-    began = os.times()
-    group.barrier()
-    ended = os.times()
-    if group.rank == 0:
-        say(f"cpu: {ended.user - began.user + ended.system - began.system}")
-
-
-def cpu_of_the_engine(group: Group) -> None:
-    """Share of a core that comm's threads take (and, where ranks wait, the whole process)."""
-    how = sys.argv[2]
-    array = np.ones(100_000, np.float32)
-    group.all_reduce(array, async_=True).wait()  # the engine runs from now on
-    group.barrier()
-    began, before, process = time.monotonic(), _thread_ns(), time.process_time()
-    if how == "idle" or group.rank == group.size - 1:
-        time.sleep(2)
-    else:
-        group.all_reduce(array, async_=True).wait()
-    elapsed = time.monotonic() - began
-    threads = (_thread_ns() - before) / 1e9 / elapsed
-    whole = (time.process_time() - process) / elapsed
-    say(f"threads: {threads:.5f} process: {whole:.5f}")
-    if how != "idle" and group.rank == group.size - 1:
-        group.all_reduce(array, async_=True).wait()
-
-
-def _thread_ns() -> int:
-    """CPU time of comm's threads so far."""
-    total = 0
-    for task in os.listdir("/proc/self/task"):
-        with open(f"/proc/self/task/{task}/comm") as name, open(f"/proc/self/task/{task}/schedstat") as times:
-            if name.read().startswith("cktrain-"):
-                total += int(times.read().split()[0])
-    return total
-
-
-def memory_of_a_group(group: Group) -> None:
-    """What a rank's groups cost beyond the arrays, once every path was taken."""
-    large = np.ones(3_000_000, np.float32)
-    before = _proportional_set_size()
-    for work in [group.all_reduce(large, async_=True), group.all_reduce(large)]:
-        work.wait()
-    group.all_to_all(
-        large[: large.size // 2 // group.size * group.size].copy(),
-        large[large.size // 2 :][: large.size // 2 // group.size * group.size],
-    )
-    for distance in range(1, group.size):
-        work = group.recv(np.empty_like(large), (group.rank - distance) % group.size, async_=True)
-        group.send(large, (group.rank + distance) % group.size)
-        work.wait()
-    del work
-    group.barrier()
-    say(f"bytes: {_proportional_set_size() - before}")
-    group.barrier()
-
-
-def memory_of_another_group(group: Group) -> None:
-    """What one more group of all ranks costs a rank beyond the arrays, once every way was taken."""
-    large, other = np.ones(1 << 21, np.float32), np.ones(1 << 21, np.float32)
-    small, received = np.ones(100, np.float32), np.empty(100, np.float32)
-    group.barrier()
-    before = _proportional_set_size()
-    part = group.split(0)
-    for work in [part.all_reduce(large, async_=True), part.all_reduce(other)]:
-        work.wait()
-    for distance in range(1, part.size):
-        work = part.recv(received, (part.rank - distance) % part.size, async_=True)
-        part.send(small, (part.rank + distance) % part.size)
-        work.wait()
-    part.barrier()
-    say(f"bytes: {_proportional_set_size() - before}")
-    part.close()
-
-
-def _proportional_set_size() -> int:
-    with open("/proc/self/smaps_rollup") as file:
-        return next(int(line.split()[1]) * 1024 for line in file if line.startswith("Pss:"))
-
-
 def one_sided(group: Group) -> None:
     """Write to and read from the next rank's memory, which takes no part; 3 MiB, and a few bytes at an offset."""
     assert isinstance(group, RdmaGroup)
@@ -545,10 +461,10 @@ PROGRAMS = {
         leave_early,
         exit_with,
         loaded_modules,
-        cpu_time_of_waiting,
-        cpu_of_the_engine,
-        memory_of_a_group,
-        memory_of_another_group,
+        footprint.cpu_time_of_waiting,
+        footprint.cpu_of_the_engine,
+        footprint.memory_of_a_group,
+        footprint.memory_of_another_group,
     )
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import socket
@@ -78,7 +79,9 @@ def knock(port: int, data: bytes) -> bytes:
         except ConnectionRefusedError:
             assert time.monotonic() < deadline
             time.sleep(0.01)
-        except (ConnectionResetError, BrokenPipeError):
+        except OSError as error:  # dropped already
+            if error.errno not in (errno.ECONNRESET, errno.EPIPE, errno.ENOTCONN):
+                raise
             return b""
 
 
