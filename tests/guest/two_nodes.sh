@@ -17,19 +17,19 @@ look_at_ranks() { # of each job, when it has done a step
             name=$(basename "$(dirname "$metrics")")
             case $seen in *" $name "*) continue ;; esac
             seen="$seen$name "
-            for process in /proc/[0-9]*; do
-                rank=$(tr '\0' '\n' <"$process/environ" | sed -n 's/^\(OMPI_COMM_WORLD\|CKTRAIN\)_RANK=//p')
-                if [ -n "$rank" ]; then
-                    mkdir -p "$name.ranks/$GUEST_ROLE.$rank"
-                    cp "$process/status" "$process/numa_maps" "$name.ranks/$GUEST_ROLE.$rank" || true # it may just end
-                fi
-            done 2>>/dev/null
+            for file in $(grep -lzE "$is_rank" /proc/[0-9]*/environ 2>/dev/null); do
+                process=$(dirname "$file")
+                folder=$name.ranks/$GUEST_ROLE.$(tr '\0' '\n' <"$file" | sed -nE "s/$is_rank//p")
+                mkdir -p "$folder"
+                cp "$process/status" "$process/numa_maps" "$folder" || true # it may just end
+            done
             touch "$name.seen.$GUEST_ROLE"
         done
         sleep 1
     done
 }
 seen=" "
+is_rank="^(OMPI_COMM_WORLD|CKTRAIN)_RANK="
 if [ "$GUEST_ROLE" = B ]; then
     look_at_ranks
     exit
