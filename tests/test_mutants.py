@@ -98,8 +98,8 @@ MUTANTS = [
     Mutant(
         "a forked child keeps its parent's connections open",
         "comm/tcp_group.py",
-        "                connection.close()\n\n    os.register_at_fork",
-        "                pass\n\n    os.register_at_fork",
+        "                connection.close()\n            ours.meeting.close()",
+        "                pass\n            ours.meeting.close()",
         "tests/comm/test_faults.py::test_killed_rank_that_has_forked[tcp]",
     ),
     Mutant(
