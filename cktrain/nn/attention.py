@@ -109,7 +109,7 @@ class Attention(Module):
         )
 
     def backward_from(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """dx (N, C) of the attention branch, for dy (N, C) and the x that `forward_into` got."""
+        """dx (N, C) of the attention branch, in the place of x, for dy (N, C) and the x that `forward_into` got."""
         kernels, shape = self.num.kernels, self.shape
         context = self._context(slot)
         dy = self.o_proj.output_gradient(dy, slot)
@@ -149,8 +149,7 @@ class Attention(Module):
             self.q_norm.grad_added()
             self.k_norm.grad_added()
         self.qkv_proj.backward_weight(dqkv, self.qkv_proj.input(x, slot))
-        dx = slot.shared(self, "dx", x.shape, self.num.real)
-        return self.qkv_proj.backward_input(dx, dqkv, slot)
+        return self.qkv_proj.backward_input(x, dqkv, slot)
 
     @property
     def _scale(self) -> float:

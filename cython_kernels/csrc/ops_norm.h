@@ -83,7 +83,7 @@ static void FN(norm_sum_partials)(float *into, int64_t offset, int64_t c, const 
 }
 
 /* With xh = (x - mean) rstd and g = dy w: dx = rstd (g - mean(g) - xh mean(g xh)); RMSNorm has no mean(g)
- * and no mean. A row is read whole before dx is written, so dx may be dy. */
+ * and no mean. A row is read whole before dx is written, and each element once more just before, so dx may be dy or x. */
 INLINE void FN(norm_backward)(const ck_norm_backward_args *a, const ck_team *team, const int centered) {
     float *dw = (float *)team->scratch, *db = dw + a->c;
     memset(dw, 0, (size_t)a->c * sizeof(float) * (centered ? 2 : 1));

@@ -164,13 +164,14 @@ class RmsNorm(Case):
             "n": ROWS,
             "heads": st.sampled_from([0, 0, 1, 3]),
             "c": SIZES,
-            "mode": st.sampled_from(["plain", "accumulate", "in_place"]),
+            "mode": st.sampled_from(["plain", "accumulate", "in_place", "in_x"]),
         }
     )
     examples = (
         {"n": 5, "heads": 0, "c": 17, "mode": "accumulate"},
         {"n": 3, "heads": 2, "c": 8, "mode": "in_place"},
         {"n": 3, "heads": 0, "c": 1, "mode": "plain"},
+        {"n": 7, "heads": 0, "c": 97, "mode": "in_x"},
     )
     gradients = ("x", "w")
 
@@ -184,6 +185,7 @@ class RmsNorm(Case):
             "eps": 1e-2,  # large, so that it shows
             "dy": with_gap(dy) if heads else dy,
             "in_place": shape["mode"] == "in_place",
+            "in_x": shape["mode"] == "in_x",
             "dw_before": normal(rng, c, f32_of(dtype)),
         }
         if shape["mode"] == "accumulate":
@@ -201,6 +203,8 @@ class RmsNorm(Case):
         x, dy = inputs["x"], inputs["dy"]
         copied = dy.copy() if x.ndim == 2 else with_gap(dy)
         dx = copied if inputs["in_place"] else start(inputs, "dx", x)
+        if inputs["in_x"]:
+            dx = x = x.copy() if x.ndim == 2 else with_gap(x)
         dw = inputs["dw_before"].copy()
         accumulate = "dx_before" in inputs
         kernels.rms_norm_backward(dx, dw, copied, x, inputs["w"], saved["rstd"], accumulate=accumulate)
@@ -214,12 +218,13 @@ class LayerNorm(Case):
     name = "layer_norm"
     ops = ("layer_norm_forward", "layer_norm_backward")
     shapes = st.fixed_dictionaries(
-        {"n": ROWS, "c": SIZES, "mode": st.sampled_from(["plain", "accumulate", "in_place"])}
+        {"n": ROWS, "c": SIZES, "mode": st.sampled_from(["plain", "accumulate", "in_place", "in_x"])}
     )
     examples = (
         {"n": 5, "c": 17, "mode": "accumulate"},
         {"n": 3, "c": 8, "mode": "in_place"},
         {"n": 3, "c": 2, "mode": "plain"},
+        {"n": 7, "c": 97, "mode": "in_x"},
     )
     gradients = ("x", "w", "b")
 
@@ -232,6 +237,7 @@ class LayerNorm(Case):
             "eps": 1e-2,  # large, so that it shows
             "dy": normal(rng, (n, c), dtype),
             "in_place": shape["mode"] == "in_place",
+            "in_x": shape["mode"] == "in_x",
             "dw_before": normal(rng, c, f32),
             "db_before": normal(rng, c, f32),
         }
@@ -248,6 +254,8 @@ class LayerNorm(Case):
     def backward(self, kernels: Any, inputs: Inputs, saved: Outputs) -> Outputs:
         x, dy = inputs["x"], inputs["dy"].copy()
         dx = dy if inputs["in_place"] else start(inputs, "dx", x)
+        if inputs["in_x"]:
+            dx = x = x.copy()
         dw, db = inputs["dw_before"].copy(), inputs["db_before"].copy()
         mean, rstd, accumulate = saved["mean"], saved["rstd"], "dx_before" in inputs
         kernels.layer_norm_backward(dx, dw, db, dy, x, inputs["w"], mean, rstd, accumulate=accumulate)
