@@ -6,7 +6,7 @@ arithmetic, which is the op's rate on operands that fit the second-level cache. 
 of the bandwidth is printed beside it. Attention's limit is the measured multiply-add rate of its precision.
 
 Op, limit and rival take turns in one process and the best round of each counts, so that a disturbance from outside
-hits all three.
+hits all three; before a round the library's threads, which spin for a while, are waited for.
 
 Shapes: N rows of C elements; attention B, T, H, D.
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from cktrain.bench.peak import last_level_cache_bytes, measure_flops
+from cktrain.bench.peak import last_level_cache_bytes, measure_flops, settle
 from cktrain.bench.profile import attention_flops
 from cktrain.nn.memory import Arena
 from cktrain.nn.numerics import PRECISIONS
@@ -435,7 +435,7 @@ def bench_ops(
     peak = measure_flops(kernels, precision)
     for shape, trial in attention_trials(w):
         if _wanted(trial, names):
-            seconds, rival = _best([trial.call(0), trial.rival], 3 * rounds, threads)
+            seconds, rival = _best(kernels, [trial.call(0), trial.rival], 3 * rounds)
             peak = max(peak, measure_flops(kernels, precision, 0.1))
             rate = trial.flops / seconds
             yield _result(trial, shape, w, seconds, rival, "multiply-adds", peak, gflops=rate / 1e9)
@@ -444,8 +444,8 @@ def bench_ops(
         if _wanted(trial, names):
             plain, streaming = streams.runs(*trial.streams)
             few, few_bytes = _in_cache(trial, threads)
-            runs = [trial.call(trial.rows), trial.rival, few, plain, streaming]
-            seconds, rival, few_seconds, *limits = _best(runs, rounds, threads)
+            runs = [trial.call(trial.rows), few, plain, streaming, trial.rival]
+            seconds, few_seconds, *limits, rival = _best(kernels, runs, rounds)
             stream, in_cache = streams.nbytes(*trial.streams) / min(limits), few_bytes / few_seconds
             yield _result(
                 trial,
@@ -505,14 +505,17 @@ def _wanted(trial: Trial, names: tuple[str, ...]) -> bool:
     return not names or any(name in trial.op for name in names)
 
 
-def _best(runs: list[Callable[[], Any] | None], rounds: int, threads: int) -> list[Any]:
-    """The least seconds of each, taking turns; None for what is None.
+def _best(kernels: Any, runs: list[Callable[[], Any] | None], rounds: int) -> list[Any]:
+    """The least seconds of each, taking turns; None for what is None. The last one is another library's.
 
     One thread is timed by its own clock, which stands still while others have the core.
     """
-    clock = time.thread_time if threads == 1 else time.perf_counter
+    alone = kernels.num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
     best = [float("inf")] * len(runs)
     for _ in range(rounds + 1):  # the first touches what is new
+        if not alone and runs[-1] is not None:
+            settle(kernels)
         for i, run in enumerate(runs):
             if run is not None:
                 began = clock()
