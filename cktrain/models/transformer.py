@@ -47,18 +47,14 @@ class Block(Module):
 
     def forward(self, x: np.ndarray, slot: Slot) -> np.ndarray:
         """(N, C) -> (N, C); the output stays in the slot, since it is the next block's input. x may lie where h will."""
-        h = self.h(slot, x.shape)
-        with slot.phase("attention"):
-            self.attention.forward_into(h, self.input_norm.forward(x, slot), x, slot)
+        h = self._attend(x, slot)
         y = slot.kept(self, "y", x.shape, self.num.real)
         with slot.phase("mlp"):
             return self.mlp.forward_into(y, self.mlp_norm.forward(h, slot), h, slot)
 
     def recompute(self, x: np.ndarray, slot: Slot) -> None:
         """What `forward` saved besides its output, again."""
-        h = self.h(slot, x.shape)
-        with slot.phase("attention"):
-            self.attention.forward_into(h, self.input_norm.forward(x, slot), x, slot)
+        h = self._attend(x, slot)
         with slot.phase("mlp"):
             self.mlp.expand(self.mlp_norm.forward(h, slot), slot)
 
@@ -76,8 +72,15 @@ class Block(Module):
         if restore is not None:
             restore()
         with slot.phase("attention"):
-            dbranch = self.attention.backward_from(dy, self.input_norm.recompute(x, slot), slot)
-            return self.input_norm.backward_into(dy, dbranch, x, slot)
+            dqkv = self.attention.backward_heads(dy, slot)
+            with slot.phase("input"):
+                dbranch = self.attention.backward_input(dqkv, self.input_norm.recompute(x, slot), slot)
+                return self.input_norm.backward_into(dy, dbranch, x, slot)
+
+    def _attend(self, x: np.ndarray, slot: Slot) -> np.ndarray:
+        h = self.h(slot, x.shape)
+        with slot.phase("attention"), slot.phase("input"):
+            return self.attention.forward_into(h, self.input_norm.forward(x, slot), x, slot)
 
     def h(self, slot: Slot, shape: tuple[int, ...]) -> np.ndarray:
         """The stream after attention."""

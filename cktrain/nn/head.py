@@ -20,7 +20,7 @@ from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import Param
 
 IGNORE_INDEX = -100
-CHUNK_BYTES = 32 << 20
+CHUNK_BYTES = 26 << 20
 """Of the logits of a chunk: about what attention's temporaries of the reference model take (docs/memory.md)."""
 
 
