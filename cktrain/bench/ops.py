@@ -486,7 +486,13 @@ def bench_ops(
             inputs, out = streams.arrays(trial)
             plain, streaming = (partial(streams.run, inputs, out, past) for past in (False, True))
             few, few_bytes = _in_cache(trial, threads)
-            runs = [trial.call(trial.rows), few, plain, streaming, trial.rival]
+            runs: list[Callable[[], Any] | None] = [
+                trial.call(trial.rows),
+                few,
+                plain,
+                streaming,
+                trial.rival,
+            ]
             seconds, few_seconds, *limits, rival = _best(kernels, runs, rounds, trial.clear)
             streamed = (inputs or out)[0].nbytes * (len(inputs) + len(out))
             stream, in_cache = streamed / min(limits), few_bytes / few_seconds

@@ -195,7 +195,10 @@ def our_results(
     loss, count = model.forward_loss(tokens, targets, slot)
     assert count == np.count_nonzero(targets != IGNORE)
     model.backward_loss(tokens, slot)
-    logits = model.head.logits(model.norm.forward(model.hidden(tokens, slot), slot))
+    stream = model.hidden(tokens, slot)
+    normed = np.empty_like(stream)
+    model.norm.apply(normed, stream, model.norm.statistics(stream, slot))
+    logits = model.head.logits(normed)
     grads = {f"grad.{t.name}": t.view(t.param.grad).copy() for t in hf_tensors(params.params)}
     return {"logits": logits.reshape(*tokens.shape, -1), "loss": np.array(loss), **grads}
 
