@@ -13,7 +13,7 @@ from __future__ import annotations
 import importlib
 import os
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 if TYPE_CHECKING:
     from cktrain.cython_kernels.onednn import Library
@@ -107,25 +107,34 @@ def available() -> list[str]:
 
 def best() -> str:
     """The name that `load()` takes when neither it nor CKTRAIN_ISA is told."""
-    return choose()[0]
+    return choose().name
 
 
-def choose() -> tuple[str, str]:
-    """The best name for this CPU, and what was found of AMX, if anything."""
+class Choice(NamedTuple):
+    """A name that `load` knows, what was found of AMX, and whether it is here without being used."""
+
+    name: str
+    why: str
+    amx_idle: bool = False
+
+
+def choose() -> Choice:
+    """The best set for this CPU."""
     from cktrain.cython_kernels import _runtime
 
     name = available()[-1]
     if name != ISAS[-1]:
-        return name, ""
+        return Choice(name, "")
     if not _runtime.cpu_supports("amx"):
-        return name, "no AMX here"
+        return Choice(name, "no AMX here")
     try:
         library = find_onednn()
     except ValueError as error:
-        return name, f"AMX is not used: {error}"
+        return Choice(name, f"AMX is not used: {error}", amx_idle=True)
     if not library.amx:
-        return name, f"AMX is not used: {library}, which asks the system and ONEDNN_MAX_CPU_ISA"
-    return ONEDNN, "AMX is here, and used"
+        why = f"AMX is not used: {library}, which asks the system and ONEDNN_MAX_CPU_ISA"
+        return Choice(name, why, amx_idle=True)
+    return Choice(ONEDNN, "AMX is here, and used")
 
 
 def find_onednn(named: str | None = None) -> Library:
@@ -157,7 +166,7 @@ def load(isa: str | None = None) -> KernelSet:
     "onednn" where no libdnnl fits.
     """
     source, name = ("isa", isa) if isa is not None else ("CKTRAIN_ISA", os.environ.get("CKTRAIN_ISA"))
-    name, why = (name, f"{source} says so") if name else choose()
+    name, why = (name, f"{source} says so") if name else choose()[:2]
     legal = available()
     if name not in legal and (name != ONEDNN or ISAS[-1] not in legal):
         reason = (

@@ -142,8 +142,8 @@ def processor(place: Place) -> Section:
             f"the compiler ({built['compiler']}) does not know {', '.join(built['left_out'])}",
             "Install gcc 10 or newer, then install cktrain again: pip install --force-reinstall .",
         )
-    best, why = cython_kernels.choose()
-    if "not used" in why:
+    best, why, amx_idle = cython_kernels.choose()
+    if amx_idle:
         section.add(why, cython_kernels.ONEDNN_REMEDY)
     forced = place.environ.get("CKTRAIN_ISA")
     if forced == cython_kernels.ONEDNN and cython_kernels.ISAS[-1] in available:

@@ -75,14 +75,20 @@ class PeakReport:
 
 
 def measure_flops(kernels: Any, precision: str, seconds: float = 0.3) -> float:
-    """FLOP/s of the widest multiply-add of the kernel set on all its threads, in about `seconds`.
+    """FLOP/s of the widest multiply-add of the kernel set on all its threads: the best of `flop_rates`."""
+    return max(flop_rates(kernels, precision, seconds))
+
+
+def flop_rates(kernels: Any, precision: str, seconds: float = 0.3) -> list[float]:
+    """FLOP/s of each of the short runs of the register loop that fit into about `seconds`.
 
     The reference kernels are measured by the best compiled set; fp64 counts half of fp32. ValueError when
     nothing is compiled.
     """
     multiply_adds = _activate(kernels).multiply_adds
-    rate = _best_rate(lambda steps: int(multiply_adds(precision == "bf16", steps)), seconds)
-    return rate / 2 if precision == "fp64" else rate
+    share = 0.5 if precision == "fp64" else 1.0
+    rates = _rates(lambda steps: int(multiply_adds(precision == "bf16", steps)), seconds)
+    return [share * rate for rate in rates]
 
 
 def measure_bandwidth(
@@ -159,21 +165,21 @@ def _activate(kernels: Any) -> Any:
     return peak
 
 
-def _best_rate(run: Callable[[int], int], seconds: float) -> float:
-    """Operations per second of the best of many short runs; the first ones find the steps of a run."""
+def _rates(run: Callable[[int], int], seconds: float) -> list[float]:
+    """Operations per second of many short runs; the first ones, which find the steps of a run, do not count."""
     steps, took = 1000, 0.0
     while took < seconds / 200:
         steps *= 2
         began = time.perf_counter()
         run(steps)
         took = time.perf_counter() - began
-    best = 0.0
+    rates: list[float] = []
     end = time.perf_counter() + seconds
-    while time.perf_counter() < end:
+    while not rates or time.perf_counter() < end:
         began = time.perf_counter()
         operations = run(steps)
-        best = max(best, operations / (time.perf_counter() - began))
-    return best
+        rates.append(operations / (time.perf_counter() - began))
+    return rates
 
 
 def _operand_bytes(cache_bytes: int | None) -> int:

@@ -1,7 +1,8 @@
 """`cktrain bench step CONFIG`: the whole training step on random tokens, and where its time goes.
 
 Runs the real Trainer on one rank with a loader that draws random ids; two passes: an untouched one for the step time,
-a profiled one for the ops.
+a profiled one for the ops. Between the steps the register loop of `bench peak` runs for a moment: its best run is the
+peak, and its median is what this machine sustained meanwhile, where its clock or its neighbours move.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from cktrain.bench.peak import measure_flops
+from cktrain.bench.peak import flop_rates
 from cktrain.bench.profile import ProfiledKernels
 from cktrain.checkpoint import Progress
 from cktrain.comm.solo_group import SoloGroup
@@ -53,8 +54,9 @@ class StepReport:
 
     tokens_per_s: float
     tflops: float
-    mfu: float | None
-    peak_tflops: float | None
+    mfu: float
+    peak_tflops: float
+    sustained_tflops: float
     peak_memory_bytes: int
     peak_rss_bytes: int
     step_s: float
@@ -68,12 +70,14 @@ class StepReport:
         return asdict(self)
 
 
-def bench_step(
-    config: Config, kernels: Any, precision: str, steps: int, peak_flops: float | None
-) -> StepReport:
+LOOP_SECONDS = 0.2
+"""How long the register loop runs after each step."""
+
+
+def bench_step(config: Config, kernels: Any, precision: str, steps: int) -> StepReport:
     """Measure `steps` steps after two for warming up, of which the median counts, then as many profiled ones.
 
-    `peak_flops` was measured just before; it is measured again after the steps, and the larger one counts.
+    ValueError where no kernels are compiled, so that there is no peak.
     """
     numerics = Numerics(kernels, precision)
     model = build_model(
@@ -88,14 +92,14 @@ def bench_step(
     trainer = Trainer(config, part, optimizer, loader, Progress(0, 0, 0, precision))
     for step in (1, 2):
         trainer.step(step)
-    times = []
+    times: list[float] = []
+    rates: list[float] = []
     for step in range(3, 3 + steps):
         began = time.perf_counter()
         trainer.step(step)
         times.append(time.perf_counter() - began)
-    seconds = statistics.median(times)
-    if peak_flops is not None:
-        peak_flops = max(peak_flops, measure_flops(kernels, precision))
+        rates += flop_rates(kernels, precision, LOOP_SECONDS)
+    seconds, peak_flops = statistics.median(times), max(rates)
     memory, rss = proportional_set_size(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     ops = _profile(trainer, numerics, steps, peak_flops)
     tokens = config.batch.global_batch_size * config.data.sequence_length
@@ -103,8 +107,9 @@ def bench_step(
     return StepReport(
         tokens_per_s=tokens / seconds,
         tflops=flops / 1e12,
-        mfu=None if peak_flops is None else flops / peak_flops,
-        peak_tflops=None if peak_flops is None else peak_flops / 1e12,
+        mfu=flops / peak_flops,
+        peak_tflops=peak_flops / 1e12,
+        sustained_tflops=statistics.median(rates) / 1e12,
         peak_memory_bytes=memory,
         peak_rss_bytes=rss,
         step_s=seconds,
@@ -115,9 +120,7 @@ def bench_step(
     )
 
 
-def _profile(
-    trainer: Trainer, numerics: Numerics, steps: int, peak_flops: float | None
-) -> list[dict[str, Any]]:
+def _profile(trainer: Trainer, numerics: Numerics, steps: int, peak_flops: float) -> list[dict[str, Any]]:
     """One row per op, per step, and a last one for what is not in any op."""
     plain, profiled = numerics.kernels, ProfiledKernels(numerics.kernels)
     numerics.kernels = profiled
@@ -142,7 +145,7 @@ def _profile(
                 "calls": total.calls // steps,
                 "gflops": gflops,
                 "gbs": total.bytes / total.seconds / 1e9,
-                "roofline": gflops * 1e9 / peak_flops if peak_flops and total.flops else None,
+                "roofline": gflops * 1e9 / peak_flops if total.flops else None,
             }
         )
     rest = whole - sum(row["s"] for row in rows)

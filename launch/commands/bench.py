@@ -143,7 +143,6 @@ def _step(options: argparse.Namespace) -> int:
 
     binding = bind(read_process_environment({}), mode=config.launch.bind, threads=config.launch.threads)
     from cktrain import cython_kernels
-    from cktrain.bench.peak import measure_flops
     from cktrain.bench.step import bench_step
     from cktrain.bench.table import step_table
     from cktrain.launch.precision import choose_precision
@@ -152,10 +151,9 @@ def _step(options: argparse.Namespace) -> int:
     kernels = cython_kernels.load()
     kernels.set_num_threads(binding.threads)
     precision = choose_precision(config.precision, [kernels.isa])
-    before = measure_flops(kernels, precision)
     model, _ = resolve_model(config.model)
     config = config.model_copy(update={"model": model})
-    report = bench_step(config, kernels, precision, options.steps, before)
+    report = bench_step(config, kernels, precision, options.steps)
     print(json.dumps(report.as_dict()) if options.json else step_table(report))
     return 0
 

@@ -133,9 +133,8 @@ def test_onednn_without_a_library(place, monkeypatch):
 
 
 def test_amx_that_is_not_used(place, monkeypatch):
-    monkeypatch.setattr(
-        "cktrain.cython_kernels.choose", lambda: ("avx512bf16", "AMX is not used: no libdnnl fits")
-    )
+    idle = cython_kernels.Choice("avx512bf16", "AMX is not used: no libdnnl fits", amx_idle=True)
+    monkeypatch.setattr("cktrain.cython_kernels.choose", lambda: idle)
     section = diagnosis.processor(place)
     (finding,) = (f for f in section.findings if "AMX" in f.problem)
     assert not finding.blocks and "cktrain[onednn]" in finding.remedy

@@ -1,0 +1,34 @@
+"""`bench step`: what its rows count is what a step computes, and its shares are those of the register loop."""
+
+import json
+
+import pytest
+
+from cktrain import cython_kernels
+from cktrain.bench.step import bench_step
+from cktrain.bench.table import step_table
+
+PRECISIONS = ["fp32"] + ["bf16"] * ("avx512bf16" in cython_kernels.available())
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_rows_and_shares(tiny, precision: str) -> None:
+    config = tiny()
+    report = bench_step(config, cython_kernels.load(), precision, steps=2)
+    tokens = config.batch.global_batch_size * config.data.sequence_length
+    assert report.tokens_per_s * report.step_s == pytest.approx(tokens)
+    assert 0 < report.sustained_tflops <= report.peak_tflops
+    assert report.mfu * report.peak_tflops == pytest.approx(report.tflops)
+    ops = {row["name"]: row for row in report.ops}
+    layers, micro_batches = config.model.num_hidden_layers, 4
+    for name in ("attention_forward", "attention_backward", "swiglu_forward", "swiglu_backward"):
+        assert ops[name]["calls"] == layers * micro_batches
+    # Every multiply-add of the step is some op's, and none is counted twice. By convention the step counts norms' weights
+    # as it does matrices; the op counts the scores that attention's backward computes again, a fifth of its work.
+    flops = {name: 1e9 * row["gflops"] * row["s"] for name, row in ops.items()}
+    norms = (2 * layers + 1) * config.model.hidden_size
+    of_the_step = 1e12 * report.tflops * report.step_s - 6 * tokens * norms
+    assert sum(flops.values()) - flops["attention_backward"] / 5 == pytest.approx(of_the_step, rel=1e-9)
+    table = step_table(report)
+    assert all(name in table for name in ops) and "% of its median" in table
+    assert json.loads(json.dumps(report.as_dict()))["precision"] == precision
