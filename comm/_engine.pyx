@@ -15,6 +15,7 @@ cimport cython
 cimport numpy as cnp
 
 import os
+import weakref
 
 import numpy as np
 
@@ -113,6 +114,7 @@ cdef class World:
     cdef int[64] arena_group
     cdef int arena_count
     cdef object reduction
+    cdef readonly object groups     # those that the process is in, by what all their ranks call them
 
     def __cinit__(self):
         self.w = <ckc_world *> calloc(1, sizeof(ckc_world))
@@ -131,7 +133,7 @@ cdef class World:
         for i in range(local_size):
             self.w.seats[i] = <ckc_seat *> seats.base + i
         self.w.reduce = ckc_plain_reduce_n
-        self.seat_memory, self.kept = seats, []
+        self.seat_memory, self.kept, self.groups = seats, [], weakref.WeakValueDictionary()
 
     @property
     def rank(self):
@@ -495,6 +497,18 @@ cdef class Lane:
         ckc_who_is_here(self.ch, seq, self.ch.tick, here)
         return [r for r in range(self.ch.size) if not here[r]]
 
+    needs = missing
+
+    @property
+    def begun(self):
+        """How many operations this rank has begun."""
+        return self.ch.seq
+
+    @property
+    def pending(self):
+        """Operations that the engine has not completed."""
+        return CKC_LOAD(self.ch.queue.pending)
+
     def break_off(self):
         """End the operations that the engine has, and refuse new ones."""
         CKC_STORE(self.ch.queue.broken, 1)
@@ -554,6 +568,11 @@ cdef class Stream:
         return CKC_LOAD(self.s.queue.pending)
 
     @property
+    def begun(self):
+        """How many messages this end has begun."""
+        return self.s.messages
+
+    @property
     def refused(self):
         """(dtype, count) that the reader wanted, after a mismatch."""
         return self.s.ring.refused.dtype, self.s.ring.refused.count
@@ -574,5 +593,6 @@ cdef class Stream:
         free(self.s)
 
 
+include "_engine_waits.pxi"
 include "_engine_wire.pxi"
 include "_engine_rdma.pxi"

@@ -20,6 +20,15 @@ cdef extern from "world.h" nogil:
     ctypedef struct ckc_seat:
         uint64_t beat, activity, operation
         uint32_t left
+    ctypedef struct ckc_waiting:
+        uint64_t group, whole, number
+        uint64_t needs[4]
+        uint64_t held[4]
+        uint64_t extra
+        int64_t count
+        int32_t root
+        uint8_t kind, dtype, op, lane
+        uint64_t certain
     ctypedef struct ckc_span:
         char *base
         int64_t bytes
@@ -58,6 +67,8 @@ cdef extern from "world.h" nogil:
         int failure, failed_rank
         char failed_how[120]
         int engine_core, wake_fd
+    void ckc_show_waiting(ckc_seat *seat, const ckc_waiting *waiting)
+    int ckc_read_waiting(ckc_seat *seat, ckc_waiting *into)
     int64_t ckc_now_ns()
     int ckc_fail(ckc_world *world, int cause, int rank, const char *how)
     int ckc_run(ckc_world *world, ckc_op *op, int64_t slice_ns)
@@ -95,6 +106,7 @@ cdef extern from "shm.h" nogil:
         ckc_ring_memory *ring
         int64_t ring_bytes
         int seat
+        uint64_t messages
     int64_t ckc_block_bytes(int64_t inline_bytes, int64_t stage_bytes)
     int64_t ckc_ring_memory_bytes(int64_t ring_bytes)
     const ckc_call *ckc_call_of(const ckc_channel *channel, int rank, uint64_t seq)

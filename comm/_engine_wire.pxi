@@ -167,6 +167,22 @@ cdef class Wire:
                 found.add(run.steps[i].peer)
         return sorted(found)
 
+    def needs(self, WireOp op):
+        """Those of them from whom something must come: what goes to the others may be on its way, wherever they are."""
+        cdef ckc_run_state *run = &op.run_state
+        cdef int64_t i
+        found = {r for r in range(self.wire.size)
+                 if run.partners[r] & CKC_HEADER_RECEIVED and run.received[r] < sizeof(ckc_call)}
+        for i in range(run.next, run.round_end):
+            if run.steps[i].kind == 1 and run.moved[i] < run.steps[i].count * ckc_item_bytes(op.o.call.dtype):
+                found.add(run.steps[i].peer)
+        return sorted(found)
+
+    @property
+    def begun(self):
+        """How many operations this rank has begun."""
+        return self.wire.seq
+
     @property
     def pending(self):
         """Operations that the engine has not completed."""

@@ -9,10 +9,12 @@ no group, and the next operation uses the node's memory while this one is on the
 from __future__ import annotations
 
 import os
+import threading
 import time
 from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -101,6 +103,7 @@ class ChainWork(FlyingWork):
         peers = self.group.peers
         peers.live = [work for work in peers.live if not work.ended()]
         peers.live.append(self)
+        peers.callers.add(threading.get_ident())
         for op, _, _ in self._ops:
             op.submit()
 
@@ -137,16 +140,25 @@ class ChainWork(FlyingWork):
         until = None if timeout is None else time.monotonic() + timeout
         with _Failing(self.group, timeout):
             if self._ops:
-                for op, on, group in self._ops:
+                for number, (op, on, group) in enumerate(self._ops):
                     left = None if until is None else max(0.0, until - time.monotonic())
                     try:
-                        group._patiently(op.wait, op, on, None, left)
+                        group._patiently(op.wait, op, on, None, left, partial(self._all_follow, number))
                     except CollectiveMismatchError:
                         self._let_all_end()
                         raise
             else:
                 self._run_in_caller()
         self._let_go()
+
+    def _all_follow(self, number: int, lane: Any) -> bool:
+        """Whether all that the engine has on a lane begins only when that phase has ended."""
+        if not any(on is lane for _, on, _ in self._ops[number + 1 :]):
+            return False
+        works = self.group.peers.live
+        later = [work for work in works[works.index(self) :] if isinstance(work, ChainWork)]
+        mine = sum(on is lane and op.state == _engine.PENDING for work in later for op, on, _ in work._ops)
+        return bool(lane.pending == mine)
 
     def _let_go(self) -> None:
         """It is complete: its arrays are the caller's alone."""

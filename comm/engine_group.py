@@ -7,9 +7,11 @@ Messages between two ranks have streams of their own; the caller moves one itsel
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 import sys
+import threading
 import time
 import zlib
 from abc import abstractmethod
@@ -26,13 +28,16 @@ from cktrain.comm.group import Group
 from cktrain.comm.patience import Patience
 from cktrain.comm.peers import Peers
 from cktrain.comm.reduction import DTYPES, OPS
+from cktrain.comm.standstill import Standstill
 from cktrain.comm.work import Work
 
 _SLICE_S = 0.05
+_SYNCHRONOUS, _ASYNCHRONOUS, _RECEIVING = range(3)  # lanes, as ranks speak of them
 
 KIND = {kind: number for number, kind in enumerate(_engine.KINDS)}
 OP = {op: number for number, op in enumerate(OPS)}
 DTYPE = {dtype: number for number, dtype in enumerate(DTYPES)}
+_ROOT_NAMES = {"send": "to", "recv": "source"}
 _DTYPE_NAMES = [str(dtype) for dtype in DTYPES] + ["bytes"]
 DTYPE[np.dtype(np.uint8)] = _engine.BYTES_DTYPE
 
@@ -85,6 +90,12 @@ class EngineGroup(Group):
         self._peers, self._seats, self._where = peers, list(seats), peers.where
         peers.groups += 1
         self._number = peers.groups
+        # All its ranks make it, and those with the same ranks in the same order: so this is its name on all of them.
+        kind = f"{type(self).__name__} {self._seats}"
+        peers.alike[kind] += 1
+        digest = hashlib.blake2b(f"{kind} {peers.alike[kind]}".encode(), digest_size=8).digest()
+        self._key = self._whole = int.from_bytes(digest, "little") or 1
+        peers.world.groups[self._key] = self
         self._lineage = [self._number, *ancestors]
         self._is_world = not ancestors
         self._failure: CommError | None = None
@@ -95,15 +106,18 @@ class EngineGroup(Group):
         self._outer = self._seats
         self._mates: dict[int, list[int]] = {}
 
-    def belong_to(self, seats: Sequence[int], mates: dict[int, list[int]]) -> None:
+    def belong_to(self, seats: Sequence[int], mates: dict[int, list[int]], whole: Group) -> None:
         """This group does a part of a larger one's operations: its errors speak of that one's ranks.
 
         Args:
             seats: of the larger group.
             mates: for a rank of this group, the seats of ranks that it may be waiting for itself; as long as one of
                 them is at work it is not late.
+            whole: what the ranks of the larger group are told of as the one that they wait in.
         """
         self._outer, self._mates = list(seats), mates
+        if isinstance(whole, EngineGroup):
+            self._whole = whole._key
 
     def _shown(self, rank: int) -> int:
         """The rank by which errors name a rank of this group."""
@@ -245,12 +259,27 @@ class EngineGroup(Group):
         self._patiently(op.run, op, on, peer, None)
 
     def _patiently(
-        self, turn: Callable[[float], int], op: _engine.Op, on: Any, peer: int | None, timeout: float | None
+        self,
+        turn: Callable[[float], int],
+        op: _engine.Op,
+        on: Any,
+        peer: int | None,
+        timeout: float | None,
+        follows: Callable[[Any], bool] = lambda lane: False,
     ) -> None:
-        """Take turns of a wait until it ends well, or raise how it ended."""
+        """Take turns of a wait until it ends well, or raise how it ended.
+
+        Args:
+            follows: whether all that the engine has on a lane begins only when `op` has ended.
+        """
         patience = Patience(self.timeout_s if timeout is None else timeout, stretch=timeout is None)
+        standstill: Standstill | None = None
+        self._peers.callers.add(threading.get_ident())
         try:
             while (state := turn(min(_SLICE_S, patience.timeout_s))) == _engine.PENDING:
+                standstill = standstill or Standstill(self._peers.world)
+                if timeout is None and self._stands_still(standstill, op, on, peer, follows):
+                    break
                 missing = [peer] if peer is not None else on.missing(op)
                 if gone := [r for r in missing if self._peers.world.seat(self._seats[r])[4]]:
                     raise self._fail(self._gone(gone[0], self._spell(op, on, peer)))
@@ -267,8 +296,80 @@ class EngineGroup(Group):
         except KeyboardInterrupt:
             self._break_off()
             raise
+        finally:
+            if standstill is not None:
+                standstill.end()
+        if state != _engine.DONE and standstill is not None and standstill.certain and self._failure is None:
+            raise self._fail(self._circle(standstill, op, on, peer))
         if state != _engine.DONE:
             raise self._failed(state, op, on, peer)
+
+    def _stands_still(
+        self,
+        standstill: Standstill,
+        op: _engine.Op,
+        on: Any,
+        peer: int | None,
+        follows: Callable[[Any], bool],
+    ) -> bool:
+        """Whether this wait is one of a circle of ranks that wait for each other."""
+        if len(self._peers.callers) > 1:
+            return False
+        number = on.begun
+        if peer is None:
+            lane, needs = _SYNCHRONOUS if on is self._lane else _ASYNCHRONOUS, on.needs(op)
+        else:
+            lane, needs = _RECEIVING, [] if op.sends else [peer]
+        seats = [self._seats[rank] for rank in needs]
+        groups = self._peers.world.groups
+
+        def owes(seat: int, key: int, number: int, lane: int) -> bool:
+            group = groups.get(key)
+            return group is not None and group._has_yet_to_begin(number, lane, seat, follows)
+
+        call = self._call(op, peer)
+        return standstill.look(self._key, self._whole, number, lane, seats, call, owes)
+
+    def _has_yet_to_begin(self, number: int, lane: int, seat: int, follows: Callable[[Any], bool]) -> bool:
+        """Whether nobody begins this operation before this process's caller leaves the wait that it is in."""
+        if lane == _RECEIVING:
+            on = self._streams.get((self._seats.index(seat), True))
+        else:
+            on = self._lane if lane == _SYNCHRONOUS else self._engine_lane
+        # What the engine was given counts as begun once it has ended.
+        return on is None or ((not on.pending or follows(on)) and on.begun < number)
+
+    def _circle(
+        self, standstill: Standstill, op: _engine.Op, on: Any, peer: int | None
+    ) -> CollectiveMismatchError:
+        """The error of ranks that wait for each other in different groups or lanes, by the world's ranks."""
+
+        def spelled(key: int, lane: int, call: tuple[int, ...]) -> str:
+            group = self._peers.world.groups.get(key)
+            name = f"group {group.name}" if group is not None else f"a group without rank {world.rank}"
+            if group is not None and key != self._whole and group.name == self.name:
+                name = f"another group {group.name}"
+            return f"{_spell(*call)}{' with async_=True' * (lane == _ASYNCHRONOUS)} on {name}"
+
+        world, members = self._peers.world, self._peers.members
+        lane = _RECEIVING if peer is not None else _SYNCHRONOUS if on is self._lane else _ASYNCHRONOUS
+        theirs = {
+            members[seat]["rank"]: spelled(key, its_lane, call)
+            for seat, (key, its_lane, call) in standstill.others.items()
+            if (key, its_lane) != (self._whole, lane) or lane == _RECEIVING
+        }
+        return CollectiveMismatchError(
+            self._where, world.rank, spelled(self._whole, lane, self._call(op, peer)), theirs,
+            "Make every rank call its operations on the same groups in the same order",
+        )  # fmt: skip
+
+    @staticmethod
+    def _call(op: _engine.Op, peer: int | None) -> tuple[int, int, int, int, int, int]:
+        """As ranks show it to each other: of a message with the other end as its root."""
+        if peer is None:
+            return op.call
+        _, dtype, _, _, count, _ = op.call
+        return KIND["send" if op.sends else "recv"], dtype, 0, peer, count, 0
 
     def _failed(self, state: int, op: _engine.Op, on: Any, peer: int | None) -> CommError:
         """The error of an operation that ended with `state`."""
@@ -289,11 +390,7 @@ class EngineGroup(Group):
         return self._fail(lost)
 
     def _spell(self, op: _engine.Op, on: Any, peer: int | None) -> str:
-        kind, dtype, reduction, root, count, extra = op.call
-        if peer is not None:
-            kind = KIND["send" if op.sends else "recv"]
-            return f"{_engine.KINDS[kind]}({_DTYPE_NAMES[dtype]}[{count:,}], {'to' if op.sends else 'source'}={peer})"
-        return _spell(kind, dtype, reduction, root, count, extra)
+        return _spell(*self._call(op, peer))
 
     @staticmethod
     def _refused(op: _engine.Op, stream: Any) -> str:
@@ -354,6 +451,7 @@ class EngineWork(Work):
         node = self.group._peers
         node.live = [work for work in node.live if not work.ended()]
         node.live.append(self)
+        node.callers.add(threading.get_ident())
         self._submitted = True
         self._op.submit()
 
@@ -423,7 +521,7 @@ def _spell(kind: int, dtype: int, op: int, root: int, count: int, extra: int) ->
     if name in ("all_reduce", "reduce_scatter"):
         words.append(OPS[op])
     if root >= 0:
-        words.append(f"root={root}")
+        words.append(f"{_ROOT_NAMES.get(name, 'root')}={root}")
     if extra:
         words.append(f"counts #{extra:08x}")
     return f"{name}({', '.join(words)})"

@@ -65,7 +65,14 @@ class CollectiveMismatchError(CommError):
     `theirs` is empty where only the length of a message gave the difference away.
     """
 
-    def __init__(self, where: str, rank: int, mine: str, theirs: Mapping[int, str]):
+    def __init__(
+        self,
+        where: str,
+        rank: int,
+        mine: str,
+        theirs: Mapping[int, str],
+        remedy: str = "Make every rank of the group call the same operation with the same dtype and length",
+    ):
         self.rank = rank
         self.mine = mine
         self.theirs = dict(theirs)
@@ -74,7 +81,7 @@ class CollectiveMismatchError(CommError):
         super().__init__(
             where,
             f"rank {rank} called {mine}, but {others}",
-            "Make every rank of the group call the same operation with the same dtype and length",
+            remedy,
         )
 
 

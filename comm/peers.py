@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,10 @@ class Peers:
     """Groups with operations in flight that the caller moves (`cktrain.comm.two_level_group`)."""
     groups: int = field(default=0, kw_only=True)
     """Numbers given to groups in this process."""
+    alike: Counter[str] = field(default_factory=Counter, kw_only=True)
+    """How many groups there were of each kind with the same ranks."""
+    callers: set[int] = field(default_factory=set, kw_only=True)
+    """Threads that have waited, or handed operations to the engine."""
 
     @property
     def size(self) -> int:

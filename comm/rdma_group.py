@@ -26,7 +26,7 @@ _DONE = _engine.DONE
 
 def scratch_bytes(ranks: int) -> int:
     """What a lane of so many ranks works in at most: a group stays below 32 MB at 8 ranks, and at 64."""
-    return (8 if ranks <= 8 else 4) << 20
+    return (8 if ranks <= 8 else 4 if ranks <= 48 else 2) << 20
 
 
 class RdmaGroup(TcpGroup):

@@ -119,7 +119,7 @@ class TwoLevelGroup(Group):
         mates = {k: [self._seats[rank] for rank in node] for k, node in enumerate(nodes)}
         for part in self._parts[:3]:
             if isinstance(part, EngineGroup):
-                part.belong_to(self._seats, mates if part is self.rail else {})
+                part.belong_to(self._seats, mates if part is self.rail else {}, self.flat)
         self._chained = isinstance(self.flat, TcpGroup) and not self.flat.moved_by_caller
 
     @property

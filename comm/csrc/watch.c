@@ -28,7 +28,7 @@ static uint64_t written_bytes(int fd) {
 
 static void tell(ckc_world *w, uint64_t limit) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    const ckc_seat *mine = w->seats[w->local_rank];
+    ckc_seat *mine = w->seats[w->local_rank];
     ckc_frame frame = {
         .beat = atomic_load_explicit(&mine->beat, memory_order_relaxed),
         .activity = atomic_load_explicit(&mine->activity, memory_order_relaxed),
@@ -36,6 +36,7 @@ static void tell(ckc_world *w, uint64_t limit) {
         .cause = atomic_load_explicit(&mine->cause, memory_order_acquire),
         .left = atomic_load_explicit(&mine->left, memory_order_acquire),
     };
+    ckc_read_waiting(mine, &frame.waiting);       /* where it is being changed the next frame tells */
     pthread_mutex_lock(&lock);
     for (int i = 0; i < w->watched_count; i++) {
         ckc_watched *it = &w->watched[i];
@@ -54,10 +55,12 @@ static void ended(ckc_world *w, ckc_watched *it, const char *how) {
     ckc_seat *theirs = w->seats[it->local_rank];
     it->gone = 1;
     if (atomic_load_explicit(&theirs->left, memory_order_acquire)) return;
-    /* A rank that ended because it had lost another one is not the cause; unless that is this one, which lives. */
-    const int cause = (int)atomic_load_explicit(&theirs->cause, memory_order_acquire) - 1;
-    if (cause == w->rank) ckc_fail(w, CKC_LOST, it->rank, "it had lost this rank: the link between them is down");
-    else if (cause >= 0) ckc_fail(w, CKC_LOST, cause, "as another rank has seen");
+    /* A rank that ended because of another one is not the cause. Unless that is this one, which lives: then the rank that
+     * saw it has lost the link to this one. */
+    const uint32_t told = atomic_load_explicit(&theirs->cause, memory_order_acquire);
+    const int cause = (int)(told & 0xffff) - 1, witness = (int)(told >> 16);
+    if (cause == w->rank) ckc_fail(w, CKC_LOST, witness, "it had lost this rank: the link between them is down");
+    else if (cause >= 0) ckc_fail_as_told(w, cause, witness, "as another rank has seen");
     else ckc_fail(w, CKC_LOST, it->rank, how);
 }
 
@@ -80,6 +83,7 @@ static void hear(ckc_world *w, ckc_watched *it) {
         atomic_store_explicit(&theirs->beat, it->frame.beat, memory_order_relaxed);
         atomic_store_explicit(&theirs->activity, it->frame.activity, memory_order_relaxed);
         atomic_store_explicit(&theirs->operation, it->frame.operation, memory_order_relaxed);
+        ckc_show_waiting(theirs, &it->frame.waiting);
         atomic_store_explicit(&theirs->cause, it->frame.cause, memory_order_release);
         atomic_store_explicit(&theirs->left, it->frame.left, memory_order_release);
     }

@@ -12,6 +12,7 @@ enum { CKC_WATCH_HANGUP, CKC_WATCH_PIDFD, CKC_WATCH_CONTROL };
 typedef struct {
     uint64_t beat, activity, operation, heard;
     uint32_t cause, left;
+    ckc_waiting waiting;
 } ckc_frame;
 #define CKC_UNHEARD_LIMIT 20
 

@@ -188,7 +188,6 @@ void ckc_wire_spoil(ckc_op *o, const ckc_op *met) {
     ckc_run_state *run = o->extra;
     const ckc_channel *ch = met->on;
     if (met->wanted != NULL || run->begun) return;
-    o->call.zero = 1;
     for (int r = 0; r < ch->size; r++) {
         const ckc_call *call = ckc_call_of(ch, r, met->seq);
         if (r == ch->rank || atomic_load_explicit(&call->seq, memory_order_acquire) != met->seq ||
@@ -200,7 +199,9 @@ void ckc_wire_spoil(ckc_op *o, const ckc_op *met) {
         o->call.arena = (int32_t)((uint32_t)call->kind << 24 | (uint32_t)call->dtype << 16 | (uint32_t)call->op << 8 |
                                   (uint32_t)((call->root + 1) & 255));
         o->call.pad = ch->seats[r];
+        o->call.zero = 1;
     }
+    if (!o->call.zero) return;      /* the calls of `met` agree: it was no operation of its group that differed */
     const int64_t until = ckc_now_ns() + SPOIL_NS;
     for (int peer = 0, all = 0; !all && ckc_now_ns() < until;) {
         for (peer = 0, all = 1; peer < wire->size; peer++) {

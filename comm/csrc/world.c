@@ -38,6 +38,27 @@ static int64_t clock_ns(clockid_t clock) {
 
 int64_t ckc_now_ns(void) { return clock_ns(CLOCK_MONOTONIC); }
 
+/* A sequence lock (Boehm 2012, "Can seqlocks get along with programming language memory models?"). */
+void ckc_show_waiting(ckc_seat *seat, const ckc_waiting *waiting) {
+    uint64_t words[CKC_WAITING_WORDS];
+    memcpy(words, waiting, sizeof words);
+    const uint64_t stamp = atomic_load_explicit(&seat->waiting_stamp, memory_order_relaxed);
+    atomic_store_explicit(&seat->waiting_stamp, stamp + 1, memory_order_relaxed);
+    atomic_thread_fence(memory_order_release);
+    for (size_t i = 0; i < CKC_WAITING_WORDS; i++) atomic_store_explicit(&seat->waiting[i], words[i], memory_order_relaxed);
+    atomic_store_explicit(&seat->waiting_stamp, stamp + 2, memory_order_release);
+}
+
+int ckc_read_waiting(ckc_seat *seat, ckc_waiting *into) {
+    uint64_t words[CKC_WAITING_WORDS];
+    const uint64_t stamp = atomic_load_explicit(&seat->waiting_stamp, memory_order_acquire);
+    for (size_t i = 0; i < CKC_WAITING_WORDS; i++) words[i] = atomic_load_explicit(&seat->waiting[i], memory_order_relaxed);
+    atomic_thread_fence(memory_order_acquire);
+    if (stamp & 1 || stamp != atomic_load_explicit(&seat->waiting_stamp, memory_order_relaxed)) return 0;
+    memcpy(into, words, sizeof words);
+    return 1;
+}
+
 void ckc_ring_seat(ckc_seat *seat) {
     atomic_fetch_add_explicit(&seat->bell, 1, memory_order_release);
     syscall(SYS_futex, &seat->bell, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);
@@ -65,7 +86,7 @@ static void ring_self(ckc_world *w) {
     if (w->wake_fd >= 0) wake(w->wake_fd);
 }
 
-int ckc_fail(ckc_world *w, int cause, int rank, const char *how) {
+static int fail(ckc_world *w, int cause, int rank, int witness, const char *how) {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
     pthread_mutex_lock(&lock);
     const int first = !atomic_load_explicit(&w->failure, memory_order_relaxed);
@@ -74,13 +95,20 @@ int ckc_fail(ckc_world *w, int cause, int rank, const char *how) {
         w->failed_ns = ckc_now_ns();
         snprintf(w->failed_how, sizeof w->failed_how, "%s", how);
         if (cause == CKC_LOST)
-            atomic_store_explicit(&w->seats[w->local_rank]->cause, (uint32_t)rank + 1, memory_order_release);
+            atomic_store_explicit(&w->seats[w->local_rank]->cause, (uint32_t)witness << 16 | ((uint32_t)rank + 1),
+                                  memory_order_release);
         atomic_store_explicit(&w->failure, cause, memory_order_release);
     }
     pthread_mutex_unlock(&lock);
     if (first) ckc_tell(w);
     ring_self(w);
     return first;
+}
+
+int ckc_fail(ckc_world *w, int cause, int rank, const char *how) { return fail(w, cause, rank, w->rank, how); }
+
+int ckc_fail_as_told(ckc_world *w, int rank, int witness, const char *how) {
+    return fail(w, CKC_LOST, rank, witness, how);
 }
 
 /* One nap of a thread whose wait `ready(arg)` ends with anything but CKC_PENDING. The look between joining the sleepers

@@ -26,6 +26,21 @@ enum { CKC_BARRIER, CKC_ALL_REDUCE, CKC_REDUCE_SCATTER, CKC_ALL_GATHER, CKC_BROA
 /* What advance and run return: below zero is the end of the operation. */
 enum { CKC_PENDING = 0, CKC_DONE = 1, CKC_MISMATCH = -1, CKC_LOST = -2, CKC_BROKEN = -3 };
 
+/* What the caller of a rank waits in, and cannot leave before it is complete; shown once that has lasted a while, and of
+ * use to ranks that find out that they wait for each other in a circle (comm/standstill.py). Sets are of seats. */
+typedef struct {
+    uint64_t group, whole;          /* 0: it does not wait; the group that it is a part of, for messages */
+    uint64_t number;                /* of the operation on its lane, or of one before it that is not complete */
+    uint64_t needs[CKC_MAX_RANKS / 64];     /* from whom something must come */
+    uint64_t held[CKC_MAX_RANKS / 64];      /* who waits for this rank, directly or not */
+    uint64_t extra;
+    int64_t count;
+    int32_t root;
+    uint8_t kind, dtype, op, lane;
+    uint64_t certain;               /* it will never be complete */
+} ckc_waiting;
+#define CKC_WAITING_WORDS (sizeof(ckc_waiting) / sizeof(uint64_t))
+
 typedef struct {
     _Alignas(64) _Atomic uint32_t bell;     /* futex word: any change wakes the rank's sleepers */
     _Atomic uint32_t sleepers;              /* threads of the rank that sleep or are about to */
@@ -33,7 +48,9 @@ typedef struct {
     _Atomic uint64_t activity;              /* grows while the process computes, or writes files, outside of comm's waits */
     _Atomic uint64_t operation;             /* kind << 56 | number of the last operation that was begun */
     _Atomic uint32_t left;                  /* closed in order: the end of the process is no failure */
-    _Atomic uint32_t cause;                 /* 1 + the world rank whose loss this rank has seen */
+    _Atomic uint32_t cause;                 /* 1 + the world rank whose loss this rank knows of | the rank that saw it << 16 */
+    _Alignas(64) _Atomic uint64_t waiting_stamp;       /* odd while `waiting` is being written */
+    _Atomic uint64_t waiting[CKC_WAITING_WORDS];  /* a ckc_waiting */
 } ckc_seat;
 
 typedef struct {
@@ -111,12 +128,18 @@ typedef struct {
     _Atomic uint64_t waited_ns;             /* CPU time that waiting burnt, not to be counted as activity */
 } ckc_world;
 
+/* One thread shows what a rank waits in; any may read it: 0 when it was being changed. */
+void ckc_show_waiting(ckc_seat *seat, const ckc_waiting *waiting);
+int ckc_read_waiting(ckc_seat *seat, ckc_waiting *into);
+
 int64_t ckc_now_ns(void);
 void ckc_ring_seat(ckc_seat *seat);
 void ckc_ring(ckc_world *world, const int *seats, int count);
 
 /* Record the first failure and wake everything that waits in this process. 1 when it was the first. */
 int ckc_fail(ckc_world *world, int cause, int rank, const char *how);
+/* The same for a loss that rank `witness` has seen. */
+int ckc_fail_as_told(ckc_world *world, int rank, int witness, const char *how);
 
 /* In the caller: move the operation on until its end, or until slice_ns have passed (CKC_PENDING). */
 int ckc_run(ckc_world *world, ckc_op *op, int64_t slice_ns);

@@ -303,7 +303,7 @@ class RdmaTransport(Transport):
             port = self.driver.port(pair, region) if self.driver else pair.port()
             made[peer, lane] = _engine.RdmaLink(
                 port, self.regions, region.address + i * need, region.lkey, ring,
-                chunk_bytes=chunk, direct_bytes=max(ring // 4, 64 << 10), inline_bytes=_INLINE_BYTES,
+                chunk_bytes=chunk, direct_bytes=max(ring // 4, min(2 * ring, 64 << 10)), inline_bytes=_INLINE_BYTES,
             )  # fmt: skip
             pairs[peer, lane] = pair
             if shared is None:

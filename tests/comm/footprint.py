@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 import time
@@ -9,6 +10,8 @@ import time
 import numpy as np
 
 from cktrain.comm.group import Group
+
+_PR_SET_THP_DISABLE = 41  # of linux/prctl.h
 
 
 def say(text: str) -> None:
@@ -78,18 +81,24 @@ def memory_of_a_group(group: Group) -> None:
 
 def memory_of_another_group(group: Group) -> None:
     """What one more group of all ranks costs a rank beyond the arrays, once every way was taken."""
+    # Else the kernel joins pages of these arrays, or of the process's own, to huge ones while we count.
+    assert ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0
     large, other = np.ones(1 << 21, np.float32), np.ones(1 << 21, np.float32)
     small, received = np.ones(100, np.float32), np.empty(100, np.float32)
-    group.barrier()
+
+    def take_every_way(part: Group, n: int) -> None:
+        for work in [part.all_reduce(large[:n], async_=True), part.all_reduce(other[:n])]:
+            work.wait()
+        for distance in range(1, part.size):
+            work = part.recv(received, (part.rank - distance) % part.size, async_=True)
+            part.send(small, (part.rank + distance) % part.size)
+            work.wait()
+        part.barrier()
+
+    take_every_way(group, 1000)  # what is done once only
     before = _proportional_set_size()
     part = group.split(0)
-    for work in [part.all_reduce(large, async_=True), part.all_reduce(other)]:
-        work.wait()
-    for distance in range(1, part.size):
-        work = part.recv(received, (part.rank - distance) % part.size, async_=True)
-        part.send(small, (part.rank + distance) % part.size)
-        work.wait()
-    part.barrier()
+    take_every_way(part, large.size)
     say(f"bytes: {_proportional_set_size() - before}")
     part.close()
 

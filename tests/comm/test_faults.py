@@ -16,6 +16,8 @@ import job
 import pytest
 
 TRANSPORTS = ["shm", "tcp"]
+STANDSTILL_S = 3.0
+"""Within which ranks that wait for each other find it out."""
 
 pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 
@@ -196,6 +198,41 @@ def test_mismatch_is_named_on_all_sides(transport, difference, mine, theirs, how
         called = f"[comm.{transport}] rank {rank} called {theirs if odd else mine}, but "
         assert called in end.output, end.output
         assert f"called {mine if odd else theirs}" in end.output
+
+
+def test_ranks_in_different_groups_are_told_so(transport):
+    """Long before the deadline, all of them, and nothing was written."""
+    call = "all_reduce(float32[100], sum)"
+    expected = {
+        "whole": (f"{call} on group world.0", f"{call} on another group world.0"),
+        "part": (f"{call} on group world.0", f"{call} on a group without rank 0"),
+        "async": (
+            "broadcast(float32[100], root=0) with async_=True on group world.0",
+            "on another group world.0",
+        ),
+        "lane": (f"{call} on group", f"{call} with async_=True on group"),
+        "message": ("recv(float32[100], source=1) on group", "recv(float32[100], source=0) on another group"),
+    }
+    ways = ["whole", "lane"] if transport == "shm" else ["part", "async", "message"]
+    with job.start(3, "rank_program.py", "cross_groups", *ways, CKTRAIN_TEST_TRANSPORT=transport) as ranks:
+        ends = ranks.ends(40)
+    assert [end.status for end in ends] == [0, 0, 0], ends
+    told = [dict(re.findall(r"^(\w+) after (.*)$", end.output, re.MULTILINE)) for end in ends]
+    for way in ways:
+        for rank in range(3):
+            took, _, words = told[rank][way].partition(" s: ")
+            assert float(took) < STANDSTILL_S + job.SLACK_S, told[rank][way]
+            assert words.startswith(f"[comm.{transport}] rank {rank} called ") and "but rank" in words, words
+        mine, theirs = expected[way]
+        assert f"rank 0 called {mine}" in told[0][way] and theirs in told[0][way], told[0][way]
+
+
+def test_groups_in_another_order_are_no_mismatch(transport):
+    """What is in flight moves on while its rank waits for something else, however long that takes."""
+    with job.start(3, "rank_program.py", "cross_legally", CKTRAIN_TEST_TRANSPORT=transport) as ranks:
+        ends = ranks.ends(30)
+    assert [end.status for end in ends] == [0, 0, 0], ends
+    assert all("crossed" in end.output and "called" not in end.output for end in ends), ends
 
 
 def test_exception_on_one_rank_ends_all(transport):

@@ -112,15 +112,14 @@ def test_a_lost_control_connection_is_found_out_while_payload_passes(transport):
         assert end.at - since < LINK_S + job.SLACK_S, f"rank {rank} took {end.at - since:.1f} s"
         found = re.search(r"operations since: (\d+)", end.output)
         assert found is not None and int(found[1]) > 10, end.output
-    assert ": lost rank 2 on " in ends[0].output and ": lost rank 2 on " not in ends[2].output, ends
-    # If rank 1 hears of it first and goes, rank 2 sees that.
-    assert re.search(r": lost rank (0 on|1 on \S+ \(it had lost this rank)", ends[2].output), ends
+    # Also where rank 1 hears of it first and goes, and the other end sees that.
+    assert ": lost rank 2 on " in ends[0].output and ": lost rank 0 on " in ends[2].output, ends
     assert any("its control connection had no answer for 5 s" in ends[rank].output for rank in (0, 2)), ends
 
 
 def test_a_stopped_rank_is_not_told_more_than_its_buffers_hold():
     """Full buffers would look like a dead link; a peer that reads nothing gets no more heartbeats until it does."""
-    frame = struct.Struct("<QQQQII")
+    frame = struct.Struct("<QQQQII120x")
     with socket.create_server(("127.0.0.1", 0)) as server:
         ours = socket.create_connection(server.getsockname())
         theirs, _ = server.accept()

@@ -80,7 +80,7 @@ def test_memory_beyond_the_arrays_at_64_ranks():
 
 def hello(**changes: object) -> dict[str, object]:
     return {
-        "protocol": 1,
+        "protocol": 2,
         "local_rank": 1,
         "local_size": 2,
         "rank": 1,

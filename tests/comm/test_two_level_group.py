@@ -55,6 +55,20 @@ def test_many_operations_back_to_back():
     assert [end.status for end in ends] == [0] * len(ends), ends
 
 
+def test_ranks_in_different_groups_are_told_so():
+    """Also those whose engine has phases that follow the one in which their node stands still."""
+    with start("2,2", "cross_groups", "async") as started:
+        ends = started.ends(30)
+    for rank, end in enumerate(ends):
+        assert end.status == 0, end.output
+        told = re.search(
+            r"^async after (\S+) s: \[comm\.(tcp|shm)\] rank (\d) called .* but rank ", end.output
+        )
+        assert told is not None and float(told[1]) < 4.5 and int(told[3]) == rank, end.output
+    words = "broadcast(float32[100], root=0) with async_=True on"
+    assert f"rank 0 called {words} group world.0, but rank 3 called {words} another group" in ends[0].output
+
+
 def test_splits_use_what_joins_their_ranks():
     with start("2,2", "kinds_of_splits") as started:
         ends = started.ends(60)

@@ -82,13 +82,15 @@ def test_four_ranks_on_one_device(provider_name: str) -> None:
 
 @with_provider("native")
 def test_memory_beyond_the_arrays(provider_name: str) -> None:
-    """At 8 ranks, within what the calculation says, which tests/comm/test_rdma_group.py holds against 32 MB at 64."""
-    from group_memory import memory_of_a_group
+    """At 8 ranks, as much as the calculation says, which tests/comm/test_rdma_group.py holds against 32 MB at 64."""
+    from group_memory import PAGE, memory_of_a_group
 
+    calculated = memory_of_a_group(8, PAGE)
     for end in ended_well(8, "rank_program.py", "memory_of_another_group"):
         match = re.search(r"bytes: (\d+)", end.output)
         assert match is not None, end.output
-        assert int(match[1]) < min(32e6, memory_of_a_group(8) + 3e6), end.output  # the interpreter's own
+        # The group's objects, and pages of the process they were forked from that are written to now.
+        assert abs(int(match[1]) - calculated) < 0.5e6, f"{end.output}calculated: {calculated}"
 
 
 def test_arenas_travel_without_a_copy(provider_name: str) -> None:
@@ -106,6 +108,8 @@ def test_arenas_travel_without_a_copy(provider_name: str) -> None:
         ("native", "barrier", 1),
         ("pyverbs", "async", 2),
         ("pyverbs", "reduce_scatter", 0),
+        ("native", "async", 2),
+        ("pyverbs", "large", 1),
     ],
     indirect=["provider_name"],
 )
@@ -132,7 +136,6 @@ def test_stopped_for_ever_is_a_timeout(provider_name: str) -> None:
     faults.test_stopped_for_ever_is_a_timeout_that_names_it("rdma")
 
 
-@with_provider("pyverbs")
 def test_killed_while_all_are_idle(provider_name: str, tmp_path: Path) -> None:
     faults.test_killed_while_all_are_idle("rdma", tmp_path)
 
@@ -165,21 +168,15 @@ def queue_pairs() -> int:
     return sum(int(n) for n in re.findall(r"\bqp (\d+)", shown))
 
 
-@with_provider("native")
 def test_a_lost_control_connection(provider_name: str) -> None:
     links.test_a_lost_control_connection_is_found_out_while_payload_passes("rdma")
 
 
-@pytest.mark.parametrize(
-    ("provider_name", "number", "status"),
-    [("pyverbs", signal.SIGINT, 1), ("native", signal.SIGTERM, -signal.SIGTERM)],
-    indirect=["provider_name"],
-)
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 1), (signal.SIGTERM, -signal.SIGTERM)])
 def test_signals_end_a_waiting_rank(provider_name: str, number: int, status: int) -> None:
     faults.test_signals_end_a_waiting_rank("rdma", number, status)
 
 
-@with_provider("pyverbs")
 def test_deadline_stretches_for_a_rank_at_work(provider_name: str) -> None:
     faults.test_deadline_stretches_for_a_rank_at_work("rdma")
 
@@ -191,12 +188,11 @@ def test_ranks_that_share_a_core(provider_name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("provider_name", "difference", "mine", "theirs", "how"),
+    ("difference", "mine", "theirs", "how"),
     [
-        ("native", "length", "all_reduce(float32[50], sum)", "all_reduce(float32[51], sum)", "large"),
-        ("pyverbs", "operation", "all_reduce(float32[100], sum)", "broadcast(float32[100], root=0)", "async"),
+        ("length", "all_reduce(float32[50], sum)", "all_reduce(float32[51], sum)", "large"),
+        ("operation", "all_reduce(float32[100], sum)", "broadcast(float32[100], root=0)", "async"),
     ],
-    indirect=["provider_name"],
 )
 def test_mismatch_is_named_on_all_sides(
     provider_name: str, difference: str, mine: str, theirs: str, how: str
@@ -204,12 +200,25 @@ def test_mismatch_is_named_on_all_sides(
     faults.test_mismatch_is_named_on_all_sides("rdma", difference, mine, theirs, how)
 
 
-@with_provider("native")
+def test_ranks_in_different_groups_are_told_so(provider_name: str) -> None:
+    ways = {"native": ["whole", "message"], "pyverbs": ["part", "async"]}[provider_name]
+    for end in ended_well(3, "rank_program.py", "cross_groups", *ways):
+        for way in ways:
+            told = re.search(
+                rf"^{way} after (\S+) s: (\[comm\.rdma\] rank \d called .*)$", end.output, re.MULTILINE
+            )
+            assert told is not None and float(told[1]) < 10, end.output  # of 60
+            assert "but rank " in told[2], end.output
+
+
+def test_groups_in_another_order_are_no_mismatch(provider_name: str) -> None:
+    faults.test_groups_in_another_order_are_no_mismatch("rdma")
+
+
 def test_exception_on_one_rank_ends_all(provider_name: str) -> None:
     faults.test_exception_on_one_rank_ends_all("rdma")
 
 
-@with_provider("pyverbs")
 def test_planned_exits_are_no_failures(provider_name: str) -> None:
     faults.test_planned_exits_are_no_failures("rdma", 75)
 

@@ -194,13 +194,14 @@ def test_a_wire_that_loses_rdma_alone(
     assert b"RETRY_EXC_ERR" in reasons, reasons
 
 
-def test_two_levels(role: str, start: Any, meeting: Any, device: str) -> None:
+@pytest.mark.parametrize("provider_name", ["native", "pyverbs"])
+def test_two_levels(role: str, start: Any, meeting: Any, device: str, provider_name: str) -> None:
     """Two ranks on each machine: shared memory inside, RDMA between, and the bits of the order that is promised."""
     from ends import counters
 
     before = counters(device)
     two_nodes = {"CKTRAIN_TEST_TRANSPORT": "auto", "CKTRAIN_TEST_NODES": "2,2", "CKTRAIN_TEST_LOG": "INFO"}
-    ranks = start("native", "brief_conformance", *TWO_LEVEL_CHECKS, local=2, **two_nodes)
+    ranks = start(provider_name, "brief_conformance", *TWO_LEVEL_CHECKS, local=2, **two_nodes)
     ends = [rank.end(200) for rank in ranks]
     assert [status for status, _ in ends] == [0, 0], ends
     if role == "A":
@@ -211,12 +212,15 @@ def test_two_levels(role: str, start: Any, meeting: Any, device: str) -> None:
     meeting.exchange()
 
 
-def test_a_link_that_flaps_is_survived(role: str, start: Any, meeting: Any, wire: str) -> None:
+@pytest.mark.parametrize("provider_name", ["native", "pyverbs"])
+def test_a_link_that_flaps_is_survived(
+    role: str, start: Any, meeting: Any, wire: str, provider_name: str
+) -> None:
     """What B sends is dropped for 200 ms and must be sent again.
 
     Its own link is not taken down: without a route soft-RoCE breaks a queue pair at once, where a card tries again.
     """
-    rank = start("native", "repeat", "large")
+    rank = start(provider_name, "repeat", "large")
     rank.wait_for("running")
     meeting.exchange()
     if role == "B":
