@@ -21,7 +21,9 @@ from cktrain.nn.params import Param
 
 IGNORE_INDEX = -100
 CHUNK_BYTES = 26 << 20
-"""Of the logits of a chunk: about what attention's temporaries of the reference model take (docs/memory.md)."""
+"""Of the logits of a chunk, fp32 runs: about what attention's temporaries of the reference model take (docs/memory.md)."""
+CHUNK_BYTES_BF16 = 64 << 20
+"""The same in bf16 runs, whose activations leave room: with more rows the weight is packed fewer times."""
 
 
 class CrossEntropyHead(Module):
@@ -74,7 +76,8 @@ class CrossEntropyHead(Module):
 
     def _chunk(self, rows: int) -> int:
         """Rows of a chunk."""
-        chunks = -(-rows // max(1, CHUNK_BYTES // (self.weight.shape[0] * self.num.f32.itemsize)))
+        limit = CHUNK_BYTES if self.num.real == self.num.f32 else CHUNK_BYTES_BF16
+        chunks = -(-rows // max(1, limit // (self.weight.shape[0] * self.num.f32.itemsize)))
         return -(-rows // chunks)
 
     def _part(
