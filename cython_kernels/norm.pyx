@@ -135,7 +135,7 @@ def rms_norm_forward(y, rstd, x, w, eps):
 
 
 def rms_norm_backward(dx, dw, dy, x, w, rstd, accumulate=False):
-    """dx = or += the gradient of x; dw float32 += the gradient of w. dx may be dy."""
+    """dx = or += the gradient of x; dw float32 += the gradient of w. dx may be dy or x."""
     backward(b"rms_norm_backward", dx, dw, None, dy, x, w, None, rstd, accumulate)
 
 
@@ -145,5 +145,5 @@ def layer_norm_forward(y, mean, rstd, x, w, b, eps):
 
 
 def layer_norm_backward(dx, dw, db, dy, x, w, mean, rstd, accumulate=False):
-    """dx = or += the gradient of x; dw, db float32 += those of w and b. dx may be dy."""
+    """dx = or += the gradient of x; dw, db float32 += those of w and b. dx may be dy or x."""
     backward(b"layer_norm_backward", dx, dw, db, dy, x, w, mean, rstd, accumulate)

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from cktrain import cython_kernels
-from cktrain.bench.peak import cpu_name, measure_flops
+from cktrain.bench.peak import SPIN_SECONDS, cpu_name, measure_flops
 from cktrain.nn.memory import Arena
 from cktrain.nn.numerics import PRECISIONS
 
@@ -37,9 +37,6 @@ SHAPES = {
     "narrow-up": (768, 192, 768),
 }
 """Name -> (N, I, O). The first five are those of the model with hidden size 768 at 2048 tokens."""
-
-SPIN_SECONDS = 0.04
-"""How long OpenBLAS's threads spin at most: 2^26 cycles."""
 
 PASSES = ("forward", "input gradient", "weight gradient")
 

@@ -6,7 +6,7 @@ arithmetic, which is the op's rate on operands that fit the second-level cache. 
 of the bandwidth is printed beside it. Attention's limit is the measured multiply-add rate of its precision.
 
 Op, limit and rival take turns in one process and the best round of each counts, so that a disturbance from outside
-hits all three.
+hits all three; before a round the library's threads, which spin for a while, are waited for.
 
 Shapes: N rows of C elements; attention B, T, H, D.
 """
@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from cktrain.bench.peak import last_level_cache_bytes, measure_flops
+from cktrain.bench.peak import last_level_cache_bytes, measure_flops, settle
 from cktrain.bench.profile import attention_flops
 from cktrain.nn.memory import Arena
 from cktrain.nn.numerics import PRECISIONS
@@ -36,7 +36,11 @@ ATTENTION = ((1, 2048, 12, 64), (4, 512, 12, 64), (1, 768, 8, 24))
 
 @dataclass(frozen=True)
 class Trial:
-    """An op on its arrays. `streams`: arrays of equal bytes only read, only written, and updated in place."""
+    """An op on its arrays. `streams`: arrays of equal bytes only read, only written, and updated in place.
+
+    `reads`, `writes` and `updates` are these arrays, which may hold several of equal bytes each; none where the op's own
+    differ from its mix.
+    """
 
     op: str
     call: Callable[[int], Callable[[], Any]]
@@ -47,6 +51,14 @@ class Trial:
     streams: tuple[int, int, int] = (0, 0, 0)
     flops: int = 0
     rival: Callable[[], Any] | None = None
+    reads: tuple[np.ndarray, ...] = ()
+    writes: tuple[np.ndarray, ...] = ()
+    updates: tuple[np.ndarray, ...] = ()
+
+    def clear(self) -> None:
+        """Give what was written usual values again: a loop that only moves memory leaves any bits."""
+        for array in (*self.writes, *self.updates):
+            array.fill(0.5)
 
 
 @dataclass(frozen=True)
@@ -165,6 +177,8 @@ def _norms(w: Workbench) -> Iterator[Trial]:
         (1, 1, 0),
         0,
         w.value(lambda a, b: f.rms_norm(a, (C,), b, 1e-5), x, in_real[0]),
+        (x,),
+        (y,),
     )
     yield Trial(
         "rms_norm_backward",
@@ -174,6 +188,9 @@ def _norms(w: Workbench) -> Iterator[Trial]:
         (2, 0, 1),
         0,
         w.gradient(lambda a, b: f.rms_norm(a, (C,), b, 1e-5), y, x, in_real[0]),
+        (y, x),
+        (),
+        (dx,),
     )
     yield Trial(
         "layer_norm_forward",
@@ -183,6 +200,8 @@ def _norms(w: Workbench) -> Iterator[Trial]:
         (1, 1, 0),
         0,
         w.value(lambda a, b, c: f.layer_norm(a, (C,), b, c), x, *in_real),
+        (x,),
+        (y,),
     )
     yield Trial(
         "layer_norm_backward",
@@ -194,6 +213,9 @@ def _norms(w: Workbench) -> Iterator[Trial]:
         (2, 0, 1),
         0,
         w.gradient(lambda a, b, c: f.layer_norm(a, (C,), b, c), y, x, *in_real),
+        (y, x),
+        (),
+        (dx,),
     )
 
 
@@ -215,6 +237,8 @@ def _pointwise(w: Workbench) -> Iterator[Trial]:
         (2, 1, 0),
         0,
         w.value(swiglu, gate_up),
+        (gate_up,),
+        (y,),
     )
     yield Trial(
         "swiglu_backward",
@@ -224,12 +248,15 @@ def _pointwise(w: Workbench) -> Iterator[Trial]:
         (3, 3, 0),
         0,
         w.gradient(swiglu, x, gate_up),
+        (x, gate_up),
+        (dgate_up, y),
     )
     yield from _gelu(w, x, y, False)
     yield from _gelu(w, x, y, True)
     out = dgate_up.reshape(-1)[: n * C].reshape(n, C)
     total = w.value(lambda b, c, a: w.torch.add(b, c, out=a), x, y, out)
-    yield Trial("add", lambda m: partial(k.add, out[:m], x[:m], y[:m]), n, 3 * one, (2, 1, 0), 0, total)
+    add = lambda m: partial(k.add, out[:m], x[:m], y[:m])  # noqa: E731
+    yield Trial("add", add, n, 3 * one, (2, 1, 0), 0, total, (x, y), (out,))
 
 
 def _gelu(w: Workbench, x: np.ndarray, y: np.ndarray, tanh: bool) -> Iterator[Trial]:
@@ -245,6 +272,8 @@ def _gelu(w: Workbench, x: np.ndarray, y: np.ndarray, tanh: bool) -> Iterator[Tr
         (1, 1, 0),
         0,
         w.value(rival, x),
+        (x,),
+        (y,),
     )
     backward = w.gradient(rival, y, x)
     yield Trial(
@@ -255,6 +284,9 @@ def _gelu(w: Workbench, x: np.ndarray, y: np.ndarray, tanh: bool) -> Iterator[Tr
         (1, 0, 1),
         0,
         backward,
+        (x,),
+        (),
+        (y,),
     )
 
 
@@ -269,6 +301,7 @@ def _rope(w: Workbench) -> Iterator[Trial]:
         n,
         2 * q.nbytes,
         (0, 0, 1),
+        updates=(q,),
     )
 
 
@@ -288,6 +321,7 @@ def _cross_entropy(w: Workbench) -> Iterator[Trial]:
         (1, 0, 0),
         0,
         w.value(lambda a: w.torch.logsumexp(a, 1), logits),
+        (logits,),
     )
     lse = np.full(n, 11.0, np.float32)
     in_place = dlogits is logits
@@ -297,6 +331,9 @@ def _cross_entropy(w: Workbench) -> Iterator[Trial]:
         n,
         logits.nbytes + dlogits.nbytes,
         (0, 0, 1) if in_place else (2, 1, 0),
+        reads=() if in_place else (logits,),
+        writes=() if in_place else (dlogits,),
+        updates=(logits,) if in_place else (),
     )
 
 
@@ -353,16 +390,20 @@ def _optimizer(w: Workbench) -> Iterator[Trial]:
         (1, 0, 3),
         0,
         rival,
+        (grad,),
+        (),
+        (param, m, v),
     )
-    yield Trial("sum_of_squares", lambda m: partial(k.sum_of_squares, grad[:m]), n, 4 * n, (1, 0, 0))
+    squares = lambda m: partial(k.sum_of_squares, grad[:m])  # noqa: E731
+    yield Trial("sum_of_squares", squares, n, 4 * n, (1, 0, 0), reads=(grad,))
     if copy is not None:
         rounded = w.value(lambda a, b: a.copy_(b), copy, grad)
         down, up = (
             (lambda m: partial(k.cast, copy[:m], grad[:m])),
             (lambda m: partial(k.cast, grad[:m], copy[:m])),
         )
-        yield Trial("cast_to_bf16", down, n, 6 * n, (2, 1, 0), 0, rounded)
-        yield Trial("cast_to_f32", up, n, 6 * n, (1, 2, 0))
+        yield Trial("cast_to_bf16", down, n, 6 * n, (2, 1, 0), 0, rounded, (grad,), (copy,))
+        yield Trial("cast_to_f32", up, n, 6 * n, (1, 2, 0), 0, None, (copy,), (grad,))
 
 
 def attention_trials(w: Workbench) -> Iterator[tuple[str, Trial]]:
@@ -435,18 +476,20 @@ def bench_ops(
     peak = measure_flops(kernels, precision)
     for shape, trial in attention_trials(w):
         if _wanted(trial, names):
-            seconds, rival = _best([trial.call(0), trial.rival], 3 * rounds, threads)
+            seconds, rival = _best(kernels, [trial.call(0), trial.rival], 3 * rounds)
             peak = max(peak, measure_flops(kernels, precision, 0.1))
             rate = trial.flops / seconds
             yield _result(trial, shape, w, seconds, rival, "multiply-adds", peak, gflops=rate / 1e9)
     streams = _Streams(w.operand_bytes)
     for trial in memory_trials(w):
         if _wanted(trial, names):
-            plain, streaming = streams.runs(*trial.streams)
+            inputs, out = streams.arrays(trial)
+            plain, streaming = (partial(streams.run, inputs, out, past) for past in (False, True))
             few, few_bytes = _in_cache(trial, threads)
-            runs = [trial.call(trial.rows), trial.rival, few, plain, streaming]
-            seconds, rival, few_seconds, *limits = _best(runs, rounds, threads)
-            stream, in_cache = streams.nbytes(*trial.streams) / min(limits), few_bytes / few_seconds
+            runs = [trial.call(trial.rows), few, plain, streaming, trial.rival]
+            seconds, few_seconds, *limits, rival = _best(kernels, runs, rounds, trial.clear)
+            streamed = (inputs or out)[0].nbytes * (len(inputs) + len(out))
+            stream, in_cache = streamed / min(limits), few_bytes / few_seconds
             yield _result(
                 trial,
                 "",
@@ -477,7 +520,10 @@ def _in_cache(trial: Trial, threads: int) -> tuple[Callable[[], None], float]:
 
 
 class _Streams:
-    """The loops that only move memory, of up to four arrays read and four written."""
+    """The loops that only move memory, of up to four arrays read and four written.
+
+    They run on the op's own arrays: on some machines the bandwidth depends on where in memory an array lies.
+    """
 
     def __init__(self, operand_bytes: int) -> None:
         from cktrain.cython_kernels import peak
@@ -490,34 +536,61 @@ class _Streams:
         for array in self._arrays:
             self._stream([array], [array])  # its pages are there, by the threads that use them
 
-    def runs(self, reads: int, writes: int, updates: int) -> tuple[Callable[[], Any], Callable[[], Any]]:
-        """With plain stores and with streaming ones."""
-        inputs = self._arrays[: reads + updates]
-        out = self._arrays[reads : reads + updates + writes]
-        return (lambda: self._stream(out, inputs, False)), (lambda: self._stream(out, inputs, True))
+    def arrays(self, trial: Trial) -> tuple[list[np.ndarray], list[np.ndarray]]:
+        """What is read and what is written, all of the same length, in the trial's mix; updated arrays are in both."""
+        given = (*trial.reads, *trial.writes, *trial.updates)
+        n_reads, n_writes, n_updates = trial.streams
+        if given:
+            nbytes = min(array.nbytes for array in given) // 4096 * 4096
+            reads, writes, updates = (
+                [piece for array in arrays for piece in _pieces(array, nbytes)]
+                for arrays in (trial.reads, trial.writes, trial.updates)
+            )
+        else:
+            reads, writes = self._arrays[:n_reads], self._arrays[n_reads : n_reads + n_writes]
+            updates = self._arrays[n_reads + n_writes : n_reads + n_writes + n_updates]
+        assert (len(reads), len(writes), len(updates)) == trial.streams, trial.op
+        return reads + updates, updates + writes
 
-    def nbytes(self, reads: int, writes: int, updates: int) -> int:
-        """Bytes that one run reads and writes."""
-        return int(self._arrays[0].nbytes) * (reads + writes + 2 * updates)
+    def run(self, inputs: list[np.ndarray], out: list[np.ndarray], streaming: bool) -> None:
+        """Every array of `out` = the sum of `inputs`."""
+        self._stream(out, inputs, streaming)
+
+
+def _pieces(array: np.ndarray, nbytes: int) -> list[np.ndarray]:
+    """As many fp32 arrays of so many bytes as lie in an array, one after the other."""
+    flat = array.reshape(-1).view(np.uint8)
+    return [
+        flat[start : start + nbytes].view(np.float32) for start in range(0, array.nbytes - nbytes + 1, nbytes)
+    ]
 
 
 def _wanted(trial: Trial, names: tuple[str, ...]) -> bool:
     return not names or any(name in trial.op for name in names)
 
 
-def _best(runs: list[Callable[[], Any] | None], rounds: int, threads: int) -> list[Any]:
-    """The least seconds of each, taking turns; None for what is None.
+def _best(
+    kernels: Any,
+    runs: list[Callable[[], Any] | None],
+    rounds: int,
+    after_round: Callable[[], None] = lambda: None,
+) -> list[Any]:
+    """The least seconds of each, taking turns; None for what is None. The last one is another library's.
 
     One thread is timed by its own clock, which stands still while others have the core.
     """
-    clock = time.thread_time if threads == 1 else time.perf_counter
+    alone = kernels.num_threads() == 1
+    clock = time.thread_time if alone else time.perf_counter
     best = [float("inf")] * len(runs)
     for _ in range(rounds + 1):  # the first touches what is new
+        if not alone and runs[-1] is not None:
+            settle(kernels)
         for i, run in enumerate(runs):
             if run is not None:
                 began = clock()
                 run()
                 best[i] = min(best[i], clock() - began)
+        after_round()
     return [None if run is None else seconds for run, seconds in zip(runs, best, strict=True)]
 
 

@@ -31,6 +31,9 @@ MIXES = {
 
 DEFAULT_CACHE_BYTES = 32 << 20
 
+SPIN_SECONDS = 0.04
+"""How long OpenBLAS's threads spin at most: 2^26 cycles. Those of OpenMP spin less."""
+
 
 @dataclass(frozen=True)
 class FlopRate:
@@ -89,6 +92,15 @@ def flop_rates(kernels: Any, precision: str, seconds: float = 0.3) -> list[float
     share = 0.5 if precision == "fp64" else 1.0
     rates = _rates(lambda steps: int(multiply_adds(precision == "bf16", steps)), seconds)
     return [share * rate for rate in rates]
+
+
+def settle(kernels: Any) -> None:
+    """To be called after another library computed: its threads spin for some milliseconds, on cores that are needed.
+
+    Waits for them; the register loop then runs until the set's own threads have a core each again.
+    """
+    time.sleep(SPIN_SECONDS)
+    measure_flops(kernels, "fp32", 0.03)
 
 
 def measure_bandwidth(

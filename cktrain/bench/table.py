@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from rich.console import Console
-from rich.table import Table
-
 from cktrain.bench.step import StepReport
 
 
 def step_table(report: StepReport) -> str:
     """The step's figures and one row per op."""
+    from rich.console import Console  # here, since 3 MB of a step's memory would be its modules
+    from rich.table import Table
+
     table = Table(
         title=f"{report.step_s * 1e3:.1f} ms per step, {report.tokens_per_s:,.0f} tokens/s, "
         f"{report.tflops:.3f} TFLOP/s\n"

@@ -1,15 +1,20 @@
-"""A thin layer over `tokenizers`: train a byte-level BPE, load any tokenizer.json, encode, decode."""
+"""A thin layer over `tokenizers`: train a byte-level BPE, load any tokenizer.json, encode, decode.
+
+The library is imported where it is first used: training, which reads ids, never does.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-from tokenizers import Tokenizer as Backend
-from tokenizers import decoders, models, pre_tokenizers, trainers
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer as Backend
 
 END_OF_TEXT = "<|endoftext|>"
 TOKENIZER_FILE = "tokenizer.json"
@@ -46,6 +51,9 @@ class Tokenizer:
                 "and "
                 f"{END_OF_TEXT}. Give at least {_SMALLEST_VOCABULARY}."
             )
+        from tokenizers import Tokenizer as Backend
+        from tokenizers import decoders, models, pre_tokenizers, trainers
+
         backend = Backend(models.BPE())
         backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         backend.decoder = decoders.ByteLevel()
@@ -65,6 +73,8 @@ class Tokenizer:
         The end token is `eos_token`, or what a tokenizer_config.json beside it says, or a well-known name.
         Raises ValueError when the file cannot be read or has no end token.
         """
+        from tokenizers import Tokenizer as Backend
+
         path = tokenizer_file(path)
         try:
             backend = Backend.from_file(str(path))

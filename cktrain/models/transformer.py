@@ -10,7 +10,10 @@ so in the backward pass the stream's gradient is one array, to which each branch
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -43,33 +46,44 @@ class Block(Module):
         self.mlp = mlp
 
     def forward(self, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """(N, C) -> (N, C); the output stays in the slot, since it is the next block's input."""
-        h = self._h(slot, x.shape)
-        with slot.phase("attention"):
-            self.attention.forward_into(h, self.input_norm.forward(x, slot), x, slot)
+        """(N, C) -> (N, C); the output stays in the slot, since it is the next block's input. x may lie where h will."""
+        h = self._attend(x, slot)
         y = slot.kept(self, "y", x.shape, self.num.real)
         with slot.phase("mlp"):
             return self.mlp.forward_into(y, self.mlp_norm.forward(h, slot), h, slot)
 
     def recompute(self, x: np.ndarray, slot: Slot) -> None:
         """What `forward` saved besides its output, again."""
-        h = self._h(slot, x.shape)
-        with slot.phase("attention"):
-            self.attention.forward_into(h, self.input_norm.forward(x, slot), x, slot)
+        h = self._attend(x, slot)
         with slot.phase("mlp"):
             self.mlp.expand(self.mlp_norm.forward(h, slot), slot)
 
-    def backward_from(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """Turns dy (N, C), in place, into dx for the x that `forward` got."""
-        h = self._h(slot, x.shape)
+    def backward_from(
+        self, dy: np.ndarray, x: np.ndarray, slot: Slot, restore: Callable[[], Any] | None = None
+    ) -> np.ndarray:
+        """Turns dy (N, C), in place, into dx for the x that `forward` got.
+
+        An x that lies in the place of h is written there again by `restore`, when nobody needs h any more.
+        """
+        h = self.h(slot, x.shape)
         with slot.phase("mlp"):
             dbranch = self.mlp.backward_from(dy, self.mlp_norm.recompute(h, slot), slot)
             self.mlp_norm.backward_into(dy, dbranch, h, slot)
+        if restore is not None:
+            restore()
         with slot.phase("attention"):
-            dbranch = self.attention.backward_from(dy, self.input_norm.recompute(x, slot), slot)
-            return self.input_norm.backward_into(dy, dbranch, x, slot)
+            dqkv = self.attention.backward_heads(dy, slot)
+            with slot.phase("input"):
+                dbranch = self.attention.backward_input(dqkv, self.input_norm.recompute(x, slot), slot)
+                return self.input_norm.backward_into(dy, dbranch, x, slot)
 
-    def _h(self, slot: Slot, shape: tuple[int, ...]) -> np.ndarray:
+    def _attend(self, x: np.ndarray, slot: Slot) -> np.ndarray:
+        h = self.h(slot, x.shape)
+        with slot.phase("attention"), slot.phase("input"):
+            return self.attention.forward_into(h, self.input_norm.forward(x, slot), x, slot)
+
+    def h(self, slot: Slot, shape: tuple[int, ...]) -> np.ndarray:
+        """The stream after attention."""
         return slot.saved(self, "h", shape, self.num.real)
 
 
@@ -134,23 +148,26 @@ class Transformer(Module):
 
     def hidden(self, tokens: np.ndarray, slot: Slot) -> np.ndarray:
         """The stream (N, C) after this stage's last block; `tokens` are read where the embedding is."""
-        x = self.stream_input(slot)
-        if self.embedding is not None:
-            self.embedding.embed(x, tokens.reshape(-1), slot)
-        for block in self.blocks:
+        for number, block in enumerate(self.blocks):
             with slot.phase("block"), self._saving(slot):
+                if number == 0:
+                    x = self.stream_input(slot)
+                    self._embed(x, tokens, slot)
                 x = block.forward(x, slot)
         return x
+
+    def _embed(self, x: np.ndarray, tokens: np.ndarray, slot: Slot) -> None:
+        if self.embedding is not None:
+            self.embedding.embed(x, tokens.reshape(-1), slot)
 
     def loss(self, x: np.ndarray, targets: np.ndarray, slot: Slot, train: bool) -> tuple[float, int]:
         """(loss sum, valid targets) for the stream x after the last block.
 
-        With `train` the gradient of the norm's output is left in `stream_gradient`.
+        With `train` the stream's gradient takes its place.
         """
         assert self.norm is not None and self.head is not None
-        dx = self.stream_gradient(slot) if train else None
         with slot.phase("head"):
-            return self.head.loss(self.norm.forward(x, slot), dx, targets.reshape(-1), slot)
+            return self.head.loss(x, self.norm, targets.reshape(-1), slot, train)
 
     def backward_loss(self, tokens: np.ndarray, slot: Slot) -> None:
         """Accumulates the gradients of the loss sum of the last `forward_loss` on this slot.
@@ -158,15 +175,21 @@ class Transformer(Module):
         On a stage without the head, of the sum whose gradient stands in `stream_gradient`; the gradient of
         `stream_input` is left there.
         """
-        x, dy = self.stream_input(slot), self.stream_gradient(slot)
-        inputs = [x, *(slot.kept(block, "y", x.shape, self.num.real) for block in self.blocks)]
-        if self.norm is not None:
-            self.norm.backward_into(dy, dy, inputs[-1], slot, accumulate=False)
-        for block, x in zip(reversed(self.blocks), reversed(inputs[:-1]), strict=True):
+        dy = self.stream_gradient(slot)
+        for number in reversed(range(len(self.blocks))):
+            block, restore = self.blocks[number], None
             with slot.phase("block"), self._saving(slot):
+                if number > 0:
+                    x = slot.kept(self.blocks[number - 1], "y", dy.shape, self.num.real)
+                else:
+                    x = self.stream_input(slot)
+                    if self._embeds_again:
+                        restore = partial(self._embed, x, tokens, slot)
                 if self.checkpointing:
+                    if restore is not None:
+                        restore()
                     block.recompute(x, slot)
-                block.backward_from(dy, x, slot)
+                block.backward_from(dy, x, slot, restore)
         if self.embedding is not None:
             self.embedding.backward_ids(dy, tokens.reshape(-1), slot)
 
@@ -174,19 +197,33 @@ class Transformer(Module):
         """How a block's arrays are saved: for each block, or with checkpointing once for all."""
         return slot.recomputing() if self.checkpointing else nullcontext()
 
+    @property
+    def _embeds_again(self) -> bool:
+        """Whether the first block's input is looked up twice instead of saved: where no rank has to be asked."""
+        return self.embedding is not None and self.row_shares == 1
+
     def stream_input(self, slot: Slot) -> np.ndarray:
-        """The slot's stream (N, C) that enters this stage's first block; (N / row_shares, C) where ranks divide it."""
-        return slot.kept(self, "x", (slot.rows // self.row_shares, self.hidden_size), self.num.real)
+        """The slot's stream (N, C) that enters this stage's first block; (N / row_shares, C) where ranks divide it.
+
+        Where the embedding is, to be asked within the first block: it may lie in the place of that block's h.
+        """
+        shape = slot.rows // self.row_shares, self.hidden_size
+        return (
+            self.blocks[0].h(slot, shape)
+            if self._embeds_again
+            else slot.kept(self, "x", shape, self.num.real)
+        )
 
     def stream_gradient(self, slot: Slot) -> np.ndarray:
         """The gradient of the stream, of the shape of `stream_input`, changed in place by the backward pass.
 
-        One array for all slots in a whole model; a stage's slots have one each, which may be on its way to or from
-        another rank.
+        It replaces the stream after the last block where the head is. Without it a slot has an array for it, which may
+        be on its way to or from another rank.
         """
-        whole = self.embedding is not None and self.head is not None
-        take = slot.shared if whole else slot.kept
-        return take(self, "dx", (slot.rows // self.row_shares, self.hidden_size), self.num.real)
+        shape = slot.rows // self.row_shares, self.hidden_size
+        if self.head is not None:
+            return slot.kept(self.blocks[-1], "y", shape, self.num.real)
+        return slot.kept(self, "dx", shape, self.num.real)
 
     def plan(self, batch_size: int, sequence_length: int, train: bool = True) -> SlotPlan:
         """What a slot for a micro-batch of this shape holds, found by a dry run."""

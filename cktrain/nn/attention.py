@@ -108,15 +108,37 @@ class Attention(Module):
             at.context4, self._lse(slot), at.q4, k4, v4, self._scale, shape.window, slot.first
         )
 
-    def backward_from(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """dx (N, C) of the attention branch, for dy (N, C) and the x that `forward_into` got."""
-        kernels, shape = self.num.kernels, self.shape
+    def backward_heads(self, dy: np.ndarray, slot: Slot) -> np.ndarray:
+        """The gradient (N, (H + 2K)·D) of the projected input, for dy (N, C)."""
+        kernels = self.num.kernels
+        dqkv = slot.shared(self, "dqkv", (slot.rows, self.qkv_proj.out_features), self.num.real)
+        with slot.phase("heads"):
+            self._backward_context(dy, dqkv, slot)
+        dq, dk, _ = slot.view(self, "dviews", lambda: self._split(dqkv))
+        if self.rotary is not None:
+            dqk = slot.view(self, "dqk", lambda: self._query_and_key(dqkv))
+            kernels.rope_backward(dqk, dqk, self.rotary.cos, self.rotary.sin, slot.positions)
+        if self.qk_norm_eps is not None:
+            at = slot.view(self, "views", lambda: self._views(slot))
+            q_rstd, k_rstd = self._rstd(slot)
+            kernels.rms_norm_backward(dq, self.q_norm.grad, dq, at.raw_q, self.q_norm.value, q_rstd, False)
+            kernels.rms_norm_backward(dk, self.k_norm.grad, dk, at.raw_k, self.k_norm.value, k_rstd, False)
+            self.q_norm.grad_added()
+            self.k_norm.grad_added()
+        return dqkv
+
+    def backward_input(self, dqkv: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
+        """dx (N, C), in the place of x, which `forward_into` got, for what `backward_heads` gave."""
+        self.qkv_proj.backward_weight(dqkv, self.qkv_proj.input(x, slot))
+        return self.qkv_proj.backward_input(x, dqkv, slot)
+
+    def _backward_context(self, dy: np.ndarray, dqkv: np.ndarray, slot: Slot) -> None:
+        shape = self.shape
         context = self._context(slot)
         dy = self.o_proj.output_gradient(dy, slot)
         self.o_proj.backward_weight(dy, context)
         dcontext = slot.shared(self, "dcontext", context.shape, self.num.real)
         self.o_proj.backward_input(dcontext, dy, slot)
-        dqkv = slot.shared(self, "dqkv", (slot.rows, self.qkv_proj.out_features), self.num.real)
         dq, dk, dv = slot.view(self, "dviews", lambda: self._split(dqkv))
         at = slot.view(self, "views", lambda: self._views(slot))
         by_sequence = slot.view(
@@ -124,7 +146,7 @@ class Attention(Module):
         )
         dq4, dk4, dv4, dcontext4 = by_sequence
         delta = slot.shared(self, "delta", (slot.batch_size, shape.heads, slot.sequence_length), self.num.f32)
-        kernels.attention_backward(
+        self.num.kernels.attention_backward(
             dq4,
             dk4,
             dv4,
@@ -139,18 +161,6 @@ class Attention(Module):
             shape.window,
             slot.first,
         )
-        if self.rotary is not None:
-            dqk = slot.view(self, "dqk", lambda: self._query_and_key(dqkv))
-            kernels.rope_backward(dqk, dqk, self.rotary.cos, self.rotary.sin, slot.positions)
-        if self.qk_norm_eps is not None:
-            q_rstd, k_rstd = self._rstd(slot)
-            kernels.rms_norm_backward(dq, self.q_norm.grad, dq, at.raw_q, self.q_norm.value, q_rstd, False)
-            kernels.rms_norm_backward(dk, self.k_norm.grad, dk, at.raw_k, self.k_norm.value, k_rstd, False)
-            self.q_norm.grad_added()
-            self.k_norm.grad_added()
-        self.qkv_proj.backward_weight(dqkv, self.qkv_proj.input(x, slot))
-        dx = slot.shared(self, "dx", x.shape, self.num.real)
-        return self.qkv_proj.backward_input(dx, dqkv, slot)
 
     @property
     def _scale(self) -> float:

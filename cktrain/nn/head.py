@@ -1,4 +1,4 @@
-"""Output head and cross-entropy, fused in chunks of rows: the full (N, V) logits never exist.
+"""Final norm, output head and cross-entropy, fused in chunks of rows: the full (N, V) logits never exist.
 
 Shapes: x (N, C), weight (V, C), logits of one chunk (R, V), targets (N,) int32 with -100 where there is no target.
 The loss is the unnormalised sum over valid targets; the trainer divides by the count of the whole global batch. While
@@ -15,11 +15,12 @@ import numpy as np
 
 from cktrain.nn.memory import Slot
 from cktrain.nn.module import Module
+from cktrain.nn.norm import Norm
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import Param
 
 IGNORE_INDEX = -100
-CHUNK_BYTES = 36 << 20
+CHUNK_BYTES = 26 << 20
 """Of the logits of a chunk: about what attention's temporaries of the reference model take (docs/memory.md)."""
 
 
@@ -36,44 +37,68 @@ class CrossEntropyHead(Module):
         """Rows of the weight that stand for ids; further ones are padding."""
 
     def loss(
-        self, x: np.ndarray, dx: np.ndarray | None, targets: np.ndarray, slot: Slot
+        self, x: np.ndarray, norm: Norm, targets: np.ndarray, slot: Slot, train: bool
     ) -> tuple[float, int]:
-        """(sum of the losses, number of valid targets); unless dx is None, also the gradients, that of x in dx."""
-        total = self._chunks(x, dx, targets, slot)
-        if dx is not None:
+        """(sum of the losses, number of valid targets) of norm(x) for the stream x (N, C).
+
+        With `train` gradients are added too, and that of x takes its place.
+        """
+        statistics, chunk = norm.statistics(x, slot), self._chunk(len(x))
+        normed = slot.shared(self, "normed", (chunk, x.shape[1]), self.num.real)
+        total = 0.0
+        for start in range(0, len(x), chunk):
+            rows = slice(start, min(start + chunk, len(x)))
+            part, here = normed[: rows.stop - start], [array[rows] for array in statistics]
+            norm.apply(part, x[rows], here)
+            total += self._part(part, part if train else None, targets[rows], slot, chunk)
+            if train:
+                norm.add_gradient(x[rows], part, x[rows], here, False)
+        if train:
             self.weight.grad_added()
+            norm.grads_added()
         return total, int(np.count_nonzero(targets != IGNORE_INDEX))
 
-    def _chunks(self, x: np.ndarray, dx: np.ndarray | None, targets: np.ndarray, slot: Slot) -> float:
-        """The loss sum of the rows x, chunk by chunk; fills dx, unless it is None, and adds the weight's gradient."""
-        kernels = self.num.kernels
-        rows, width = x.shape[0], self.weight.shape[0]
-        chunks = -(-rows // max(1, CHUNK_BYTES // (width * self.num.f32.itemsize)))
-        chunk = -(-rows // chunks)
+    def normed_loss(self, x: np.ndarray, dx: np.ndarray | None, targets: np.ndarray, slot: Slot) -> float:
+        """The loss sum for the norm's output x (N, C); fills dx, unless it is None, and adds the weight's gradient."""
+        chunk = self._chunk(len(x))
+        return sum(
+            self._part(
+                x[start : start + chunk],
+                None if dx is None else dx[start : start + chunk],
+                targets[start : start + chunk],
+                slot,
+                chunk,
+            )
+            for start in range(0, len(x), chunk)
+        )
+
+    def _chunk(self, rows: int) -> int:
+        """Rows of a chunk."""
+        chunks = -(-rows // max(1, CHUNK_BYTES // (self.weight.shape[0] * self.num.f32.itemsize)))
+        return -(-rows // chunks)
+
+    def _part(
+        self, x: np.ndarray, dx: np.ndarray | None, targets: np.ndarray, slot: Slot, chunk: int
+    ) -> float:
+        """`normed_loss` of one chunk of rows; dx may be x."""
+        kernels, n, width = self.num.kernels, len(x), self.weight.shape[0]
         logits = slot.shared(self, "logits", (chunk, width), self.num.f32)
-        dlogits = self._in_place(logits)
         statistics = slot.shared(self, "statistics", (3 * chunk,), self.num.f32)
-        total = 0.0
-        for start in range(0, rows, chunk):
-            stop = min(start + chunk, rows)
-            n = stop - start
-            part, wanted = x[start:stop], targets[start:stop]
-            valid = logits[:n, : self.words]
-            row_max, row_sum, target_logit = by_row = statistics[: 3 * n].reshape(3, n)
-            kernels.linear_forward(logits[:n], part, self.weight.value)
-            kernels.cross_entropy_forward(row_max, row_sum, target_logit, valid, wanted, self.first_word)
-            self._combine(by_row)
-            lse = row_max + np.log(row_sum)
-            total += float(np.sum((lse - target_logit)[wanted != IGNORE_INDEX], dtype=np.float64))
-            if dx is not None:
-                padded = dlogits[:n]
-                kernels.cross_entropy_backward(
-                    padded[:, : self.words], valid, lse, wanted, IGNORE_INDEX, self.first_word
-                )
-                padded[:, self.words :] = 0
-                kernels.linear_backward_weight(self.weight.grad, None, padded, part)
-                kernels.linear_backward_input(dx[start:stop], padded, self.weight.value)
-        return total
+        valid = logits[:n, : self.words]
+        row_max, row_sum, target_logit = by_row = statistics[: 3 * n].reshape(3, n)
+        kernels.linear_forward(logits[:n], x, self.weight.value)
+        kernels.cross_entropy_forward(row_max, row_sum, target_logit, valid, targets, self.first_word)
+        self._combine(by_row)
+        lse = row_max + np.log(row_sum)
+        if dx is not None:
+            dlogits = self._in_place(logits)[:n]
+            kernels.cross_entropy_backward(
+                dlogits[:, : self.words], valid, lse, targets, IGNORE_INDEX, self.first_word
+            )
+            dlogits[:, self.words :] = 0
+            kernels.linear_backward_weight(self.weight.grad, None, dlogits, x)
+            kernels.linear_backward_input(dx, dlogits, self.weight.value)
+        return float(np.sum((lse - target_logit)[targets != IGNORE_INDEX], dtype=np.float64))
 
     def _in_place(self, logits: np.ndarray) -> np.ndarray:
         """`real` (R, V) in the memory of f32 logits (R, V): each row in the first bytes of its row."""

@@ -113,9 +113,10 @@ class Arena:
                 f"[memory] the {name} arena needs {size:,} bytes and the system refuses: {error.strerror}. "
                 "Use a smaller micro-batch, memory.checkpointing: block, or more ranks"
             ) from None
-        self._map.madvise(mmap.MADV_HUGEPAGE)
         raw = np.frombuffer(self._map, dtype=np.uint8)
         start = -raw.ctypes.data % HUGE_PAGE
+        if whole := nbytes // HUGE_PAGE * HUGE_PAGE:  # the end, of no whole page, is not rounded up to one
+            self._map.madvise(mmap.MADV_HUGEPAGE, start, whole)
         self._bytes = raw[start : start + size]
         self._account()
 

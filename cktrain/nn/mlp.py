@@ -32,15 +32,14 @@ class FeedForward(Module):
         self.input_proj.apply(self._expanded(slot), self.input_proj.input(x, slot), slot)
 
     def backward_from(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """dx (N, C) of the MLP branch, for dy (N, C) and the x that `forward_into` got."""
+        """dx (N, C) of the MLP branch, in the place of x, for dy (N, C) and the x that `forward_into` got."""
         dhidden = self._hidden(slot)
         dy = self.output_proj.output_gradient(dy, slot)
         self.output_proj.backward_input(dhidden, dy, slot)
         hidden, dexpanded = self._backward_activation(dhidden, self._expanded(slot), slot)
         self.output_proj.backward_weight(dy, hidden)
         self.input_proj.backward_weight(dexpanded, self.input_proj.input(x, slot))
-        dx = slot.shared(self, "dx", x.shape, self.num.real)
-        return self.input_proj.backward_input(dx, dexpanded, slot)
+        return self.input_proj.backward_input(x, dexpanded, slot)
 
     def _activate(self, hidden: np.ndarray, expanded: np.ndarray) -> None:
         raise NotImplementedError

@@ -7,6 +7,8 @@ saves an activation per norm.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from cktrain.nn.memory import Slot
@@ -16,13 +18,22 @@ from cktrain.nn.params import Param
 
 
 class Norm(Module):
-    """What both norms share: `forward` into a shared output, `recompute`, and a backward that adds into dx."""
+    """What both norms share: `forward` into a shared output, `recompute`, and a backward that adds into dx.
+
+    `apply` and `add_gradient` work on any rows, given these rows of the `statistics`.
+    """
 
     def __init__(self, name: str, numerics: Numerics, size: int, eps: float) -> None:
         super().__init__(name, numerics)
         self.size = size
         self.eps = eps
         self.weight = Param(f"{name}.weight", (size,), init="ones", decay=False, compute="f32")
+
+    def forward(self, x: np.ndarray, slot: Slot) -> np.ndarray:
+        """(N, C) -> (N, C), in an array that the next norm of this role overwrites."""
+        y = slot.shared(self, "y", x.shape, self.num.real)
+        self.apply(y, x, self.statistics(x, slot))
+        return y
 
     def recompute(self, x: np.ndarray, slot: Slot) -> np.ndarray:
         """The output of `forward` again, for the same x."""
@@ -31,33 +42,61 @@ class Norm(Module):
     def backward_into(
         self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = True
     ) -> np.ndarray:
-        """dx = or += the gradient of x, and dx may be dy; the weight's gradient is accumulated."""
+        """dx (N, C) = or += the gradient of x for dy (N, C); dx may be dy or x."""
+        self.add_gradient(dx, dy, x, self.statistics(x, slot), accumulate)
+        self.grads_added()
+        return dx
+
+    def statistics(self, x: np.ndarray, slot: Slot) -> tuple[np.ndarray, ...]:
+        """What backward needs of each row, (N) f32 each."""
         raise NotImplementedError
+
+    def apply(self, y: np.ndarray, x: np.ndarray, statistics: Sequence[np.ndarray]) -> None:
+        """Write y and the statistics of rows x."""
+        raise NotImplementedError
+
+    def add_gradient(
+        self,
+        dx: np.ndarray,
+        dy: np.ndarray,
+        x: np.ndarray,
+        statistics: Sequence[np.ndarray],
+        accumulate: bool,
+    ) -> None:
+        """As `backward_into`, for rows x; `grads_added` must follow the last of them."""
+        raise NotImplementedError
+
+    def grads_added(self) -> None:
+        """All rows of a micro-batch have added their gradients."""
+        self.weight.grad_added()
 
     def _stat(self, slot: Slot, name: str, x: np.ndarray) -> np.ndarray:
         return slot.saved(self, name, x.shape[:1], self.num.f32)
-
-    def _output(self, slot: Slot, x: np.ndarray) -> np.ndarray:
-        return slot.shared(self, "y", x.shape, self.num.real)
 
 
 class RMSNorm(Norm):
     """y = x / sqrt(mean(x²) + eps) · weight."""
 
-    def forward(self, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """(N, C) -> (N, C), in an array that the next norm of this role overwrites."""
-        y = self._output(slot, x)
-        self.num.kernels.rms_norm_forward(y, self._stat(slot, "rstd", x), x, self.weight.value, self.eps)
-        return y
+    def statistics(self, x: np.ndarray, slot: Slot) -> tuple[np.ndarray, ...]:
+        """(1 / sqrt(mean(x²) + eps),)."""
+        return (self._stat(slot, "rstd", x),)
 
-    def backward_into(
-        self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = True
-    ) -> np.ndarray:
-        """dx (N, C) = or += d x for dy (N, C)."""
-        rstd = self._stat(slot, "rstd", x)
-        self.num.kernels.rms_norm_backward(dx, self.weight.grad, dy, x, self.weight.value, rstd, accumulate)
-        self.weight.grad_added()
-        return dx
+    def apply(self, y: np.ndarray, x: np.ndarray, statistics: Sequence[np.ndarray]) -> None:
+        """Write y and the statistics of rows x."""
+        (rstd,) = statistics
+        self.num.kernels.rms_norm_forward(y, rstd, x, self.weight.value, self.eps)
+
+    def add_gradient(
+        self,
+        dx: np.ndarray,
+        dy: np.ndarray,
+        x: np.ndarray,
+        statistics: Sequence[np.ndarray],
+        accumulate: bool,
+    ) -> None:
+        """As `backward_into`, for rows x."""
+        weight, (rstd,) = self.weight, statistics
+        self.num.kernels.rms_norm_backward(dx, weight.grad, dy, x, weight.value, rstd, accumulate)
 
 
 class LayerNorm(Norm):
@@ -67,35 +106,30 @@ class LayerNorm(Norm):
         super().__init__(name, numerics, size, eps)
         self.bias = Param(f"{name}.bias", (size,), init="zeros", decay=False, compute="f32")
 
-    def forward(self, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """(N, C) -> (N, C), in an array that the next norm of this role overwrites."""
-        y = self._output(slot, x)
-        self.num.kernels.layer_norm_forward(
-            y,
-            self._stat(slot, "mean", x),
-            self._stat(slot, "rstd", x),
-            x,
-            self.weight.value,
-            self.bias.value,
-            self.eps,
-        )
-        return y
+    def statistics(self, x: np.ndarray, slot: Slot) -> tuple[np.ndarray, ...]:
+        """(mean, 1 / sqrt(variance + eps))."""
+        return self._stat(slot, "mean", x), self._stat(slot, "rstd", x)
 
-    def backward_into(
-        self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = True
-    ) -> np.ndarray:
-        """dx (N, C) = or += d x for dy (N, C)."""
+    def apply(self, y: np.ndarray, x: np.ndarray, statistics: Sequence[np.ndarray]) -> None:
+        """Write y and the statistics of rows x."""
+        mean, rstd = statistics
+        self.num.kernels.layer_norm_forward(y, mean, rstd, x, self.weight.value, self.bias.value, self.eps)
+
+    def add_gradient(
+        self,
+        dx: np.ndarray,
+        dy: np.ndarray,
+        x: np.ndarray,
+        statistics: Sequence[np.ndarray],
+        accumulate: bool,
+    ) -> None:
+        """As `backward_into`, for rows x."""
+        weight, bias, (mean, rstd) = self.weight, self.bias, statistics
         self.num.kernels.layer_norm_backward(
-            dx,
-            self.weight.grad,
-            self.bias.grad,
-            dy,
-            x,
-            self.weight.value,
-            self._stat(slot, "mean", x),
-            self._stat(slot, "rstd", x),
-            accumulate,
+            dx, weight.grad, bias.grad, dy, x, weight.value, mean, rstd, accumulate
         )
+
+    def grads_added(self) -> None:
+        """All rows of a micro-batch have added their gradients."""
         self.weight.grad_added()
         self.bias.grad_added()
-        return dx

@@ -16,7 +16,8 @@ import numpy as np
 from cktrain.nn.memory import CACHE_LINE, Allocate, Arena
 from cktrain.nn.numerics import Numerics
 
-STREAM_BLOCK = 1 << 20
+STREAM_BLOCK = 1 << 16
+"""Elements that are drawn at a time: few enough that the allocator gives nothing of them a lasting place."""
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import numpy as np
 from cktrain.nn.embedding import Embedding
 from cktrain.nn.head import IGNORE_INDEX, CrossEntropyHead
 from cktrain.nn.memory import Slot
+from cktrain.nn.norm import Norm
 from cktrain.nn.params import Param, Place
 from cktrain.parallel.rows import Rows
 
@@ -77,15 +78,17 @@ class VocabularyHead(CrossEntropyHead):
         self.first_word, self.words = divide_vocabulary(self.weight, border.group.size, border.group.rank)
 
     def loss(
-        self, x: np.ndarray, dx: np.ndarray | None, targets: np.ndarray, slot: Slot
+        self, x: np.ndarray, norm: Norm, targets: np.ndarray, slot: Slot, train: bool
     ) -> tuple[float, int]:
-        """As the whole head's, the same on every rank; targets (N), x and dx (N/t, C)."""
-        whole = self.border.gather(x, slot, "gathered")
-        dwhole = None if dx is None else self.border.partial(slot, self.hidden_size)
-        total = self._chunks(whole, dwhole, targets, slot)
-        if dx is not None and dwhole is not None:
+        """As the whole head's, the same on every rank; targets (N), x (N/t, C)."""
+        normed = norm.forward(x, slot)
+        whole = self.border.gather(normed, slot, "gathered")
+        dwhole = self.border.partial(slot, self.hidden_size) if train else None
+        total = self.normed_loss(whole, dwhole, targets, slot)
+        if dwhole is not None:
             self.weight.grad_added()
-            self.border.scatter(dx, dwhole)
+            self.border.scatter(normed, dwhole)
+            norm.backward_into(x, normed, x, slot, accumulate=False)
         return total, int(np.count_nonzero(targets != IGNORE_INDEX))
 
     def _combine(self, by_row: np.ndarray) -> None:

@@ -167,4 +167,4 @@ def _wire(rank: PlannedRank, tensor_bytes_of_a_micro_batch: float) -> WireBytes:
 
 def _stream_bytes(rank: PlannedRank) -> int:
     """One message between stages: the stream of a micro-batch, a tensor rank's rows of it."""
-    return rank.part.model.stream_input(rank.stage.slots[0]).nbytes
+    return rank.part.model.stream_gradient(rank.stage.slots[0]).nbytes

@@ -25,25 +25,48 @@ INLINE float FN(row_sum)(const real *x, const real *next, int64_t c, vf center, 
     return v_sum(v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
 }
 
+/* The sum of squares of row `next`, and meanwhile, when `write`, y = x scale w: memory is read and written line by line in
+ * turn, as fast as it is copied, where a row read and then written whole leaves it waiting. `ahead` elements after next,
+ * memory is asked for. */
+INLINE float FN(rms_norm_rows)(real *y, const real *x, const float *w, vf scale, const real *next, int64_t ahead, int64_t c,
+                               const int write, const int streaming) {
+    vf sum[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
+    const int64_t whole = c / (4 * VL) * (4 * VL);
+    for (int64_t i = 0; i < whole; i += 4 * VL) {
+        for (int64_t line = 0; line < 4 * VL; line += 64 / (int64_t)sizeof(real)) ck_prefetch(next + ahead + i + line);
+        r_add_squares(sum[0], sum[1], next + i);
+        r_add_squares(sum[2], sum[3], next + i + 2 * VL);
+        if (!write) continue;
+        for (int64_t j = i; j < i + 4 * VL; j += 2 * VL)
+            r_put_two(y + j, v_mul(v_mul(r_load_n(x + j, VL), scale), v_load(w + j)),
+                      v_mul(v_mul(r_load_n(x + j + VL, VL), scale), v_load(w + j + VL)), streaming);
+    }
+    EACH_VECTOR(i, m, c - whole,
+        const vf v = r_load_n(next + whole + i, m);
+        sum[0] = v_fma(v, v, sum[0]);
+        if (write)
+            r_put(y + whole + i, v_mul(v_mul(r_load_n(x + whole + i, m), scale), v_load_n(w + whole + i, m)), m,
+                  streaming););
+    return v_sum(v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
+}
+
 static void FN(rms_norm_forward)(const void *args, const ck_team *team) {
     const ck_norm_forward_args *a = args;
     const ck_range rows = ck_split(a->n * a->h, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
     const int streaming = a->y != a->x
         && ck_streams(team, a->y, a->n * a->h * a->c * sizeof(real), (a->y_n | a->y_h) * sizeof(real));
+    if (rows.begin >= rows.end) return;
+    const real *x = ROW((const real *)a->x, x, rows.begin);
+    float squares = FN(rms_norm_rows)(NULL, NULL, NULL, v_zero(), x, ROW_AHEAD(x), a->c, 0, 0);
     for (int64_t r = rows.begin; r < rows.end; r++) {
-        const real *x = ROW((const real *)a->x, x, r);
-        real *y = ROW((real *)a->y, y, r);
-        const float squares = FN(row_sum)(x, x + ROW_AHEAD(x), a->c, v_zero(), 1);
         const float rstd = 1.0f / sqrtf(squares / (float)a->c + a->eps);
-        const vf scale = v_set1(rstd);
-        const int64_t two = a->c / (2 * VL) * (2 * VL);
-        for (int64_t i = 0; i < two; i += 2 * VL)
-            r_put_two(y + i, v_mul(v_mul(r_load_n(x + i, VL), scale), v_load(a->w + i)),
-                      v_mul(v_mul(r_load_n(x + i + VL, VL), scale), v_load(a->w + i + VL)), streaming);
-        EACH_VECTOR(i, m, a->c - two,
-            r_put(y + two + i, v_mul(v_mul(r_load_n(x + two + i, m), scale), v_load_n(a->w + two + i, m)), m,
-                  streaming););
+        const real *next = r + 1 < rows.end ? ROW((const real *)a->x, x, r + 1) : x;
+        real *y = ROW((real *)a->y, y, r);
         a->rstd[r] = rstd;
+        if (streaming)
+            squares = FN(rms_norm_rows)(y, x, a->w, v_set1(rstd), next, ROW_AHEAD(x), a->c, 1, 1);
+        else squares = FN(rms_norm_rows)(y, x, a->w, v_set1(rstd), next, ROW_AHEAD(x), a->c, 1, 0);
+        x = next;
     }
     if (streaming) ck_store_fence();
 }
@@ -83,7 +106,7 @@ static void FN(norm_sum_partials)(float *into, int64_t offset, int64_t c, const 
 }
 
 /* With xh = (x - mean) rstd and g = dy w: dx = rstd (g - mean(g) - xh mean(g xh)); RMSNorm has no mean(g)
- * and no mean. A row is read whole before dx is written, so dx may be dy. */
+ * and no mean. A row is read whole before dx is written, and each element once more just before, so dx may be dy or x. */
 INLINE void FN(norm_backward)(const ck_norm_backward_args *a, const ck_team *team, const int centered) {
     float *dw = (float *)team->scratch, *db = dw + a->c;
     memset(dw, 0, (size_t)a->c * sizeof(float) * (centered ? 2 : 1));

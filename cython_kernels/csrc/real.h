@@ -6,6 +6,7 @@
 #undef r_store_n
 #undef r_stream
 #undef r_put_two
+#undef r_add_squares
 #undef r_load_split
 #undef r_put_split
 #undef CK_DEGREE
@@ -36,6 +37,12 @@
         else v_store((float *)(p), both);                                                                   \
     } while (0)
 /* 2 VL elements as those of even and of odd place, which takes a shift and a mask instead of two widening loads. */
+/* Adds the squares of 2 VL elements to two sums, or to the first one alone. */
+#define r_add_squares(sum, other, p)                                                                        \
+    do {                                                                                                    \
+        const vf pairs = v_from_bits(v_load_pairs_n(p, 2 * VL));                                            \
+        sum = v_dot_pairs(pairs, pairs, sum);                                                               \
+    } while (0)
 #define r_load_split(even, odd, p)                                                                          \
     do {                                                                                                    \
         const vi pairs = v_load_pairs_n(p, 2 * VL);                                                         \
@@ -65,6 +72,12 @@
     do {                                                                                                    \
         r_put(p, low, VL, streaming);                                                                       \
         r_put((p) + VL, high, VL, streaming);                                                               \
+    } while (0)
+#define r_add_squares(sum, other, p)                                                                        \
+    do {                                                                                                    \
+        const vf low = r_load_n(p, VL), high = r_load_n((p) + VL, VL);                                      \
+        sum = v_fma(low, low, sum);                                                                         \
+        other = v_fma(high, high, other);                                                                   \
     } while (0)
 #define r_load_split(low, high, p)                                                                          \
     do {                                                                                                    \

@@ -25,7 +25,7 @@ def rms_norm_forward(y: Array, rstd: Array, x: Array, w: Array, eps: float) -> N
 def rms_norm_backward(
     dx: Array, dw: Array, dy: Array, x: Array, w: Array, rstd: Array, accumulate: bool = False
 ) -> None:
-    """Write dx, or add it when `accumulate`, and add to dw f32. dx may be dy."""
+    """Write dx, or add it when `accumulate`, and add to dw f32. dx may be dy or x."""
     door = Door("rms_norm_backward", x)
     door.real(dx=(dx, x.shape), dy=(dy, x.shape))
     door.f32(dw=(dw, x.shape[-1:]), w=(w, x.shape[-1:]), rstd=(rstd, x.shape[:-1]))
@@ -62,7 +62,7 @@ def layer_norm_backward(
     rstd: Array,
     accumulate: bool = False,
 ) -> None:
-    """Write dx, or add it when `accumulate`, and add to dw and db f32. dx may be dy."""
+    """Write dx, or add it when `accumulate`, and add to dw and db f32. dx may be dy or x."""
     door = Door("layer_norm_backward", x)
     door.real(dx=(dx, x.shape), dy=(dy, x.shape))
     door.f32(dw=(dw, x.shape[-1:]), db=(db, x.shape[-1:]), w=(w, x.shape[-1:]))

@@ -164,7 +164,7 @@ class RmsNorm(Case):
             "n": ROWS,
             "heads": st.sampled_from([0, 0, 1, 3]),
             "c": SIZES,
-            "mode": st.sampled_from(["plain", "accumulate", "in_place"]),
+            "mode": st.sampled_from(["plain", "accumulate", "in_place", "in_x"]),
         }
     )
     examples = (
@@ -186,6 +186,8 @@ class RmsNorm(Case):
             "in_place": shape["mode"] == "in_place",
             "dw_before": normal(rng, c, f32_of(dtype)),
         }
+        if shape["mode"] == "in_x":
+            inputs["in_x"] = True
         if shape["mode"] == "accumulate":
             inputs["dx_before"] = normal(rng, full, dtype)
         return inputs
@@ -201,6 +203,8 @@ class RmsNorm(Case):
         x, dy = inputs["x"], inputs["dy"]
         copied = dy.copy() if x.ndim == 2 else with_gap(dy)
         dx = copied if inputs["in_place"] else start(inputs, "dx", x)
+        if "in_x" in inputs:
+            dx = x = x.copy() if x.ndim == 2 else with_gap(x)
         dw = inputs["dw_before"].copy()
         accumulate = "dx_before" in inputs
         kernels.rms_norm_backward(dx, dw, copied, x, inputs["w"], saved["rstd"], accumulate=accumulate)
@@ -214,7 +218,7 @@ class LayerNorm(Case):
     name = "layer_norm"
     ops = ("layer_norm_forward", "layer_norm_backward")
     shapes = st.fixed_dictionaries(
-        {"n": ROWS, "c": SIZES, "mode": st.sampled_from(["plain", "accumulate", "in_place"])}
+        {"n": ROWS, "c": SIZES, "mode": st.sampled_from(["plain", "accumulate", "in_place", "in_x"])}
     )
     examples = (
         {"n": 5, "c": 17, "mode": "accumulate"},
@@ -235,6 +239,8 @@ class LayerNorm(Case):
             "dw_before": normal(rng, c, f32),
             "db_before": normal(rng, c, f32),
         }
+        if shape["mode"] == "in_x":
+            inputs["in_x"] = True
         if shape["mode"] == "accumulate":
             inputs["dx_before"] = normal(rng, (n, c), dtype)
         return inputs
@@ -248,6 +254,8 @@ class LayerNorm(Case):
     def backward(self, kernels: Any, inputs: Inputs, saved: Outputs) -> Outputs:
         x, dy = inputs["x"], inputs["dy"].copy()
         dx = dy if inputs["in_place"] else start(inputs, "dx", x)
+        if "in_x" in inputs:
+            dx = x = x.copy()
         dw, db = inputs["dw_before"].copy(), inputs["db_before"].copy()
         mean, rstd, accumulate = saved["mean"], saved["rstd"], "dx_before" in inputs
         kernels.layer_norm_backward(dx, dw, db, dy, x, inputs["w"], mean, rstd, accumulate=accumulate)

@@ -60,8 +60,8 @@ def step(tiny, monkeypatch):
         for block in model.blocks:
             backward = block.backward_from
 
-            def noted(dy, x, slot, name=block.name, backward=backward):
-                result = backward(dy, x, slot)
+            def noted(*args, name=block.name, backward=backward):
+                result = backward(*args)
                 group.events.append(name)
                 return result
 
