@@ -109,6 +109,13 @@ MUTANTS = [
         '"reasons": as_message({}),',
         "tests/comm/test_reasons.py::test_one_rank_without_the_interface_is_told_by_all",
     ),
+    Mutant(
+        "a rank takes what its engine has under way for what it has yet to begin",
+        "comm/engine_group.py",
+        "return on is None or ((not on.pending or follows(on)) and on.begun < number)",
+        "return True",
+        "tests/comm/test_faults.py::test_groups_in_another_order_are_no_mismatch[tcp]",
+    ),
 ]
 
 EQUALITY = "tests/integration/test_parallel_equality.py::test_one_layout_in_fp64"

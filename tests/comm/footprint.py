@@ -81,10 +81,10 @@ def memory_of_a_group(group: Group) -> None:
 
 def memory_of_another_group(group: Group) -> None:
     """What one more group of all ranks costs a rank beyond the arrays, once every way was taken."""
-    # Else the kernel joins pages of these arrays, or of the process's own, to huge ones while we count.
-    assert ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0
     large, other = np.ones(1 << 21, np.float32), np.ones(1 << 21, np.float32)
     small, received = np.ones(100, np.float32), np.empty(100, np.float32)
+    # Else the kernel joins pages of these arrays, or of the process's own, to huge ones while we count.
+    assert ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0
 
     def take_every_way(part: Group, n: int) -> None:
         for work in [part.all_reduce(large[:n], async_=True), part.all_reduce(other[:n])]:
