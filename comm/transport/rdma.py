@@ -47,15 +47,16 @@ log = logging.getLogger("cktrain.comm")
 
 LANES = 4
 """Of a pair of ranks: synchronous, asynchronous, messages of the lower rank, messages of the higher one."""
-RING_BUDGET = 8 << 20
+RING_BUDGET = 6 << 20
 """Bytes that the rings of one group take at most, on one rank."""
-_LARGEST_RING, _SMALLEST_RING = 256 << 10, 16 << 10
+_LARGEST_RING, _SMALLEST_RING = 256 << 10, 8 << 10
 _INLINE_BYTES = 128
 _SIDE = 3  # purpose of the connections that `connect` talks over (rendezvous.py); groups have others
 _TEST_BYTES = 64
 _TEST_S = 10.0
 _LAST_WORDS_S = 2.0
-_ONE_SIDED_SENDS = 64
+ONE_SIDED_SENDS = 16
+"""One-sided accesses to or from one rank that are under way at most."""
 _REMEDY = "Use another comm.transport, or mend it: docs/rdma_setup.md"
 
 
@@ -233,9 +234,9 @@ class RdmaTransport(Transport):
         """A queue pair for each peer, and memory that a test message of each is written to; what the peers must know."""
         self._test = np.zeros(self._meeting.size * _TEST_BYTES * 2, np.uint8)
         self._test_region = self._context.register(self._test)
-        self._queue = self._context.create_completion_queue(max(1, len(peers)) * (_ONE_SIDED_SENDS + 2))
+        self._queue = self._context.create_completion_queue(max(1, len(peers)) * (ONE_SIDED_SENDS + 2))
         for peer in peers:
-            pair = self._context.create_queue_pair(self._queue, self._queue, _ONE_SIDED_SENDS, 2)
+            pair = self._context.create_queue_pair(self._queue, self._queue, ONE_SIDED_SENDS, 2)
             self._pairs[peer] = pair
             self._posted[peer] = self._ended[peer] = 0
             self._by_number[pair.number] = peer
@@ -435,7 +436,7 @@ class RdmaTransport(Transport):
         largest = 1 << 22  # rxe, and some ports, take 8 MiB
         while done < local.nbytes:
             n = min(largest, local.nbytes - done)
-            while self._posted[remote.rank] - self._ended[remote.rank] >= _ONE_SIDED_SENDS:
+            while self._posted[remote.rank] - self._ended[remote.rank] >= ONE_SIDED_SENDS:
                 self._look(0.05)
             place = remote.address + offset + done
             getattr(self._pairs[remote.rank], what)(region, at + done, n, place, remote.key)

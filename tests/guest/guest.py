@@ -23,6 +23,7 @@ Python is about twenty times slower: measure ratios there, not seconds.
 
 import argparse
 import contextlib
+import ctypes
 import fcntl
 import gzip
 import hashlib
@@ -393,6 +394,12 @@ while :; do sleep 1; done
 """
 
 
+def _die_with_parent() -> None:
+    """In the child: a guest must not outlive whoever started it, even one that is killed."""
+    pr_set_pdeathsig = 1  # of linux/prctl.h
+    ctypes.CDLL(None).prctl(pr_set_pdeathsig, signal.SIGKILL)
+
+
 class Guest:
     """A running guest: started by the constructor, ended by `wait` or `stop`."""
 
@@ -421,6 +428,7 @@ class Guest:
             stderr=(self._run / "qemu.log").open("wb"),
             pass_fds=() if machine.link is None else (machine.link,),
             start_new_session=True,
+            preexec_fn=_die_with_parent,
         )
         self._relay = threading.Thread(target=self._relay_output, daemon=True)
         self._relay.start()
