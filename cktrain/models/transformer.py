@@ -163,11 +163,12 @@ class Transformer(Module):
     def loss(self, x: np.ndarray, targets: np.ndarray, slot: Slot, train: bool) -> tuple[float, int]:
         """(loss sum, valid targets) for the stream x after the last block.
 
-        With `train` the stream's gradient takes its place.
+        With `train` the gradient of x is left in `stream_gradient`.
         """
         assert self.norm is not None and self.head is not None
+        dx = self.stream_gradient(slot) if train else None
         with slot.phase("head"):
-            return self.head.loss(x, self.norm, targets.reshape(-1), slot, train)
+            return self.head.loss(x, dx, self.norm, targets.reshape(-1), slot)
 
     def backward_loss(self, tokens: np.ndarray, slot: Slot) -> None:
         """Accumulates the gradients of the loss sum of the last `forward_loss` on this slot.
@@ -217,11 +218,11 @@ class Transformer(Module):
     def stream_gradient(self, slot: Slot) -> np.ndarray:
         """The gradient of the stream, of the shape of `stream_input`, changed in place by the backward pass.
 
-        It replaces the stream after the last block where the head is. Without it a slot has an array for it, which may
-        be on its way to or from another rank.
+        In a whole model it replaces the stream after the last block. Of a stage each slot has one of its own, which may
+        be on its way to or from another rank while the next forward runs.
         """
         shape = slot.rows // self.row_shares, self.hidden_size
-        if self.head is not None:
+        if self.embedding is not None and self.head is not None:
             return slot.kept(self.blocks[-1], "y", shape, self.num.real)
         return slot.kept(self, "dx", shape, self.num.real)
 

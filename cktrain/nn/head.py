@@ -39,11 +39,11 @@ class CrossEntropyHead(Module):
         """Rows of the weight that stand for ids; further ones are padding."""
 
     def loss(
-        self, x: np.ndarray, norm: Norm, targets: np.ndarray, slot: Slot, train: bool
+        self, x: np.ndarray, dx: np.ndarray | None, norm: Norm, targets: np.ndarray, slot: Slot
     ) -> tuple[float, int]:
         """(sum of the losses, number of valid targets) of norm(x) for the stream x (N, C).
 
-        With `train` gradients are added too, and that of x takes its place.
+        Unless dx is None, gradients are added too, and that of x written to dx, which may be x.
         """
         statistics, chunk = norm.statistics(x, slot), self._chunk(len(x))
         normed = slot.shared(self, "normed", (chunk, x.shape[1]), self.num.real)
@@ -52,10 +52,10 @@ class CrossEntropyHead(Module):
             rows = slice(start, min(start + chunk, len(x)))
             part, here = normed[: rows.stop - start], [array[rows] for array in statistics]
             norm.apply(part, x[rows], here)
-            total += self._part(part, part if train else None, targets[rows], slot, chunk)
-            if train:
-                norm.add_gradient(x[rows], part, x[rows], here, False)
-        if train:
+            total += self._part(part, None if dx is None else part, targets[rows], slot, chunk)
+            if dx is not None:
+                norm.add_gradient(dx[rows], part, x[rows], here, False)
+        if dx is not None:
             self.weight.grad_added()
             norm.grads_added()
         return total, int(np.count_nonzero(targets != IGNORE_INDEX))

@@ -103,10 +103,9 @@ class Stage:
 
     def _forward(self, batch: Batch, slot: Slot, number: int, train: bool) -> tuple[float, int]:
         slot.describe(batch.positions, batch.first)
-        if self._last:
-            self._wait_for_send("backward", number)  # the stream is about to be written where that one lies
         x = self.model.hidden(batch.tokens, slot)
         if self._last:
+            self._wait_for_send("backward", number)  # the loss leaves its gradient where that one lies
             return self.model.loss(x, batch.targets, slot, train)
         self._sent["forward", number] = self.group.send(x, self.group.rank + 1, async_=True)
         return 0.0, 0

@@ -78,17 +78,17 @@ class VocabularyHead(CrossEntropyHead):
         self.first_word, self.words = divide_vocabulary(self.weight, border.group.size, border.group.rank)
 
     def loss(
-        self, x: np.ndarray, norm: Norm, targets: np.ndarray, slot: Slot, train: bool
+        self, x: np.ndarray, dx: np.ndarray | None, norm: Norm, targets: np.ndarray, slot: Slot
     ) -> tuple[float, int]:
-        """As the whole head's, the same on every rank; targets (N), x (N/t, C)."""
+        """As the whole head's, the same on every rank; targets (N), x and dx (N/t, C)."""
         normed = norm.forward(x, slot)
         whole = self.border.gather(normed, slot, "gathered")
-        dwhole = self.border.partial(slot, self.hidden_size) if train else None
+        dwhole = None if dx is None else self.border.partial(slot, self.hidden_size)
         total = self.normed_loss(whole, dwhole, targets, slot)
-        if dwhole is not None:
+        if dx is not None and dwhole is not None:
             self.weight.grad_added()
             self.border.scatter(normed, dwhole)
-            norm.backward_into(x, normed, x, slot, accumulate=False)
+            norm.backward_into(dx, normed, x, slot, accumulate=False)
         return total, int(np.count_nonzero(targets != IGNORE_INDEX))
 
     def _combine(self, by_row: np.ndarray) -> None:
