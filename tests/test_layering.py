@@ -30,7 +30,7 @@ ONLY_IN = {
     "torch": {
         "cktrain/bench/rivals.py",
         "cktrain/bench/gemm.py",
-        "cktrain/bench/ops.py",
+        "cktrain/bench/trials.py",
     },  # to be measured beside, where it is installed
     "pyverbs": {"comm/transport/verbs_pyverbs.py"},
     "mpi4py": {"comm/mpi_group.py", "comm/bootstrap.py"},
