@@ -252,7 +252,7 @@ def step(report: Figures) -> str:
     best, median = step_share(report)
     text = (
         f"{1e3 * report['step_s']:,.1f} ms, {report['tokens_per_s']:,.0f} tokens/s, {best:.1f} % of the register "
-        f"loop's best ({report['peak_tflops']:.3f} TFLOP/s), {median:.1f} % of its median between the steps "
+        f"loop's best ({report['peak_tflops']:.3f} TFLOP/s),\n{median:.1f} % of its median between the steps "
         f"({report['sustained_tflops']:.3f}), {report['peak_memory_bytes'] / 1e9:.2f} GB.\n\n"
     )
     whole = sum(op["s"] for op in report["ops"])
