@@ -36,13 +36,13 @@
         if (streaming) v_stream((float *)(p), both);                                                        \
         else v_store((float *)(p), both);                                                                   \
     } while (0)
-/* 2 VL elements as those of even and of odd place, which takes a shift and a mask instead of two widening loads. */
 /* Adds the squares of 2 VL elements to two sums, or to the first one alone. */
 #define r_add_squares(sum, other, p)                                                                        \
     do {                                                                                                    \
         const vf pairs = v_from_bits(v_load_pairs_n(p, 2 * VL));                                            \
         sum = v_dot_pairs(pairs, pairs, sum);                                                               \
     } while (0)
+/* 2 VL elements as those of even and of odd place, which takes a shift and a mask instead of two widening loads. */
 #define r_load_split(even, odd, p)                                                                          \
     do {                                                                                                    \
         const vi pairs = v_load_pairs_n(p, 2 * VL);                                                         \
