@@ -491,10 +491,10 @@ cdef class Lane:
     def missing(self, Op op):
         """The ranks that have not come as far as this one in the operation."""
         cdef uint8_t here[256]
-        cdef uint64_t seq = op.o.seq
-        if not op.o.pc:         # it has not begun: one before it is the one that waits
-            seq = self.ch.seq
-        ckc_who_is_here(self.ch, seq, self.ch.tick, here)
+        cdef uint64_t seq = CKC_PEEK(op.o.seq)
+        if not CKC_PEEK(op.o.pc):         # it has not begun: one before it is the one that waits
+            seq = CKC_PEEK(self.ch.seq)
+        ckc_who_is_here(self.ch, seq, CKC_PEEK(self.ch.tick), here)
         return [r for r in range(self.ch.size) if not here[r]]
 
     needs = missing
@@ -502,7 +502,7 @@ cdef class Lane:
     @property
     def begun(self):
         """How many operations this rank has begun."""
-        return self.ch.seq
+        return CKC_PEEK(self.ch.seq)
 
     @property
     def pending(self):
@@ -570,7 +570,7 @@ cdef class Stream:
     @property
     def begun(self):
         """How many messages this end has begun."""
-        return self.s.messages
+        return CKC_PEEK(self.s.messages)
 
     @property
     def refused(self):

@@ -121,7 +121,7 @@ cdef extern from "<sys/uio.h>" nogil:
         size_t iov_len
 
 cdef extern from "wire.h" nogil:
-    const int CKC_HEADER_SENT, CKC_HEADER_RECEIVED
+    const int CKC_HEADER_SENT, CKC_HEADER_RECEIVED, CKC_STEP_SEND, CKC_STEP_RECV
     ctypedef struct ckc_step:
         int64_t round, kind, peer, place, at, count, first, sources
     ctypedef struct ckc_source:
@@ -236,5 +236,6 @@ cdef extern from *:
     """
     int CKC_LOAD(...) nogil
     uint64_t CKC_LOAD64 "CKC_LOAD"(...) nogil
+    int64_t CKC_PEEK(...) nogil
     void CKC_STORE(...) nogil
     void CKC_ADD(...) nogil

@@ -154,34 +154,34 @@ cdef class Wire:
                                    call.offset, call.seq)
         return found
 
-    def missing(self, WireOp op):
-        """The ranks that the operation waits for."""
+    cdef list _lacking(self, WireOp op, bint sends):
+        """Whose header or payload has yet to come, and with `sends` also to whom something has yet to go. The engine may
+        be moving the operation meanwhile."""
         cdef ckc_run_state *run = &op.run_state
-        cdef int64_t i
+        cdef int64_t i, bytes
         found = set()
         for r in range(self.wire.size):
-            if run.partners[r] & CKC_HEADER_RECEIVED and run.received[r] < sizeof(ckc_call):
+            if run.partners[r] & CKC_HEADER_RECEIVED and CKC_PEEK(run.received[r]) < <int64_t> sizeof(ckc_call):
                 found.add(r)
-        for i in range(run.next, run.round_end):
-            if run.steps[i].kind <= 1 and run.moved[i] < run.steps[i].count * ckc_item_bytes(op.o.call.dtype):
+        for i in range(CKC_PEEK(run.next), CKC_PEEK(run.round_end)):
+            bytes = run.steps[i].count * ckc_item_bytes(op.o.call.dtype)
+            if (run.steps[i].kind == CKC_STEP_RECV or sends and run.steps[i].kind == CKC_STEP_SEND) \
+                    and CKC_PEEK(run.moved[i]) < bytes:
                 found.add(run.steps[i].peer)
         return sorted(found)
 
+    def missing(self, WireOp op):
+        """The ranks that the operation waits for."""
+        return self._lacking(op, True)
+
     def needs(self, WireOp op):
         """Those of them from whom something must come: what goes to the others may be on its way, wherever they are."""
-        cdef ckc_run_state *run = &op.run_state
-        cdef int64_t i
-        found = {r for r in range(self.wire.size)
-                 if run.partners[r] & CKC_HEADER_RECEIVED and run.received[r] < sizeof(ckc_call)}
-        for i in range(run.next, run.round_end):
-            if run.steps[i].kind == 1 and run.moved[i] < run.steps[i].count * ckc_item_bytes(op.o.call.dtype):
-                found.add(run.steps[i].peer)
-        return sorted(found)
+        return self._lacking(op, False)
 
     @property
     def begun(self):
         """How many operations this rank has begun."""
-        return self.wire.seq
+        return CKC_PEEK(self.wire.seq)
 
     @property
     def pending(self):

@@ -31,7 +31,8 @@ void ckc_who_is_here(const ckc_channel *ch, uint64_t seq, uint64_t tick, uint8_t
 
 static void arrive(ckc_op *o, const void *payload, int64_t bytes) {
     ckc_channel *ch = o->on;
-    o->seq = ++ch->seq;
+    CKC_PUT(ch->seq, ch->seq + 1);
+    CKC_PUT(o->seq, ch->seq);
     o->base = ch->tick;
     o->cursor = 0;
     ckc_call *mine = &head(ch, ch->rank)->call[o->seq & 1];
@@ -66,7 +67,8 @@ static int all_arrived(ckc_op *o) {
 static void step(ckc_op *o) {
     ckc_channel *ch = o->on;
     o->moved++;
-    atomic_store_explicit(&head(ch, ch->rank)->tick, ++ch->tick, memory_order_release);
+    CKC_PUT(ch->tick, ch->tick + 1);
+    atomic_store_explicit(&head(ch, ch->rank)->tick, ch->tick, memory_order_release);
     ckc_ring(ch->world, ch->seats, ch->size);
 }
 
@@ -345,7 +347,7 @@ static int broadcast(ckc_op *o) {
             begin = o->c * ch->stage_bytes;
             memcpy(stage(ch, ch->rank, o->c), o->in + begin,
                    (size_t)least(ch->stage_bytes, bytes_of(o, o->call.count) - begin));
-            ch->tick++;
+            CKC_PUT(ch->tick, ch->tick + 1);
             step(o);
         } else {
             CKC_AWAIT(o, atomic_load_explicit(&head(ch, o->call.root)->tick, memory_order_acquire) >=
@@ -353,7 +355,7 @@ static int broadcast(ckc_op *o) {
             begin = o->c * ch->stage_bytes;
             memcpy(o->out + begin, stage(ch, o->call.root, o->c),
                    (size_t)least(ch->stage_bytes, bytes_of(o, o->call.count) - begin));
-            ch->tick++;
+            CKC_PUT(ch->tick, ch->tick + 1);
             step(o);
         }
     }

@@ -40,8 +40,9 @@ static int refused(const ckc_stream *s) {
 
 static void note(ckc_op *o) {
     ckc_stream *s = o->on;
+    CKC_PUT(s->messages, s->messages + 1);
     atomic_store_explicit(&s->world->seats[s->world->local_rank]->operation,
-                          (uint64_t)o->call.kind << 56 | ++s->messages, memory_order_relaxed);
+                          (uint64_t)o->call.kind << 56 | s->messages, memory_order_relaxed);
 }
 
 static int64_t piece(const ckc_op *o, int64_t available) {

@@ -53,7 +53,7 @@ static int take_header(ckc_op *o, int peer) {
         ckc_link *link = wire->links[peer];
         const int64_t n = outcome(o, peer, link->pull(link, (char *)&run->theirs[peer] + run->received[peer],
                                                       HEADER - run->received[peer]));
-        run->received[peer] = (uint8_t)(run->received[peer] + n);
+        CKC_PUT(run->received[peer], (uint8_t)(run->received[peer] + n));
         if (run->received[peer] < HEADER) return CKC_PENDING;
         if (memcmp((char *)&run->theirs[peer] + offsetof(ckc_call, kind), (char *)&o->call + offsetof(ckc_call, kind),
                    CKC_CALL_COMPARED))
@@ -86,10 +86,10 @@ static int transfer_kind(ckc_op *o, int64_t kind) {
         if (!busy[peer]) {      /* one after another on a link */
             char *at = place(o, step->place, step->at) + run->moved[i];
             if (kind == CKC_STEP_SEND) {
-                run->moved[i] += push(o, peer, at, bytes - run->moved[i]);
+                CKC_PUT(run->moved[i], run->moved[i] + push(o, peer, at, bytes - run->moved[i]));
             } else if (run->agreed) {
                 ckc_link *link = wire->links[peer];
-                run->moved[i] += outcome(o, peer, link->pull(link, at, bytes - run->moved[i]));
+                CKC_PUT(run->moved[i], run->moved[i] + outcome(o, peer, link->pull(link, at, bytes - run->moved[i])));
             }
         }
         if (run->moved[i] < bytes) {
@@ -126,9 +126,9 @@ static void compute(ckc_op *o) {
 }
 
 static void find_round(ckc_run_state *run) {
-    run->round_end = run->next;
-    while (run->round_end < run->step_count && run->steps[run->round_end].round == run->steps[run->next].round)
-        run->round_end++;
+    int64_t end = run->next;
+    while (end < run->step_count && run->steps[end].round == run->steps[run->next].round) end++;
+    CKC_PUT(run->round_end, end);
 }
 
 /* Headers that no payload has taken along; CKC_DONE when all have gone and come and agree. */
@@ -150,7 +150,8 @@ static int move_on(ckc_op *o) {
     ckc_run_state *run = o->extra;
     if (!run->begun) {
         run->begun = 1;
-        o->seq = ++wire->seq;
+        CKC_PUT(wire->seq, wire->seq + 1);
+        o->seq = wire->seq;
         atomic_store_explicit(&wire->world->seats[wire->world->local_rank]->operation,
                               (uint64_t)o->call.kind << 56 | o->seq, memory_order_relaxed);
         find_round(run);
@@ -166,7 +167,7 @@ static int move_on(ckc_op *o) {
         if (got <= 0) return got;
         if (!all_flushed(o)) return CKC_PENDING;
         compute(o);
-        run->next = run->round_end;
+        CKC_PUT(run->next, run->round_end);
         find_round(run);
     }
     return run->agreed ? CKC_DONE : exchange_headers(o);

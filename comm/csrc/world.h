@@ -155,12 +155,17 @@ int ckc_wait(ckc_world *world, ckc_op *op, int64_t slice_ns);
 void ckc_retire(ckc_world *world, ckc_queue *queue);
 void ckc_stop_threads(ckc_world *world);
 
+/* How far an operation is: written by the thread that moves it, while the caller that waits may look at it. Any value of
+ * the past will do (comm/standstill.py says why), so the order is relaxed; on x86 and arm these are plain moves. */
+#define CKC_PUT(field, value) __atomic_store_n(&(field), (value), __ATOMIC_RELAXED)
+#define CKC_PEEK(field) __atomic_load_n(&(field), __ATOMIC_RELAXED)
+
 /* Protothreads (Dunkels et al. 2006): advance is written as straight code; AWAIT leaves it and comes back to the same
  * place. Variables that must live across it stand in the operation. */
 #define CKC_BEGIN(o) switch ((o)->pc) { case 0:
-#define CKC_AWAIT(o, condition) do { (o)->pc = __LINE__; case __LINE__: if (!(condition)) return CKC_PENDING; } while (0)
+#define CKC_AWAIT(o, condition) do { CKC_PUT((o)->pc, __LINE__); case __LINE__: if (!(condition)) return CKC_PENDING; } while (0)
 #define CKC_AWAIT_CHECKED(o, expression)                                                                             \
-    do { (o)->pc = __LINE__; case __LINE__: { const int got = (expression); if (got <= 0) return got; } } while (0)
+    do { CKC_PUT((o)->pc, __LINE__); case __LINE__: { const int got = (expression); if (got <= 0) return got; } } while (0)
 #define CKC_END(o) } return CKC_DONE
 
 #endif

@@ -24,11 +24,13 @@ def main() -> None:
     from crew import Crew
     from soak import soak
 
-    from cktrain.comm import _engine
+    from cktrain.comm import _engine, engine_group, standstill
     from cktrain.comm.errors import CollectiveMismatchError, CommError
     from cktrain.comm.group import Group
 
     assert _engine.__file__ == sys.argv[1]
+    # Waits ask every millisecond who is missing and whether the ranks wait in a circle, while the engine moves on.
+    engine_group._SLICE_S, standstill.AFTER_S = 0.001, 0.0
 
     def differ(group: Group) -> str:
         try:

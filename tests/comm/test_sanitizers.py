@@ -33,7 +33,7 @@ OPTIONS = {
     # The interpreter keeps memory until its end; what is left then says nothing about the engine.
     "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=0:exitcode=66",
     "UBSAN_OPTIONS": "print_stacktrace=1:exitcode=66",
-    "TSAN_OPTIONS": f"exitcode=66:suppressions={FOLDER / 'tsan.supp'}",
+    "TSAN_OPTIONS": "exitcode=66",
 }
 
 
