@@ -93,8 +93,8 @@ def linear_backward_input(dx, dy, w, accumulate=False):
     run(rt.table.gemm[ax.dtype], &g)
 
 
-def linear_backward_weight(dw, dbias, dy, x):
-    """dw float32 (O,I) += dy (N,O)ᵀ · x (N,I); dbias float32 (O), or None, += dy's rows. dy, x real."""
+def linear_backward_weight(dw, dbias, dy, x, accumulate=True):
+    """dw float32 (O,I) = or += dy (N,O)ᵀ · x (N,I); dbias float32 (O), or None, likewise dy's rows. dy, x real."""
     cdef const char *op = b"linear_backward_weight"
     cdef ck_array aw, ab, ay, ax
     cdef ck_gemm_args g
@@ -105,7 +105,7 @@ def linear_backward_weight(dw, dbias, dy, x):
     rt.match(&ax, op, b"x", 0, ay.shape[0], b"dy")
     rt.match(&aw, op, b"dw", 0, ay.shape[1], b"dy")
     rt.match(&aw, op, b"dw", 1, ax.shape[1], b"x")
-    operands(&g, &aw, &ay, True, &ax, False, True)
+    operands(&g, &aw, &ay, True, &ax, False, accumulate)
     if dbias is not None:
         rt.take(&ab, dbias, op, b"dbias", CK_IS_F32 | CK_DIMS(1, 1) | CK_IS_WRITTEN)
         rt.match(&ab, op, b"dbias", 0, ay.shape[1], b"dy")

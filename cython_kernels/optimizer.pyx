@@ -9,11 +9,11 @@ cdef extern from "kernels.h" nogil:
         float *param
         float *m
         float *v
-        float *grad
+        const float *grad
         uint16_t *copy
         int64_t n, step
         double lr, beta1, beta2, eps, weight_decay, grad_scale
-        int nesterov, zero_grad
+        int nesterov
     ctypedef struct ck_sum_of_squares_args:
         const void *x
         int64_t n
@@ -27,11 +27,10 @@ cdef float *take_flat(given, const char *op, const char *name, unsigned int flag
     return <float *> x.data
 
 
-def adamw_step(param, m, v, grad, lr, beta1, beta2, eps, weight_decay, step, grad_scale, copy=None,
-               zero_grad=False):
+def adamw_step(param, m, v, grad, lr, beta1, beta2, eps, weight_decay, step, grad_scale, copy=None):
     """One AdamW step (Loshchilov & Hutter 2019) with grad · grad_scale; step is 1 at first. All float32 (n).
 
-    copy, bfloat16 (n), receives the new parameters; with zero_grad, grad is zero afterwards.
+    copy, bfloat16 (n), receives the new parameters.
     """
     cdef const char *op = b"adamw_step"
     cdef ck_array ap, ac
@@ -41,8 +40,7 @@ def adamw_step(param, m, v, grad, lr, beta1, beta2, eps, weight_decay, step, gra
     a.param = <float *> ap.data
     a.m = take_flat(m, op, b"m", CK_IS_WRITTEN, a.n)
     a.v = take_flat(v, op, b"v", CK_IS_WRITTEN, a.n)
-    a.zero_grad = bool(zero_grad)
-    a.grad = take_flat(grad, op, b"grad", CK_IS_WRITTEN if a.zero_grad else 0, a.n)
+    a.grad = take_flat(grad, op, b"grad", 0, a.n)
     a.copy = NULL
     if copy is not None:
         rt.take(&ac, copy, op, b"copy", CK_IS_BF16 | CK_DIMS(1, 1) | CK_IS_WRITTEN)
@@ -78,7 +76,6 @@ def sgd_step(param, momentum_buffer, grad, lr, momentum, weight_decay, nesterov,
     a.copy = NULL
     a.step = 1
     a.nesterov = bool(nesterov)
-    a.zero_grad = 0
     with nogil:
         rt.run(rt.table.sgd_step, &a, a.n)
 

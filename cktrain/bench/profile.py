@@ -72,7 +72,8 @@ def bytes_moved(name: str, args: tuple[Any, ...]) -> int:
     """Bytes of all array arguments, what an op adds to counted twice."""
     arrays = [a for a in args if isinstance(a, np.ndarray)]
     total = sum(a.nbytes for a in arrays)
-    updated = _UPDATED.get(name, 0)
+    written = name == "linear_backward_weight" and len(args) > 4 and not args[4]
+    updated = 0 if written else _UPDATED.get(name, 0)
     return total + sum(a.nbytes for a in arrays[:updated])
 
 

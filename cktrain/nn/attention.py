@@ -121,8 +121,9 @@ class Attention(Module):
         if self.qk_norm_eps is not None:
             at = slot.view(self, "views", lambda: self._views(slot))
             q_rstd, k_rstd = self._rstd(slot)
-            kernels.rms_norm_backward(dq, self.q_norm.grad, dq, at.raw_q, self.q_norm.value, q_rstd, False)
-            kernels.rms_norm_backward(dk, self.k_norm.grad, dk, at.raw_k, self.k_norm.value, k_rstd, False)
+            q_grad, k_grad = self.q_norm.sums(kernels), self.k_norm.sums(kernels)
+            kernels.rms_norm_backward(dq, q_grad, dq, at.raw_q, self.q_norm.value, q_rstd, False)
+            kernels.rms_norm_backward(dk, k_grad, dk, at.raw_k, self.k_norm.value, k_rstd, False)
             self.q_norm.grad_added()
             self.k_norm.grad_added()
         return dqkv

@@ -26,5 +26,6 @@ class Embedding(Module):
 
     def backward_ids(self, dy: np.ndarray, ids: np.ndarray, slot: Slot) -> None:
         """Adds the rows of dy (N, C) to the gradient rows of their ids, in order."""
-        self.num.kernels.embedding_backward(self.weight.grad, dy, ids)
+        kernels = self.num.kernels
+        kernels.embedding_backward(self.weight.sums(kernels), dy, ids)
         self.weight.grad_added()

@@ -99,7 +99,7 @@ class CrossEntropyHead(Module):
                 dlogits[:, : self.words], valid, lse, targets, IGNORE_INDEX, self.first_word
             )
             dlogits[:, self.words :] = 0
-            kernels.linear_backward_weight(self.weight.grad, None, dlogits, x)
+            kernels.linear_backward_weight(self.weight.grad, None, dlogits, x, self.weight.adds())
             kernels.linear_backward_input(dx, dlogits, self.weight.value)
         return float(np.sum((lse - target_logit)[targets != IGNORE_INDEX], dtype=np.float64))
 

@@ -65,12 +65,15 @@ class Linear(Module):
 
     def backward_weight(self, dy: np.ndarray, x: np.ndarray) -> None:
         """Adds dyᵀ · x to the weight's gradient and the rows of dy to the bias's."""
+        bias, adds = self.bias, self.weight.adds()
+        if bias is not None:
+            bias.stale = False  # written together with the weight's
         self.num.kernels.linear_backward_weight(
-            self.weight.grad, None if self.bias is None else self.bias.grad, dy, x
+            self.weight.grad, None if bias is None else bias.grad, dy, x, adds
         )
         self.weight.grad_added()
-        if self.bias is not None:
-            self.bias.grad_added()
+        if bias is not None:
+            bias.grad_added()
 
     def output(self, slot: Slot, name: str = "y", saved: bool = False) -> np.ndarray:
         """An array for y, saved or shared."""

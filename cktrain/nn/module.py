@@ -1,8 +1,9 @@
 """The Module contract: `forward(x, slot) -> y`, `backward(dy, slot) -> dx`.
 
 There is no tape. A module writes what its backward needs into the slot, never on itself, so that several micro-batches
-can be between their forward and their backward (1F1B). Gradients of parameters are added to `param.grad`. The array
-that comes back from `backward` may be the one that was given, changed in place.
+can be between their forward and their backward (1F1B). Gradients of parameters are added to `param.grad`, the
+first of a step written over what is there (`Param.adds`, `Param.sums`). The array that comes back from `backward` may
+be the one that was given, changed in place.
 
 Modules are single-process code. Parallelism replaces some of them from outside, by their style
 (`parallel/`), and never shows in a model.

@@ -95,8 +95,8 @@ class RMSNorm(Norm):
         accumulate: bool,
     ) -> None:
         """As `backward_into`, for rows x."""
-        weight, (rstd,) = self.weight, statistics
-        self.num.kernels.rms_norm_backward(dx, weight.grad, dy, x, weight.value, rstd, accumulate)
+        kernels, weight, (rstd,) = self.num.kernels, self.weight, statistics
+        kernels.rms_norm_backward(dx, weight.sums(kernels), dy, x, weight.value, rstd, accumulate)
 
 
 class LayerNorm(Norm):
@@ -124,9 +124,9 @@ class LayerNorm(Norm):
         accumulate: bool,
     ) -> None:
         """As `backward_into`, for rows x."""
-        weight, bias, (mean, rstd) = self.weight, self.bias, statistics
-        self.num.kernels.layer_norm_backward(
-            dx, weight.grad, bias.grad, dy, x, weight.value, mean, rstd, accumulate
+        kernels, weight, bias, (mean, rstd) = self.num.kernels, self.weight, self.bias, statistics
+        kernels.layer_norm_backward(
+            dx, weight.sums(kernels), bias.sums(kernels), dy, x, weight.value, mean, rstd, accumulate
         )
 
     def grads_added(self) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
@@ -58,6 +58,8 @@ class Param:
     """Offset of the first element in the flat buffers."""
     on_grad: Callable[[Param], None] | None = field(init=False, default=None, repr=False)
     """Called after each addition to `grad`."""
+    stale: bool = field(init=False, default=False)
+    """Whether `grad` holds what an earlier step left; the first contribution of a step takes its place."""
 
     def __post_init__(self) -> None:
         self.whole_shape = self.shape
@@ -72,6 +74,17 @@ class Param:
         """Hold only these places of the whole parameter, in an array of this shape. Before it has storage."""
         assert self.start == -1 and self.shape == self.whole_shape, self.name
         self.shape, self.places = shape, places
+
+    def adds(self) -> bool:
+        """Whether what comes is added to `grad`, or, False for the first of a step, written over all of it."""
+        adds, self.stale = not self.stale, False
+        return adds
+
+    def sums(self, kernels: Any) -> np.ndarray:
+        """`grad` for an op that can only add: zeros before the first of a step."""
+        if not self.adds():
+            kernels.zero(self.grad)
+        return self.grad
 
     def grad_added(self) -> None:
         """To be called by a module after it added to `grad`."""
@@ -187,9 +200,10 @@ class FlatParams:
         if self.copy is not None:
             self.numerics.kernels.cast(self.copy, self.data)
 
-    def zero_grad(self) -> None:
-        """Set all gradients to zero, before the first micro-batch of a step."""
-        self.numerics.kernels.zero(self.grad)
+    def begin_sums(self) -> None:
+        """Before the first micro-batch of a step: what the gradients hold is of no use any more."""
+        for param in self.params:
+            param.stale = True
 
     def segments(self, start: int = 0, stop: int | None = None) -> list[Segment]:
         """The elements [start, stop) cut where weight decay changes."""

@@ -60,10 +60,7 @@ class Optimizer:
             self._pieces.append(pieces)
 
     def step(self, lr: float, grad_scale: float, step: int) -> None:
-        """One update with gradients multiplied by grad_scale, of the bf16 copy too; `step` counts from 1.
-
-        It leaves zeros in the gradients of its spans, for the next step's sums.
-        """
+        """One update with gradients multiplied by grad_scale, of the bf16 copy too; `step` counts from 1."""
         for number in range(len(self.spans)):
             self.step_span(number, lr, grad_scale, step)
 
@@ -101,7 +98,6 @@ class AdamW(Optimizer):
             step,
             grad_scale,
             copy=piece.copy,
-            zero_grad=True,
         )
 
 
@@ -118,7 +114,6 @@ class SGD(Optimizer):
         )
         if piece.copy is not None:
             kernels.cast(piece.copy, piece.data)
-        piece.grad.fill(0)
 
 
 OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}

@@ -34,7 +34,7 @@ from cktrain.comm.work import Work
 from cktrain.nn.memory import Arena
 from cktrain.nn.params import FlatParams, Param
 from cktrain.optim.optimizer import Optimizer
-from cktrain.parallel.buckets import BUCKET_BYTES, Bucket, Span, join, overlap, plan_buckets, without
+from cktrain.parallel.buckets import BUCKET_BYTES, Bucket, Span, join, overlap, plan_buckets
 from cktrain.parallel.waiting import Waiting
 
 
@@ -75,10 +75,6 @@ class DataParallel:
         self.buckets = plan_buckets(params, group.size, alone, bucket_bytes)
         self.pieces = join(bucket.piece(group.rank) for bucket in self.buckets)
         """What of the flat buffers is this rank's to count and to save, as spans."""
-        self._unclear: list[Span] = []
-        """Where the gradient buffer may hold something else than zeros."""
-        self._others = without([(0, params.size)], self.update_spans)
-        """What other ranks update."""
         self._bucket_of = {param: i for i, bucket in enumerate(self.buckets) for param in bucket.params}
         self._contributions: dict[Param, int] = dict.fromkeys(params.params, 0)
         self._missing: dict[Param, int] = {}
@@ -133,10 +129,8 @@ class DataParallel:
         assert all(self._contributions.values()), "a parameter gets no gradient"
 
     def begin(self) -> None:
-        """Before the first micro-batch of a step: clear what the last update did not clear of the gradients."""
-        for start, stop in self._unclear:
-            self.params.grad[start:stop].fill(0)
-        self._unclear = [(0, self.params.size)]
+        """Before the first micro-batch of a step."""
+        self.params.begin_sums()
         self._done = 0
         if self.group.size > 1 and not self.deterministic:
             self._missing = {p: n * self.micro_batches for p, n in self._contributions.items()}
@@ -156,7 +150,7 @@ class DataParallel:
         else:
             np.add(self._kept[0], grad, out=self._kept[0])
         if self._done < self.micro_batches:
-            grad.fill(0)
+            self.params.begin_sums()
         elif self.group.size == 1:
             grad[...] = self._kept[0]
 
@@ -181,7 +175,6 @@ class DataParallel:
 
     def update(self, optimizer: Optimizer, lr: float, grad_scale: float, step: int) -> None:
         """The optimizer's step on this rank's spans, and the other ranks' updated weights."""
-        self._unclear = self._others  # the optimizer clears what it has read
         if not self.sharded:
             optimizer.step(lr, grad_scale, step)
             return

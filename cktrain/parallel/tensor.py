@@ -123,11 +123,13 @@ class RowLinear(Linear):
 
     def backward_weight(self, dy: np.ndarray, x: np.ndarray) -> None:
         """As Linear's, for all rows; the bias's gradient is that of tensor rank 0."""
-        bias = self.bias.grad if self.bias is not None and self.border.group.rank == 0 else None
-        self.num.kernels.linear_backward_weight(self.weight.grad, bias, dy, x)
+        if self.bias is None or self.border.group.rank == 0:
+            super().backward_weight(dy, x)
+            return
+        self.num.kernels.linear_backward_weight(self.weight.grad, None, dy, x, self.weight.adds())
+        self.bias.sums(self.num.kernels)
         self.weight.grad_added()
-        if self.bias is not None:
-            self.bias.grad_added()
+        self.bias.grad_added()
 
 
 class SequenceEmbedding(Embedding):

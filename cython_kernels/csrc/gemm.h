@@ -233,7 +233,7 @@ INLINE int FN(gemm_next_step)(const ck_gemm_args *g, const ck_gemm_plan *plan, i
     return s->col0 < g->n;
 }
 
-/* column_sums[i] += sum over p of a[i, p], where a's rows are contiguous along i; each thread takes a
+/* column_sums[i] = or += sum over p of a[i, p], where a's rows are contiguous along i; each thread takes a
  * range of i. */
 static void FN(add_column_sums)(const ck_gemm_args *g, const ck_team *team) {
     enum { WIDE = 8 };  /* vectors at a time: several lines of a row of a */
@@ -254,7 +254,7 @@ static void FN(add_column_sums)(const ck_gemm_args *g, const ck_team *team) {
         }
         for (int v = 0; v * VL < left && v < WIDE; v++) {
             const int64_t at = i + v * VL, m = ck_min(VL, part.end - at);
-            v_store_n(g->column_sums + at, v_add(v_load_n(g->column_sums + at, m), sum[v]), m);
+            v_store_n(g->column_sums + at, g->accumulate ? v_add(v_load_n(g->column_sums + at, m), sum[v]) : sum[v], m);
         }
     }
 }

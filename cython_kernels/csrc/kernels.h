@@ -49,7 +49,7 @@ static inline void *ck_scratch_of(const ck_team *team, int index) {
 typedef void (*ck_kernel)(const void *args, const ck_team *team);
 
 /* c (m, n) = or += a (m, k) . b (k, n) + bias f32 (n) + residual (m, n), of c's type. Any of the strides of a
- * and b may be the unit one. column_sums f32 (m) += sum over k of a: the bias gradient, when a is dy
+ * and b may be the unit one. column_sums f32 (m) = or += sum over k of a: the bias gradient, when a is dy
  * transposed. residual may be c. */
 typedef struct {
     void *c;
@@ -134,12 +134,12 @@ typedef struct {
 } ck_cross_entropy_args;
 
 typedef struct {
-    float *param, *m, *v, *grad;
+    float *param, *m, *v;
+    const float *grad;
     uint16_t *copy;         /* adamw: the new param in bf16, or NULL */
     int64_t n, step;
     double lr, beta1, beta2, eps, weight_decay, grad_scale;
     int nesterov;           /* sgd: beta1 is the momentum, m its buffer */
-    int zero_grad;          /* adamw: grad is zero afterwards */
 } ck_optimizer_args;
 
 typedef struct { const void *x; int64_t n; double *sum; } ck_sum_of_squares_args;

@@ -1,14 +1,14 @@
 /* Optimizer steps on flat fp32 buffers, one element independent of the next. */
 
-/* AdamW (Loshchilov & Hutter 2019): decoupled decay, bias-corrected moments. The bf16 copy of the parameters and the
- * zeroing of the gradient ride along, where each would be a pass over memory of its own. */
+/* AdamW (Loshchilov & Hutter 2019): decoupled decay, bias-corrected moments. The bf16 copy of the parameters rides along,
+ * which would be a pass over memory of its own. */
 static void adamw_step(const void *args, const ck_team *team) {
     const ck_optimizer_args *a = args;
     const ck_range part = ck_split(a->n, 64, team->size, team->index);
     float *param = a->param + part.begin, *first = a->m + part.begin, *second = a->v + part.begin;
-    float *grad = a->grad + part.begin;
+    const float *grad = a->grad + part.begin;
     uint16_t *copy = a->copy ? a->copy + part.begin : NULL;
-    const int streaming = copy && ck_streams(team, a->copy, a->n * sizeof *copy, 0), zero_grad = a->zero_grad;
+    const int streaming = copy && ck_streams(team, a->copy, a->n * sizeof *copy, 0);
     const vf scale = v_set1((float)a->grad_scale), keep = v_set1((float)(1.0 - a->lr * a->weight_decay));
     const vf beta1 = v_set1((float)a->beta1), rest1 = v_set1((float)(1.0 - a->beta1));
     const vf beta2 = v_set1((float)a->beta2), rest2 = v_set1((float)(1.0 - a->beta2));
@@ -24,7 +24,6 @@ static void adamw_step(const void *args, const ck_team *team) {
         v_store_n(first + i, m, n);
         v_store_n(second + i, v, n);
         v_store_n(param + i, p, n);
-        if (zero_grad) v_store_n(grad + i, v_zero(), n);
         if (copy) {
             if (streaming && n == VL) v_stream_bf16(copy + i, p);
             else v_store_bf16_n(copy + i, p, n);

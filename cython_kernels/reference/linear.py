@@ -36,16 +36,21 @@ def linear_backward_input(dx: Array, dy: Array, w: Array, accumulate: bool = Fal
     store(dx, widen(dy) @ widen(w), accumulate)
 
 
-def linear_backward_weight(dw: Array, dbias: Array | None, dy: Array, x: Array) -> None:
-    """Add dyᵀ · x to dw f32 (O,I), and the sum of the rows of dy (N,O) to dbias f32 (O) unless it is None."""
+def linear_backward_weight(
+    dw: Array, dbias: Array | None, dy: Array, x: Array, accumulate: bool = True
+) -> None:
+    """Add dyᵀ · x to dw f32 (O,I), and the sum of the rows of dy (N,O) to dbias f32 (O) unless it is None.
+
+    Without `accumulate` both are written instead.
+    """
     door = Door("linear_backward_weight", dy)
     n, o = door.dims("dy", dy, 2)
     i = door.dims("x", x, 2)[1]
     door.real(x=(x, (n, i)))
     door.f32(dw=(dw, (o, i)), dbias=(dbias, (o,)))
-    dw += widen(dy).T @ widen(x)
+    store(dw, widen(dy).T @ widen(x), accumulate)
     if dbias is not None:
-        dbias += sum_rows(dy)
+        store(dbias, sum_rows(dy), accumulate)
 
 
 def matmul(

@@ -24,12 +24,11 @@ def adamw_step(
     step: int,
     grad_scale: float,
     copy: Array | None = None,
-    zero_grad: bool = False,
 ) -> None:
     """Update param, m and v f32 (n) with grad f32 (n) · grad_scale: AdamW, Loshchilov & Hutter 2019.
 
     The decay is decoupled (param shrinks by lr · weight_decay) and `step` counts from 1. `copy`, bf16 (n), receives
-    the new parameters; with `zero_grad`, grad is zero afterwards.
+    the new parameters.
     """
     door = Door("adamw_step", param)
     (n,) = door.dims("param", param, 1)
@@ -50,8 +49,6 @@ def adamw_step(
                 "copy", f"has shape {copy.shape} and type {copy.dtype}, ({n},) and bfloat16 are needed"
             )
         copy[...] = param
-    if zero_grad:
-        grad[...] = 0
 
 
 def sgd_step(

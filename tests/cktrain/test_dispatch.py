@@ -82,7 +82,7 @@ def doors() -> dict[str, Callable[[Any], None]]:
     return {
         "linear_forward": lambda k: k.linear_forward(x, x, w, c, x),
         "linear_backward_input": lambda k: k.linear_backward_input(x, x, w),
-        "linear_backward_weight": lambda k: k.linear_backward_weight(w, c, x, x),
+        "linear_backward_weight": lambda k: k.linear_backward_weight(w, c, x, x, True),
         "embedding_forward": lambda k: k.embedding_forward(x, ids, w),
         "embedding_backward": lambda k: k.embedding_backward(w, x, ids),
         "rms_norm_forward": lambda k: k.rms_norm_forward(x, n, x, c, 1e-5),
@@ -96,9 +96,7 @@ def doors() -> dict[str, Callable[[Any], None]]:
         "swiglu_backward": lambda k: k.swiglu_backward(wide, x, wide, x),
         "cross_entropy_forward": lambda k: k.cross_entropy_forward(n, n, n, x, ids, 0),
         "cross_entropy_backward": lambda k: k.cross_entropy_backward(x, x, n, ids, -100, 0),
-        "adamw_step": lambda k: k.adamw_step(
-            *flat, 1e-3, 0.9, 0.95, 1e-8, 0.1, 1, 1.0, copy=None, zero_grad=True
-        ),
+        "adamw_step": lambda k: k.adamw_step(*flat, 1e-3, 0.9, 0.95, 1e-8, 0.1, 1, 1.0, copy=None),
         "sum_of_squares": lambda k: k.sum_of_squares(c),
     }
 

@@ -54,12 +54,12 @@ class Linear(Case):
             "residual": None if shape["residual"] == "none" else normal(rng, (n, o), dtype),
             "in_place": shape["residual"] == "in_place",
             "dy": normal(rng, (n, o), dtype),
-            "dw_before": normal(rng, (o, i), f32_of(dtype)),
         }
-        if shape["bias"]:
-            inputs["dbias_before"] = normal(rng, o, f32_of(dtype))
         if shape["accumulate"]:
             inputs["dx_before"] = normal(rng, (n, i), dtype)
+            inputs["dw_before"] = normal(rng, (o, i), f32_of(dtype))
+            if shape["bias"]:
+                inputs["dbias_before"] = normal(rng, o, f32_of(dtype))
         return inputs
 
     def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
@@ -70,10 +70,11 @@ class Linear(Case):
 
     def backward(self, kernels: Any, inputs: Inputs, saved: Outputs) -> Outputs:
         x, dy = inputs["x"], inputs["dy"]
-        dx, dw = start(inputs, "dx", x), inputs["dw_before"].copy()
-        dbias = None if inputs["bias"] is None else inputs["dbias_before"].copy()
-        kernels.linear_backward_input(dx, dy, inputs["w"], accumulate="dx_before" in inputs)
-        kernels.linear_backward_weight(dw, dbias, dy, x)
+        accumulate = "dx_before" in inputs
+        dx, dw = start(inputs, "dx", x), start(inputs, "dw", blank_f32(x, inputs["w"].shape))
+        dbias = None if inputs["bias"] is None else start(inputs, "dbias", inputs["bias"])
+        kernels.linear_backward_input(dx, dy, inputs["w"], accumulate=accumulate)
+        kernels.linear_backward_weight(dw, dbias, dy, x, accumulate=accumulate)
         return {"dx": dx, "dw": dw} | ({} if dbias is None else {"dbias": dbias})
 
     def sizes(self, inputs: Inputs) -> dict[str, float]:

@@ -134,10 +134,7 @@ def _adamw(t: Tensors) -> Tensors:
     state = optimizer.state[param]
     results = {"param": param, "m": state["exp_avg"], "v": state["exp_avg_sq"]}
     if t["fused"]:
-        results |= {
-            "copy": param.detach().to(torch.bfloat16).to(param.dtype),
-            "grad": torch.zeros_like(t["grads"][0]),
-        }
+        results["copy"] = param.detach().to(torch.bfloat16).to(param.dtype)
     return results
 
 

@@ -171,7 +171,7 @@ def test_nothing_is_read_outside_its_phase(tiny, family, checkpointing):
     tokens, targets = np.ascontiguousarray(ids[:, :-1]), np.ascontiguousarray(ids[:, 1:])
     found = []
     for slot in (plan.allocate()[0], poisoned):
-        params.zero_grad()
+        params.begin_sums()
         loss, _ = model.forward_loss(tokens, targets, slot)
         model.backward_loss(tokens, slot)
         found.append((loss, params.grad.copy()))

@@ -191,7 +191,7 @@ def our_results(
     params = FlatParams(model.params(), numerics)
     load_weights(folder, params)
     slot = model.plan(*tokens.shape).allocate()[0]
-    params.zero_grad()
+    params.begin_sums()
     loss, count = model.forward_loss(tokens, targets, slot)
     assert count == np.count_nonzero(targets != IGNORE)
     model.backward_loss(tokens, slot)
