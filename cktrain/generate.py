@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 
 from cktrain.models.transformer import Transformer
-from cktrain.nn.memory import Slot, plan_slot
+from cktrain.nn.slot import Slot, plan_slot
 
 PROMPT_CHUNK = 256
 

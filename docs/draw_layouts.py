@@ -13,7 +13,7 @@ from pathlib import Path
 from cktrain import cython_kernels
 from cktrain.config import Config
 from cktrain.models.build import build_model
-from cktrain.nn.memory import planning
+from cktrain.nn.arena import planning
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel.buckets import overlap
 from cktrain.parallel.mesh import Mesh

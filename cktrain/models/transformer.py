@@ -20,11 +20,11 @@ import numpy as np
 from cktrain.nn.attention import Attention
 from cktrain.nn.embedding import Embedding
 from cktrain.nn.head import CrossEntropyHead
-from cktrain.nn.memory import Slot, SlotPlan, plan_slot
 from cktrain.nn.mlp import FeedForward
 from cktrain.nn.module import Module
 from cktrain.nn.norm import Norm
 from cktrain.nn.numerics import Numerics
+from cktrain.nn.slot import Slot, SlotPlan, plan_slot
 
 
 class Block(Module):

@@ -13,10 +13,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from cktrain.nn.linear import Linear
-from cktrain.nn.memory import Slot
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import Param
+from cktrain.nn.slot import Slot
 
 
 @dataclass(frozen=True)

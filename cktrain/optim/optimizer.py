@@ -15,7 +15,7 @@ from typing import ClassVar
 import numpy as np
 
 from cktrain.config import OptimizerConfig
-from cktrain.nn.memory import Arena
+from cktrain.nn.arena import Arena
 from cktrain.nn.params import FlatParams
 
 

@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from cktrain.comm.group import even_counts, offsets_of
-from cktrain.nn.memory import CACHE_LINE
+from cktrain.nn.arena import CACHE_LINE
 from cktrain.nn.params import FlatParams, Param
 
 BUCKET_BYTES = 25 << 20

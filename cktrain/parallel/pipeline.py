@@ -21,7 +21,7 @@ from cktrain.comm.group import Group
 from cktrain.comm.work import Work
 from cktrain.data.loader import Batch
 from cktrain.models.transformer import Transformer
-from cktrain.nn.memory import Slot
+from cktrain.nn.slot import Slot
 from cktrain.parallel.schedules import Action
 from cktrain.parallel.waiting import Waiting
 

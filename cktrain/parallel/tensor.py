@@ -28,9 +28,9 @@ from cktrain.nn.attention import Attention
 from cktrain.nn.embedding import Embedding
 from cktrain.nn.head import CrossEntropyHead
 from cktrain.nn.linear import Linear
-from cktrain.nn.memory import Slot
 from cktrain.nn.module import Module
 from cktrain.nn.params import Place
+from cktrain.nn.slot import Slot
 from cktrain.parallel.buckets import Span
 from cktrain.parallel.rows import Rows
 from cktrain.parallel.vocabulary import VocabularyEmbedding, VocabularyHead

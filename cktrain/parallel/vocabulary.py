@@ -13,9 +13,9 @@ import numpy as np
 
 from cktrain.nn.embedding import Embedding
 from cktrain.nn.head import IGNORE_INDEX, CrossEntropyHead
-from cktrain.nn.memory import Slot
 from cktrain.nn.norm import Norm
 from cktrain.nn.params import Param, Place
+from cktrain.nn.slot import Slot
 from cktrain.parallel.rows import Rows
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from cktrain.comm.group import Group
 from cktrain.config import Config
-from cktrain.nn.memory import Arena
+from cktrain.nn.arena import Arena
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import FlatParams, Param
 from cktrain.optim.optimizer import OPTIMIZERS

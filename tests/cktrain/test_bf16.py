@@ -13,9 +13,9 @@ import pytest
 from cktrain import cython_kernels
 from cktrain.nn import head as head_module
 from cktrain.nn.head import CrossEntropyHead
-from cktrain.nn.memory import plan_slot
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import FlatParams, Param
+from cktrain.nn.slot import plan_slot
 
 SIZES = {
     "model.hidden_size": 64,

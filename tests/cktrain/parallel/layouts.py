@@ -25,7 +25,7 @@ from cktrain.comm import bootstrap
 from cktrain.comm.group import Group
 from cktrain.config import Config
 from cktrain.launch.compose import compose
-from cktrain.nn import memory
+from cktrain.nn import arena
 
 
 def checksum(array: np.ndarray) -> bytes:
@@ -43,7 +43,7 @@ def copies_are_equal(part: Any) -> bool:
 def arenas_made_since(before: set[int]) -> dict[str, int]:
     """Bytes by name of the arenas that were made for this case; a case before may not be gone yet."""
     made: Counter[str] = Counter()
-    for number, (name, nbytes) in memory._ACCOUNTS.items():
+    for number, (name, nbytes) in arena._ACCOUNTS.items():
         if number not in before:
             made[name] += nbytes
     return made
@@ -51,7 +51,7 @@ def arenas_made_since(before: set[int]) -> dict[str, int]:
 
 def run_case(case: dict[str, Any], group: Group) -> dict[str, Any]:
     os.environ["CKTRAIN_ISA"] = case["isa"]
-    before = set(memory._ACCOUNTS)
+    before = set(arena._ACCOUNTS)
     config = Config.model_validate(case["config"])
     run = compose(config, group, threads=case.get("threads", 1))
     try:
