@@ -72,8 +72,15 @@ cdef extern from "split.h":
 cdef extern from "gemm_plan.h":
     ctypedef struct ck_gemm_plan:
         int64_t rows, cols, depth, item_rows, item_cols
+    ctypedef struct ck_gemm_grid:
+        int down, across
     ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int c_is_f32,
-                              int threads, const ck_caches *caches)
+                              int threads, int alone, const ck_caches *caches)
+    ck_gemm_grid ck_cut_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int c_is_f32,
+                             int threads, const ck_caches *caches)
+    int64_t ck_left_bytes(const ck_caches *caches)
+    int64_t ck_own_share(int threads)
+    const int CK_GEMM_NOTES
     int64_t ck_item_tiles(const ck_gemm_plan *plan, int64_t mr, int64_t begin, int64_t down, int64_t all, int threads)
 
 # Written by setup.py: what was built, and what the compiler did not know.
@@ -177,17 +184,32 @@ def deal(items: int, parts: int) -> list[int]:
 
 
 def plan_gemm(
-    m: int, n: int, k: int, mr: int, nr: int, c_is_f32: bool, threads: int, l2: int, l3: int
+    m: int, n: int, k: int, mr: int, nr: int, c_is_f32: bool, threads: int, alone: bool, l2: int, l3: int
 ) -> dict[str, int]:
     """csrc/gemm_plan.h's ck_plan_gemm: the blocks of a matmul, lengths along k in 4-byte units."""
     cdef ck_caches caches = ck_caches(32 << 10, l2, l3)
-    return ck_plan_gemm(m, n, k, mr, nr, c_is_f32, threads, &caches)
+    return ck_plan_gemm(m, n, k, mr, nr, c_is_f32, threads, alone, &caches)
+
+
+def cut_gemm(
+    m: int, n: int, k: int, mr: int, nr: int, c_is_f32: bool, threads: int, l2: int, l3: int
+) -> tuple[int, int]:
+    """csrc/gemm_plan.h's ck_cut_gemm: parts along m and n for a thread each, or (0, 0) for one product together."""
+    cdef ck_caches caches = ck_caches(32 << 10, l2, l3)
+    cdef ck_gemm_grid grid = ck_cut_gemm(m, n, k, mr, nr, c_is_f32, threads, &caches)
+    return grid.down, grid.across
+
+
+def gemm_room(threads: int, l2: int) -> tuple[int, int, int]:
+    """Bytes of a thread's packed rows of a, of its share of the team's workspace, and of the notes in front of that."""
+    cdef ck_caches caches = ck_caches(32 << 10, l2, l2)
+    return ck_left_bytes(&caches), ck_own_share(threads), CK_GEMM_NOTES
 
 
 def gemm_items(m: int, n: int, k: int, mr: int, nr: int, threads: int, l2: int, l3: int) -> list[tuple[int, int]]:
     """The items of the first block of an fp32 product, in the order in which threads take them: first tile, tiles."""
     cdef ck_caches caches = ck_caches(32 << 10, l2, l3)
-    cdef ck_gemm_plan plan = ck_plan_gemm(m, n, k, mr, nr, True, threads, &caches)
+    cdef ck_gemm_plan plan = ck_plan_gemm(m, n, k, mr, nr, True, threads, 0, &caches)
     cdef int64_t down = -(-min(m, plan.rows) // mr), every = down * -(-min(n, plan.cols) // plan.item_cols)
     cdef int64_t begin = 0, count = 0
     items = []

@@ -29,6 +29,7 @@ typedef struct {
     int64_t arrived;        /* threads that found no more items, over all steps */
     _Alignas(64) uint32_t panels[2][CK_GEMM_PANELS];  /* 2 number + 1: being packed for that step; one more: packed */
 } ck_gemm_shared;
+_Static_assert(sizeof(ck_gemm_shared) <= CK_GEMM_NOTES, "what threads tell each other has its room");
 
 typedef struct { int64_t i, m, j, n; } ck_gemm_item;  /* rows and columns of a step's block */
 
@@ -259,36 +260,27 @@ static void FN(add_column_sums)(const ck_gemm_args *g, const ck_team *team) {
     }
 }
 
-INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int c_is_f32) {
-    if (g->column_sums) FN(add_column_sums)(g, team);
-    if (g->m == 0 || g->n == 0) return;
-    const ck_gemm_plan plan = ck_plan_gemm(g->m, g->n, FN(units)(g->k), CK_GEMM_MR, CK_GEMM_NR, c_is_f32, team->size,
-                                           team->caches);
-    const int64_t depth = plan.depth * (CK_PAIRED ? 2 : 1);  /* in elements */
-    if (g->m <= CK_NARROW_ROWS && FN(units)(g->k) * CK_GEMM_MR * 4 <= CK_SCRATCH_BYTES / 2) {
-        FN(gemm_narrow)(g, team, c_is_f32, depth);
-        return;
-    }
+/* All steps of a product. b's packed blocks stand in two places in turn, which one thread alone has the same. */
+INLINE void FN(gemm_steps)(const ck_gemm_args *g, const ck_team *team, const ck_gemm_plan *plan, const int c_is_f32,
+                           float *const place[2], float *sums) {
     ck_gemm_shared *shared = (ck_gemm_shared *)team->shared;
-    float *const packed = (float *)(shared + 1);
-    const int64_t block = ck_round_up(plan.cols / CK_GEMM_NR * ck_panel_units(CK_GEMM_NR, plan.depth), 16);
-    const int several = !c_is_f32 && depth < g->k;
+    const int64_t depth = plan->depth * (CK_PAIRED ? 2 : 1);  /* in elements */
     if (team->index == 0) {
         shared->item[0] = shared->arrived = 0;
-        for (int place = 0; place < 2; place++)
-            memset(shared->panels[place], 0, (size_t)(plan.cols / CK_GEMM_NR) * sizeof **shared->panels);
+        for (int i = 0; i < 2; i++)
+            memset(shared->panels[i], 0, (size_t)(plan->cols / CK_GEMM_NR) * sizeof **shared->panels);
     }
-    FN(gemm_step) s = {.rows = ck_min(plan.rows, g->m), .cols = ck_min(plan.cols, g->n), .k = ck_min(depth, g->k),
-                       .b = packed, .panels = shared->panels[0],
-                       .sums = several ? packed + 2 * block : NULL, .sums_row = plan.cols};
+    FN(gemm_step) s = {.rows = ck_min(plan->rows, g->m), .cols = ck_min(plan->cols, g->n), .k = ck_min(depth, g->k),
+                       .b = place[0], .panels = shared->panels[0],
+                       .sums = !c_is_f32 && depth < g->k ? sums : NULL, .sums_row = plan->cols};
     for (;;) {
         ck_barrier(team);
         const int now = s.number & 1;
         if (team->index == 0) shared->item[1 - now] = 0;
-        FN(gemm_items)(g, team, &plan, &s, c_is_f32, &shared->item[now]);
+        FN(gemm_items)(g, team, plan, &s, c_is_f32, &shared->item[now]);
         const int64_t all = (s.number + 1) * team->size;
-        if (!FN(gemm_next_step)(g, &plan, depth, &s)) return;
-        s.b = packed + (1 - now) * block;
+        if (!FN(gemm_next_step)(g, plan, depth, &s)) return;
+        s.b = place[1 - now];
         s.panels = shared->panels[1 - now];
         /* until all are here, some panels of the next step */
         const int64_t panels = ck_ceil_div(s.cols, CK_GEMM_NR), start = panels * team->index / team->size;
@@ -296,6 +288,53 @@ INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int 
         for (int64_t c = 0; c < panels && __atomic_load_n(&shared->arrived, __ATOMIC_RELAXED) < all; c++)
             FN(gemm_pack_panel)(g, &s, (start + c) % panels);
     }
+}
+
+/* This thread's part of C, alone. */
+INLINE void FN(gemm_alone)(const ck_gemm_args *g, const ck_team *team, const int c_is_f32, ck_gemm_grid grid) {
+    const ck_range rows = ck_split(g->m, CK_GEMM_MR, grid.down, team->index / grid.across);
+    const ck_range cols = ck_split(g->n, CK_GEMM_NR, grid.across, team->index % grid.across);
+    const int64_t c_bytes = c_is_f32 ? 4 : sizeof(real);
+    if (rows.begin == rows.end || cols.begin == cols.end) return;
+    ck_gemm_args part = *g;
+    part.m = rows.end - rows.begin;
+    part.n = cols.end - cols.begin;
+    part.a = (const real *)g->a + rows.begin * g->a_row;
+    part.b = (const real *)g->b + cols.begin * g->b_col;
+    part.c = (char *)g->c + (rows.begin * g->c_row + cols.begin) * c_bytes;
+    if (g->bias) part.bias = g->bias + cols.begin;
+    if (g->residual)
+        part.residual = (const char *)g->residual + (rows.begin * g->residual_row + cols.begin) * c_bytes;
+    ck_team one = *team;
+    one.index = 0;
+    one.size = 1;
+    one.shared = team->shared + team->index * ck_own_share(team->size);
+    const ck_gemm_plan plan = ck_plan_gemm(part.m, part.n, FN(units)(g->k), CK_GEMM_MR, CK_GEMM_NR, c_is_f32,
+                                           team->size, 1, team->caches);
+    float *const packed = (float *)(team->scratch + ck_left_bytes(team->caches));
+    FN(gemm_steps)(&part, &one, &plan, c_is_f32, (float *const[2]){packed, packed},
+                   (float *)(one.shared + CK_GEMM_NOTES));
+}
+
+INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int c_is_f32) {
+    if (g->column_sums) FN(add_column_sums)(g, team);
+    if (g->m == 0 || g->n == 0) return;
+    const int64_t units = FN(units)(g->k);
+    const ck_gemm_plan plan = ck_plan_gemm(g->m, g->n, units, CK_GEMM_MR, CK_GEMM_NR, c_is_f32, team->size, 0,
+                                           team->caches);
+    if (g->m <= CK_NARROW_ROWS && units * CK_GEMM_MR * 4 <= CK_SCRATCH_BYTES / 2) {
+        FN(gemm_narrow)(g, team, c_is_f32, plan.depth * (CK_PAIRED ? 2 : 1));
+        return;
+    }
+    const ck_gemm_grid grid = ck_cut_gemm(g->m, g->n, units, CK_GEMM_MR, CK_GEMM_NR, c_is_f32, team->size,
+                                          team->caches);
+    if (grid.down) {
+        FN(gemm_alone)(g, team, c_is_f32, grid);
+        return;
+    }
+    float *const packed = (float *)(team->shared + CK_GEMM_NOTES);
+    const int64_t block = ck_round_up(plan.cols / CK_GEMM_NR * ck_panel_units(CK_GEMM_NR, plan.depth), 16);
+    FN(gemm_steps)(g, team, &plan, c_is_f32, (float *const[2]){packed, packed + block}, packed + 2 * block);
 }
 
 /* a, b, c real. */

@@ -175,23 +175,56 @@ TILES = st.sampled_from([(14, 32), (6, 16), (4, 8)])
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
-@given(SIZES, SIZES, SIZES, TILES, st.booleans(), st.integers(1, 192), MACHINES)
+@given(SIZES, SIZES, SIZES, TILES, st.booleans(), st.integers(1, 192), st.booleans(), MACHINES)
 def test_blocks_fit_the_workspace(
-    m: int, n: int, k: int, tile: tuple[int, int], f32: bool, threads: int, caches: tuple[int, int]
+    m: int, n: int, k: int, tile: tuple[int, int], f32: bool, threads: int, alone: bool, caches: tuple[int, int]
 ) -> None:
     mr, nr = tile
-    plan = _runtime.plan_gemm(m, n, k, mr, nr, f32, threads, *caches)
+    plan = _runtime.plan_gemm(m, n, k, mr, nr, f32, threads, alone, *caches)
     own, shared = _runtime.workspace()
+    rows_of_a, share, notes = _runtime.gemm_room(threads, caches[0])
     assert all(size > 0 for size in plan.values())
     assert plan["cols"] % nr == 0 and plan["item_cols"] % nr == 0 and plan["item_rows"] % mr == 0
     assert plan["depth"] <= max(k, 1)
+    assert rows_of_a % 64 == 0 and share % 64 == 0 and notes % 64 == 0 and share * threads <= shared
     gap = 64  # bytes between panels, which packing may write
-    assert plan["item_rows"] // mr * (mr * plan["depth"] * 4 + gap) <= own
-    used = 64 + 2 * 4 * 1024  # what the threads tell each other of panels and items
-    used += 2 * (plan["cols"] // nr * (nr * plan["depth"] * 4 + gap) + gap)
-    if not f32 and plan["depth"] < k:
-        used += plan["rows"] * plan["cols"] * 4
-    assert used <= shared
+    assert plan["item_rows"] // mr * (mr * plan["depth"] * 4 + gap) <= rows_of_a
+    block = plan["cols"] // nr * (nr * plan["depth"] * 4 + gap)
+    sums = 0 if f32 or plan["depth"] >= k else plan["rows"] * plan["cols"] * 4
+    if alone:
+        assert rows_of_a + block <= own
+        assert notes + sums <= share or plan["rows"] == mr  # which `cut_gemm` does not take
+    else:
+        assert notes + 2 * (block + gap) + sums <= shared
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(SIZES, SIZES, SIZES, TILES, st.booleans(), st.integers(1, 192), MACHINES)
+def test_a_part_of_its_own_for_every_thread_or_none(
+    m: int, n: int, k: int, tile: tuple[int, int], f32: bool, threads: int, caches: tuple[int, int]
+) -> None:
+    mr, nr = tile
+    m, n = max(m, 1), max(n, 1)
+    down, across = _runtime.cut_gemm(m, n, k, mr, nr, f32, threads, *caches)
+    assert down * across == threads or (down, across) == (0, 0) != (threads, 1)
+    if down == 0:
+        return
+    _, share, notes = _runtime.gemm_room(threads, caches[0])
+    for rows in {end - begin for begin, end in _runtime.split(m, mr, down)} - {0}:
+        for cols in {end - begin for begin, end in _runtime.split(n, nr, across)} - {0}:
+            plan = _runtime.plan_gemm(rows, cols, k, mr, nr, f32, threads, True, *caches)
+            assert plan["rows"] >= rows or threads == 1  # so that b is packed once
+            if not f32 and plan["depth"] < k:
+                assert notes + plan["rows"] * plan["cols"] * 4 <= share
+
+
+def test_where_threads_compute_alone() -> None:
+    """Two threads on the reference model: where few rows share a packed b, or few columns are left to each."""
+    cuts = {
+        (m, n, k): _runtime.cut_gemm(m, n, k, 14, 32, False, 2, 1 << 20, 32 << 20)
+        for m, n, k in ((512, 32000, 384), (512, 768, 16000), (768, 2048, 1024), (2048, 768, 1152))
+    }
+    assert list(cuts.values()) == [(1, 2), (1, 2), (1, 2), (0, 0)]
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -200,10 +233,11 @@ def test_the_order_of_a_sum_depends_on_k_alone(
     m: int, n: int, k: int, tile: tuple[int, int], caches: tuple[int, int]
 ) -> None:
     depths = {
-        _runtime.plan_gemm(rows, cols, k, *tile, f32, threads, *caches)["depth"]
+        _runtime.plan_gemm(rows, cols, k, *tile, f32, threads, alone, *caches)["depth"]
         for rows, cols in ((m, n), (1, n), (m, 1))
         for f32 in (False, True)
         for threads in (1, 2, 64, 192)
+        for alone in (False, True)
     }
     assert len(depths) == 1
 
@@ -220,12 +254,12 @@ def test_the_caches_are_those_of_this_machine() -> None:
 
 @pytest.mark.parametrize("threads", range(1, 193))
 def test_there_is_work_for_every_thread(threads: int) -> None:
-    """Every tile is in one item; with several threads each finds two at least, and the last ones are small."""
+    """Together, every tile is in one item; with several threads each finds two at least, and the last are small."""
     for m, n, k in ((2048, 4096, 768), (2048, 768, 1024), (512, 9000, 384)):
         items = _runtime.gemm_items(m, n, k, 14, 32, threads, 1 << 20, 32 << 20)
         begins, counts = zip(*items, strict=True)
         assert list(begins) == [sum(counts[:i]) for i in range(len(counts))]
-        plan = _runtime.plan_gemm(m, n, k, 14, 32, True, threads, 1 << 20, 32 << 20)
+        plan = _runtime.plan_gemm(m, n, k, 14, 32, True, threads, False, 1 << 20, 32 << 20)
         assert sum(counts) == -(-m // 14) * -(-min(plan["cols"], n) // plan["item_cols"])
         assert min(counts) > 0 and max(counts) * 14 <= plan["item_rows"]
         if threads > 1:
