@@ -57,6 +57,9 @@ INLINE void FN(gemm_one_tile)(const ck_gemm_args *g, const FN(gemm_step) *s, con
     out->near = (const char *)g->c + at * c_bytes;
     out->near_row = g->c_row * c_bytes;
     out->near_bytes = CK_GEMM_NR * c_bytes;
+    out->beside = g->residual && g->residual != g->c && (c_is_f32 ? first : last)
+                      ? (const char *)g->residual + (row * g->residual_row + col) * c_bytes : NULL;
+    out->beside_row = g->residual_row * c_bytes;
     if (c_is_f32) {
         float *c = (float *)g->c + at;
         const int add = !first || g->accumulate, extras = first && (g->bias || g->residual);

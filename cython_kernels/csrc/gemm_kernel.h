@@ -23,7 +23,8 @@ typedef struct {
     const float *before;    /* the sums of the steps before, with CK_TILE_BF16; or NULL */
     int64_t c_row, residual_row, before_row, store;
     const char *near;       /* where the caller will need the tile of C next */
-    int64_t near_row, near_bytes;
+    const char *beside;     /* the tile of the residual, or NULL */
+    int64_t near_row, near_bytes, beside_row;
     ck_fetch fetch;
 } ck_tile_out;
 
@@ -43,7 +44,7 @@ INLINE vf v_add_products(vf sum, vf a, vf b, const int paired) {
 /* `near` is fetched while the last units are multiplied, a row at a time, since all at once would keep b waiting. */
 INLINE void gemm_tile(const int rows, const int nv, const int paired, int64_t k, const float *a, const float *b,
                       ck_tile_out *out) {
-    const char *near = out->near;
+    const char *near = out->near, *beside = out->beside;
     const float *before = out->before;
     ck_fetch f = out->fetch;
     vf sum[CK_GEMM_MR][CK_GEMM_NV];
@@ -59,6 +60,11 @@ INLINE void gemm_tile(const int rows, const int nv, const int paired, int64_t k,
             __builtin_prefetch(near, 1);
             if (out->near_bytes > 64) __builtin_prefetch(near + 64, 1);
             near += out->near_row;
+            if (beside) {
+                __builtin_prefetch(beside);
+                if (out->near_bytes > 64) __builtin_prefetch(beside + 64);
+                beside += out->beside_row;
+            }
             if (before) {
                 __builtin_prefetch(before);
                 __builtin_prefetch(before + 16);
