@@ -78,8 +78,11 @@ cdef extern from "gemm_plan.h":
                               int threads, int alone, const ck_caches *caches)
     ck_gemm_grid ck_cut_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int c_is_f32,
                              int threads, const ck_caches *caches)
+    ctypedef struct ck_gemm_room:
+        int64_t block, sums
+        int shared
     int64_t ck_left_bytes(const ck_caches *caches)
-    int64_t ck_own_share(int threads)
+    ck_gemm_room ck_room_alone(int threads, const ck_caches *caches)
     const int CK_GEMM_NOTES
     int64_t ck_item_tiles(const ck_gemm_plan *plan, int64_t mr, int64_t begin, int64_t down, int64_t all, int threads)
 
@@ -200,10 +203,12 @@ def cut_gemm(
     return grid.down, grid.across
 
 
-def gemm_room(threads: int, l2: int) -> tuple[int, int, int]:
-    """Bytes of a thread's packed rows of a, of its share of the team's workspace, and of the notes in front of that."""
+def gemm_room(threads: int, l2: int) -> dict[str, int]:
+    """Bytes of a thread's packed rows of a, and of one of so many threads alone: of its notes, b's block and the sums;
+    whether the block is in the team's workspace, as the others are."""
     cdef ck_caches caches = ck_caches(32 << 10, l2, l2)
-    return ck_left_bytes(&caches), ck_own_share(threads), CK_GEMM_NOTES
+    own = ck_room_alone(threads, &caches)
+    return {"left": ck_left_bytes(&caches), "notes": CK_GEMM_NOTES, **own}
 
 
 def gemm_items(m: int, n: int, k: int, mr: int, nr: int, threads: int, l2: int, l3: int) -> list[tuple[int, int]]:

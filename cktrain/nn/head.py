@@ -24,6 +24,8 @@ CHUNK_BYTES = 26 << 20
 """Of the logits of a chunk, fp32 runs: about what attention's temporaries of the reference model take (docs/memory.md)."""
 CHUNK_BYTES_BF16 = 64 << 20
 """The same in bf16 runs, whose activations leave room: with more rows the weight is packed fewer times."""
+TILE_ROWS = 14
+"""Rows that the widest kernels multiply at a time: a chunk is as many of them as it can be, so that few go half empty."""
 
 
 class CrossEntropyHead(Module):
@@ -77,8 +79,10 @@ class CrossEntropyHead(Module):
     def _chunk(self, rows: int) -> int:
         """Rows of a chunk."""
         limit = CHUNK_BYTES if self.num.real == self.num.f32 else CHUNK_BYTES_BF16
-        chunks = -(-rows // max(1, limit // (self.weight.shape[0] * self.num.f32.itemsize)))
-        return -(-rows // chunks)
+        most = max(1, limit // (self.weight.shape[0] * self.num.f32.itemsize))
+        least = -(-rows // -(-rows // most))
+        whole = -(-least // TILE_ROWS) * TILE_ROWS
+        return whole if whole <= min(most, rows) else least
 
     def _part(
         self, x: np.ndarray, dx: np.ndarray | None, targets: np.ndarray, slot: Slot, chunk: int

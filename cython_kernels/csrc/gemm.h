@@ -311,12 +311,15 @@ INLINE void FN(gemm_alone)(const ck_gemm_args *g, const ck_team *team, const int
     ck_team one = *team;
     one.index = 0;
     one.size = 1;
-    one.shared = team->shared + team->index * ck_own_share(team->size);
+    one.shared = team->shared + team->index * CK_GEMM_NOTES;
     const ck_gemm_plan plan = ck_plan_gemm(part.m, part.n, FN(units)(g->k), CK_GEMM_MR, CK_GEMM_NR, c_is_f32,
                                            team->size, 1, team->caches);
-    float *const packed = (float *)(team->scratch + ck_left_bytes(team->caches));
-    FN(gemm_steps)(&part, &one, &plan, c_is_f32, (float *const[2]){packed, packed},
-                   (float *)(one.shared + CK_GEMM_NOTES));
+    const ck_gemm_room room = ck_room_alone(team->size, team->caches);
+    char *const blocks = team->shared + team->size * CK_GEMM_NOTES;
+    char *const sums = blocks + (room.shared ? team->size * room.block : 0) + team->index * room.sums;
+    float *const packed = (float *)(room.shared ? blocks + team->index * room.block
+                                                : team->scratch + ck_left_bytes(team->caches));
+    FN(gemm_steps)(&part, &one, &plan, c_is_f32, (float *const[2]){packed, packed}, (float *)sums);
 }
 
 INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int c_is_f32) {

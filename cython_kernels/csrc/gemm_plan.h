@@ -36,12 +36,19 @@ typedef struct { int64_t rows, cols, depth, item_rows, item_cols; } ck_gemm_plan
 /* Bytes of a's packed rows, at the beginning of a thread's workspace. */
 static inline int64_t ck_left_bytes(const ck_caches *caches) { return ck_min(caches->l2 / 2, CK_SCRATCH_BYTES / 2); }
 
-/* A thread's part of the team's workspace, when each computes alone. */
-static inline int64_t ck_own_share(int threads) { return CK_SHARED_BYTES / threads / 64 * 64; }
+/* Bytes for b's block and for the sums of one of so many threads, alone. The team's workspace holds all threads' notes,
+ * then all blocks, where there is room for them, so that they lie where the team's lie, then all sums. Without room the
+ * block is in the thread's own workspace. */
+typedef struct { int64_t block, sums; int shared; } ck_gemm_room;
+static inline ck_gemm_room ck_room_alone(int threads, const ck_caches *caches) {
+    const int64_t share = CK_SHARED_BYTES / threads - CK_GEMM_NOTES, rest = CK_SCRATCH_BYTES - ck_left_bytes(caches);
+    if (share / 2 < rest) return (ck_gemm_room){rest, share / 64 * 64, 0};
+    return (ck_gemm_room){ck_min(share / 2, CK_SHARED_BYTES / 4) / 64 * 64, share / 128 * 64, 1};
+}
 
 /* All lengths along k in 4-byte units. mr x nr is the register tile; with sums, C's block is summed in fp32 in
  * the shared workspace, because C is bf16 and k takes several steps. With `alone`, of a part of C of one of so many
- * threads: b's block then stands in its own workspace, the sums in its share of the team's. */
+ * threads. */
 static inline ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int c_is_f32,
                                         int threads, int alone, const ck_caches *caches) {
     /* b's panel of nr columns takes an eighth of the second level, a's rows half of it. A quarter more in depth costs
@@ -50,15 +57,16 @@ static inline ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t
     const int64_t steps = ck_max(1, ck_ceil_div(k - deep / 4, deep));
     const int64_t depth = ck_max(1, ck_min(k, ck_round_up(ck_ceil_div(k, steps), 8)));
     const int64_t share = ck_left_bytes(caches);
+    const ck_gemm_room own = ck_room_alone(threads, caches);
     const int sums = !c_is_f32 && depth < k;
 
     /* Two blocks of b stand in the team's workspace. Larger ones do not stay in the third level's share of a few cores. */
-    const int64_t b_bytes = ck_min(caches->l3 / 4, alone ? CK_SCRATCH_BYTES - share : CK_SHARED_BYTES / 4 - 4096);
+    const int64_t b_bytes = ck_min(caches->l3 / 4, alone ? own.block : CK_SHARED_BYTES / 4 - 4096);
     int64_t cols = ck_max(1, ck_min(CK_GEMM_PANELS, b_bytes / (ck_panel_units(nr, depth) * 4))) * nr;
     cols = ck_max(nr, ck_round_up(ck_ceil_div(n, ck_max(1, ck_ceil_div(n, cols))), nr));
     int64_t rows = ck_max(1, m);
     if (sums) {
-        const int64_t room = alone ? ck_own_share(threads) - CK_GEMM_NOTES : CK_SHARED_BYTES / 2 - CK_GEMM_NOTES;
+        const int64_t room = alone ? own.sums : CK_SHARED_BYTES / 2 - CK_GEMM_NOTES;
         const int64_t most = ck_max(mr, room / (cols * 4) / mr * mr);
         rows = ck_max(mr, ck_round_up(ck_ceil_div(rows, ck_ceil_div(rows, most)), mr));
     }

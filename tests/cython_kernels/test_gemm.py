@@ -182,20 +182,22 @@ def test_blocks_fit_the_workspace(
     mr, nr = tile
     plan = _runtime.plan_gemm(m, n, k, mr, nr, f32, threads, alone, *caches)
     own, shared = _runtime.workspace()
-    rows_of_a, share, notes = _runtime.gemm_room(threads, caches[0])
+    room = _runtime.gemm_room(threads, caches[0])
     assert all(size > 0 for size in plan.values())
     assert plan["cols"] % nr == 0 and plan["item_cols"] % nr == 0 and plan["item_rows"] % mr == 0
     assert plan["depth"] <= max(k, 1)
-    assert rows_of_a % 64 == 0 and share % 64 == 0 and notes % 64 == 0 and share * threads <= shared
     gap = 64  # bytes between panels, which packing may write
-    assert plan["item_rows"] // mr * (mr * plan["depth"] * 4 + gap) <= rows_of_a
+    assert plan["item_rows"] // mr * (mr * plan["depth"] * 4 + gap) <= room["left"]
     block = plan["cols"] // nr * (nr * plan["depth"] * 4 + gap)
     sums = 0 if f32 or plan["depth"] >= k else plan["rows"] * plan["cols"] * 4
-    if alone:
-        assert rows_of_a + block <= own
-        assert notes + sums <= share or plan["rows"] == mr  # which `cut_gemm` does not take
-    else:
-        assert notes + 2 * (block + gap) + sums <= shared
+    if not alone:
+        assert room["notes"] + 2 * (block + gap) + sums <= shared
+        return
+    assert all(room[name] % 64 == 0 for name in ("left", "notes", "block", "sums"))
+    assert threads * (room["notes"] + room["sums"] + room["shared"] * room["block"]) <= shared
+    assert room["shared"] or room["left"] + room["block"] <= own
+    assert block <= room["block"]
+    assert sums <= room["sums"] or plan["rows"] == mr  # which `cut_gemm` does not take
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -209,13 +211,13 @@ def test_a_part_of_its_own_for_every_thread_or_none(
     assert down * across == threads or (down, across) == (0, 0) != (threads, 1)
     if down == 0:
         return
-    _, share, notes = _runtime.gemm_room(threads, caches[0])
+    room = _runtime.gemm_room(threads, caches[0])
     for rows in {end - begin for begin, end in _runtime.split(m, mr, down)} - {0}:
         for cols in {end - begin for begin, end in _runtime.split(n, nr, across)} - {0}:
             plan = _runtime.plan_gemm(rows, cols, k, mr, nr, f32, threads, True, *caches)
             assert plan["rows"] >= rows or threads == 1  # so that b is packed once
             if not f32 and plan["depth"] < k:
-                assert notes + plan["rows"] * plan["cols"] * 4 <= share
+                assert plan["rows"] * plan["cols"] * 4 <= room["sums"]
 
 
 def test_where_threads_compute_alone() -> None:
