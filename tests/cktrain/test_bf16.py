@@ -130,6 +130,7 @@ def test_a_run_with_products_by_onednn(tiny, composed, tmp_path):
     assert losses[0] == pytest.approx(own_losses[0], rel=1e-4)
     after = _onednn.products()
     assert after[0] >= shapes + 10  # of qkv, out, gate_up, down and the head: nearly all in three passes
-    assert after[1] - refused <= 2  # the head's gradient, whose rows stand apart
+    # of the head, whose gradient's rows stand apart: dx, dw written and dw added to
+    assert after[1] - refused <= 3
     assert np.mean(losses[-20:]) < 0.5 * losses[0]
     assert np.mean(losses[-20:]) == pytest.approx(np.mean(own_losses[-20:]), rel=0.01)

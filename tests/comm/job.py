@@ -53,8 +53,8 @@ class Ranks:
             if process.stdout:
                 process.stdout.close()
 
-    def wait_for(self, text: str, rank: int, limit_s: float = 30) -> None:
-        """Read the rank's output up to a line that holds `text`."""
+    def wait_for(self, text: str, rank: int, limit_s: float = 30) -> str:
+        """Read the rank's output up to a line that holds `text`, and return that line."""
         deadline = time.monotonic() + limit_s
         stream = self.processes[rank].stdout
         assert stream is not None
@@ -63,7 +63,7 @@ class Ranks:
             line = stream.readline()
             seen.append(line)
             if text in line:
-                return
+                return line
             if not line:
                 break
         raise AssertionError(f"rank {rank} never said {text!r}:\n{''.join(seen)}")

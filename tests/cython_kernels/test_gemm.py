@@ -177,7 +177,14 @@ TILES = st.sampled_from([(14, 32), (6, 16), (4, 8)])
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(SIZES, SIZES, SIZES, TILES, st.booleans(), st.integers(1, 192), st.booleans(), MACHINES)
 def test_blocks_fit_the_workspace(
-    m: int, n: int, k: int, tile: tuple[int, int], f32: bool, threads: int, alone: bool, caches: tuple[int, int]
+    m: int,
+    n: int,
+    k: int,
+    tile: tuple[int, int],
+    f32: bool,
+    threads: int,
+    alone: bool,
+    caches: tuple[int, int],
 ) -> None:
     mr, nr = tile
     plan = _runtime.plan_gemm(m, n, k, mr, nr, f32, threads, alone, *caches)
