@@ -92,7 +92,8 @@ static inline ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t
 #define CK_PACKING 12
 
 /* How much longer packing takes into a block that is shared: who writes a line takes it from the caches of all who read
- * it before. Seen: 3 to 5 where two cores have a third level each, as an EPYC's have, and 1 where they share one. */
+ * it before. Seen on two cores of a virtual machine: 3 to 5 at some times, when they behaved as if each had a third
+ * level of its own, and 1 at others. */
 #define CK_SHARED_PACKING 3
 
 /* What computing alone must save at least, as a part of the product: threads then cannot even out their speeds. */
