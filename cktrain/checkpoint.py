@@ -29,6 +29,8 @@ from pathlib import Path
 import numpy as np
 
 from cktrain import __version__
+from cktrain.agreed import AgreedError
+from cktrain.best_effort import BestEffort
 from cktrain.comm.group import Group
 from cktrain.config import Config
 from cktrain.config_file import save_config
@@ -45,6 +47,10 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 class CheckpointError(ValueError):
     """A checkpoint that can't be written or read; the message names the file and what to do."""
+
+
+class NotSavedError(CheckpointError, AgreedError):
+    """A checkpoint that could not be written, as all ranks know."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +79,9 @@ def save_checkpoint(
 ) -> None:
     """Write `folder/step-N`, then delete all but the newest `keep`. Collective over `group`, all ranks of the run.
 
-    `owned` are the spans of the flat parameters that this rank writes. Raises CheckpointError, on all ranks, when the
-    disk is full, the folder can't be written or a rank does not see it; older checkpoints stay.
+    `owned` are the spans of the flat parameters that this rank writes. Raises NotSavedError, on all ranks, when the
+    disk is full, the folder can't be written or a rank does not see it; older checkpoints stay. What is deleted is
+    deleted after all ranks know that the new one is whole, and what cannot be deleted is a warning.
     """
     final = folder / f"step-{progress.step:08d}"
     temporary = folder / f".{final.name}.tmp"
@@ -100,14 +107,14 @@ def save_checkpoint(
     def finish(final: Path, temporary: Path) -> None:
         _write_state(temporary, progress, config, whole, list(optimizer.state))
         if final.exists():  # a run that was resumed from before it: never a moment without a good one
-            os.rename(final, folder / f".{final.name}.old")
+            os.rename(final, _free_name(folder / f".{final.name}.old"))
         os.rename(temporary, final)
         _sync(folder)
-        shutil.rmtree(folder / f".{final.name}.old", ignore_errors=True)
-        for old in complete_checkpoints(folder)[:-keep]:
-            shutil.rmtree(old)
 
     _together(group, final, temporary, [finish] if group.rank == 0 else [])
+    if group.rank == 0:
+        for old in [*folder.glob(".step-*.old*"), *complete_checkpoints(folder)[:-keep]]:
+            _delete(old)
 
 
 def load_checkpoint(
@@ -187,12 +194,14 @@ def _together(group: Group, final: Path, temporary: Path, work: Sequence) -> Non
         problem = f"{reason}. {remedy}"
     except ValueError as error:  # a weight that is not finite
         problem = str(error).rstrip(".")
+    except Exception as error:  # the other ranks wait for this one's word, whatever it is
+        problem = f"{type(error).__name__}: {error}".rstrip(".: ")
     problems = [text.decode() for text in group.all_gather_bytes(problem.encode())]
     found = [text for text in problems if text]
     if found:
         if group.rank == 0:
             shutil.rmtree(temporary, ignore_errors=True)
-        raise CheckpointError(
+        raise NotSavedError(
             f"[checkpoint] cannot write {final}: {found[0]}; the last good checkpoint is untouched."
         )
 
@@ -201,8 +210,21 @@ def _make_folder(final: Path, temporary: Path) -> None:
     folder = final.parent
     folder.mkdir(parents=True, exist_ok=True)
     for leftover in folder.glob(".step-*"):
-        shutil.rmtree(leftover)
+        _delete(leftover)
+    if temporary.exists():  # it could not be deleted, but it can be put aside
+        os.rename(temporary, _free_name(temporary))
     temporary.mkdir()
+
+
+def _delete(folder: Path) -> None:
+    with BestEffort(f"[checkpoint] {folder} is no longer needed and cannot be deleted", "Delete it by hand."):
+        shutil.rmtree(folder)
+
+
+def _free_name(path: Path) -> Path:
+    """`path`, or with a number behind it, so that nothing stands there."""
+    names = (path, *(path.with_name(f"{path.name}.{number}") for number in range(1, 1000)))
+    return next((name for name in names if not name.exists()), path)
 
 
 def _write_state(

@@ -44,6 +44,45 @@ def test_only_the_newest_are_kept(tiny, composed):
     ]
 
 
+@pytest.mark.parametrize(
+    "stuck", ["step-00000003", ".step-00000006.tmp", ".step-00000001.tmp", ".step-00000006.old"]
+)
+def test_what_cannot_be_deleted_is_a_warning_and_the_new_one_is_whole(
+    tiny, composed, monkeypatch, capsys, stuck
+):
+    config = tiny(precision="fp64", **{"checkpoint.every": 3, "checkpoint.keep": 1, "run.steps": 9})
+    run = composed(config)
+    folder = run.trainer.checkpoint_folder
+    if stuck.startswith("."):
+        (folder / stuck / "in it").mkdir(parents=True)
+    remove = shutil.rmtree
+
+    def refuse(path, *args, **kwargs):
+        if path.name == stuck:
+            raise PermissionError(errno.EPERM, "Operation not permitted", str(path))
+        remove(path, *args, **kwargs)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    assert run.trainer.run()
+    assert "step-00000009" in [path.name for path in complete_checkpoints(folder)]
+    said = capsys.readouterr().err
+    assert f"{folder / stuck} is no longer needed and cannot be deleted: Operation not permitted." in said
+    # Written again over one that is there, as a run does that was resumed from before it.
+    run.trainer.save()
+    assert "step-00000009" in [path.name for path in complete_checkpoints(folder)]
+
+
+def test_memory_that_is_short_in_a_save_is_an_error_that_says_so(tiny, composed, monkeypatch):
+    trainer = composed(tiny(precision="fp64")).trainer
+
+    def short(*_args):
+        raise MemoryError("4096 bytes")
+
+    monkeypatch.setattr(checkpoint, "_owned_blocks", short)
+    with pytest.raises(CheckpointError, match=r"cannot write .*: MemoryError: 4096 bytes; the last good"):
+        trainer.save()
+
+
 def test_a_full_disk_leaves_the_last_good_checkpoint(tiny, composed, monkeypatch):
     trainer = train(composed, tiny(precision="fp64"))
     good = {p.name: p.read_bytes() for p in (trainer.checkpoint_folder / "step-00000020").iterdir()}
