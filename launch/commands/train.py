@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import os
 import shlex
@@ -18,7 +19,9 @@ from cktrain.config_file import load_config
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from cktrain.comm.environment import ProcessEnvironment
     from cktrain.comm.group import Group
+    from cktrain.launch.bind import Binding
     from cktrain.nn.numerics import Numerics
 
 EXIT_INPUT = 2
@@ -65,12 +68,30 @@ def run(options: argparse.Namespace) -> int:
         progress_core=config.launch.progress_core,
     )
 
+    with contextlib.ExitStack() as owner:
+        return _meet_and_train(options, config, process, binding, owner)
+
+
+def _meet_and_train(
+    options: argparse.Namespace,
+    config: Config,
+    process: ProcessEnvironment,
+    binding: Binding,
+    owner: contextlib.ExitStack,
+) -> int:
+    """`owner` keeps the lock of the run's folder; what ends this process without unwinding closes it first."""
     from cktrain.comm import bootstrap
+    from cktrain.folder_lock import lock_folder
     from cktrain.launch.logs import set_up_logging
 
     problem, console = "", None
     try:  # before the ranks meet, so that what is said there is kept; all of them hear of a problem when they have met
+        note = ""
+        if process.rank == 0:
+            note = owner.enter_context(lock_folder(config.run.dir, "cktrain train", _say)).note
         console = set_up_logging(Path(config.run.dir), process.rank, process.size or 2)
+        if note:
+            logging.getLogger("cktrain").warning("[lock] %s: %s", config.run.dir, note)
         logging.getLogger("cktrain").info(binding.message)
     except ValueError as error:
         problem = str(error)
@@ -93,6 +114,7 @@ def run(options: argparse.Namespace) -> int:
     except BaseException as error:
         status = _report(error, group)
         if group.size > 1:
+            owner.close()
             bootstrap.abort(group, status)
     else:
         group.close()
@@ -150,6 +172,11 @@ def _train(
         return 0
     logging.getLogger("cktrain").info("resume with: %s", _command_line(options, group))
     return EXIT_STOPPED
+
+
+def _say(text: str) -> None:
+    """To the terminal, before there is a log."""
+    print(f"cktrain: {text}", file=sys.stderr, flush=True)
 
 
 def _table(config: Config) -> str | None:

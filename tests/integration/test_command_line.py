@@ -230,3 +230,23 @@ def test_a_killed_run_goes_on_from_its_last_checkpoint(folder):
     assert result.returncode == 0, result.stderr
     assert folder.train("run.dir=whole", "run.steps=400").returncode == 0
     assert folder.losses() == folder.losses("whole")
+
+
+def test_a_second_run_in_one_folder_is_refused_by_name(folder):
+    """While the first trains; and when the first was killed, the next takes its lock over and says so."""
+    command = folder.command("train", "run.yaml", "--set", "run.steps=100000", "--set", "checkpoint.every=5")
+    with subprocess.Popen(command, cwd=folder.path, stdout=subprocess.DEVNULL) as first:
+        checkpoints = folder.path / "run" / "checkpoints"
+        deadline = time.monotonic() + 60
+        while not list(checkpoints.glob("step-*")) and time.monotonic() < deadline:
+            time.sleep(0.02)
+        (folder.path / "alias").symlink_to("run")
+        second = folder.train("run.dir=alias")
+        first.kill()
+    assert second.returncode == 2
+    who = rf"cktrain: \[lock\] alias is in use by cktrain train, pid {first.pid} on \S+ since [^\n]*\n"
+    assert re.fullmatch(who, second.stderr), second.stderr
+    third = folder.train("run.steps=10", "checkpoint.every=5")
+    assert third.returncode == 0, third.stderr
+    assert f"[lock] run: took over the lock of cktrain train, pid {first.pid} on " in third.stdout
+    assert not (folder.path / "run" / ".cktrain.lock").exists()
