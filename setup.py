@@ -18,8 +18,6 @@ from setuptools.errors import CompileError
 ROOT = Path(__file__).parent
 KERNELS = "cktrain.cython_kernels"
 CSRC = "cython_kernels/csrc"
-# RDMA without pyverbs; left out where libibverbs' headers (libibverbs-dev, rdma-core-devel) are missing.
-VERBS = "cktrain.comm.transport._verbs_native"
 ROOMS = {
     "cktrain": "cktrain",
     "cktrain.cython_kernels": "cython_kernels",
@@ -127,11 +125,15 @@ def extensions() -> list[Extension]:
         # Opens a libdnnl at run time; it needs none to be built.
         extension("_onednn", ["cython_kernels/_onednn.pyx", f"{CSRC}/onednn.c"], GLUE_FLAGS, "dl"),
         *(extension(theme, [f"cython_kernels/{theme}.pyx"], GLUE_FLAGS) for theme in THEMES),
+        # RDMA: opens libibverbs at run time, and needs no header of it.
         Extension(
-            VERBS,
-            ["comm/transport/_verbs_native.pyx", f"{COMM}/verbs_port.c"],
+            "cktrain.comm.transport._verbs_native",
+            [
+                "comm/transport/_verbs_native.pyx",
+                *(f"{COMM}/{name}.c" for name in ("verbs_port", "libibverbs", "libibverbs_layout")),
+            ],
             include_dirs=[COMM],
-            libraries=["ibverbs"],
+            libraries=["dl"],
             extra_compile_args=GLUE_FLAGS,
             depends=["comm/transport/_libibverbs.pxi", *comm_headers],
         ),
@@ -152,9 +154,6 @@ class BuildExtensions(build_ext):
         ]
         for isa in unknown:
             self.announce(f"left out: the compiler does not know {' '.join(ISA_FLAGS[isa])}", level=3)
-        if not self.compiles_with([], "#include <infiniband/verbs.h>\n"):
-            self.extensions = [e for e in self.extensions if e.name != VERBS]
-            self.announce(f"left out: {VERBS}, since infiniband/verbs.h is not here", level=3)
         for extension in self.extensions:
             if extension.name.endswith(("._runtime", "._engine")):
                 extension.include_dirs.append(numpy.get_include())
@@ -183,11 +182,11 @@ class BuildExtensions(build_ext):
         self.parallel = self.parallel or workers
         super().build_extensions()
 
-    def compiles_with(self, flags: list[str], text: str = "int nothing;\n") -> bool:
-        """Whether the compiler takes the flags, or a line of C."""
+    def compiles_with(self, flags: list[str]) -> bool:
+        """Whether the compiler takes the flags."""
         with tempfile.TemporaryDirectory() as folder:
             source = Path(folder, "try.c")
-            source.write_text(text)
+            source.write_text("int nothing;\n")
             try:
                 self.compiler.compile([str(source)], output_dir=folder, extra_preargs=flags)
             except CompileError:

@@ -2,17 +2,15 @@
 #ifndef CKC_VERBS_PORT_H
 #define CKC_VERBS_PORT_H
 
-#include <infiniband/verbs.h>
-
+#include "libibverbs.h"
 #include "rdma.h"
 
 typedef struct {
     ckc_port port;                      /* first */
-    struct ibv_qp *pair;
-    struct ibv_cq *queue;
-    struct ibv_comp_channel *channel;   /* its descriptor does not block */
+    ckv_qp *pair;
+    ckv_cq *queue;
+    ckv_comp_channel *channel;          /* its descriptor does not block */
 } ckc_verbs_port;
 
-void ckc_make_verbs_port(ckc_verbs_port *port, struct ibv_qp *pair, struct ibv_cq *queue,
-                         struct ibv_comp_channel *channel);
+void ckc_make_verbs_port(ckc_verbs_port *port, ckv_qp *pair, ckv_cq *queue, ckv_comp_channel *channel);
 #endif

@@ -1,4 +1,4 @@
-"""What `_verbs_native.pyx` uses of libibverbs (its public header, <infiniband/verbs.h>) and the C library."""
+"""What `_verbs_native.pyx` uses of libibverbs (csrc/libibverbs.h) and the C library."""
 
 cdef extern from "<arpa/inet.h>" nogil:
     uint32_t htonl(uint32_t)
@@ -31,81 +31,81 @@ cdef extern from "<time.h>" nogil:
     int CLOCK_MONOTONIC
 
 
-cdef extern from "<infiniband/verbs.h>" nogil:
-    union ibv_gid:
+cdef extern from "libibverbs.h" nogil:
+    ctypedef union ckv_gid:
         uint8_t raw[16]
 
-    struct ibv_device:
+    ctypedef struct ckv_device:
         pass
 
-    struct ibv_context:
+    ctypedef struct ckv_context:
         int async_fd
 
-    struct ibv_pd:
+    ctypedef struct ckv_pd:
         pass
 
-    struct ibv_mr:
+    ctypedef struct ckv_mr:
         uint32_t lkey
         uint32_t rkey
 
-    struct ibv_comp_channel:
+    ctypedef struct ckv_comp_channel:
         int fd
 
-    struct ibv_cq:
+    ctypedef struct ckv_cq:
         int cqe
 
-    struct ibv_qp:
+    ctypedef struct ckv_qp:
         uint32_t qp_num
 
-    struct ibv_device_attr:
+    ctypedef struct ckv_device_attr:
         uint64_t max_mr_size
         int max_qp_wr
         int max_cqe
         int max_qp_rd_atom
         int atomic_cap
 
-    struct ibv_port_attr:
+    ctypedef struct ckv_port_attr:
         int state
         int active_mtu
         uint32_t max_msg_sz
         uint16_t lid
         uint8_t link_layer
 
-    struct ibv_qp_cap:
+    ctypedef struct ckv_qp_cap:
         uint32_t max_send_wr
         uint32_t max_recv_wr
         uint32_t max_send_sge
         uint32_t max_recv_sge
         uint32_t max_inline_data
 
-    struct ibv_qp_init_attr:
-        ibv_cq *send_cq
-        ibv_cq *recv_cq
-        ibv_qp_cap cap
+    ctypedef struct ckv_qp_init_attr:
+        ckv_cq *send_cq
+        ckv_cq *recv_cq
+        ckv_qp_cap cap
         int qp_type
         int sq_sig_all
 
-    struct ibv_global_route:
-        ibv_gid dgid
+    ctypedef struct ckv_global_route:
+        ckv_gid dgid
         uint8_t sgid_index
         uint8_t hop_limit
         uint8_t traffic_class
 
-    struct ibv_ah_attr:
-        ibv_global_route grh
+    ctypedef struct ckv_ah_attr:
+        ckv_global_route grh
         uint16_t dlid
         uint8_t sl
         uint8_t is_global
         uint8_t port_num
 
-    struct ibv_qp_attr:
+    ctypedef struct ckv_qp_attr:
         int qp_state
         int path_mtu
         uint32_t rq_psn
         uint32_t sq_psn
         uint32_t dest_qp_num
         unsigned int qp_access_flags
-        ibv_ah_attr ah_attr
+        ckv_ah_attr ah_attr
         uint16_t pkey_index
         uint8_t max_rd_atomic
         uint8_t max_dest_rd_atomic
@@ -115,7 +115,7 @@ cdef extern from "<infiniband/verbs.h>" nogil:
         uint8_t retry_cnt
         uint8_t rnr_retry
 
-    struct ibv_sge:
+    ctypedef struct ckv_sge:
         uint64_t addr
         uint32_t length
         uint32_t lkey
@@ -134,23 +134,23 @@ cdef extern from "<infiniband/verbs.h>" nogil:
         rdma_of_send_wr rdma
         atomic_of_send_wr atomic
 
-    struct ibv_send_wr:
+    ctypedef struct ckv_send_wr:
         uint64_t wr_id
-        ibv_send_wr *next
-        ibv_sge *sg_list
+        ckv_send_wr *next
+        ckv_sge *sg_list
         int num_sge
         int opcode
         unsigned int send_flags
         uint32_t imm_data
         union_of_send_wr wr
 
-    struct ibv_recv_wr:
+    ctypedef struct ckv_recv_wr:
         uint64_t wr_id
-        ibv_recv_wr *next
-        ibv_sge *sg_list
+        ckv_recv_wr *next
+        ckv_sge *sg_list
         int num_sge
 
-    struct ibv_wc:
+    ctypedef struct ckv_wc:
         uint64_t wr_id
         int status
         int opcode
@@ -159,45 +159,46 @@ cdef extern from "<infiniband/verbs.h>" nogil:
         uint32_t qp_num
         unsigned int wc_flags
 
-    struct ibv_async_event:
+    ctypedef struct ckv_async_event:
         int event_type
 
-    int IBV_PORT_ACTIVE, IBV_LINK_LAYER_ETHERNET, IBV_ATOMIC_NONE, IBV_QPT_RC
-    int IBV_QPS_INIT, IBV_QPS_RTR, IBV_QPS_RTS, IBV_QPS_ERR
-    int IBV_QP_STATE, IBV_QP_PKEY_INDEX, IBV_QP_PORT, IBV_QP_ACCESS_FLAGS, IBV_QP_AV, IBV_QP_PATH_MTU
-    int IBV_QP_DEST_QPN, IBV_QP_RQ_PSN, IBV_QP_MAX_DEST_RD_ATOMIC, IBV_QP_MIN_RNR_TIMER, IBV_QP_SQ_PSN
-    int IBV_QP_TIMEOUT, IBV_QP_RETRY_CNT, IBV_QP_RNR_RETRY, IBV_QP_MAX_QP_RD_ATOMIC
-    int IBV_WR_RDMA_WRITE, IBV_WR_RDMA_WRITE_WITH_IMM, IBV_WR_RDMA_READ, IBV_WR_SEND, IBV_WR_SEND_WITH_IMM
-    int IBV_WR_ATOMIC_CMP_AND_SWP, IBV_WR_ATOMIC_FETCH_AND_ADD
-    int IBV_SEND_SIGNALED, IBV_SEND_INLINE, IBV_WC_WITH_IMM
+    int CKV_PORT_ACTIVE, CKV_LINK_LAYER_ETHERNET, CKV_ATOMIC_NONE, CKV_QPT_RC
+    int CKV_QPS_INIT, CKV_QPS_RTR, CKV_QPS_RTS, CKV_QPS_ERR
+    int CKV_QP_STATE, CKV_QP_PKEY_INDEX, CKV_QP_PORT, CKV_QP_ACCESS_FLAGS, CKV_QP_AV, CKV_QP_PATH_MTU
+    int CKV_QP_DEST_QPN, CKV_QP_RQ_PSN, CKV_QP_MAX_DEST_RD_ATOMIC, CKV_QP_MIN_RNR_TIMER, CKV_QP_SQ_PSN
+    int CKV_QP_TIMEOUT, CKV_QP_RETRY_CNT, CKV_QP_RNR_RETRY, CKV_QP_MAX_QP_RD_ATOMIC
+    int CKV_WR_RDMA_WRITE, CKV_WR_RDMA_WRITE_WITH_IMM, CKV_WR_RDMA_READ, CKV_WR_SEND, CKV_WR_SEND_WITH_IMM
+    int CKV_WR_ATOMIC_CMP_AND_SWP, CKV_WR_ATOMIC_FETCH_AND_ADD
+    int CKV_SEND_SIGNALED, CKV_SEND_INLINE, CKV_WC_WITH_IMM
 
-    ibv_device **ibv_get_device_list(int *)
-    void ibv_free_device_list(ibv_device **)
-    const char *ibv_get_device_name(ibv_device *)
-    ibv_context *ibv_open_device(ibv_device *)
-    int ibv_close_device(ibv_context *)
-    int ibv_query_device(ibv_context *, ibv_device_attr *)
-    int ibv_query_port(ibv_context *, uint8_t, ibv_port_attr *)
-    int ibv_get_async_event(ibv_context *, ibv_async_event *)
-    void ibv_ack_async_event(ibv_async_event *)
-    ibv_pd *ibv_alloc_pd(ibv_context *)
-    int ibv_dealloc_pd(ibv_pd *)
-    ibv_mr *ibv_reg_mr(ibv_pd *, void *, size_t, unsigned int)
-    int ibv_dereg_mr(ibv_mr *)
-    ibv_comp_channel *ibv_create_comp_channel(ibv_context *)
-    int ibv_destroy_comp_channel(ibv_comp_channel *)
-    ibv_cq *ibv_create_cq(ibv_context *, int, void *, ibv_comp_channel *, int)
-    int ibv_destroy_cq(ibv_cq *)
-    int ibv_poll_cq(ibv_cq *, int, ibv_wc *)
-    int ibv_req_notify_cq(ibv_cq *, int)
-    int ibv_get_cq_event(ibv_comp_channel *, ibv_cq **, void **)
-    void ibv_ack_cq_events(ibv_cq *, unsigned int)
-    ibv_qp *ibv_create_qp(ibv_pd *, ibv_qp_init_attr *)
-    int ibv_modify_qp(ibv_qp *, ibv_qp_attr *, int)
-    int ibv_query_qp(ibv_qp *, ibv_qp_attr *, int, ibv_qp_init_attr *)
-    int ibv_destroy_qp(ibv_qp *)
-    int ibv_post_send(ibv_qp *, ibv_send_wr *, ibv_send_wr **)
-    int ibv_post_recv(ibv_qp *, ibv_recv_wr *, ibv_recv_wr **)
+    const char *ckv_open()
+    ckv_device **ckv_get_device_list(int *)
+    void ckv_free_device_list(ckv_device **)
+    const char *ckv_get_device_name(ckv_device *)
+    ckv_context *ckv_open_device(ckv_device *)
+    int ckv_close_device(ckv_context *)
+    int ckv_query_device(ckv_context *, ckv_device_attr *)
+    int ckv_query_port(ckv_context *, uint8_t, ckv_port_attr *)
+    int ckv_get_async_event(ckv_context *, ckv_async_event *)
+    void ckv_ack_async_event(ckv_async_event *)
+    ckv_pd *ckv_alloc_pd(ckv_context *)
+    int ckv_dealloc_pd(ckv_pd *)
+    ckv_mr *ckv_reg_mr(ckv_pd *, void *, size_t, unsigned int)
+    int ckv_dereg_mr(ckv_mr *)
+    ckv_comp_channel *ckv_create_comp_channel(ckv_context *)
+    int ckv_destroy_comp_channel(ckv_comp_channel *)
+    ckv_cq *ckv_create_cq(ckv_context *, int, void *, ckv_comp_channel *, int)
+    int ckv_destroy_cq(ckv_cq *)
+    int ckv_poll_cq(ckv_cq *, int, ckv_wc *)
+    int ckv_req_notify_cq(ckv_cq *, int)
+    int ckv_get_cq_event(ckv_comp_channel *, ckv_cq **, void **)
+    void ckv_ack_cq_events(ckv_cq *, unsigned int)
+    ckv_qp *ckv_create_qp(ckv_pd *, ckv_qp_init_attr *)
+    int ckv_modify_qp(ckv_qp *, ckv_qp_attr *, int)
+    int ckv_query_qp(ckv_qp *, ckv_qp_attr *, int, ckv_qp_init_attr *)
+    int ckv_destroy_qp(ckv_qp *)
+    int ckv_post_send(ckv_qp *, ckv_send_wr *, ckv_send_wr **)
+    int ckv_post_recv(ckv_qp *, ckv_recv_wr *, ckv_recv_wr **)
 
 
 cdef extern from "verbs_port.h" nogil:
@@ -206,4 +207,4 @@ cdef extern from "verbs_port.h" nogil:
         int fd
     ctypedef struct ckc_verbs_port:
         ckc_port port
-    void ckc_make_verbs_port(ckc_verbs_port *, ibv_qp *, ibv_cq *, ibv_comp_channel *)
+    void ckc_make_verbs_port(ckc_verbs_port *, ckv_qp *, ckv_cq *, ckv_comp_channel *)

@@ -19,6 +19,11 @@ NAME = "native"
 include "_libibverbs.pxi"
 
 
+cdef const char *_no_library = ckv_open()
+if _no_library != NULL:
+    raise ImportError(_no_library.decode())
+
+
 # Completions that one look at a queue takes at most.
 cdef enum:
     BATCH = 64
@@ -35,13 +40,13 @@ cdef double _now() noexcept nogil:
 def device_names():
     """Names of the RDMA devices that libibverbs sees; none where the kernel has no RDMA."""
     cdef int count = 0
-    cdef ibv_device **devices = ibv_get_device_list(&count)
+    cdef ckv_device **devices = ckv_get_device_list(&count)
     if devices == NULL:
         return []
     try:
-        return [ibv_get_device_name(devices[i]).decode() for i in range(count)]
+        return [ckv_get_device_name(devices[i]).decode() for i in range(count)]
     finally:
-        ibv_free_device_list(devices)
+        ckv_free_device_list(devices)
 
 
 def open_device(str name):
@@ -52,31 +57,31 @@ def open_device(str name):
 cdef class Context:
     """An open device and its protection domain."""
 
-    cdef ibv_context *context
-    cdef ibv_pd *domain
+    cdef ckv_context *context
+    cdef ckv_pd *domain
     cdef readonly str name
     cdef list queue_pairs, queues, regions
 
     def __init__(self, str name):
         cdef int count = 0
         cdef int code = ENODEV
-        cdef ibv_device **devices = ibv_get_device_list(&count)
+        cdef ckv_device **devices = ckv_get_device_list(&count)
         self.name = name
         self.queue_pairs, self.queues, self.regions = [], [], []
         if devices != NULL:
             for i in range(count):
-                if ibv_get_device_name(devices[i]).decode() == name:
-                    self.context = ibv_open_device(devices[i])
+                if ckv_get_device_name(devices[i]).decode() == name:
+                    self.context = ckv_open_device(devices[i])
                     code = errno
-            ibv_free_device_list(devices)
+            ckv_free_device_list(devices)
         if self.context == NULL:
             raise VerbsError("ibv_open_device", code, name)
         # Events are asked for, never waited for.
         fcntl(self.context.async_fd, F_SETFL, fcntl(self.context.async_fd, F_GETFL) | O_NONBLOCK)
-        self.domain = ibv_alloc_pd(self.context)
+        self.domain = ckv_alloc_pd(self.context)
         if self.domain == NULL:
             code = errno
-            ibv_close_device(self.context)
+            ckv_close_device(self.context)
             self.context = NULL
             raise VerbsError("ibv_alloc_pd", code, name)
 
@@ -86,22 +91,22 @@ cdef class Context:
 
     def query_device(self):
         """Return the device's limits."""
-        cdef ibv_device_attr found
+        cdef ckv_device_attr found
         self._open()
-        _check(ibv_query_device(self.context, &found), "ibv_query_device", self.name)
+        _check(ckv_query_device(self.context, &found), "ibv_query_device", self.name)
         return verbs.DeviceLimits(
             found.max_qp_wr, found.max_cqe, found.max_mr_size, found.max_qp_rd_atom,
-            found.atomic_cap != IBV_ATOMIC_NONE,
+            found.atomic_cap != CKV_ATOMIC_NONE,
         )
 
     def query_port(self, int port=1):
         """Return a port's state now."""
-        cdef ibv_port_attr found
+        cdef ckv_port_attr found
         self._open()
-        _check(ibv_query_port(self.context, port, &found), "ibv_query_port", f"port {port} of {self.name}")
+        _check(ckv_query_port(self.context, port, &found), "ibv_query_port", f"port {port} of {self.name}")
         return verbs.Port(
-            found.state == IBV_PORT_ACTIVE, 128 << found.active_mtu, found.lid,
-            found.link_layer == IBV_LINK_LAYER_ETHERNET, found.max_msg_sz,
+            found.state == CKV_PORT_ACTIVE, 128 << found.active_mtu, found.lid,
+            found.link_layer == CKV_LINK_LAYER_ETHERNET, found.max_msg_sz,
         )
 
     def register(self, buffer, unsigned int access=verbs.ACCESS_ALL):
@@ -124,11 +129,11 @@ cdef class Context:
 
     def events(self):
         """Return the names of the asynchronous events since the last call."""
-        cdef ibv_async_event event
+        cdef ckv_async_event event
         cdef list names = []
         self._open()
-        while ibv_get_async_event(self.context, &event) == 0:
-            ibv_ack_async_event(&event)
+        while ckv_get_async_event(self.context, &event) == 0:
+            ckv_ack_async_event(&event)
             names.append(verbs.event_name(event.event_type))
         return names
 
@@ -138,15 +143,15 @@ cdef class Context:
             return
         for child in reversed([*self.regions, *self.queues, *self.queue_pairs]):
             child.close()
-        _check(ibv_dealloc_pd(self.domain), "ibv_dealloc_pd", self.name)
-        _check(ibv_close_device(self.context), "ibv_close_device", self.name)
+        _check(ckv_dealloc_pd(self.domain), "ibv_dealloc_pd", self.name)
+        _check(ckv_close_device(self.context), "ibv_close_device", self.name)
         self.context = NULL
 
 
 cdef class MemoryRegion:
     """Registered memory."""
 
-    cdef ibv_mr *region
+    cdef ckv_mr *region
     cdef Context context
     cdef object bytes
     cdef readonly uint64_t address, length
@@ -158,7 +163,7 @@ cdef class MemoryRegion:
         self.address = self.bytes.ctypes.data
         self.length = self.bytes.size
         with nogil:
-            self.region = ibv_reg_mr(context.domain, <void *><uintptr_t>self.address, self.length, access)
+            self.region = ckv_reg_mr(context.domain, <void *><uintptr_t>self.address, self.length, access)
             code = errno
         if self.region == NULL:
             raise VerbsError("ibv_reg_mr", code, f"{self.length:,} bytes for {context.name}")
@@ -172,7 +177,7 @@ cdef class MemoryRegion:
         if self.region == NULL:
             return
         with nogil:
-            code = ibv_dereg_mr(self.region)
+            code = ckv_dereg_mr(self.region)
         _check(code, "ibv_dereg_mr", f"{self.length:,} bytes for {self.context.name}")
         self.region = NULL
         self.bytes = None
@@ -182,22 +187,22 @@ cdef class MemoryRegion:
 cdef class CompletionQueue:
     """Where finished work requests are reported."""
 
-    cdef ibv_cq *queue
-    cdef ibv_comp_channel *channel
+    cdef ckv_cq *queue
+    cdef ckv_comp_channel *channel
     cdef Context context
     cdef readonly int entries
     cdef int reserved
 
     def __init__(self, Context context, int entries):
         cdef int code
-        self.channel = ibv_create_comp_channel(context.context)
+        self.channel = ckv_create_comp_channel(context.context)
         if self.channel == NULL:
             raise VerbsError("ibv_create_comp_channel", errno, context.name)
         fcntl(self.channel.fd, F_SETFL, fcntl(self.channel.fd, F_GETFL) | O_NONBLOCK)
-        self.queue = ibv_create_cq(context.context, entries, NULL, self.channel, 0)
+        self.queue = ckv_create_cq(context.context, entries, NULL, self.channel, 0)
         if self.queue == NULL:
             code = errno
-            ibv_destroy_comp_channel(self.channel)
+            ckv_destroy_comp_channel(self.channel)
             raise VerbsError("ibv_create_cq", code, f"{context.name} with {entries} entries")
         self.entries = self.queue.cqe
         self.context = context
@@ -205,14 +210,14 @@ cdef class CompletionQueue:
 
     def poll(self, int max_entries=16, double timeout_s=0.0):
         """Return finished work requests: as soon as there are any, at the latest after `timeout_s`."""
-        cdef ibv_wc found[BATCH]
+        cdef ckv_wc found[BATCH]
         cdef int count
         if self.queue == NULL:
             raise verbs.closed("the completion queue")
         if max_entries > BATCH:
             max_entries = BATCH
         with nogil:
-            count = ibv_poll_cq(self.queue, max_entries, found)
+            count = ckv_poll_cq(self.queue, max_entries, found)
             if count == 0 and timeout_s > 0:
                 count = _wait(self.queue, self.channel, max_entries, found, timeout_s)
         if count < 0:
@@ -223,24 +228,24 @@ cdef class CompletionQueue:
         """Destroy the queue; its queue pairs must be closed."""
         if self.queue == NULL:
             return
-        _check(ibv_destroy_cq(self.queue), "ibv_destroy_cq", "a completion queue")
+        _check(ckv_destroy_cq(self.queue), "ibv_destroy_cq", "a completion queue")
         self.queue = NULL
-        _check(ibv_destroy_comp_channel(self.channel), "ibv_destroy_comp_channel", "a completion queue")
+        _check(ckv_destroy_comp_channel(self.channel), "ibv_destroy_comp_channel", "a completion queue")
         self.context.queues.remove(self)
 
 
 cdef int _wait(
-    ibv_cq *queue, ibv_comp_channel *channel, int max_entries, ibv_wc *found, double timeout_s
+    ckv_cq *queue, ckv_comp_channel *channel, int max_entries, ckv_wc *found, double timeout_s
 ) noexcept nogil:
     """Poll until something is found or the time is over: spin, then sleep on the completion channel."""
     cdef double began = _now()
     cdef double waited = 0.0
     cdef int count = 0
     cdef pollfd waiting
-    cdef ibv_cq *woken = NULL
+    cdef ckv_cq *woken = NULL
     cdef void *unused = NULL
     while waited < SPIN_S and waited < timeout_s:
-        count = ibv_poll_cq(queue, max_entries, found)
+        count = ckv_poll_cq(queue, max_entries, found)
         if count != 0:
             return count
         sched_yield()
@@ -249,31 +254,31 @@ cdef int _wait(
     waiting.events = POLLIN
     while waited < timeout_s:
         # A completion that comes between the last look and this request would wake nobody: look once more.
-        count = ibv_req_notify_cq(queue, 0)
+        count = ckv_req_notify_cq(queue, 0)
         if count != 0:
             return -count if count > 0 else -errno
-        count = ibv_poll_cq(queue, max_entries, found)
+        count = ckv_poll_cq(queue, max_entries, found)
         if count != 0:
             return count
         if c_poll(&waiting, 1, <int>((timeout_s - waited) * 1000) + 1) < 0 and errno != EINTR:
             return -errno
-        if ibv_get_cq_event(channel, &woken, &unused) == 0:
-            ibv_ack_cq_events(queue, 1)
-        count = ibv_poll_cq(queue, max_entries, found)
+        if ckv_get_cq_event(channel, &woken, &unused) == 0:
+            ckv_ack_cq_events(queue, 1)
+        count = ckv_poll_cq(queue, max_entries, found)
         if count != 0:
             return count
         waited = _now() - began
     return 0
 
 
-cdef object _completion(ibv_wc *found):
+cdef object _completion(ckv_wc *found):
     if found.status != 0:
         return tuple.__new__(Completion, (found.wr_id, found.status, 0, 0, None, found.qp_num))
     return tuple.__new__(
         Completion,
         (
             found.wr_id, 0, found.opcode, found.byte_len,
-            ntohl(found.imm_data) if found.wc_flags & IBV_WC_WITH_IMM else None, found.qp_num,
+            ntohl(found.imm_data) if found.wc_flags & CKV_WC_WITH_IMM else None, found.qp_num,
         ),
     )
 
@@ -281,7 +286,7 @@ cdef object _completion(ibv_wc *found):
 cdef class QueuePair:
     """A reliable connection."""
 
-    cdef ibv_qp *pair
+    cdef ckv_qp *pair
     cdef Context context
     cdef CompletionQueue send_queue, receive_queue
     cdef uint32_t send_entries, receive_entries
@@ -292,7 +297,7 @@ cdef class QueuePair:
         self, Context context, CompletionQueue send_queue, CompletionQueue receive_queue,
         uint32_t send_entries, uint32_t receive_entries, uint32_t inline_bytes,
     ):
-        cdef ibv_qp_init_attr wanted
+        cdef ckv_qp_init_attr wanted
         cdef int code
         self.context = context
         self.send_queue, self.receive_queue = send_queue, receive_queue
@@ -305,12 +310,12 @@ cdef class QueuePair:
             raise
         memset(&wanted, 0, sizeof(wanted))
         wanted.send_cq, wanted.recv_cq = send_queue.queue, receive_queue.queue
-        wanted.qp_type = IBV_QPT_RC
+        wanted.qp_type = CKV_QPT_RC
         wanted.cap.max_send_wr, wanted.cap.max_recv_wr = send_entries, receive_entries
         wanted.cap.max_send_sge = wanted.cap.max_recv_sge = 1
         wanted.cap.max_inline_data = inline_bytes
         with nogil:
-            self.pair = ibv_create_qp(context.domain, &wanted)
+            self.pair = ckv_create_qp(context.domain, &wanted)
             code = errno
         if self.pair == NULL:
             self._release()
@@ -337,38 +342,38 @@ cdef class QueuePair:
     @property
     def state(self):
         """One of STATE_NAMES, asked of the device."""
-        cdef ibv_qp_attr found
-        cdef ibv_qp_init_attr unused
+        cdef ckv_qp_attr found
+        cdef ckv_qp_init_attr unused
         self._open()
-        _check(ibv_query_qp(self.pair, &found, IBV_QP_STATE, &unused), "ibv_query_qp", self._about())
+        _check(ckv_query_qp(self.pair, &found, CKV_QP_STATE, &unused), "ibv_query_qp", self._about())
         return verbs.STATE_NAMES[found.qp_state]
 
     cdef str _about(self):
         return f"queue pair {self.number}"
 
-    cdef _modify(self, ibv_qp_attr *wanted, int mask, str state):
+    cdef _modify(self, ckv_qp_attr *wanted, int mask, str state):
         cdef int code
         self._open()
         with nogil:
-            code = ibv_modify_qp(self.pair, wanted, mask | IBV_QP_STATE)
+            code = ckv_modify_qp(self.pair, wanted, mask | CKV_QP_STATE)
         _check(code, f"ibv_modify_qp to {state}", self._about())
 
     def to_init(self, int port, int pkey_index, unsigned int access):
         """RESET -> INIT."""
-        cdef ibv_qp_attr wanted
+        cdef ckv_qp_attr wanted
         memset(&wanted, 0, sizeof(wanted))
-        wanted.qp_state = IBV_QPS_INIT
+        wanted.qp_state = CKV_QPS_INIT
         wanted.port_num, wanted.pkey_index, wanted.qp_access_flags = port, pkey_index, access
-        self._modify(&wanted, IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS, "INIT")
+        self._modify(&wanted, CKV_QP_PKEY_INDEX | CKV_QP_PORT | CKV_QP_ACCESS_FLAGS, "INIT")
 
     def to_rtr(
         self, *, uint32_t peer_number, uint32_t peer_psn, int mtu, int port, int peer_lid, bytes peer_gid,
         int gid_index, int traffic_class, int hop_limit, int service_level, int max_reads, int min_rnr_timer,
     ):
         """INIT -> RTR: name the peer."""
-        cdef ibv_qp_attr wanted
+        cdef ckv_qp_attr wanted
         memset(&wanted, 0, sizeof(wanted))
-        wanted.qp_state = IBV_QPS_RTR
+        wanted.qp_state = CKV_QPS_RTR
         wanted.dest_qp_num, wanted.rq_psn = peer_number, peer_psn
         wanted.path_mtu = mtu.bit_length() - 8  # 256 -> 1, 4096 -> 5
         wanted.max_dest_rd_atomic, wanted.min_rnr_timer = max_reads, min_rnr_timer
@@ -381,29 +386,29 @@ cdef class QueuePair:
             wanted.ah_attr.grh.traffic_class = traffic_class
         self._modify(
             &wanted,
-            IBV_QP_AV | IBV_QP_PATH_MTU | IBV_QP_DEST_QPN | IBV_QP_RQ_PSN | IBV_QP_MAX_DEST_RD_ATOMIC
-            | IBV_QP_MIN_RNR_TIMER,
+            CKV_QP_AV | CKV_QP_PATH_MTU | CKV_QP_DEST_QPN | CKV_QP_RQ_PSN | CKV_QP_MAX_DEST_RD_ATOMIC
+            | CKV_QP_MIN_RNR_TIMER,
             "RTR",
         )
 
     def to_rts(self, *, uint32_t psn, int timeout, int retry_count, int rnr_retry, int max_reads):
         """RTR -> RTS: say how patiently to send."""
-        cdef ibv_qp_attr wanted
+        cdef ckv_qp_attr wanted
         memset(&wanted, 0, sizeof(wanted))
-        wanted.qp_state = IBV_QPS_RTS
+        wanted.qp_state = CKV_QPS_RTS
         wanted.sq_psn, wanted.timeout = psn, timeout
         wanted.retry_cnt, wanted.rnr_retry, wanted.max_rd_atomic = retry_count, rnr_retry, max_reads
         self._modify(
             &wanted,
-            IBV_QP_SQ_PSN | IBV_QP_TIMEOUT | IBV_QP_RETRY_CNT | IBV_QP_RNR_RETRY | IBV_QP_MAX_QP_RD_ATOMIC,
+            CKV_QP_SQ_PSN | CKV_QP_TIMEOUT | CKV_QP_RETRY_CNT | CKV_QP_RNR_RETRY | CKV_QP_MAX_QP_RD_ATOMIC,
             "RTS",
         )
 
     def to_error(self):
         """Any state -> ERR."""
-        cdef ibv_qp_attr wanted
+        cdef ckv_qp_attr wanted
         memset(&wanted, 0, sizeof(wanted))
-        wanted.qp_state = IBV_QPS_ERR
+        wanted.qp_state = CKV_QPS_ERR
         self._modify(&wanted, 0, "ERR")
 
     def post_write(
@@ -411,8 +416,8 @@ cdef class QueuePair:
         uint32_t remote_key, uint64_t wr_id=0, imm_data=None, bint signaled=True, bint inline=False,
     ):
         """Write bytes of `region` to the peer's memory."""
-        cdef ibv_send_wr request
-        cdef ibv_sge entry
+        cdef ckv_send_wr request
+        cdef ckv_sge entry
         _fill(&request, &entry, region, offset, length, wr_id, signaled, inline)
         _fill_write(&request, remote_address, remote_key, imm_data)
         self._post(&request)
@@ -421,14 +426,14 @@ cdef class QueuePair:
         """Post several writes, in order, as one chain."""
         cdef Py_ssize_t count = len(writes)
         cdef Py_ssize_t i
-        cdef ibv_send_wr *requests
-        cdef ibv_sge *entries
+        cdef ckv_send_wr *requests
+        cdef ckv_sge *entries
         if count == 0:
             return
-        requests = <ibv_send_wr *>PyMem_Malloc(count * (sizeof(ibv_send_wr) + sizeof(ibv_sge)))
+        requests = <ckv_send_wr *>PyMem_Malloc(count * (sizeof(ckv_send_wr) + sizeof(ckv_sge)))
         if requests == NULL:
             raise MemoryError()
-        entries = <ibv_sge *>(requests + count)
+        entries = <ckv_sge *>(requests + count)
         try:
             for i in range(count):
                 write = writes[i]
@@ -445,10 +450,10 @@ cdef class QueuePair:
         uint32_t remote_key, uint64_t wr_id=0, bint signaled=True,
     ):
         """Read the peer's memory into `region`."""
-        cdef ibv_send_wr request
-        cdef ibv_sge entry
+        cdef ckv_send_wr request
+        cdef ckv_sge entry
         _fill(&request, &entry, region, offset, length, wr_id, signaled, False)
-        request.opcode = IBV_WR_RDMA_READ
+        request.opcode = CKV_WR_RDMA_READ
         request.wr.rdma.remote_addr, request.wr.rdma.rkey = remote_address, remote_key
         self._post(&request)
 
@@ -457,12 +462,12 @@ cdef class QueuePair:
         bint signaled=True, bint inline=False,
     ):
         """Send bytes into the buffer of the peer's next posted receive."""
-        cdef ibv_send_wr request
-        cdef ibv_sge entry
+        cdef ckv_send_wr request
+        cdef ckv_sge entry
         _fill(&request, &entry, region, offset, length, wr_id, signaled, inline)
-        request.opcode = IBV_WR_SEND
+        request.opcode = CKV_WR_SEND
         if imm_data is not None:
-            request.opcode = IBV_WR_SEND_WITH_IMM
+            request.opcode = CKV_WR_SEND_WITH_IMM
             request.imm_data = htonl(imm_data)
         self._post(&request)
 
@@ -471,10 +476,10 @@ cdef class QueuePair:
         uint64_t add, uint64_t wr_id=0,
     ):
         """Add to 8 aligned bytes of the peer."""
-        cdef ibv_send_wr request
-        cdef ibv_sge entry
+        cdef ckv_send_wr request
+        cdef ckv_sge entry
         _fill(&request, &entry, region, offset, 8, wr_id, True, False)
-        request.opcode = IBV_WR_ATOMIC_FETCH_AND_ADD
+        request.opcode = CKV_WR_ATOMIC_FETCH_AND_ADD
         request.wr.atomic.remote_addr, request.wr.atomic.rkey = remote_address, remote_key
         request.wr.atomic.compare_add = add
         self._post(&request)
@@ -484,29 +489,29 @@ cdef class QueuePair:
         uint64_t compare, uint64_t swap, uint64_t wr_id=0,
     ):
         """Set 8 aligned bytes of the peer to `swap` if they equal `compare`."""
-        cdef ibv_send_wr request
-        cdef ibv_sge entry
+        cdef ckv_send_wr request
+        cdef ckv_sge entry
         _fill(&request, &entry, region, offset, 8, wr_id, True, False)
-        request.opcode = IBV_WR_ATOMIC_CMP_AND_SWP
+        request.opcode = CKV_WR_ATOMIC_CMP_AND_SWP
         request.wr.atomic.remote_addr, request.wr.atomic.rkey = remote_address, remote_key
         request.wr.atomic.compare_add, request.wr.atomic.swap = compare, swap
         self._post(&request)
 
-    cdef _post(self, ibv_send_wr *requests):
-        cdef ibv_send_wr *refused = NULL
+    cdef _post(self, ckv_send_wr *requests):
+        cdef ckv_send_wr *refused = NULL
         cdef int code
         self._open()
         with nogil:
-            code = ibv_post_send(self.pair, requests, &refused)
+            code = ckv_post_send(self.pair, requests, &refused)
         _check(code, "ibv_post_send", self._about())
 
     def post_receive(
         self, MemoryRegion region not None, uint64_t offset, uint64_t length, uint64_t wr_id=0, int count=1,
     ):
         """Post `count` equal receives, as one chain."""
-        cdef ibv_recv_wr requests[BATCH]
-        cdef ibv_sge entry
-        cdef ibv_recv_wr *refused = NULL
+        cdef ckv_recv_wr requests[BATCH]
+        cdef ckv_sge entry
+        cdef ckv_recv_wr *refused = NULL
         cdef int code = 0
         cdef int batch, i
         self._open()
@@ -521,7 +526,7 @@ cdef class QueuePair:
                     requests[i].next = &requests[i + 1] if i + 1 < batch else NULL
                     requests[i].sg_list = &entry
                     requests[i].num_sge = 1 if length else 0
-                code = ibv_post_recv(self.pair, requests, &refused)
+                code = ckv_post_recv(self.pair, requests, &refused)
                 count -= batch
         _check(code, "ibv_post_recv", self._about())
 
@@ -531,7 +536,7 @@ cdef class QueuePair:
         if self.pair == NULL:
             return
         with nogil:
-            code = ibv_destroy_qp(self.pair)
+            code = ckv_destroy_qp(self.pair)
         _check(code, "ibv_destroy_qp", self._about())
         self.pair = NULL
         self._release()
@@ -545,25 +550,25 @@ cdef _reserve(CompletionQueue queue, int entries):
 
 
 cdef int _fill(
-    ibv_send_wr *request, ibv_sge *entry, MemoryRegion region, uint64_t offset, uint64_t length,
+    ckv_send_wr *request, ckv_sge *entry, MemoryRegion region, uint64_t offset, uint64_t length,
     uint64_t wr_id, bint signaled, bint inline,
 ) except -1:
     """The fields that all sends have; the entry must live until the post returns."""
     if length > region.length or offset > region.length - length:
         raise verbs.outside(offset, length, region.length)
     entry.addr, entry.length, entry.lkey = region.address + offset, length, region.lkey
-    memset(request, 0, sizeof(ibv_send_wr))
+    memset(request, 0, sizeof(ckv_send_wr))
     request.wr_id = wr_id
     request.sg_list = entry
     request.num_sge = 1 if length else 0
-    request.send_flags = (IBV_SEND_SIGNALED if signaled else 0) | (IBV_SEND_INLINE if inline else 0)
+    request.send_flags = (CKV_SEND_SIGNALED if signaled else 0) | (CKV_SEND_INLINE if inline else 0)
     return 0
 
 
-cdef int _fill_write(ibv_send_wr *request, uint64_t remote_address, uint32_t remote_key, imm_data) except -1:
-    request.opcode = IBV_WR_RDMA_WRITE
+cdef int _fill_write(ckv_send_wr *request, uint64_t remote_address, uint32_t remote_key, imm_data) except -1:
+    request.opcode = CKV_WR_RDMA_WRITE
     if imm_data is not None:
-        request.opcode = IBV_WR_RDMA_WRITE_WITH_IMM
+        request.opcode = CKV_WR_RDMA_WRITE_WITH_IMM
         request.imm_data = htonl(imm_data)
     request.wr.rdma.remote_addr, request.wr.rdma.rkey = remote_address, remote_key
     return 0

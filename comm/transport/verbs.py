@@ -13,7 +13,7 @@
 
 | provider | module | what it is |
 |---|---|---|
-| native | `_verbs_native` | Cython over libibverbs' C interface, built where its headers are; without the GIL |
+| native | `_verbs_native` | Cython over libibverbs' C interface, which it opens when it is imported; without the GIL |
 | pyverbs | `verbs_pyverbs` | rdma-core's own Python package (44 and newer); every call holds the GIL |
 
 Both keep the same rules, and one test suite runs on both:

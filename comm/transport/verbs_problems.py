@@ -81,19 +81,14 @@ def explain_import(provider: str, error: ImportError) -> Problem:
     """Return why a provider ("native" or "pyverbs") did not load, seeing the files of this machine."""
     if "libibverbs.so.1" in str(error) and "cannot open shared object" in str(error):
         return _no_library()
-    if provider == "native":
-        return explain_native(error)
-    return explain_pyverbs(error, sys.path, DISTRIBUTION_FOLDERS, installed_library())
-
-
-def explain_native(error: ImportError) -> Problem:
-    """Return why the Cython binding did not load."""
-    if isinstance(error, ModuleNotFoundError):
+    if provider == "native" and "libibverbs.so.1" in str(error):
         return Problem(
-            "cktrain was built on a machine without libibverbs' headers, so its own binding is not there",
-            "apt-get install libibverbs-dev (dnf: rdma-core-devel) and install cktrain again from its source",
+            f"the system's libibverbs does not load ({_first_line(error)})",
+            "Install it again (apt-get install --reinstall libibverbs1; dnf reinstall libibverbs)",
         )
-    return Problem(f"its own binding does not load ({_first_line(error)})", "Install cktrain again")
+    if provider == "native":
+        return Problem(f"cktrain's own binding does not load ({_first_line(error)})", "Install cktrain again")
+    return explain_pyverbs(error, sys.path, DISTRIBUTION_FOLDERS, installed_library())
 
 
 def explain_pyverbs(
@@ -146,8 +141,8 @@ def _elsewhere(folder: Path) -> Problem:
     versions = ", ".join(f"3.{minor}" for minor in built_for) or "another Python"
     return Problem(
         f"the pyverbs in {folder} is for Python {versions}, and this is {running}",
-        f"Use the native provider (apt-get install libibverbs-dev, then install cktrain again), run cktrain with "
-        f"Python {versions}, or build pyverbs for this Python as {RECIPE} shows",
+        f"Use the native provider, run cktrain with Python {versions}, or build pyverbs for this Python as {RECIPE} "
+        "shows",
     )
 
 

@@ -12,7 +12,6 @@ from cktrain.comm.transport.verbs_problems import (
     Library,
     describe_library,
     explain_import,
-    explain_native,
     explain_pyverbs,
     private_version,
 )
@@ -103,9 +102,9 @@ def test_something_else_is_passed_on(tmp_path: Path) -> None:
     assert "does not import (odd)" in found.reason
 
 
-def test_the_native_binding() -> None:
-    assert "libibverbs-dev" in explain_native(ModuleNotFoundError("No module named x")).remedy
-    assert "odd" in explain_native(ImportError("odd")).reason
+def test_a_native_binding_that_does_not_load() -> None:
+    found = explain_import("native", ImportError("odd\nmore"))
+    assert found.reason == "cktrain's own binding does not load (odd)"
 
 
 def test_both_reasons_are_given(monkeypatch: pytest.MonkeyPatch) -> None:
