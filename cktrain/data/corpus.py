@@ -1,79 +1,119 @@
-"""Documents out of text files, JSONL files, folders, or the running Python's standard library.
+"""Documents out of text files, JSON files, folders, or the running Python's standard library.
 
-A corpus is a stable list of files; its documents are read as a stream and never held together. A text file is
-one document up to a limit, beyond which it is cut at the next line end, so that memory stays bounded; the
-literal `<|endoftext|>` separates documents, too. A JSONL file has one document per line, under a key.
+A corpus is a stable list of files, each of which has been sniffed; its documents are read as a stream and never held
+together. A text file is one document up to a limit, beyond which it is cut at the next line end, so that memory stays
+bounded; the literal `<|endoftext|>` separates documents, too. A JSON file has one document per object, under a key.
 """
 
 from __future__ import annotations
 
-import codecs
 import hashlib
-import json
 import os
 import platform
+import stat
 import sysconfig
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
-SEPARATOR = "<|endoftext|>"
-PYTHON_STDLIB = "python-stdlib"
-TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
-JSONL_SUFFIXES = (".jsonl", ".ndjson")
+from cktrain.data.documents import Seen, documents_of, head_of, reading, unlike_documents
+from cktrain.data.listing import LeftOut, Listing, cannot_read, list_files
+from cktrain.data.sniff import (
+    JSON_SUFFIXES,
+    TEXT_SUFFIXES,
+    BadFile,
+    Format,
+    document_format,
+    shown,
+    suffix_of,
+)
+from cktrain.file_identity import sha256_of_file
 
-_STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages", "__pycache__"}
-_BLOCK = 1 << 20
+PYTHON_STDLIB = "python-stdlib"
+FORMATS = ("auto", "text", "jsonl", "json")
+
+_STDLIB_LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "dist-packages"}
 _LONGEST_DOCUMENT = 1 << 20  # characters of a text file in a folder
 _LONGEST_PIECE = 1 << 16  # characters of a text file that is the whole corpus
+
+
+@dataclass(frozen=True)
+class SourceFile:
+    """A file, how to read it, and what it was when it was listed: size and time of change."""
+
+    path: Path
+    format: Format
+    packed: str | None
+    bytes: int
+    changed_ns: int
 
 
 class Corpus:
     """A list of files and how to read documents from them.
 
-    After `documents` has been read to its end, `skipped` counts the files that were left out because they are
-    not UTF-8 (standard library only; in the user's own files that is an error).
+    `left_out` says which files are not read and why. After `documents` has been read to its end, `seen` counts what was
+    met besides documents, and `undecodable` the files that are not UTF-8 (standard library only; in the user's own files
+    that is an error).
     """
 
-    def __init__(self, source: str | Path, text_key: str = "text", suffixes: Sequence[str] | None = None):
-        """`source` is a file, a folder (its files of the given suffixes, recursively) or "python-stdlib"."""
+    def __init__(
+        self,
+        source: str | Path,
+        text_key: str = "text",
+        suffixes: Sequence[str] | None = None,
+        file_format: str = "auto",
+        skip_bad_rows: bool = False,
+        skip_bad_files: bool = False,
+    ):
+        """`source` is a file, a folder (its files of the given suffixes, recursively) or "python-stdlib".
+
+        Raises ValueError that names the file when one is not what can be read; `skip_bad_files` leaves it out.
+        """
+        if file_format not in FORMATS:
+            raise ValueError(f"[data.corpus] format {file_format!r}: give one of {', '.join(FORMATS)}.")
         self.source = str(source)
         self.text_key = text_key
-        self.skipped = 0
-        self._skip_undecodable = self.source == PYTHON_STDLIB
+        self.seen = Seen()
+        self.undecodable = 0
+        self.skip_bad_rows = skip_bad_rows
+        self.skip_bad_files = skip_bad_files
+        self._stdlib = self.source == PYTHON_STDLIB
+        self._asked = "text" if self._stdlib else file_format
+        self._is_folder = True
         self._limit = _LONGEST_DOCUMENT
-        if self.source == PYTHON_STDLIB:
+        wanted = tuple(suffixes or TEXT_SUFFIXES + JSON_SUFFIXES)
+        if self._stdlib:
             self.root = Path(sysconfig.get_path("stdlib"))
-            files = _find(self.root, (".py",), _STDLIB_LEFT_OUT)
-        elif Path(source).is_dir():
-            self.root = Path(source)
-            files = _find(self.root, tuple(suffixes or TEXT_SUFFIXES + JSONL_SUFFIXES), {"__pycache__"})
-        elif Path(source).is_file():
-            self.root = Path(source).parent
-            files = [Path(source)]
-            # A single text file must be divided for a validation split to exist: about 256 pieces or more.
-            self._limit = min(_LONGEST_PIECE, max(1024, Path(source).stat().st_size // 256))
+            listing = list_files(self.root, (".py",), _STDLIB_LEFT_OUT)
+            listing.left_out = LeftOut()  # the library's other files are not the user's
         else:
+            self.root, listing = self._listing(Path(source), wanted)
+        self.left_out = listing.left_out
+        self.folders = listing.folders
+        self.files = [file for path in listing.files if (file := self._sniffed(path)) is not None]
+        if not self.files:
+            found = "".join(f"\n  {line}" for line in self.left_out.lines())
             raise ValueError(
-                f"[data.corpus] {source}: no such file or folder. Give a text file, a .jsonl, a folder or "
-                f'"{PYTHON_STDLIB}".'
+                f"[data.corpus] {shown(source)}: nothing to read: no file ends in {', '.join(wanted)} and holds "
+                f"anything. Name the suffixes of the files to read (--suffixes).{found}"
             )
-        if not files:
-            raise ValueError(
-                f"[data.corpus] {source}: no file ends in "
-                f"{', '.join(suffixes or TEXT_SUFFIXES + JSONL_SUFFIXES)}. "
-                "Name the suffixes of the files to read."
-            )
-        self.files = files
-        self.bytes = sum(path.stat().st_size for path in files)
+        self.bytes = sum(file.bytes for file in self.files)
 
     def fingerprint(self) -> str:
-        """A hash of the files' names, sizes and times of change, and of how they are read."""
+        """A hash of the files' names and contents, and of how they are read."""
         digest = hashlib.sha256()
-        for path in self.files:
-            status = path.stat()
-            name = path.relative_to(self.root).as_posix()
-            digest.update(f"{name}\0{status.st_size}\0{status.st_mtime_ns}\n".encode())
-        digest.update(f"{self.text_key}\0{self._limit}\0{platform.python_version()}".encode())
+        for file in self.files:
+            with reading(file.path):
+                content = sha256_of_file(file.path)
+            name = os.fsencode(file.path.relative_to(self.root).as_posix())
+            digest.update(name + f"\0{file.format}\0{content}\n".encode())
+        how = (
+            self.text_key,
+            self._limit,
+            platform.python_version() if self._stdlib else "",
+            self.skip_bad_rows,
+        )
+        digest.update(repr(how).encode("utf-8", "surrogateescape"))
         return digest.hexdigest()
 
     def documents(self) -> Iterator[str]:
@@ -81,122 +121,79 @@ class Corpus:
 
         Raises ValueError naming file and line (or byte) when one is unreadable.
         """
-        self.skipped = 0
-        for path in self.files:
-            if path.name.endswith(JSONL_SUFFIXES):
-                yield from _jsonl_documents(path, self.text_key)
-            elif self._skip_undecodable:
+        self.seen = Seen()
+        self.undecodable = 0
+        for file in self.files:
+            if self._stdlib:
                 try:
-                    text = path.read_bytes().decode("utf-8")
+                    file.path.read_bytes().decode("utf-8")
                 except UnicodeDecodeError:
-                    self.skipped += 1
+                    self.undecodable += 1
                     continue
-                yield from cut([text], self._limit)
-            else:
-                yield from cut(_text_blocks(path), self._limit)
+            yield from self._documents_of(file)
 
+    def _documents_of(self, file: SourceFile) -> Iterator[str]:
+        key, limit = self.text_key, self._limit
+        yield from documents_of(
+            file.path, file.packed, file.format, key, limit, self.seen, self.skip_bad_rows
+        )
+        with reading(file.path):
+            status = file.path.stat()
+        if (status.st_size, status.st_mtime_ns) != (file.bytes, file.changed_ns):
+            raise BadFile(
+                f"[data.corpus] {shown(file.path)}: changed while it was read (from {file.bytes:,} to "
+                f"{status.st_size:,} bytes). Run it again when nothing writes to it any more."
+            )
 
-def _find(root: Path, suffixes: tuple[str, ...], left_out: set[str]) -> list[Path]:
-    """Files below `root` whose names end so, in the order of the parts of their relative paths."""
-    found = []
-    for folder, names, files in os.walk(root):
-        names[:] = [name for name in names if name not in left_out]
-        found += [Path(folder, name) for name in files if name.endswith(suffixes)]
-    return sorted((path for path in found if path.is_file()), key=lambda path: path.relative_to(root).parts)
+    def _listing(self, source: Path, suffixes: tuple[str, ...]) -> tuple[Path, Listing]:
+        try:
+            status = source.stat()
+        except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a zero byte in the name
+            if source.is_symlink():
+                raise cannot_read(source, FileNotFoundError(2, "")) from None
+            raise ValueError(
+                f"[data.corpus] {shown(source)}: no such file or folder. Give a text file, a .jsonl, a folder or "
+                f'"{PYTHON_STDLIB}".'
+            ) from None
+        except OSError as error:
+            raise cannot_read(source, error) from error
+        if stat.S_ISDIR(status.st_mode):
+            return source, list_files(source, suffixes, (), self.skip_bad_files)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(
+                f"[data.corpus] {shown(source)}: a pipe, socket or device, and the documents are read twice. "
+                "Write them into a file first."
+            )
+        self._is_folder = False
+        # A single text file must be divided for a validation split to exist: about 256 pieces or more.
+        self._limit = min(_LONGEST_PIECE, max(1024, status.st_size // 256))
+        return source.parent, Listing([source])
 
-
-def cut(blocks: Iterable[str], limit: int) -> Iterator[str]:
-    """Cut a text, given in blocks, at the separators and at the first line end after `limit` characters.
-
-    A line longer than `limit` is cut after 2 * `limit` characters. Nothing but the separators, each with the
-    line end that follows it, is lost; empty documents are left out.
-    """
-    pending = ""
-    ended = False
-    parts = iter(blocks)
-    keep = len(SEPARATOR)  # a separator may stand across two blocks, with its line end in the second
-    while not ended:
-        block = next(parts, None)
-        ended = block is None
-        pending += block or ""
-        start = 0
-        while True:
-            end, after = _next_cut(pending, start, limit)
-            if end < 0 or (not ended and after > len(pending) - keep):
-                break
-            if end > start:
-                yield pending[start:end]
-            start = after
-        pending = pending[start:]
-    if pending:
-        yield pending
-
-
-def _next_cut(text: str, start: int, limit: int) -> tuple[int, int]:
-    """Where the document from `start` ends and where the next begins; (-1, -1) if the text ends before."""
-    separator = text.find(SEPARATOR, start, start + 2 * limit + len(SEPARATOR))
-    line = text.find("\n", start + limit, start + 2 * limit)
-    if separator >= 0 and (line < 0 or separator <= line):
-        after = separator + len(SEPARATOR)
-        return separator, after + (text[after : after + 1] == "\n")
-    if line >= 0:
-        return line + 1, line + 1
-    if len(text) - start > 2 * limit + len(SEPARATOR):
-        return start + 2 * limit, start + 2 * limit
-    return -1, -1
-
-
-def _text_blocks(path: Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8")()
-    offset = 0
-    with open(path, "rb") as file:
-        while True:
-            block = file.read(_BLOCK)
-            held = len(decoder.getstate()[0])
-            try:
-                text = decoder.decode(block, final=not block)
-            except UnicodeDecodeError as error:
-                raise ValueError(
-                    f"[data.corpus] {path}: byte {error.object[error.start]:#04x} at offset "
-                    f"{offset - held + error.start:,} is not UTF-8. Convert the file to UTF-8."
-                ) from error
-            if text:
-                yield text
-            if not block:
-                return
-            offset += len(block)
-
-
-def _jsonl_documents(path: Path, key: str) -> Iterator[str]:
-    with open(path, "rb") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except ValueError as error:  # not JSON, or not UTF-8
-                raise ValueError(
-                    f"[data.corpus] {path}:{number}: not JSON: {error}. Correct the line."
-                ) from error
-            if not isinstance(record, dict) or key not in record:
-                found = ", ".join(record) if isinstance(record, dict) else type(record).__name__
-                raise ValueError(
-                    f'[data.corpus] {path}:{number}: no key "{key}" (found: {found}). Name the key that '
-                    "holds the text."
-                )
-            text = record[key]
-            if not isinstance(text, str):
-                raise ValueError(
-                    f'[data.corpus] {path}:{number}: "{key}" is {type(text).__name__}, not text. Correct '
-                    "the line."
-                )
-            try:
-                text.encode("utf-8")
-            except UnicodeEncodeError as error:
-                raise ValueError(
-                    f'[data.corpus] {path}:{number}: "{key}" holds half of a surrogate pair at character '
-                    f"{error.start}. "
-                    "Correct the line."
-                ) from error
-            if text:
-                yield text
+    def _sniffed(self, path: Path) -> SourceFile | None:
+        """How to read a file; None when it is left out."""
+        name = path.relative_to(self.root).as_posix()
+        try:
+            head, packed = head_of(path)
+            if not head and not self._stdlib:
+                self.left_out.add("empty", name)
+                return None
+            form = document_format(path, head, self._asked) if not self._stdlib else "text"
+            if self._is_folder and suffix_of(path) == ".json":  # as many a file beside documents is named
+                unlike = unlike_documents(path, packed, form, self.text_key)
+                if unlike is not None:
+                    self.left_out.add(unlike if len(unlike) < 80 else unlike[:77] + "...", name)
+                    return None
+            with reading(path):
+                status = path.stat()
+            file = SourceFile(path, form, packed, status.st_size, status.st_mtime_ns)
+            if self.skip_bad_files:  # read to its end once, so that one is left out whole or not at all
+                for _ in documents_of(
+                    path, packed, form, self.text_key, self._limit, Seen(), self.skip_bad_rows
+                ):
+                    pass
+            return file
+        except BadFile as error:
+            if not self.skip_bad_files:
+                raise
+            self.left_out.add(str(error).partition(": ")[2].partition(". ")[0], name)
+            return None

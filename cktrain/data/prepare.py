@@ -1,18 +1,19 @@
 """Text to token shards: `cktrain data prepare`.
 
 The documents are read twice as a stream, once to train the tokenizer (on training documents only) and once to
-encode them, each followed by the end token. Everything is written into a temporary folder beside the target,
+encode them, each followed by the end token. Everything is written into a folder beside the target (`target.py`),
 dataset.json last, synced and renamed, so that a folder under its final name is a whole one.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -21,20 +22,18 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from cktrain.data.corpus import SEPARATOR, Corpus
-from cktrain.data.shards import (
-    DATASET_FILE,
-    SUFFIX,
-    VERSION,
-    ShardWriter,
-    Split,
-    read_dataset,
-    sync_directory,
-)
+from cktrain.data.corpus import Corpus
+from cktrain.data.documents import SEPARATOR
+from cktrain.data.reuse import made_from, why_again
+from cktrain.data.shards import DATASET_FILE, SUFFIX, VERSION, ShardWriter, Split, sync_directory
+from cktrain.data.sniff import shown
+from cktrain.data.target import Target
 from cktrain.data.tokenizer import TOKENIZER_FILE, Tokenizer, tokenizer_file
+from cktrain.file_identity import sha256_of_file, sha256_of_files
 
 _BATCH_BYTES = 1 << 20  # text encoded at once
 _TOKENIZER_BYTES = 1 << 28  # text that a tokenizer is trained on at most
+_LARGEST_VOCABULARY = 1 << 20  # the library makes room for all of it at once
 
 
 def prepare(
@@ -49,16 +48,21 @@ def prepare(
     shard_tokens: int = 100_000_000,
     overwrite: bool = False,
     reuse: bool = False,
+    file_format: str = "auto",
+    skip_bad_rows: bool = False,
+    skip_bad_files: bool = False,
     progress: bool = True,
+    say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Make a folder of token shards out of a text file, a JSONL file, a folder of both, or "python-stdlib".
+    """Make a folder of token shards out of a text file, a JSON file, a folder of both, or "python-stdlib".
 
     `tokenizer` is a tokenizer.json or a folder with one; without it a byte-level BPE of `vocab_size` is
     trained. `validation_fraction` (0 to 0.5) is a share of the documents. A shard is closed by the document
     that brings it to `shard_tokens`. `reuse` returns at once when `out` was made from the same files with the
-    same options, and overwrites it otherwise. Returns what dataset.json holds. Raises ValueError on bad
-    input, also when `out` exists and neither `overwrite` nor `reuse`, and OSError when writing fails, a full
-    disk for one; then `out` is as it was.
+    same options and is as it was made, and replaces it otherwise. `file_format`, `skip_bad_rows` and `skip_bad_files` are
+    Corpus's. `say` hears what is left out and what was found, a line at a time. Returns what dataset.json holds. Raises
+    ValueError on bad input, also when `out` exists and neither `overwrite` nor `reuse`, and OSError when writing fails, a
+    full disk for one; then `out` is as it was.
     """
     if not 0 <= validation_fraction <= 0.5 or shard_tokens < 1:
         raise ValueError(
@@ -66,36 +70,77 @@ def prepare(
             "shard_tokens "
             f"{shard_tokens} at least 1. Correct them."
         )
-    out = Path(out)
-    _check_target(out, overwrite or reuse)
-    corpus = Corpus(source, text_key, suffixes)
+    if tokenizer is None and vocab_size > _LARGEST_VOCABULARY:
+        raise ValueError(
+            f"[data.prepare] vocab_size {vocab_size:,} is above {_LARGEST_VOCABULARY:,}, which no text fills. "
+            "Give a smaller one."
+        )
+    target = Target(out, overwrite or reuse, say)
+    corpus = Corpus(source, text_key, suffixes, file_format, skip_bad_rows, skip_bad_files)
+    target.refuse_source(corpus.folders, [file.path for file in corpus.files])
+    for line in corpus.left_out.lines():
+        say(f"[data.corpus] {shown(source)}: {line}")
     tokenizer = None if tokenizer is None else tokenizer_file(tokenizer)
-    how = vocab_size if tokenizer is None else _sha256(tokenizer)
-    parts = [VERSION, corpus.fingerprint(), how, validation_fraction, shard_tokens]
-    fingerprint = hashlib.sha256(json.dumps(parts).encode()).hexdigest()
-    if reuse and (out / DATASET_FILE).exists():
-        summary = read_dataset(out)
-        if summary.get("fingerprint") == fingerprint:
-            return summary
-    temporary = out.with_name(f"{out.name}.tmp{os.getpid()}")
+    options: dict[str, Any] = {"validation_fraction": validation_fraction, "shard_tokens": shard_tokens}
+    if tokenizer is None:
+        options["vocab_size"] = vocab_size
+    made = made_from(corpus, tokenizer, options)
+    if reuse and target.existing is not None:
+        why = why_again(target.out, target.existing, made)
+        if why is None:
+            return target.existing
+        say(f"[data.prepare] {target.name}: prepared again, because {why}.")
+    fingerprint = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
+    summary = {"version": VERSION, "fingerprint": fingerprint, "validation_fraction": validation_fraction}
     try:
-        temporary.mkdir(parents=True)
-        summary = {"version": VERSION, "fingerprint": fingerprint, "validation_fraction": validation_fraction}
-        with _progress(progress) as bar:
-            made = _make_tokenizer(temporary, corpus, tokenizer, vocab_size, validation_fraction, bar)
-            summary |= _write_shards(temporary, corpus, made, validation_fraction, shard_tokens, bar)
-        _write_synced(temporary / DATASET_FILE, json.dumps(summary, indent=2) + "\n")
-        _put_in_place(temporary, out)
+        with target, _progress(progress) as bar:
+            ready = _make_tokenizer(target.data, corpus, tokenizer, vocab_size, validation_fraction, bar)
+            summary |= _write_shards(target.data, corpus, ready, validation_fraction, shard_tokens, bar)
+            summary["made_from"] = made
+            summary["written"] = sha256_of_files(target.data, os.listdir(target.data))
+            _write_synced(target.data / DATASET_FILE, json.dumps(summary, indent=2) + "\n")
+            target.put_in_place()
+    except OSError as error:
+        raise _stopped(target, corpus, error) from error
     except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
-            raise OSError(
-                error.errno,
-                f"[data.prepare] {out}: stopped ({error.strerror or error}) and nothing was kept. "
-                "Make room, or correct the path or its permissions, and run it again",
-            ) from error
-        raise
+        if type(error).__name__ != "PanicException":  # tokenizers' own failures are no Exception
+            raise
+        raise ValueError(
+            f"[data.prepare] {target.name}: the tokenizers library gave up ({error}). Check the tokenizer.json and the "
+            "text; nothing was kept."
+        ) from error
+    for line in _what_was_met(corpus):
+        say(f"[data.corpus] {shown(source)}: {line}")
     return summary
+
+
+def _stopped(target: Target, corpus: Corpus, error: OSError) -> OSError:
+    """The error of a disk or folder that could not be written to."""
+    room = ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = shutil.disk_usage(next(folder for folder in target.out.parents if folder.is_dir())).free
+        room = f"; {free:,} bytes are free there now, and {corpus.bytes:,} bytes of text are to be encoded"
+    return OSError(
+        error.errno,
+        f"[data.prepare] {target.name}: stopped ({error.strerror or error}) and nothing was kept{room}. "
+        "Make room, or correct the path or its permissions, and run it again",
+    )
+
+
+def _what_was_met(corpus: Corpus) -> list[str]:
+    """What a reading has counted, in sentences."""
+    seen, found = corpus.seen, []
+    for why, count in seen.bad_rows.most_common():
+        found.append(f"{count:,} bad rows left out: {why} (first: {', '.join(seen.places)})")
+    if seen.empty_rows:
+        found.append(f"{seen.empty_rows:,} rows with empty text left out")
+    if seen.carriage_returns:
+        found.append(f"{seen.carriage_returns:,} line ends CR LF or CR read as LF")
+    if seen.byte_order_marks:
+        found.append(f"byte order marks at the start of {seen.byte_order_marks:,} files left out")
+    if corpus.undecodable:
+        found.append(f"{corpus.undecodable:,} files left out that are not UTF-8")
+    return found
 
 
 def split_of(index: int, fraction: float) -> Split:
@@ -164,14 +209,19 @@ def _write_shards(
     return {
         "source": corpus.source,
         "files": len(corpus.files),
-        "skipped_files": corpus.skipped,
+        "left_out": corpus.left_out.as_dict(),
+        "undecodable_files": corpus.undecodable,
+        "bad_rows": dict(corpus.seen.bad_rows),
+        "empty_rows": corpus.seen.empty_rows,
+        "carriage_returns": corpus.seen.carriage_returns,
+        "byte_order_marks": corpus.seen.byte_order_marks,
         "source_bytes": corpus.bytes,
         "documents": documents,
         "text_bytes": train.text_bytes + validation.text_bytes,
         "tokens": train.tokens + validation.tokens,
         "vocab_size": tokenizer.vocab_size,
         "eos_id": tokenizer.eos_id,
-        "tokenizer_sha256": _sha256(folder / TOKENIZER_FILE),
+        "tokenizer_sha256": sha256_of_file(folder / TOKENIZER_FILE),
         "splits": {"train": train.summary(), "validation": validation.summary()},
     }
 
@@ -248,40 +298,12 @@ def _check_splits(corpus: Corpus, documents: int, fraction: float) -> None:
         )
 
 
-def _check_target(out: Path, overwrite: bool) -> None:
-    if not out.exists():
-        return
-    if (out / DATASET_FILE).exists():
-        if not overwrite:
-            raise ValueError(
-                f"[data.prepare] {out}: already holds prepared data. Choose another folder or ask to "
-                "overwrite it."
-            )
-    elif not out.is_dir() or any(out.iterdir()):
-        raise ValueError(f"[data.prepare] {out}: exists and is not a prepared folder. Choose another folder.")
-
-
-def _put_in_place(temporary: Path, out: Path) -> None:
-    if (out / DATASET_FILE).exists():
-        old = out.with_name(f"{out.name}.old{os.getpid()}")
-        os.rename(out, old)
-        os.rename(temporary, out)
-        shutil.rmtree(old, ignore_errors=True)
-    else:
-        os.rename(temporary, out)
-    sync_directory(out.parent)
-
-
 def _write_synced(path: Path, text: str) -> None:
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
     sync_directory(path.parent)
-
-
-def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def _progress(shown: bool) -> Progress:

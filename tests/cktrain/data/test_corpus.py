@@ -8,7 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cktrain.data import corpus as module
-from cktrain.data.corpus import Corpus, cut
+from cktrain.data import documents
+from cktrain.data.corpus import Corpus
+from cktrain.data.documents import cut
 
 SEPARATOR = "<|endoftext|>"
 
@@ -31,7 +33,7 @@ def test_a_folder_is_sorted_and_recursive(tmp_path):
 def test_the_standard_library_is_stable_and_without_tests():
     one, two = Corpus("python-stdlib"), Corpus("python-stdlib")
     assert one.files == two.files and one.fingerprint() == two.fingerprint()
-    names = [path.relative_to(one.root) for path in one.files]
+    names = [file.path.relative_to(one.root) for file in one.files]
     assert Path("argparse.py") in names and Path("json/decoder.py") in names
     assert not {"test", "tests", "site-packages", "__pycache__"} & {
         part for name in names for part in name.parts
@@ -47,14 +49,14 @@ def test_undecodable_library_files_are_skipped_and_counted(tmp_path, monkeypatch
     corpus = Corpus("python-stdlib")
     for _ in range(2):
         assert list(corpus.documents()) == ["b = 1"]
-        assert corpus.skipped == 1
+        assert corpus.undecodable == 1
 
 
 def test_undecodable_user_files_are_an_error_with_the_offset(tmp_path, monkeypatch):
     path = tmp_path / "a.txt"
     path.write_bytes(b"x" * 9 + "é".encode() + b"\xff")
     for block in (1 << 20, 10, 3):  # 10 cuts the two bytes of é
-        monkeypatch.setattr(module, "_BLOCK", block)
+        monkeypatch.setattr(documents, "_BLOCK", block)
         with pytest.raises(ValueError, match=r"a\.txt: byte 0xff at offset 11 is not UTF-8"):
             list(Corpus(path).documents())
     path.write_bytes(b"abc\xc3")
@@ -88,7 +90,7 @@ def test_another_key(tmp_path):
 
 def test_one_text_file_is_divided_and_nothing_is_lost(tmp_path):
     path = tmp_path / "a.txt"
-    text = "".join(f"line {i} é\r\n" for i in range(50_000))
+    text = "".join(f"line {i} é\n" for i in range(50_000))
     path.write_bytes(text.encode())
     pieces = list(Corpus(path).documents())
     assert "".join(pieces) == text
