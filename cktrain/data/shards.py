@@ -15,15 +15,15 @@ A shard is a header of 64 bytes and then the ids, all little-endian:
     56      8     zero
 
 The writer works on a temporary name, syncs and renames, so a file under its final name is a whole one.
-Readers map the file: nothing is loaded before it is read. A raw file of ids without a header is read as it
-is.
+Readers keep the file open and read what they are asked for (`token_file.py`). A raw file of ids without a header is
+looked at and read as it is (`raw_tokens.py`).
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
+import stat
 import struct
 from bisect import bisect_right
 from collections.abc import Sequence
@@ -34,6 +34,11 @@ from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
+from pydantic import BaseModel
+
+from cktrain.data.raw_tokens import open_raw
+from cktrain.data.token_file import TokenFile
+from cktrain.foreign_file import checked, read_json
 
 MAGIC = b"CKTOKENS"
 VERSION = 1
@@ -54,13 +59,36 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Shard:
-    """One mapped file. `vocab_size`, `eos_id` and `text_bytes` are None where the file does not say."""
+    """One open file. `vocab_size`, `eos_id` and `text_bytes` are None where the file does not say."""
 
     path: Path
-    tokens: npt.NDArray[Any]
+    tokens: TokenFile | npt.NDArray[Any]
     vocab_size: int | None = None
     eos_id: int | None = None
     text_bytes: int | None = None
+
+
+class _Version(BaseModel):
+    version: int
+
+
+class _Entry(BaseModel):
+    file: str
+
+
+class _SplitEntry(BaseModel):
+    shards: list[_Entry]
+
+
+class _Splits(BaseModel):
+    train: _SplitEntry
+    validation: _SplitEntry
+
+
+class _Dataset(BaseModel):
+    """What is read of dataset.json."""
+
+    splits: _Splits
 
 
 class ShardWriter:
@@ -149,7 +177,7 @@ def sync_directory(path: Path) -> None:
 
 
 def read_shard(path: str | Path) -> Shard:
-    """Map one shard file. Raises ValueError when it is empty, truncated, or not a shard of this version."""
+    """Open one shard file. Raises ValueError when it is empty, truncated, or not a shard of this version."""
     path = Path(path)
     size = _file_size(path)
     if size < _HEADER.size:
@@ -186,33 +214,45 @@ def read_shard(path: str | Path) -> Shard:
         )
     if count == 0:
         raise ValueError(f"[data.shards] {path}: empty, it holds 0 tokens. Prepare the data again.")
-    tokens = np.memmap(path, dtype=_DTYPES[item], mode="r", offset=header_bytes, shape=(count,))
+    tokens = TokenFile(path, _DTYPES[item], header_bytes, count)
     return Shard(path, tokens, vocab_size, None if eos_id < 0 else eos_id, text_bytes)
 
 
-def read_raw(path: str | Path, dtype: npt.DTypeLike) -> Shard:
-    """Map a file of ids without a header. Raises ValueError when it is empty or no whole number of ids."""
+def read_raw(path: str | Path, dtype: npt.DTypeLike | None = None, vocab_size: int | None = None) -> Shard:
+    """Open a file of ids without a header of ours, of `dtype` or else of what `vocab_size` needs.
+
+    Raises ValueError when it is empty, something else, no whole number of ids, or ids of another type or vocabulary.
+    """
     path = Path(path)
-    item = np.dtype(dtype)
-    if item not in _DTYPES.values():
-        raise ValueError(f"[data.shards] {path}: ids of dtype {item} are not read. Use uint16 or uint32.")
     size = _file_size(path)
-    if size % item.itemsize:
-        raise ValueError(
-            f"[data.shards] {path}: {size:,} bytes is not a multiple of {item.itemsize}, the size of one "
-            f"{item.name} "
-            "id. Name the dtype that the file was written with, or copy the file again."
-        )
-    return Shard(path, np.memmap(path, dtype=item, mode="r"))
+    with open(path, "rb") as file:
+        if file.read(len(MAGIC)) == MAGIC:
+            return read_shard(path)
+    default = None if vocab_size is None else dtype_for(vocab_size)
+    return Shard(path, open_raw(path, size, vocab_size, dtype, default))
 
 
 def _file_size(path: Path) -> int:
-    if not path.is_file():
-        raise ValueError(f"[data.shards] {path}: no such file. Prepare the data again or correct data.path.")
-    size = path.stat().st_size
-    if size == 0:
+    try:
+        status = path.stat()
+        if stat.S_ISREG(status.st_mode):
+            with open(path, "rb"):
+                pass
+    except FileNotFoundError:
+        raise ValueError(
+            f"[data.shards] {path}: no such file. Prepare the data again or correct data.path."
+        ) from None
+    except OSError as error:
+        raise ValueError(
+            f"[data.shards] {path}: cannot be read ({error.strerror}). Correct its permissions or data.path."
+        ) from error
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(
+            f"[data.shards] {path}: no file of ids, but a folder, pipe or device. Correct data.path."
+        )
+    if status.st_size == 0:
         raise ValueError(f"[data.shards] {path}: the file is empty. Prepare the data again.")
-    return size
+    return status.st_size
 
 
 class TokenSource:
@@ -302,7 +342,7 @@ def open_source(
     elif path.suffix == SUFFIX:
         source = TokenSource([read_shard(path)])
     else:
-        source = TokenSource([_read_raw(path, vocab_size, dtype)])
+        source = TokenSource([read_raw(path, dtype, vocab_size)])
     if vocab_size is not None and source.vocab_size is not None and source.vocab_size > vocab_size:
         raise ValueError(
             f"[data.shards] {path}: made with a vocabulary of {source.vocab_size:,}, the model's has "
@@ -312,27 +352,27 @@ def open_source(
     return source
 
 
-def _read_raw(path: Path, vocab_size: int | None, dtype: npt.DTypeLike | None) -> Shard:
-    if dtype is None:
-        if vocab_size is None:
-            raise ValueError(
-                f"[data.shards] {path}: a raw file does not say its dtype. Name uint16 or uint32."
-            )
-        dtype = dtype_for(vocab_size)
-    return read_raw(path, dtype)
-
-
 def _open_folder(
     folder: Path, split: Split, vocab_size: int | None, dtype: npt.DTypeLike | None
 ) -> TokenSource:
     if (folder / DATASET_FILE).exists():
-        names = [entry["file"] for entry in read_dataset(folder)["splits"][split]["shards"]]
-        if not names:
+        entries = read_dataset(folder)["splits"][split]["shards"]
+        if not entries:
             raise ValueError(
                 f"[data.shards] {folder}: prepared without a {split} split. "
                 "Prepare it again with a validation fraction above 0."
             )
-        return TokenSource([read_shard(folder / name) for name in sorted(names)])
+        shards = [
+            (read_shard(folder / entry["file"]), entry)
+            for entry in sorted(entries, key=lambda entry: entry["file"])
+        ]
+        for shard, entry in shards:
+            if entry.get("tokens", len(shard.tokens)) != len(shard.tokens):
+                raise ValueError(
+                    f"[data.shards] {shard.path}: holds {len(shard.tokens):,} tokens, and {DATASET_FILE} says "
+                    f"{entry['tokens']:,}: it is not the shard that was made with it. Prepare the data again."
+                )
+        return TokenSource([shard for shard, _ in shards])
     if any(folder.glob("*" + SUFFIX)):
         raise ValueError(
             f"[data.shards] {folder}: holds shards but no {DATASET_FILE}, so it is not complete. Prepare it "
@@ -344,24 +384,24 @@ def _open_folder(
             f"[data.shards] {folder}: holds neither {DATASET_FILE} nor {raw.name}. "
             "Give a folder made by `cktrain data prepare`."
         )
-    return TokenSource([_read_raw(raw, vocab_size, dtype)])
+    return TokenSource([read_raw(raw, dtype, vocab_size)])
 
 
 def read_dataset(folder: str | Path) -> dict[str, Any]:
     """What `dataset.json` of a prepared folder says. Raises ValueError when it cannot be read or is newer."""
     path = Path(folder) / DATASET_FILE
-    try:
-        dataset: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        version = int(dataset["version"])
-        if version <= VERSION:
-            _ = [entry["file"] for split in _RAW_NAMES for entry in dataset["splits"][split]["shards"]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"[data.shards] {path}: cannot be read ({error!r}). Prepare the data again."
-        ) from error
+    remedy = "Prepare the data again."
+    dataset: dict[str, Any] = read_json(path, dict[str, Any], area="data.shards", remedy=remedy)
+    version = checked(dataset, _Version, name=str(path), area="data.shards", remedy=remedy).version
     if version > VERSION:
         raise ValueError(
             f"[data.shards] {path}: format version {version}, this cktrain reads up to {VERSION}. "
             "Upgrade cktrain."
         )
+    shape = checked(dataset, _Dataset, name=str(path), area="data.shards", remedy=remedy)
+    for entry in (*shape.splits.train.shards, *shape.splits.validation.shards):
+        if Path(entry.file).name != entry.file:
+            raise ValueError(
+                f"[data.shards] {path}: names a shard {entry.file!r}, which is no name in its folder. {remedy}"
+            )
     return dataset

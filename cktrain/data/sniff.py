@@ -163,22 +163,28 @@ def packing(head: bytes) -> str | None:
     return "xz" if head.startswith(b"\xfd7zXZ\0") else None
 
 
-def binary_kind(head: bytes) -> Kind | None:
-    """What a file that is not UTF-8 text begins like; None when it may be text. `head` is HEAD_BYTES or the whole."""
+def binary_kind(head: bytes, only_sure: bool = False) -> Kind | None:
+    """What a file that is not UTF-8 text begins like; None when it may be text. `head` is HEAD_BYTES or the whole.
+
+    `only_sure` is for files that may begin with any bytes, numbers: signs of fewer than four bytes do not count then.
+    """
     if head.startswith(b"PK\x03\x04"):
         return next(Kind(what, remedy) for name, what, remedy in _ZIPPED if name in head)
     if head.startswith(b"PK\x05\x06"):
         return Kind("an empty zip archive", _UNPACK)
+    for offset, magic, what, remedy in _MAGIC:
+        # A magic of letters may begin a sentence, too.
+        sure = len(magic) >= 4 and offset == 0 if only_sure else not magic.isalnum() or _CONTROL.search(head)
+        if sure and head.startswith(magic, offset):
+            return Kind(what, remedy)
+    if only_sure:
+        return None
     if re.match(rb"\x80[\x02-\x05][\x8a\x95cK\]\}(GX\x8c]", head):
         return Kind("a Python pickle", "Write its text as JSON lines in the program that made it.")
     if len(head) > 8 and head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < 1 << 32:
         return Kind("a safetensors file", "Give text; weights are read by model.pretrained.")
     if (wide := _wide_text(head)) is not None:
         return wide
-    for offset, magic, what, remedy in _MAGIC:
-        # A magic of letters may begin a sentence, too.
-        if head.startswith(magic, offset) and not (magic.isalnum() and _CONTROL.search(head) is None):
-            return Kind(what, remedy)
     if b"\0" in head:
         return _BINARY
     return None

@@ -5,7 +5,7 @@
         data/               what is being written
         replaced/           the prepared folder that was at OUT, while it is replaced
 
-Runs that read the old folder keep their mapped shards: files that are deleted stay until the last one closes them. What
+Runs that read the old folder keep its shards: files that are deleted stay until the last one closes them. What
 a killed one leaves behind, the next one for the same OUT removes, or puts back if it was the old folder. Nothing is
 deleted that `data prepare` has not written.
 """

@@ -1,6 +1,7 @@
 """Shard files: what is written is read, and every damaged or wrong file is one clear error."""
 
 import errno
+import json
 import os
 import struct
 from pathlib import Path
@@ -37,9 +38,8 @@ def test_what_is_written_is_read(tmp_path, vocab_size, dtype):
         assert not path.exists()  # it appears whole or not at all
     shard = read_shard(path)
     assert shard.tokens.dtype == np.dtype(dtype) == dtype_for(vocab_size)
-    assert shard.tokens.tolist() == ids
+    assert shard.tokens[:].tolist() == ids
     assert (shard.vocab_size, shard.eos_id, shard.text_bytes) == (vocab_size, 5, 12)
-    assert isinstance(shard.tokens, np.memmap)
     assert path.stat().st_size == 64 + 3 * np.dtype(dtype).itemsize
     assert list(tmp_path.iterdir()) == [path]
 
@@ -146,7 +146,7 @@ def test_a_folder_without_its_summary_is_not_complete(tmp_path):
     with pytest.raises(ValueError, match=r"shards but no dataset\.json, so it is not complete"):
         open_source(tmp_path)
     (tmp_path / "dataset.json").write_text('{"version": 1, "spl')
-    with pytest.raises(ValueError, match=r"dataset\.json: cannot be read"):
+    with pytest.raises(ValueError, match=r"dataset\.json: not valid JSON"):
         open_source(tmp_path)
     (tmp_path / "dataset.json").write_text('{"version": 2, "splits": {}}')
     with pytest.raises(ValueError, match="version 2, this cktrain reads up to 1"):
@@ -192,3 +192,31 @@ def test_an_id_beyond_the_vocabulary_is_named_with_its_place(wrong):
         ValueError, match=rf"train-1\.bin: token id {wrong} at position 3 .* vocabulary of 300"
     ):
         source.check_ids(source.read(8, 7), 8, 300)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"splits": 3}, r"dataset\.json: splits: .*found 3"),
+        ({"splits": {"train": {"shards": []}}}, r"dataset\.json: splits\.validation"),
+        ({"version": "1"}, r"dataset\.json: version"),
+        ({"version": 99}, "format version 99, this cktrain reads up to 1"),
+        ({"splits": {"train": {"shards": [{"file": "../a.cktok"}]}, "validation": {"shards": []}}}, "no name in its folder"),
+        (
+            {"splits": {"train": {"shards": [{"file": "a.cktok", "tokens": 3}]}, "validation": {"shards": []}}},
+            r"a\.cktok: holds 2 tokens, and dataset\.json says 3",
+        ),
+        (
+            {"splits": {"train": {"shards": [{"file": "b.cktok"}]}, "validation": {"shards": []}}},
+            r"b\.cktok: no such file",
+        ),
+    ],
+)
+def test_a_summary_that_does_not_fit_is_named(tmp_path, change, message):
+    write(tmp_path / "a.cktok", [1, 2])
+    good = {"version": 1, "splits": {"train": {"shards": [{"file": "a.cktok", "tokens": 2}]}, "validation": {"shards": []}}}
+    (tmp_path / "dataset.json").write_text(json.dumps(good))
+    assert len(open_source(tmp_path)) == 2
+    (tmp_path / "dataset.json").write_text(json.dumps(good | change))
+    with pytest.raises(ValueError, match=message):
+        open_source(tmp_path)

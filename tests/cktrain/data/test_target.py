@@ -152,7 +152,7 @@ def test_places_that_cannot_be_replaced(place, monkeypatch):
         run(place, out="loop")
 
 
-def test_a_training_keeps_the_shards_that_it_has_mapped(place):
+def test_a_training_keeps_the_shards_that_it_has_open(place):
     source = open_source(place / "out")
     before = source.read(0, len(source)).copy()
     run(place)
