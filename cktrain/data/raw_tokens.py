@@ -21,7 +21,8 @@ import numpy.typing as npt
 from cktrain.data.sniff import HEAD_BYTES, Kind, binary_kind, shown
 from cktrain.data.token_file import TokenFile
 
-UINT16, UINT32 = np.dtype("<u2"), np.dtype("<u4")
+UINT16: np.dtype[Any] = np.dtype("<u2")
+UINT32: np.dtype[Any] = np.dtype("<u4")
 
 _LLM_C = {20240520: UINT16, 20240801: UINT32}
 _LLM_C_HEADER = 256 * 4
