@@ -7,35 +7,18 @@ through the same checks.
 from __future__ import annotations
 
 import difflib
-import re
+import types
 import typing
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, get_args, get_origin
 
-import yaml
 from pydantic import BaseModel, ValidationError
 
 from cktrain.config import Config
+from cktrain.foreign_file import shorten, spell
+from cktrain.yaml_text import Lines, dump_yaml, parse_yaml, read_yaml
 
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that reads 1e-3 as a number (YAML 1.2), refuses a key given twice and keeps no YAML 1.1 yes/no."""
-
-
-_Loader.yaml_implicit_resolvers = {
-    first: [(tag, regexp) for tag, regexp in resolvers if not tag.endswith((":float", ":bool"))]
-    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-}
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
-    re.compile(
-        r"^[-+]?(\d+\.\d*([eE][-+]?\d+)?|\.\d+([eE][-+]?\d+)?|\d+[eE][-+]?\d+|\.inf|\.nan)$", re.IGNORECASE
-    ),
-    list("-+0123456789."),
-)
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(true|false|True|False)$"), list("tfTF")
-)
+BLOCKS = "a run is a mapping of blocks (run:, model:, data: …)"
 
 
 def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
@@ -43,88 +26,91 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
 
     Raises ValueError with one line per problem: `FILE:LINE: key.path: what is wrong. What to do.`
     """
-    path = Path(path)
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8 text"
-        raise ValueError(f"[config] cannot read {path}: {reason}. Give the path of a YAML file") from None
-    values, lines = _parse(text, str(path))
+    name = str(path)
+    values, lines = read_yaml(name, area="config", remedy="Give the path of a YAML file")
+    if not isinstance(values, dict):
+        found = "an empty file" if values is None else type(values).__name__
+        raise ValueError(f"{name}:1: {BLOCKS}, found {found}. Start from a file in examples/")
     for override in overrides:
         _apply(values, lines, override)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
-        problems = [_describe(problem, lines, str(path)) for problem in error.errors()]
+        problems = [_describe(problem, lines, name) for problem in error.errors()]
         raise ValueError("\n".join(problems)) from None
 
 
 def save_config(config: Config, path: str | Path) -> None:
     """Write every key with its resolved value (the architecture spelled out); it reads back equal."""
     assert config.model.hidden_size is not None, "the model is resolved before it is saved"
-    text = yaml.safe_dump(config.model_dump(exclude_none=True), sort_keys=False)
-    Path(path).write_text(text, encoding="utf-8")
+    Path(path).write_text(dump_yaml(_spelled_out(config)), encoding="utf-8")
     assert load_config(path) == config, "a saved configuration must read back equal"
 
 
-def _parse(text: str, name: str) -> tuple[dict[str, Any], dict[tuple, str]]:
-    """The values, and where each key path stands as `FILE:LINE`."""
-    loader = _Loader(text)
-    try:
-        node = loader.get_single_node()
-        lines: dict[tuple, str] = {}
-        if node is not None:
-            _locate(node, (), lines, name)
-        values = loader.construct_document(node) if node is not None else {}
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        where = f"{name}:{mark.line + 1}" if mark else name
-        raise ValueError(f"{where}: not valid YAML: {getattr(error, 'problem', error)}") from None
-    finally:
-        loader.dispose()
-    if not isinstance(values, dict):
-        raise ValueError(
-            f"{name}:1: a run is a mapping of blocks (run:, model:, data: …), found {type(values).__name__}"
-        )
-    return values, lines
+def _spelled_out(section: BaseModel) -> dict[str, Any]:
+    """Every key with its value; without those that are nothing by default and were not given."""
+    found = {}
+    for key, field in type(section).model_fields.items():
+        value = getattr(section, key)
+        if isinstance(value, BaseModel):
+            found[key] = _spelled_out(value)
+        elif value is not None or field.default is not None:
+            found[key] = value
+    return found
 
 
-def _locate(node: yaml.Node, path: tuple, lines: dict[tuple, str], name: str) -> None:
-    lines.setdefault(path, f"{name}:{node.start_mark.line + 1}")
-    if isinstance(node, yaml.MappingNode):
-        for key, value in node.value:
-            here = (*path, str(key.value))
-            if here in lines:
-                raise ValueError(
-                    f"{name}:{key.start_mark.line + 1}: {'.'.join(here)}: the key stands twice "
-                    f"(first at {lines[here]}). Keep one"
-                )
-            lines[here] = f"{name}:{key.start_mark.line + 1}"
-            _locate(value, here, lines, name)
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            _locate(value, (*path, index), lines, name)
-
-
-def _apply(values: dict[str, Any], lines: dict[tuple, str], override: str) -> None:
+def _apply(values: dict[str, Any], lines: Lines, override: str) -> None:
     key, equals, text = override.partition("=")
+    said = f"--set {override}" if len(override) <= 200 else f"--set {override[:200]}…"
     if not equals or not key.strip():
-        raise ValueError(f"--set {override}: expected key.path=value, for instance --set optimizer.lr=1e-3")
-    parts = tuple(key.strip().split("."))
-    try:
-        value = yaml.load(text, Loader=_Loader) if text.strip() else None
-    except yaml.YAMLError as error:
-        raise ValueError(
-            f"--set {override}: {text!r} is not valid YAML: {getattr(error, 'problem', error)}"
-        ) from None
+        raise ValueError(f"{said}: expected key.path=value, for instance --set optimizer.lr=1e-3")
+    parts = tuple(part.strip() for part in key.split("."))
     target = values
     for depth, part in enumerate(parts[:-1]):
-        target = target.setdefault(part, {})
+        if target.get(part) is None:
+            target[part] = {}
+        target = target[part]
         if not isinstance(target, dict):
-            raise ValueError(f"--set {override}: {'.'.join(parts[: depth + 1])} is not a block")
-        lines.setdefault(parts[: depth + 1], f"--set {override}")
-    target[parts[-1]] = value
-    lines[parts] = f"--set {override}"
+            raise ValueError(f"{said}: {'.'.join(parts[: depth + 1])} is not a block")
+        lines.setdefault(parts[: depth + 1], said)
+    target[parts[-1]] = _value(parts, text.strip(), said)
+    lines[parts] = said
+
+
+def _value(parts: tuple[str, ...], text: str, said: str) -> Any:
+    """The value of an override: YAML; but where a text belongs, it is that text, with all its colons and `#`."""
+    if _takes_text(parts) and text not in ("", "~", "null") and text[0] not in "\"'":
+        return text
+    return parse_yaml(text, said)[0]
+
+
+def _takes_text(parts: tuple[str, ...]) -> bool:
+    """Whether the key of this path holds a text, or nothing."""
+    section: Any = Config
+    for depth, part in enumerate(parts):
+        field = section.model_fields.get(part)
+        if field is None:
+            return False
+        section = field.annotation
+        inside = isinstance(section, type) and issubclass(section, BaseModel)
+        if depth + 1 < len(parts) and not inside:
+            return False
+    return all(_is_text(kind) for kind in _kinds(section))
+
+
+def _kinds(annotation: Any) -> list[Any]:
+    """The types that an annotation unites, None left out."""
+    if get_origin(annotation) is Annotated:
+        return _kinds(get_args(annotation)[0])
+    if get_origin(annotation) in (types.UnionType, typing.Union):
+        return [kind for arg in get_args(annotation) if arg is not type(None) for kind in _kinds(arg)]
+    return [annotation]
+
+
+def _is_text(kind: Any) -> bool:
+    return kind is str or (
+        get_origin(kind) is Literal and all(isinstance(arg, str) for arg in get_args(kind))
+    )
 
 
 def _describe(problem: Any, lines: dict[tuple, str], name: str) -> str:
@@ -145,9 +131,37 @@ def _describe(problem: Any, lines: dict[tuple, str], name: str) -> str:
         return f"{where}: {key}: unknown key. {hint}"
     if problem["type"] == "missing":
         return f"{where}: {key}: missing. It has no default; add it"
-    message = problem["msg"].removeprefix("Value error, ")
-    given = "" if problem["type"] == "value_error" else f", found {problem['input']!r}"
-    return f"{where}: {key}: {message[0].lower() + message[1:]}{given}" if path else f"{where}: {message}"
+    if problem["type"] == "model_type":
+        message = f"a block of keys belongs here, found {shorten(problem['input'])}"
+    elif problem["type"] == "invalid_key":
+        message = f"{shorten(problem['input'])} is no key. Keys are words"
+    else:
+        message = f"{spell(problem)}{_hint(problem)}"
+    return f"{where}: {key}: {message}" if path else f"{where}: {message}"
+
+
+def _hint(problem: Any) -> str:
+    """What to write instead, where YAML's reading of the value surprises."""
+    kind, found = problem["type"], problem["input"]
+    if (
+        kind == "bool_type"
+        and isinstance(found, str)
+        and found.lower() in ("yes", "on", "no", "off", "y", "n")
+    ):
+        return f". Write {'true' if found.lower() in ('yes', 'on', 'y') else 'false'}"
+    if kind == "bool_type" and found in (0, 1):
+        return f". Write {'true' if found else 'false'}"
+    if kind == "int_type" and isinstance(found, float) and found.is_integer() and abs(found) < 1e15:
+        return f". Write {int(found)}"
+    if kind in ("int_type", "float_type") and isinstance(found, str):
+        if found.lstrip(
+            "+-"
+        ).isdigit():  # quoted, or with a leading zero, which YAML 1.1 took for an octal number
+            return f". Write {int(found)}, without quotes and leading zeros"
+        return ". Write a number, as 30 or 1e-3" if found.strip() else ". Give a number"
+    if kind == "string_type" and found is not None and not isinstance(found, (dict, list)):
+        return f'. Quote it to make it text: "{found}"'
+    return ""
 
 
 def _fields_at(path: tuple) -> list[str]:

@@ -7,6 +7,7 @@ them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -86,7 +87,7 @@ class Sampler:
 
     def __init__(self, temperature: float, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> None:
         """`top_k` 0 keeps all tokens; `top_p` the fewest of this probability (Holtzman et al. 2020)."""
-        if temperature < 0 or top_k < 0 or not 0 < top_p <= 1 or seed < 0:
+        if not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1 or seed < 0:
             raise ValueError(
                 f"[generate] temperature {temperature}, top_k {top_k}, top_p {top_p}, seed {seed}: "
                 "temperature, top_k and seed are at least 0, top_p is above 0 and at most 1. Correct them."

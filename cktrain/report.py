@@ -1,15 +1,118 @@
-"""What a finished run looks like: its loss curve, and its bits per byte beside n-gram models of the same tokens."""
+"""What a run has learned: its loss curve, and its bits per byte beside n-gram models of the same tokens.
+
+Everything here reads only: a run that goes on meanwhile, or lies where nobody may write, is reported like any other.
+"""
 
 from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel
+
+from cktrain.config import Config, NonNegative
+from cktrain.data.loader import validation_batches
 from cktrain.data.ngram import bits_per_byte
 from cktrain.data.shards import TokenSource
+from cktrain.foreign_file import shorten
+from cktrain.models.transformer import Transformer
+from cktrain.validation import ValidationResult
+
+METRICS_FILE = "metrics.jsonl"
+
+
+class State(BaseModel):
+    """What of a checkpoint's state.json a report is about."""
+
+    step: NonNegative
+    precision: Literal["fp32", "bf16", "fp64"]
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The losses that a run has recorded, (step, nats per token) in ascending steps, the last of equal steps."""
+
+    training: list[tuple[int, float]]
+    validation: list[tuple[int, float]]
+    unread: list[int] = field(default_factory=list)
+    """Numbers, from 1, of the lines that are no record: a half line at the end is being written, or was by a killed run."""
+
+    def text(self) -> str:
+        """A line per kind of loss, and what could not be read."""
+        rows = []
+        for label, points in (("training", self.training), ("validation", self.validation)):
+            if points:
+                best = min(points, key=lambda point: point[1])
+                told = [("step", points[0]), ("best, step", best), ("step", points[-1])]
+                rows.append(
+                    f"  {label:<12}" + "  ".join(f"{word} {step}: {loss:.4f}" for word, (step, loss) in told)
+                )
+        rows = rows or ["  none recorded"]
+        if self.unread:
+            shown = ", ".join(map(str, self.unread[:3])) + (", …" if len(self.unread) > 3 else "")
+            rows.append(
+                f"  left out: {len(self.unread)} line(s) of {METRICS_FILE} that are no record ({shown})"
+            )
+        return "\n".join(["losses, nats per token", *rows])
+
+
+def read_curve(file: Path) -> Curve:
+    """The losses in a metrics.jsonl; lines that are no record are counted. Raises ValueError when it cannot be read."""
+    found: dict[str, dict[int, float]] = {"loss": {}, "val_loss": {}}
+    unread = []
+    try:
+        with open(file, "rb") as lines:
+            for number, line in enumerate(lines, 1):
+                record = _record(line)
+                if record is None:
+                    unread.append(number)
+                    continue
+                for key, points in found.items():
+                    value = record.get(key)
+                    if (
+                        isinstance(value, int | float)
+                        and not isinstance(value, bool)
+                        and math.isfinite(value)
+                    ):
+                        points[record["step"]] = value
+    except OSError as error:
+        raise ValueError(f"[report] {file}: it cannot be read: {error.strerror or error}") from None
+    return Curve(sorted(found["loss"].items()), sorted(found["val_loss"].items()), unread)
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """A line's values, if it has a step."""
+    try:
+        record = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    step = record.get("step") if isinstance(record, dict) else None
+    return record if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 2**53 else None
+
+
+def measure(model: Transformer, config: Config, source: TokenSource) -> ValidationResult:
+    """Mean loss of a whole model over all of `source`, in the run's windows."""
+    batch, length = config.batch.micro_batch_size, config.data.sequence_length
+    slot = model.plan(batch, length, train=False).allocate()[0]
+    loss_sum, count = 0.0, 0
+    for each in validation_batches(
+        source,
+        length,
+        batch,
+        config.batch.global_batch_size,
+        document_mask=config.data.document_mask,
+        vocab_size=config.model.vocab_size,
+    ):
+        slot.describe(each.positions, each.first)
+        loss, valid = model.forward_loss(each.tokens, each.targets, slot, train=False)
+        loss_sum += loss
+        count += valid
+    loss = loss_sum / max(count, 1)
+    bits = loss / math.log(2) * (len(source) - 1) / source.text_bytes if source.text_bytes else None
+    return ValidationResult(loss, count, bits)
 
 
 @dataclass(frozen=True)
@@ -48,29 +151,32 @@ def compare_with_ngrams(
     return Comparison(model_bits_per_byte, bigram, five_gram)
 
 
-def plot_losses(run_dir: Path) -> Path:
-    """Draw RUN/loss.png from RUN/metrics.jsonl and return its path."""
+def plot_losses(curve: Curve, title: str, file: Path) -> None:
+    """Draw the curve into `file`, whose suffix says how. Raises ValueError when it cannot be written."""
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    lines = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
     figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
-    for key, label, style in (("loss", "training", "-"), ("val_loss", "validation", "o--")):
-        points = [(line["step"], line[key]) for line in lines if isinstance(line.get(key), (int, float))]
+    for points, label, style in ((curve.training, "training", "-"), (curve.validation, "validation", "o--")):
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label)
+            axes.legend()
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats per token)")
     axes.secondary_yaxis("right", functions=(_bits, _nats)).set_ylabel("bits per token")
-    axes.set_title(run_dir.name)
+    axes.set_title(shorten(title)[1:-1].replace("$", r"\$"))
     axes.grid(alpha=0.3)
-    axes.legend()
-    path = run_dir / "loss.png"
-    figure.savefig(path, dpi=120)
-    pyplot.close(figure)
-    return path
+    try:
+        figure.savefig(file, dpi=120)
+    except (OSError, ValueError) as error:  # ValueError: a suffix that matplotlib does not know
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise ValueError(
+            f"[report] --plot {file}: {reason}. Give a file that can be written, as loss.png."
+        ) from None
+    finally:
+        pyplot.close(figure)
 
 
 def _bits(nats: Any) -> Any:

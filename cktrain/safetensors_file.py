@@ -16,10 +16,13 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import ml_dtypes
 import numpy as np
+from pydantic import BaseModel, Field
+
+from cktrain.foreign_file import checked, parse_json
 
 PIECE_BYTES = 16 << 20
 DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -42,32 +45,47 @@ class StoredTensor:
         row = math.prod(self.shape[1:])
         for rows in _row_slices(self.shape, dtype.itemsize):
             count = (rows.stop - rows.start) * row
-            values = np.fromfile(
-                self.file, dtype, count, offset=self.start + rows.start * row * dtype.itemsize
-            )
+            start = self.start + rows.start * row * dtype.itemsize
+            try:
+                values = np.fromfile(self.file, dtype, count, offset=start)
+            except OSError as error:
+                raise ValueError(
+                    f"[safetensors] {self.file}: {self.name} cannot be read: {error.strerror or error}. "
+                    "Check the file and its disk."
+                ) from None
+            if values.size != count:
+                raise ValueError(
+                    f"[safetensors] {self.file}: {self.name} ends early, the file has become shorter since it was "
+                    "opened. Fetch it again."
+                )
             yield rows, values.reshape(-1, *self.shape[1:])
 
 
 def read_header(file: Path) -> list[StoredTensor]:
     """The tensors of a file; sizes are checked against the file's. Raises ValueError when it is damaged."""
-    size = file.stat().st_size
-    with open(file, "rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > min(size - 8, _HEADER_LIMIT):
-            raise ValueError(
-                f"[safetensors] {file}: {size:,} bytes do not hold the header of {length:,} bytes that they "
-                "announce. "
-                "The file is truncated or no safetensors file: fetch it again."
-            )
-        text = stream.read(length)
     try:
-        header = json.loads(text)
-        header.pop("__metadata__", None)
-        found = [_entry(name, file, 8 + length, spec) for name, spec in header.items()]
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        size = file.stat().st_size
+        with open(file, "rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or length > min(size - 8, _HEADER_LIMIT):
+                raise ValueError(
+                    f"[safetensors] {file}: {size:,} bytes do not hold the header of {length:,} bytes that they "
+                    "announce. "
+                    "The file is truncated or no safetensors file: fetch it again."
+                )
+            text = stream.read(length)
+    except OSError as error:
         raise ValueError(
-            f"[safetensors] {file}: the header is damaged ({error}). Fetch the file again."
+            f"[safetensors] {file}: it cannot be read: {error.strerror or error}. Check the file and its permissions."
         ) from None
+    remedy = "The header is damaged: fetch the file again."
+    header = parse_json(text, dict[str, dict[str, Any]], name=str(file), area="safetensors", remedy=remedy)
+    header.pop("__metadata__", None)
+    specs = checked(header, dict[str, _Spec], name=str(file), area="safetensors", remedy=remedy)
+    try:
+        found = [_entry(name, file, 8 + length, spec) for name, spec in specs.items()]
+    except ValueError as error:
+        raise ValueError(f"[safetensors] {file}: {error}. {remedy}") from None
     for tensor, end in found:
         if end > size:
             raise ValueError(
@@ -77,12 +95,18 @@ def read_header(file: Path) -> list[StoredTensor]:
     return [tensor for tensor, _ in found]
 
 
-def _entry(name: str, file: Path, data: int, spec: dict[str, Any]) -> tuple[StoredTensor, int]:
-    begin, end = (int(offset) for offset in spec["data_offsets"])
-    shape = tuple(int(n) for n in spec["shape"])
-    tensor = StoredTensor(name, file, str(spec["dtype"]), shape, data + begin)
-    if begin < 0 or min(shape, default=0) < 0:
-        raise ValueError(f"{name} has a negative size")
+class _Spec(BaseModel):
+    """What the header says of a tensor."""
+
+    dtype: str
+    shape: Annotated[list[Annotated[int, Field(ge=0)]], Field(max_length=32)]
+    data_offsets: Annotated[list[Annotated[int, Field(ge=0, lt=2**63)]], Field(min_length=2, max_length=2)]
+
+
+def _entry(name: str, file: Path, data: int, spec: _Spec) -> tuple[StoredTensor, int]:
+    begin, end = spec.data_offsets
+    tensor = StoredTensor(name, file, spec.dtype, tuple(spec.shape), data + begin)
+    shape = tensor.shape
     if tensor.dtype in DTYPES and end - begin != math.prod(shape) * np.dtype(DTYPES[tensor.dtype]).itemsize:
         raise ValueError(f"{name} has {end - begin:,} bytes for {tensor.dtype} {shape}")
     return tensor, data + end

@@ -60,6 +60,7 @@ from cktrain.comm.reasons import (
 )
 from cktrain.comm.solo_group import SoloGroup
 from cktrain.comm.tuning import Tables, read_tables
+from cktrain.comm.waiting import told_by_whom, who_is_waited_for
 
 if TYPE_CHECKING:
     from cktrain.comm.node import NodeMeeting
@@ -135,7 +136,12 @@ def init(
         rdma,
     )
     order = AUTO_ORDER if transport == "auto" else (transport,)
-    meeting = _meet(options, _cannot_use(options, order))
+    if process.rank == 0:
+        log.info("%s", who_is_waited_for(process, environ, timeout_s))
+    try:
+        meeting = _meet(options, _cannot_use(options, order))
+    except RendezvousError as error:
+        raise told_by_whom(error, process) from error
     group = None
     while group is None:
         chosen, passed = choose(order, meeting.reasons)

@@ -396,7 +396,10 @@ def _receive(other: socket.socket) -> dict[str, Any]:
     (length,) = struct.unpack("<I", _exactly(other, 4))
     if length > _MAX_MESSAGE_BYTES:
         raise ValueError(f"a message of {length:,} bytes; the limit is {_MAX_MESSAGE_BYTES:,}")
-    message = json.loads(_exactly(other, length))
+    try:
+        message = json.loads(_exactly(other, length))
+    except RecursionError:
+        raise ValueError("a message that is nested too deeply") from None
     if not isinstance(message, dict):
         raise ValueError("not a message of this protocol")
     return message

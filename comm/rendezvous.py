@@ -25,6 +25,7 @@ import ipaddress
 import json
 import os
 import select
+import shlex
 import socket
 import stat
 import struct
@@ -389,7 +390,7 @@ def read_secret(path: str | Path) -> bytes:
     Raises:
         RendezvousError: no such file, others may read it, or it holds less than 16 bytes.
     """
-    remedy = f"Make it with: (umask 077; head -c 32 /dev/urandom > {path})"
+    remedy = f"Make it with: (umask 077; head -c 32 /dev/urandom > {shlex.quote(str(path))})"
     try:
         with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -400,7 +401,7 @@ def read_secret(path: str | Path) -> bytes:
         raise RendezvousError(
             _WHERE,
             f"the secret file {path} has mode {stat.S_IMODE(mode):04o}: others may read it",
-            f"chmod 600 {path}",
+            f"chmod 600 {shlex.quote(str(path))}",
         )
     if len(secret) < 16:
         raise RendezvousError(
@@ -458,9 +459,11 @@ def address_of_interface(name: str) -> str:
 def _resolve(host: str) -> str:
     try:
         return str(socket.getaddrinfo(host, None, socket.AF_INET, socket.SOCK_STREAM)[0][4][0])
-    except OSError as error:
+    except (OSError, UnicodeError) as error:  # UnicodeError: a..b is no name at all
         raise RendezvousError(
-            _WHERE, f"the host {host!r} is unknown: {error}", "Set the address right"
+            _WHERE,
+            f"the host {host!r} is unknown: {error}",
+            "Set the address right: CKTRAIN_RENDEZVOUS, or torchrun's MASTER_ADDR",
         ) from error
 
 
@@ -532,7 +535,10 @@ def _receive(connection: socket.socket) -> Any:
     (length,) = struct.unpack("<I", _exactly(connection, 4))
     if length > _MAX_MESSAGE_BYTES:
         raise ValueError(f"a message of {length:,} bytes; the limit is {_MAX_MESSAGE_BYTES:,}")
-    return json.loads(_exactly(connection, length))
+    try:
+        return json.loads(_exactly(connection, length))
+    except RecursionError:
+        raise ValueError("a message that is nested too deeply") from None
 
 
 def exchange(

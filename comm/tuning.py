@@ -19,9 +19,9 @@ import hashlib
 import json
 import math
 import os
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from cktrain.comm.algorithms import DEFAULT, KNOWN, OWN_ORDER, Table
@@ -70,12 +70,20 @@ class Tables:
             if found["version"] != VERSION:
                 raise ValueError(f"version {found['version']}, this cktrain reads {VERSION}")
             for e in found["entries"]:
-                if not (isinstance(e["transport"], str) and e["nodes"] >= 1 and e["ranks"] >= 2):
-                    raise ValueError(f"entry {e}")
+                counts = [e["nodes"], e["ranks"]]
+                whole = all(isinstance(n, int) and not isinstance(n, bool) for n in counts)
+                if not (
+                    isinstance(e["transport"], str)
+                    and whole
+                    and 1 <= counts[0] < 2**31
+                    and 2 <= counts[1] < 2**31
+                ):
+                    raise ValueError(f"entry {str(e)[:200]}")
                 _check(_as_table(e["table"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, RecursionError) as error:
+            what = f"it has no {error}" if isinstance(error, KeyError) else str(error)
             raise ValueError(
-                f"[comm] the table of algorithms cannot be used: {error}. Write it anew: "
+                f"[comm] the table of algorithms cannot be used: {what}. Remove it and write it anew: "
                 "cktrain bench collectives --tune --table FILE."
             ) from error
         return list(found["entries"])
@@ -83,18 +91,24 @@ class Tables:
 
 def read_tables(path: str | os.PathLike[str]) -> Tables:
     """The tables in a file. Raises ValueError for one that is missing or makes no sense."""
+    write_it = f"Write it with: cktrain bench collectives --tune --table {shlex.quote(os.fspath(path))}"
     try:
-        text = Path(path).read_text()
-    except OSError as error:
+        with open(path, "rb") as file:
+            data = file.read(MAX_BYTES + 1)
+        text = data.decode("utf-8")
+    except (OSError, ValueError) as error:  # ValueError: no UTF-8, or a NUL byte in the path
+        reason = (error.strerror if isinstance(error, OSError) else None) or "it is not UTF-8 text"
+        raise ValueError(f"[comm] comm.table: {path}: {reason}. {write_it}, or leave the key out.") from error
+    if len(data) > MAX_BYTES:
         raise ValueError(
-            f"[comm] comm.table: {path}: {error.strerror}. Write it with: cktrain bench collectives --tune "
-            f"--table {path}, or leave the key out."
-        ) from error
-    if len(text) > MAX_BYTES:
-        raise ValueError(
-            f"[comm] comm.table: {path} has {len(text):,} bytes, at most {MAX_BYTES:,} are read."
+            f"[comm] comm.table: {path} has more than the {MAX_BYTES:,} bytes that are read. {write_it}."
         )
-    return Tables(text)
+    if not text.strip():
+        raise ValueError(f"[comm] comm.table: {path} is empty. {write_it}, or leave the key out.")
+    try:
+        return Tables(text)
+    except ValueError as error:
+        raise ValueError(f"[comm] comm.table: {path}: {str(error).removeprefix('[comm] ')}") from error
 
 
 def crossovers(

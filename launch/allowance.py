@@ -8,6 +8,7 @@ mount, which is the container's own group, is read instead.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,7 +46,7 @@ def read_allowance(
         parent_mask = mask
     cpuset, quota = read_cgroup(sysfs, proc)
     told = environ.get("SLURM_CPUS_ON_NODE", "")
-    granted = int(told) if told.isdigit() else None
+    granted = int(told) if re.fullmatch("[0-9]{1,6}", told) else None
     cpuset = (cpuset & topology.cpus) if cpuset else topology.cpus
     return Allowance(mask, parent_mask, cpuset, quota, granted)
 

@@ -19,7 +19,7 @@ The variables that thread pools read are set here too. The kernels' own pool is 
 numpy's BLAS (OpenBLAS, MKL) gets one thread, since its workers would spin on the cores of the pool, and
 numpy's matmul is only used by the reference kernels. OMP_NUM_THREADS gets the rank's thread count, over the 1
 that mpirun-like launchers leave there, for libraries that are built on OpenMP and run in the pool's place.
-OPENBLAS_NUM_THREADS and MKL_NUM_THREADS that the user has set are kept.
+OPENBLAS_NUM_THREADS and MKL_NUM_THREADS that the user has set are kept. What is replaced, kept or has no effect is said.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from cktrain.launch.placement import Place, nearest_nic, place_ranks
 from cktrain.launch.topology import Core, Topology, format_cpulist, read_topology
 
 MODES = ("auto", "inherit", "none")
+_OPENMP_PLACES = ("OMP_PLACES", "OMP_PROC_BIND", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
 # A mask under these is its user's own.
 _BINDS_NOTHING = ("none", "cktrain")
 
@@ -102,7 +103,8 @@ def bind(
         binding = plan_binding(topology, allowance, process, mode, threads, tensor, progress_core)
         if mode == "auto":
             binding = _apply(binding, allowance, several_nodes=len({t.node for t in topology.threads}) > 1)
-    binding = _with_line(binding, _set_thread_variables(binding.threads, environ))
+    for line in _set_thread_variables(binding.threads, environ):
+        binding = _with_line(binding, line)
     if "numpy" in sys.modules:
         late = "warning: numpy was loaded before the binding; its BLAS may run threads of its own."
         binding = _with_line(binding, late)
@@ -336,10 +338,23 @@ def _unpinned(threads: int | None, error: Exception) -> Binding:
     )
 
 
-def _set_thread_variables(threads: int, environ: MutableMapping[str, str]) -> str:
-    """Set them; return what there is to say about it."""
+def _set_thread_variables(threads: int, environ: MutableMapping[str, str]) -> list[str]:
+    """Set them; return what there is to say about it: every value of the user's that is replaced, kept or without effect."""
+    lines = []
     before = environ.get("OMP_NUM_THREADS")
     environ["OMP_NUM_THREADS"] = str(threads)
-    environ.setdefault("OPENBLAS_NUM_THREADS", "1")
-    environ.setdefault("MKL_NUM_THREADS", "1")
-    return f"OMP_NUM_THREADS was 1 and is now {threads}." if before == "1" and threads > 1 else ""
+    if before not in (None, str(threads)):
+        decides = "" if before == "1" else " Set launch.threads to choose."  # launchers leave a 1 there
+        lines.append(f"OMP_NUM_THREADS was {before or chr(39) * 2} and is now {threads}.{decides}")
+    for name in ("OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+        if environ.setdefault(name, "1") != "1":
+            lines.append(
+                f"warning: {name} is {environ[name]} and was kept: numpy's BLAS runs threads of its own beside the "
+                "kernels'. Unset it."
+            )
+    if placed := [name for name in _OPENMP_PLACES if environ.get(name)]:
+        lines.append(
+            f"{', '.join(placed)} {'place' if len(placed) > 1 else 'places'} the threads of OpenMP libraries alone; "
+            "cktrain's own are placed by launch.bind."
+        )
+    return lines

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import sys
 from collections.abc import Sequence
 
@@ -32,6 +33,9 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
+    for stream in (sys.stdout, sys.stderr):  # a locale without the character, a name without an encoding
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     from cktrain.comm.errors import CommError
 
@@ -39,9 +43,19 @@ def main(argv: Sequence[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, OSError) as error:
+    except OSError as error:
+        from cktrain.launch.system_error import in_words
+
+        print(f"cktrain: {in_words(error)}", file=sys.stderr)
+        return EXIT_INPUT
+    except ValueError as error:
         print(f"cktrain: {error}", file=sys.stderr)
         return EXIT_INPUT
+    except MemoryError as error:
+        print(
+            f"cktrain: [memory] there is not enough: {error}. Use a smaller model or batch.", file=sys.stderr
+        )
+        return 1
     except CommError as error:
         print(f"cktrain: {error}", file=sys.stderr)
         return 1

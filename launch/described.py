@@ -12,11 +12,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import yaml
 from pydantic import Field, ValidationError, model_validator
 
-from cktrain.config import NonNegative, Positive, Section
+from cktrain.config import MOST_CPUS, NonNegative, Positive, Section
+from cktrain.foreign_file import spell
 from cktrain.launch.topology import HardwareThread, Nic, Topology, parse_cpulist
+from cktrain.yaml_text import read_yaml
 
 
 class NicDescription(Section):
@@ -32,7 +33,7 @@ class HostDescription(Section):
     """One kind of machine, `count` times."""
 
     name: str
-    count: Positive = 1
+    count: Annotated[int, Field(gt=0, le=65_536)] = 1
     """How many of it; their names are then numbered from 0."""
     sockets: Positive = 1
     nodes_per_socket: Positive = 1
@@ -48,6 +49,11 @@ class HostDescription(Section):
     @model_validator(mode="after")
     def _check(self) -> HostDescription:
         nodes = self.sockets * self.nodes_per_socket
+        if nodes * self.cores_per_node * self.threads_per_core > MOST_CPUS:
+            raise ValueError(
+                f"{nodes:,} NUMA nodes x {self.cores_per_node:,} cores x {self.threads_per_core} threads are more than "
+                f"the {MOST_CPUS:,} CPUs that a kernel counts"
+            )
         for nic in self.nics:
             if nic.node >= nodes:
                 raise ValueError(
@@ -91,17 +97,15 @@ def read_description(path: str | Path) -> list[tuple[str, Topology, frozenset[in
 
     Raises ValueError, with the file and the key, for anything else than such a description.
     """
+    values, _ = read_yaml(
+        path, area="launch --topology", remedy="Give a YAML file like examples/topology.yaml."
+    )
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         described = _File.model_validate(values)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ValueError(
-            f"[launch] --topology {path}: {error}. Give a YAML file like examples/topology.yaml."
-        ) from None
     except ValidationError as error:
         problems = [
             f"[launch] --topology {path}: {'.'.join(map(str, problem['loc'])) or 'the file'}: "
-            f"{problem['msg'].removeprefix('Value error, ')}."
+            f"{spell(problem)}."
             for problem in error.errors()
         ]
         raise ValueError("\n".join(problems)) from None

@@ -6,6 +6,7 @@ import importlib
 import importlib.metadata
 import re
 import resource
+import shlex
 import shutil
 import socket
 import subprocess
@@ -129,7 +130,8 @@ def message_passing(place: Place) -> Section:
     if program is None:
         section.add(
             "there is no mpirun on the PATH",
-            f'export PATH="{Path(sys.executable).parent}:$PATH", if mpirun is there; or install the MPI: {library}',
+            f'export PATH={shlex.quote(str(Path(sys.executable).parent))}:"$PATH", if mpirun is there; '
+            f"or install the MPI: {library}",
             prevents=True,
         )
         return section

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 
@@ -11,14 +12,15 @@ def stop_time(environ: Mapping[str, str], margin_s: float) -> float | None:
     SLURM_JOB_END_TIME is what Slurm expects as the job's end; `margin_s` seconds before it.
 
     Raises:
-        ValueError: the variable is not a number.
+        ValueError: the variable is no finite number.
     """
     told = environ.get("SLURM_JOB_END_TIME")
     if not told:
         return None
     try:
-        return float(told) - margin_s
+        seconds = float(told)
     except ValueError:
-        raise ValueError(
-            f"[launch] SLURM_JOB_END_TIME={told!r} is not a number of seconds. Unset it."
-        ) from None
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"[launch] SLURM_JOB_END_TIME={told[:80]!r} is not a number of seconds. Unset it.")
+    return seconds - margin_s

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -26,12 +27,13 @@ class Host:
 def parse_hosts(text: str) -> list[Host]:
     """Parse "a:2,b:2"; a name that stands there twice has the ranks of both.
 
-    Raises ValueError for an empty name or a count that is no positive number.
+    Raises ValueError for an empty name, one with blanks, or a count that is no positive number.
     """
     counts: dict[str, int | None] = {}
     for part in text.split(","):
         name, colon, given = part.strip().partition(":")
-        if not name or name.startswith("-") or (colon and not (given.isdigit() and int(given) > 0)):
+        counted = re.fullmatch("[0-9]{1,6}", given) is not None and int(given) > 0
+        if not name or name.startswith("-") or re.search(r"[\s\0]", name) or (colon and not counted):
             raise ValueError(
                 f"[launch] --hosts {text}: {part!r} is not NAME or NAME:RANKS. Write for instance --hosts a:2,b:2."
             )

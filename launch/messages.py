@@ -51,6 +51,6 @@ def decode(line: bytes) -> dict[str, Any] | None:
         return None
     try:
         message = json.loads(line[len(MARK) :])
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return message if isinstance(message, dict) else None

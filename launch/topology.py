@@ -7,6 +7,7 @@ virtual machines hide parts of the tree.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,12 +168,17 @@ def _total_bytes(node: Path) -> int:
 
 
 def parse_cpulist(text: str) -> list[int]:
-    """Parse the kernel's list format, "0-3,8,10-11", ascending and without repeats."""
+    """Parse the kernel's list format, "0-3,8,10-11", ascending and without repeats.
+
+    Raises ValueError for anything else, and for a CPU that no kernel counts up to.
+    """
     cpus: set[int] = set()
     for part in text.strip().split(","):
         if part.strip():
-            first, _, last = part.partition("-")
-            cpus.update(range(int(first), int(last or first) + 1))
+            match = re.fullmatch(r"([0-9]{1,6})(?:-([0-9]{1,6}))?", part.strip())
+            if match is None or int(match[2] or match[1]) < int(match[1]):
+                raise ValueError(f"{part.strip()[:40]!r} is no list of CPUs as 0-3,8")
+            cpus.update(range(int(match[1]), int(match[2] or match[1]) + 1))
     return sorted(cpus)
 
 

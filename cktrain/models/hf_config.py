@@ -10,14 +10,15 @@ transformers 5; the first is written, which both versions read.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
-from cktrain.config import ModelConfig
+from cktrain.config import MOST_LAYERS, ModelConfig
+from cktrain.foreign_file import read_json, shorten, spell
+from cktrain.rope_scaling import ROPE_KINDS
 
 CONFIG_FILE = "config.json"
 ARCHITECTURES = {
@@ -69,6 +70,8 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
+    "text_config": (),
+    "vision_config": (),
 }
 
 _SIZES = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "max_position_embeddings")
@@ -79,25 +82,21 @@ _GPT2_NAMES = {
     "max_position_embeddings": "n_positions",
     "intermediate_size": "n_inner",
 }
-_ROPE_TYPES = ("default", "linear", "llama3")
 
 
 def read_model_config(folder: str | Path) -> ModelConfig:
     """The architecture that a folder's config.json describes. Raises ValueError for what is not supported."""
     path = Path(folder) / CONFIG_FILE
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
+    values = read_json(
+        path,
+        dict[str, Any],
+        area="hugging_face",
+        remedy="Give a folder with a Hugging Face model in it, or fetch the file again.",
+    )
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ValueError(
-            f"[hugging_face] cannot read {path}: {error.strerror}. Give a folder with a Hugging Face model "
-            "in it."
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"[hugging_face] {path}: not valid JSON ({error}). Fetch the file again.") from None
-    model_type = values.get("model_type") if isinstance(values, dict) else None
-    if model_type not in ARCHITECTURES:
-        raise ValueError(
-            f"[hugging_face] {path}: model_type {model_type!r} is not supported. Use one of "
+            f"[hugging_face] {path}: model_type {shorten(model_type)} is not supported. Use one of "
             f"{', '.join(ARCHITECTURES)}."
         )
     try:
@@ -105,9 +104,8 @@ def read_model_config(folder: str | Path) -> ModelConfig:
     except ValidationError as error:
         problem = error.errors()[0]
         key = ".".join(str(part) for part in problem["loc"])
-        message = problem["msg"].removeprefix("Value error, ")
         raise ValueError(
-            f"[hugging_face] {path}: {key + ': ' if key else ''}{message}. Correct the file."
+            f"[hugging_face] {path}: {key + ': ' if key else ''}{spell(problem)}. Correct the file."
         ) from None
     except ValueError as error:
         raise ValueError(f"[hugging_face] {path}: {error}") from None
@@ -117,7 +115,7 @@ def _read(model_type: str, values: Mapping[str, Any]) -> ModelConfig:
     for key, unused in _REFUSED.items():
         if values.get(key) is not None and values[key] not in unused:
             allowed = f"Only {unused[0]!r} is" if unused else "It is not"
-            raise ValueError(f"{key} is {values[key]!r}. {allowed} supported.")
+            raise ValueError(f"{key} is {shorten(values[key])}. {allowed} supported.")
     names = _GPT2_NAMES if model_type == "gpt2" else {}
     found: dict[str, Any] = {"family": "gpt2" if model_type == "gpt2" else "llama"}
     for key in (*_SIZES, "intermediate_size"):
@@ -127,24 +125,37 @@ def _read(model_type: str, values: Mapping[str, Any]) -> ModelConfig:
         elif key != "intermediate_size" or model_type != "gpt2":
             raise ValueError(f"{names.get(key, key)} is missing. Fetch the file again.")
     if values.get("initializer_range") is not None:
-        found["initializer_range"] = float(values["initializer_range"])
-    found["tie_word_embeddings"] = bool(values.get("tie_word_embeddings", False))
+        found["initializer_range"] = values["initializer_range"]
+    found["tie_word_embeddings"] = _given(values, "tie_word_embeddings", False)
     if model_type == "gpt2":
         found["activation_function"] = _activation(
             values, "activation_function", ("gelu_new", "gelu"), "gelu_new"
         )
-        found["layer_norm_epsilon"] = float(values.get("layer_norm_epsilon", 1e-5))
+        found["layer_norm_epsilon"] = _given(values, "layer_norm_epsilon", 1e-5)
         return ModelConfig(**found)
     _activation(values, "hidden_act", ("silu",), "silu")
-    found["num_key_value_heads"] = values.get("num_key_value_heads") or values["num_attention_heads"]
+    found["num_key_value_heads"] = _given(values, "num_key_value_heads", found["num_attention_heads"])
     if values.get("head_dim") is not None:
         found["head_dim"] = values["head_dim"]
-    found["rms_norm_eps"] = float(values["rms_norm_eps"])
-    found["attention_bias"] = model_type in ("llama", "qwen3") and bool(values.get("attention_bias"))
-    found["mlp_bias"] = model_type == "llama" and bool(values.get("mlp_bias"))
+    found["rms_norm_eps"] = _given(values, "rms_norm_eps", _DEFAULTS[model_type]["rms_norm_eps"])
+    found["attention_bias"] = model_type in ("llama", "qwen3") and _given(values, "attention_bias", False)
+    found["mlp_bias"] = model_type == "llama" and _given(values, "mlp_bias", False)
     found["qkv_bias"] = model_type == "qwen2"
     found["qk_norm"] = model_type == "qwen3"
     return ModelConfig(**found, **_read_rope(values), **_read_window(model_type, values))
+
+
+def _given(values: Mapping[str, Any], key: str, default: Any) -> Any:
+    """The key's value; null is as good as none. Its type is checked with the whole."""
+    value = values.get(key)
+    return default if value is None else value
+
+
+def _layer_count(values: Mapping[str, Any], key: str) -> int:
+    value = values[key]
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MOST_LAYERS:
+        raise ValueError(f"{key} is {shorten(value)}, a number of layers up to {MOST_LAYERS:,} is needed.")
+    return value
 
 
 def _activation(values: Mapping[str, Any], key: str, supported: tuple[str, ...], default: str) -> str:
@@ -156,15 +167,21 @@ def _activation(values: Mapping[str, Any], key: str, supported: tuple[str, ...],
 
 def _read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
     """rope_theta and rope_scaling out of either spelling; the older wins where both stand, as there."""
+    for key in ("rope_scaling", "rope_parameters"):
+        nested = values.get(key)
+        if nested is not None and not isinstance(nested, Mapping):
+            raise ValueError(f"{key} is {shorten(nested)}. One mapping for all layers is supported.")
     given = values.get("rope_scaling") or values.get("rope_parameters") or {}
-    if not isinstance(given, Mapping) or any(isinstance(value, Mapping) for value in given.values()):
-        raise ValueError(f"rope parameters are {given!r}. One mapping for all layers is supported.")
+    if any(isinstance(value, Mapping) for value in given.values()):
+        raise ValueError(f"rope parameters are {shorten(given)}. One mapping for all layers is supported.")
     rope = dict(given)
-    theta = float(rope.pop("rope_theta", None) or values.get("rope_theta") or 10000.0)
+    theta = _given(
+        {"rope_theta": rope.pop("rope_theta", None)}, "rope_theta", _given(values, "rope_theta", 10000.0)
+    )
     kind = rope.pop("rope_type", rope.pop("type", "default"))
     rope.pop("type", None)
-    if kind not in _ROPE_TYPES:
-        raise ValueError(f"rope_type is {kind!r}. Only {', '.join(_ROPE_TYPES)} are supported.")
+    if not isinstance(kind, str) or kind not in ROPE_KINDS:
+        raise ValueError(f"rope_type is {shorten(kind)}. Only {', '.join(ROPE_KINDS)} are supported.")
     if rope.pop("partial_rotary_factor", None) not in (None, 1, 1.0):
         raise ValueError("partial_rotary_factor is not 1. Only 1 is supported.")
     if kind == "default":
@@ -180,12 +197,16 @@ def _read_rope(values: Mapping[str, Any]) -> dict[str, Any]:
 def _read_window(model_type: str, values: Mapping[str, Any]) -> dict[str, Any]:
     """sliding_window and layer_types."""
     window, types = values.get("sliding_window"), values.get("layer_types")
-    layers = int(values["num_hidden_layers"])
+    layers = _layer_count(values, "num_hidden_layers")
+    if types is not None and not (isinstance(types, list) and all(isinstance(kind, str) for kind in types)):
+        raise ValueError(f"layer_types is {shorten(types)}, a list of names is needed.")
     if model_type in ("qwen2", "qwen3"):
-        if not values.get("use_sliding_window"):
-            window = None
+        used = _given(values, "use_sliding_window", False)
+        if not isinstance(used, bool):
+            raise ValueError(f"use_sliding_window is {shorten(used)}, true or false is needed.")
+        window = window if used else None
         if types is None:
-            full = int(values["max_window_layers"])  # the first so many layers see everything
+            full = _layer_count(values, "max_window_layers")  # the first so many layers see everything
             types = ["sliding_attention" if window and i >= full else "full_attention" for i in range(layers)]
     elif model_type == "llama" and window is not None:
         raise ValueError(f"sliding_window is {window} and llama has none. Is the model_type mistral?")

@@ -18,7 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from pydantic import BaseModel
 
+from cktrain.foreign_file import read_json, shorten
 from cktrain.nn.params import FlatParams, Param
 from cktrain.safetensors_file import DTYPES, StoredTensor, read_header, to_finite, write_safetensors
 
@@ -224,20 +226,24 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], Path]:
     return _indexed_tensors(index), index
 
 
+class _Index(BaseModel):
+    """model.safetensors.index.json: which file holds which tensor."""
+
+    weight_map: dict[str, str]
+
+
 def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
-    try:
-        weight_map = {
-            str(name): str(file) for name, file in json.loads(index.read_text())["weight_map"].items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise ValueError(
-            f"[hugging_face] {index}: no index of weights ({error!r}). Fetch the file again."
-        ) from None
+    weight_map = read_json(
+        index, _Index, area="hugging_face", remedy="It is no index of weights: fetch the file again."
+    ).weight_map
     found: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
         path = index.parent / file
-        if Path(file).name != file or not path.is_file():
-            raise ValueError(f"[hugging_face] {index}: its file {file} is not in the folder. Fetch it too.")
+        inside = Path(file).name == file and "\0" not in file and len(file) < 256
+        if not inside or not path.is_file():
+            raise ValueError(
+                f"[hugging_face] {index}: its file {shorten(file)} is not in the folder. Fetch it too."
+            )
         for tensor in read_header(path):
             if weight_map.get(tensor.name) == file:
                 found[tensor.name] = tensor

@@ -14,7 +14,10 @@ from itertools import accumulate, pairwise
 from pathlib import Path
 from typing import Any
 
-from cktrain.config import Config
+from pydantic import BaseModel
+
+from cktrain.config import Config, Positive
+from cktrain.foreign_file import read_json
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel.costs import Cost, ModelCosts, measure_costs
 from cktrain.parallel.ranks import Ranks
@@ -23,6 +26,13 @@ from cktrain.parallel.stages import Cuts, cut
 log = logging.getLogger("cktrain")
 
 FILE = "stages.json"
+
+
+class _Decided(BaseModel):
+    """What of the file is read again."""
+
+    of: dict[str, Any]
+    layers: list[Positive]
 
 
 def choose_cuts(config: Config, numerics: Numerics, ranks: Ranks) -> Cuts | None:
@@ -101,13 +111,14 @@ def _question(config: Config, numerics: Numerics, ranks: Ranks) -> dict[str, Any
 def _decided_before(file: Path, question: dict[str, Any], ranks: Ranks) -> Cuts | None:
     """What rank 0 finds in the run's folder, for the same question."""
     found = b""
-    if ranks.world.rank == 0:
+    if ranks.world.rank == 0 and file.exists():
         try:
-            before = json.loads(file.read_text())
-            if before["of"] == question:
-                found = json.dumps(before["layers"]).encode()
-        except (OSError, ValueError, KeyError, TypeError):
-            pass  # none yet, or a damaged one: measured anew
+            before = read_json(file, _Decided, area="parallel", remedy="The stages are measured anew")
+            if before.of == question:
+                cuts_from_list(before.layers, question["model"]["num_hidden_layers"], ranks.pipeline.size)
+                found = json.dumps(before.layers).encode()
+        except ValueError as error:
+            log.warning("warning: %s.", str(error).rstrip("."))
     found = ranks.world.broadcast_bytes(found, root=0)
     return cuts_from_list(json.loads(found), sum(json.loads(found)), ranks.pipeline.size) if found else None
 

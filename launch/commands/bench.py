@@ -10,44 +10,57 @@ import traceback
 from pathlib import Path
 from typing import Any
 
+from cktrain.launch import arguments
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain bench`."""
     actions = parser.add_subparsers(title="benchmarks", metavar="NAME", required=True)
     peak = actions.add_parser("peak", help="floating-point peak and memory bandwidth")
     peak.add_argument("--json", action="store_true", help="print one JSON object")
-    peak.add_argument("--threads", type=int, help="threads; default: all cores")
+    peak.add_argument("--threads", type=arguments.threads, help="threads; default: all cores")
     peak.set_defaults(run=_peak)
     gemm = actions.add_parser("gemm", help="linear layers against the peak, numpy's BLAS and PyTorch")
     gemm.add_argument("--json", action="store_true", help="print one JSON object")
-    gemm.add_argument("--threads", type=int, help="threads; default: all cores")
+    gemm.add_argument("--threads", type=arguments.threads, help="threads; default: all cores")
     gemm.add_argument("--precision", choices=("fp32", "bf16"), default="fp32", help="of the operands")
     gemm.add_argument("--shapes", help="names of shapes, separated by commas; default: all")
-    gemm.add_argument("--repetitions", type=int, default=7, help="measurements of each product")
+    gemm.add_argument(
+        "--repetitions", type=arguments.whole(1, 10_000), default=7, help="measurements of each product"
+    )
     gemm.set_defaults(run=_gemm)
     ops = actions.add_parser(
         "ops", help="every op but the matmuls: its rate, its limit, and PyTorch where installed"
     )
     ops.add_argument("names", nargs="*", help="parts of the names of the ops to run; default: all")
     ops.add_argument("--precision", choices=("fp32", "bf16", "both"), default="both")
-    ops.add_argument("--threads", type=int, help="threads; default: all cores")
-    ops.add_argument("--rounds", type=int, default=5, help="rounds, of which the best counts")
+    ops.add_argument("--threads", type=arguments.threads, help="threads; default: all cores")
+    ops.add_argument(
+        "--rounds", type=arguments.whole(1, 10_000), default=5, help="rounds, of which the best counts"
+    )
     ops.add_argument("--json", action="store_true", help="print a JSON list")
     ops.set_defaults(run=_ops)
     step = actions.add_parser("step", help="a whole training step on random tokens, time per op")
-    step.add_argument("config", help="YAML file of a run")
+    step.add_argument("config", type=arguments.path, help="YAML file of a run")
     step.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key"
     )
-    step.add_argument("--steps", type=int, default=5, help="steps to measure")
+    step.add_argument("--steps", type=arguments.whole(1, 1_000_000), default=5, help="steps to measure")
     step.add_argument("--json", action="store_true", help="print one JSON object")
     step.set_defaults(run=_step)
     overlap = actions.add_parser("overlap", help="what of the reductions a backward pass cannot hide")
     overlap.add_argument(
-        "--share", type=float, default=0.5, help="of the communication in the backward's time"
+        "--share",
+        type=arguments.number(0.0, 1e3, above=True),
+        default=0.5,
+        help="of the communication in the backward's time",
     )
-    overlap.add_argument("--latency-us", type=float, default=20.0, help="of the imitated network")
-    overlap.add_argument("--threads", type=int, help="computing threads; default: all cores but one")
+    overlap.add_argument(
+        "--latency-us", type=arguments.number(0.0, 1e9), default=20.0, help="of the imitated network"
+    )
+    overlap.add_argument(
+        "--threads", type=arguments.threads, help="computing threads; default: all cores but one"
+    )
     overlap.add_argument("--json", action="store_true", help="print one JSON object")
     overlap.set_defaults(run=_overlap)
     collectives = actions.add_parser(
@@ -57,11 +70,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     collectives.add_argument("--op", dest="ops", action="append", metavar="OP", help="default: all of them")
     collectives.add_argument("--sizes", default="4k,64k,1m,16m,64m", help="bytes of the whole array")
     collectives.add_argument("--algorithm", help="prefer one algorithm")
-    collectives.add_argument("--tcp-sockets", type=int, help="connections per pair of ranks over TCP")
+    collectives.add_argument(
+        "--tcp-sockets", type=arguments.whole(1, 16), help="connections per pair of ranks over TCP"
+    )
     collectives.add_argument(
         "--tune", action="store_true", help="measure which algorithm is the fastest at which length"
     )
-    collectives.add_argument("--table", help="file of the measured table; with --tune it is written")
+    collectives.add_argument(
+        "--table", type=arguments.path, help="file of the measured table; with --tune it is written"
+    )
     collectives.add_argument(
         "--any-order", action="store_true", help="--tune may choose sums in other orders"
     )
@@ -194,12 +211,14 @@ def _collectives(options: argparse.Namespace) -> int:
         if options.tune:
             from cktrain.bench.tune import tune
             from cktrain.comm.tuning import Tables
+            from cktrain.yaml_text import dump_yaml
 
             tables, rows = tune(group, bootstrap.tables_of(group) or Tables(), any_order=options.any_order)
             if group.rank == 0:
                 Path(options.table).write_text(tables.text)
                 print(collectives.as_json(rows) if options.json else collectives.as_table(rows), flush=True)
-                print(f"written to {options.table}; use it with comm.table: {options.table}", file=sys.stderr)
+                line = dump_yaml({"comm": {"table": options.table}}, flow=True)
+                print(f"written to {options.table}; use it with: {line[1:-1]}", file=sys.stderr)
             group.close()
             return 0
         if not options.no_rivals:

@@ -9,6 +9,8 @@ import sys
 from collections.abc import Iterator
 from types import FrameType
 
+from cktrain.launch import arguments
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -19,15 +21,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "prepare", help="tokenize text into shards", description="Tokenize text into shards."
     )
     prepare.add_argument(
-        "source", help="text file, .jsonl, .json, folder, or python-stdlib (this Python's own source)"
+        "source",
+        type=arguments.path,
+        help="text file, .jsonl, .json, folder, or python-stdlib (this Python's own source)",
     )
-    prepare.add_argument("out", help="folder to make")
+    prepare.add_argument("out", type=arguments.path, help="folder to make")
     prepare.add_argument(
         "--tokenizer", help="tokenizer.json or a folder with one; default: train a byte-level BPE on the text"
     )
-    prepare.add_argument("--vocab-size", type=int, default=2048, help="vocabulary of a trained tokenizer")
     prepare.add_argument(
-        "--validation-fraction", type=float, default=0.05, help="share of the documents held out"
+        "--vocab-size",
+        type=arguments.whole(1, 2**31 - 1),
+        default=2048,
+        help="vocabulary of a trained tokenizer",
+    )
+    prepare.add_argument(
+        "--validation-fraction",
+        type=arguments.number(0.0, 0.5),
+        default=0.05,
+        help="share of the documents held out",
     )
     prepare.add_argument("--text-key", default="text", help="key of the text in JSON; a.b: key b under a")
     prepare.add_argument(
@@ -46,7 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument(
         "--skip-bad-files", action="store_true", help="leave out and count files that cannot be read"
     )
-    prepare.add_argument("--shard-tokens", type=int, default=100_000_000, help="tokens in a shard")
+    prepare.add_argument(
+        "--shard-tokens", type=arguments.whole(1), default=100_000_000, help="tokens in a shard"
+    )
     prepare.add_argument(
         "--overwrite", action="store_true", help="replace OUT when it holds prepared data and nothing else"
     )

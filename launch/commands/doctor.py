@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from cktrain.config import CommConfig
 from cktrain.config_file import load_config
+from cktrain.launch import arguments
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -22,7 +23,10 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain doctor`."""
     parser.add_argument(
-        "config", nargs="?", help="YAML file of a run, whose comm: is judged; default: comm's defaults"
+        "config",
+        type=arguments.path,
+        nargs="?",
+        help="YAML file of a run, whose comm: is judged; default: comm's defaults",
     )
     parser.add_argument(
         "--set",

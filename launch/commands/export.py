@@ -5,13 +5,15 @@ from __future__ import annotations
 import argparse
 import re
 
+from cktrain.launch import arguments
+
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain export`."""
-    parser.add_argument("model", help="folder of a run, or a checkpoint")
-    parser.add_argument("out", help="folder to make")
+    parser.add_argument("model", type=arguments.path, help="folder of a run, or a checkpoint")
+    parser.add_argument("out", type=arguments.path, help="folder to make")
     parser.add_argument(
         "--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the weights"
     )

@@ -7,26 +7,47 @@ import os
 import sys
 import time
 
+from cktrain.launch import arguments
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain generate`."""
-    parser.add_argument("model", help="folder of a run, a checkpoint, or a Hugging Face folder")
+    parser.add_argument(
+        "model", type=arguments.path, help="folder of a run, a checkpoint, or a Hugging Face folder"
+    )
     parser.add_argument("--prompt", default="", help="text to continue; default: the start of a document")
     parser.add_argument(
-        "--max-tokens", type=int, default=100, help="tokens to generate at most (default 100)"
+        "--max-tokens",
+        type=arguments.whole(0, 2**31 - 1),
+        default=100,
+        help="tokens to generate at most (default 100)",
     )
     parser.add_argument(
-        "--temperature", type=float, default=0.8, help="0: always the likeliest token (default 0.8)"
+        "--temperature",
+        type=arguments.number(0.0, 1e6),
+        default=0.8,
+        help="0: always the likeliest token (default 0.8)",
     )
     parser.add_argument(
-        "--top-k", type=int, default=0, help="choose among the K likeliest tokens; 0: among all"
+        "--top-k",
+        type=arguments.whole(0),
+        default=0,
+        help="choose among the K likeliest tokens; 0: among all",
     )
     parser.add_argument(
-        "--top-p", type=float, default=1.0, help="choose among the fewest tokens of this probability"
+        "--top-p",
+        type=arguments.number(0.0, 1.0, above=True),
+        default=1.0,
+        help="choose among the fewest tokens of this probability",
     )
-    parser.add_argument("--seed", type=int, default=0, help="the same seed gives the same text (default 0)")
+    parser.add_argument(
+        "--seed",
+        type=arguments.whole(0, 2**64 - 1),
+        default=0,
+        help="the same seed gives the same text (default 0)",
+    )
     parser.add_argument("--tokenizer", help="folder with a tokenizer.json; default: the model's own")
-    parser.add_argument("--threads", type=int, help="threads; default: all cores")
+    parser.add_argument("--threads", type=arguments.threads, help="threads; default: all cores")
     parser.set_defaults(run=_run)
 
 

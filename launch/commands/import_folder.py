@@ -3,27 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
+from typing import Any
 
-_CONFIG = """\
-run:        {{dir: runs/{name}, steps: 1000}}
-model:      {{from_pretrained: {folder}}}
-data:       {{path: data/{name}, sequence_length: {length}}}
-batch:      {{micro_batch_size: 1, global_batch_size: 16}}
-optimizer:  {{lr: 2.0e-5}}
-schedule:   {{warmup_steps: 50}}
-"""
+from cktrain.launch import arguments
+
 _LONGEST = 1024
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain import`."""
-    parser.add_argument("folder", help="folder with config.json and safetensors")
+    parser.add_argument("folder", type=arguments.path, help="folder with config.json and safetensors")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    import json
     from pathlib import Path
 
     from cktrain import cython_kernels
@@ -46,13 +41,25 @@ def _run(options: argparse.Namespace) -> int:
         f"{files} file{'s' * (files != 1)}; all there, all finite",
         file=sys.stderr,
     )
-    name = folder.resolve().name
+    name = folder.resolve().name or "model"
+    given = options.folder if not options.folder.startswith("-") else f"./{options.folder}"
     if (folder / TOKENIZER_FILE).is_file():
-        print(f"tokens: cktrain data prepare TEXT data/{name} --tokenizer {folder}", file=sys.stderr)
-    print(
-        _CONFIG.format(
-            name=json.dumps(name)[1:-1], folder=json.dumps(str(folder)), length=min(length, _LONGEST)
-        ),
-        end="",
-    )
+        command = ["cktrain", "data", "prepare", "TEXT", f"data/{name}", "--tokenizer", given]
+        print(f"tokens: {shlex.join(command)}", file=sys.stderr)
+    print(_config(name, given, min(length, _LONGEST)), end="")
     return 0
+
+
+def _config(name: str, folder: str, length: int) -> str:
+    """A configuration that starts from the folder: a line per block, whatever the names are made of."""
+    from cktrain.yaml_text import dump_yaml
+
+    blocks: dict[str, dict[str, Any]] = {
+        "run": {"dir": f"runs/{name}", "steps": 1000},
+        "model": {"from_pretrained": folder},
+        "data": {"path": f"data/{name}", "sequence_length": length},
+        "batch": {"micro_batch_size": 1, "global_batch_size": 16},
+        "optimizer": {"lr": 2.0e-5},
+        "schedule": {"warmup_steps": 50},
+    }
+    return "".join(f"{key + ':':<11} {dump_yaml(values, flow=True)}\n" for key, values in blocks.items())

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from cktrain.config import Config, LaunchConfig, ParallelConfig
+from cktrain.launch import arguments
 from cktrain.launch.agent import facts
 from cktrain.launch.hosts import Host, parse_hosts
 from cktrain.launch.job import DEFAULT_SHELL, Job, LaunchError
@@ -30,16 +31,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.usage = "cktrain launch [options] COMMAND ..."
     where = parser.add_mutually_exclusive_group()
     where.add_argument(
-        "-n", "--ranks", type=int, help="ranks on this machine (default: one per NUMA node); see --topology"
+        "-n",
+        "--ranks",
+        type=arguments.ranks,
+        help="ranks on this machine (default: one per NUMA node); see --topology",
     )
     where.add_argument(
         "--hosts", help="hosts and their ranks, a:2,b:2; without a number one rank per NUMA node"
     )
     parser.add_argument(
-        "--rsh", default=DEFAULT_SHELL, help="remote shell and its options (default: %(default)s)"
+        "--rsh",
+        type=arguments.words,
+        default=DEFAULT_SHELL,
+        help="remote shell and its options (default: %(default)s)",
     )
     parser.add_argument(
         "--python",
+        type=arguments.path,
         default=sys.executable,
         help="Python with cktrain on the other hosts (default: the same path)",
     )
@@ -55,14 +63,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="network interface, or address, of the first host at which the ranks meet (default: comm.interface)",
     )
     parser.add_argument(
-        "--logs", type=Path, help="folder for all that the ranks print (default, with train: the run's)"
+        "--logs",
+        type=arguments.path,
+        help="folder for all that the ranks print (default, with train: the run's)",
     )
     parser.add_argument(
-        "--start-timeout", type=float, default=60.0, metavar="SECONDS", help="for hosts to answer"
+        "--start-timeout", type=arguments.seconds, default=60.0, metavar="SECONDS", help="for hosts to answer"
     )
     parser.add_argument("--dry-run", action="store_true", help="print where each rank would run, and stop")
     parser.add_argument(
-        "--topology", type=Path, help="with --dry-run: machines described in a YAML file, -n ranks over all"
+        "--topology",
+        type=arguments.path,
+        help="with --dry-run: machines described in a YAML file, -n ranks over all",
     )
     parser.add_argument(
         "command", nargs=argparse.REMAINDER, help="for instance: train CONFIG --set run.steps=10"
@@ -72,14 +84,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(options: argparse.Namespace) -> int:
     """Start the ranks; returns the exit status."""
-    if options.ranks is not None and options.ranks < 1:
-        raise ValueError(f"[launch] -n {options.ranks}. Give 1 or more.")
     if options.topology is not None and not (options.dry_run and options.hosts is None):
         raise ValueError(
             "[launch] --topology describes machines for --dry-run. Add --dry-run, leave out --hosts."
         )
     if not options.command and not options.dry_run:
         raise ValueError("[launch] no command. Write for instance: cktrain launch -n 2 train CONFIG")
+    for name in options.env:
+        if "=" in name or name not in os.environ:
+            raise ValueError(
+                f"[launch] --env {name}: no variable of this name is set here. Write: NAME=value cktrain launch --env NAME …"
+            )
     config = _train_config(options.command)
     if options.topology is not None:
         from cktrain.launch.described import read_description
@@ -108,19 +123,33 @@ def _launch(options: argparse.Namespace, hosts: Sequence[Host], config: Config |
         if options.dry_run:
             return _show([_host_facts(host.name, said) for host, said in known], counts, config)
         _mesh(config, sum(counts))
-        words = ["cktrain", "launch"]
-        words += ["--hosts", options.hosts] if options.hosts else ["-n", str(sum(counts))]
-        if options.hosts and options.rsh != DEFAULT_SHELL:
-            words += ["--rsh", options.rsh]
         return job.run(
             options.command,
             counts,
             environ=os.environ,
             carried=options.env,
             interface=options.interface or (config.comm.interface if config is not None else None),
-            logs=options.logs or (Path(config.run.dir) if config is not None else None),
-            name=shlex.join(words),
+            logs=Path(options.logs)
+            if options.logs
+            else (Path(config.run.dir) if config is not None else None),
+            name=shlex.join(_own_words(options, sum(counts))),
         )
+
+
+def _own_words(options: argparse.Namespace, ranks: int) -> list[str]:
+    """The command line without the command: what starts the same ranks again."""
+    words = ["cktrain", "launch"]
+    words += ["--hosts", options.hosts] if options.hosts else ["-n", str(ranks)]
+    given = [
+        ("--rsh", options.rsh if options.hosts and options.rsh != DEFAULT_SHELL else None),
+        ("--python", options.python if options.python != sys.executable else None),
+        ("--interface", options.interface),
+        ("--logs", options.logs),
+        *(("--env", name) for name in options.env),
+    ]
+    for option, value in given:
+        words += [f"{option}={value}"] if value is not None else []
+    return words
 
 
 def _train_config(command: Sequence[str]) -> Config | None:

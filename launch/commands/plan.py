@@ -14,6 +14,8 @@ import re
 import sys
 from typing import TYPE_CHECKING, Any
 
+from cktrain.launch import arguments
+
 if TYPE_CHECKING:
     from cktrain.comm.group import Group
     from cktrain.config import Config
@@ -35,16 +37,22 @@ _RATES = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain plan`."""
-    parser.add_argument("config", help="YAML file of the run")
+    parser.add_argument("config", type=arguments.path, help="YAML file of the run")
     parser.add_argument(
         "--set", dest="overrides", action="append", default=[], metavar="KEY=VALUE", help="override a key"
     )
     parser.add_argument(
-        "--ranks", type=int, help="ranks; default: the degrees' product, or those that were started"
+        "--ranks",
+        type=arguments.ranks,
+        help="ranks; default: the degrees' product, or those that were started",
     )
-    parser.add_argument("--ranks-per-node", type=int, metavar="N", help="default: all ranks on one node")
     parser.add_argument(
-        "--threads", type=int, help="threads of a rank; default: this node's cores over its ranks"
+        "--ranks-per-node", type=arguments.ranks, metavar="N", help="default: all ranks on one node"
+    )
+    parser.add_argument(
+        "--threads",
+        type=arguments.threads,
+        help="threads of a rank; default: this node's cores over its ranks",
     )
     parser.add_argument(
         "--memory", type=parse_bytes, metavar="SIZE", help="of a node, like 64GiB; default: this one's"
@@ -74,7 +82,7 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"([\d.]+)\s*([KMGT]?)(?:I?B)?", text.strip().upper())
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no size; write it like 64GiB")
-    return int(float(match[1]) * _BYTES[match[2]])
+    return int(_amount(text, match[1]) * _BYTES[match[2]])
 
 
 def parse_rate(text: str) -> float:
@@ -82,7 +90,7 @@ def parse_rate(text: str) -> float:
     match = re.fullmatch(r"([\d.]+)\s*([KMGT])(?:B|FLOPS?|FLOP)?(?:/S)?", text.strip().upper())
     if not match:
         raise argparse.ArgumentTypeError(f"{text!r} is no rate; write it like 270G or 2.1T")
-    return float(match[1]) * _RATES[match[2]]
+    return _amount(text, match[1]) * _RATES[match[2]]
 
 
 def parse_link(text: str) -> float:
@@ -92,7 +100,18 @@ def parse_link(text: str) -> float:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no link; write it like 100Gb/s (bits) or 12.5GB/s (bytes)"
         )
-    return float(match[1]) * _RATES[match[2]] / (1 if match[3] == "B" else 8)
+    return _amount(text, match[1]) * _RATES[match[2]] / (1 if match[3] == "B" else 8)
+
+
+def _amount(text: str, number: str) -> float:
+    """The number before a unit, above 0 and not beyond any machine."""
+    try:
+        value = float(number)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 1e15:
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no amount above 0")
+    return value
 
 
 def run(options: argparse.Namespace) -> int:

@@ -1,46 +1,111 @@
-"""`cktrain report RUN`: loss curve, bits per byte on the whole validation split, n-gram models of the same tokens."""
+"""`cktrain report RUN`: loss curve, bits per byte on the whole validation split, n-gram models of the same tokens.
+
+It reads only. What is measured are the weights and the configuration of the newest complete checkpoint; what cannot be
+told, since data or a split are not there, is said.
+"""
 
 from __future__ import annotations
 
 import argparse
-import os
+import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cktrain.launch.arguments import path
+
+if TYPE_CHECKING:
+    from cktrain.config import Config
+    from cktrain.models.transformer import Transformer
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain report`."""
-    parser.add_argument("run_dir", help="folder of a run")
+    parser.add_argument("run_dir", type=path, help="folder of a run, or one of its checkpoints")
+    parser.add_argument(
+        "--plot", type=path, metavar="FILE", help="also draw the losses into FILE, as loss.png"
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
-    from cktrain.config_file import load_config
-
-    run_dir = Path(options.run_dir)
-    config = load_config(run_dir / "config.yaml", ["run.dir=" + str(run_dir), "data.validation.every=1"])
+    from cktrain.checkpoint import MARKER
     from cktrain.comm.environment import read_process_environment
     from cktrain.launch.bind import bind
 
-    binding = bind(
-        read_process_environment(os.environ), mode=config.launch.bind, threads=config.launch.threads
-    )
-    from cktrain.comm.solo_group import SoloGroup
-    from cktrain.launch.compose import compose
-    from cktrain.report import compare_with_ngrams, plot_losses
+    binding = bind(read_process_environment({}))
+    from cktrain import cython_kernels
+    from cktrain.report import METRICS_FILE, measure, plot_losses, read_curve
 
-    print(f"loss curve: {plot_losses(run_dir)}")
-    built = compose(config, SoloGroup(), binding.threads)
+    given = Path(options.run_dir)
+    run_dir = given.parent.parent if (given / MARKER).is_file() else given
     try:
-        validator = built.trainer.validator
-        assert validator is not None
-        result = validator.run(batches=None)
-        print(
-            f"validation after step {built.trainer.progress.step}: loss {result.loss:.4f} over {result.tokens:,} tokens"
+        curve = read_curve(run_dir / METRICS_FILE)
+    except ValueError as error:
+        print(error)
+    else:
+        print(curve.text())
+        if options.plot is not None:
+            plot_losses(curve, run_dir.name, Path(options.plot))
+            print(f"loss curve: {options.plot}")
+    kernels = cython_kernels.load()
+    kernels.set_num_threads(binding.threads)
+    checkpoint, step, config, model = _newest(given, kernels)
+    print(f"checkpoint of step {step}: {checkpoint}")
+    from cktrain.data.shards import open_source
+
+    data = config.data
+    try:
+        held_out = open_source(
+            data.validation.path or data.path,
+            "train" if data.validation.path else "validation",
+            config.model.vocab_size,
+            data.dtype,
         )
-        if result.bits_per_byte is None:
-            print("bits per byte: unknown, since raw token files don't say how much text they encode")
-        else:
-            print(compare_with_ngrams(result.bits_per_byte, built.loader.source, validator.source).table())
-    finally:
-        built.close()
+        result = measure(model, config, held_out)
+    except ValueError as error:
+        print(f"validation: not measured, because {error}")
+        return 0
+    print(f"validation after step {step}: loss {result.loss:.4f} over {result.tokens:,} tokens")
+    if result.bits_per_byte is None:
+        print("bits per byte: unknown, since raw token files don't say how much text they encode")
+        return 0
+    from cktrain.report import compare_with_ngrams
+
+    try:
+        source = open_source(data.path, "train", config.model.vocab_size, data.dtype)
+        print(compare_with_ngrams(result.bits_per_byte, source, held_out).table())
+    except ValueError as error:
+        print(f"  this model            {result.bits_per_byte:.4f} bits per byte")
+        print(f"n-gram models: not measured, because {error}")
     return 0
+
+
+def _newest(given: Path, kernels: Any) -> tuple[Path, int, Config, Transformer]:
+    """The newest complete checkpoint, its step, configuration and model; another one where it was rotated away meanwhile.
+
+    Raises ValueError when there is none: untrained weights are not reported.
+    """
+    from cktrain.config_file import load_config
+    from cktrain.foreign_file import read_json
+    from cktrain.launch.precision import choose_precision
+    from cktrain.nn.numerics import Numerics
+    from cktrain.report import State
+    from cktrain.saved_model import find_saved_model
+
+    while True:
+        saved = find_saved_model(given)
+        if saved.hugging_face:
+            raise ValueError(f"[report] {given} is a Hugging Face folder, no run. Give the folder of a run.")
+        try:
+            config = load_config(saved.path / "config.yaml")
+            config = config.model_copy(update={"model": saved.config})
+            state = read_json(
+                saved.path / "state.json", State, area="report", remedy="Give another checkpoint of the run."
+            )
+            precision = choose_precision(state.precision, [kernels.isa])
+            model, _ = saved.load(Numerics(kernels, precision), config.data.sequence_length)
+            return saved.path, state.step, config, model
+        except (ValueError, OSError):
+            if saved.path == given or saved.path.exists():
+                raise
+            print(f"{saved.path} was removed meanwhile; looking for a newer one", file=sys.stderr)

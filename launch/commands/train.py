@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 from cktrain.config import Config
 from cktrain.config_file import load_config
+from cktrain.launch import arguments
+from cktrain.launch.system_error import in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -35,7 +37,7 @@ stops them when rank 0 ends: the user reads one message. A rank that alone read 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain train`."""
-    parser.add_argument("config", help="YAML file of the run")
+    parser.add_argument("config", type=arguments.path, help="YAML file of the run")
     parser.add_argument(
         "--set",
         dest="overrides",
@@ -150,7 +152,9 @@ def _train(
             check_agreement(group, config, __version__, kernels.label)
             built = compose(config, group, threads)
         except (ValueError, MemoryError) as error:
-            problem = str(error)
+            problem = str(error) or "[memory] there is not enough"
+        except OSError as error:
+            problem = in_words(error)
         problem = _agree(problem, group)
     if problem:
         if group.rank == 0:

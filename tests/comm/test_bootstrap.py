@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from cktrain.comm.bootstrap import abort, init
-from cktrain.comm.errors import TransportUnavailableError
+from cktrain.comm.errors import RendezvousError, TransportUnavailableError
 from cktrain.comm.solo_group import SoloGroup
 
 
@@ -42,6 +42,41 @@ def test_missing_mpi_is_explained(monkeypatch, error):
     assert "rank 1: shm: " in message and "mpi: mpi4py does not load: " in message
     assert "\n" not in message
     assert list(caught.value.reasons) == [1]
+
+
+INTERACTIVE = {
+    "SLURM_JOB_ID": "test-interactive",
+    "SLURM_STEP_ID": "0",
+    "SLURM_PROCID": "0",
+    "SLURM_NODEID": "0",
+    "SLURM_LOCALID": "0",
+    "SLURM_STEP_NUM_TASKS": "4",
+    "SLURM_STEP_TASKS_PER_NODE": "4",
+    "SLURM_PTY_PORT": "40000",
+}
+
+
+def test_ranks_that_nobody_starts_are_told_at_once_and_by_whom(caplog):
+    """`srun --pty bash`, then a run in that shell: Slurm's variables say four tasks."""
+    with caplog.at_level("INFO", "cktrain.comm"), pytest.raises(RendezvousError) as caught:
+        init(environ={**INTERACTIVE, "WORLD_SIZE": "8", "RANK": "0"}, timeout_s=0.05)
+    said = caplog.messages[0]
+    assert "rank 0 of 4 by SLURM_PROCID and SLURM_STEP_NUM_TASKS: waiting up to 0.05 s for 3 others" in said
+    assert "not followed: RANK and WORLD_SIZE say rank 0 of 8" in said
+    assert "interactive" in said and "CKTRAIN_SIZE=1" in said
+    message = str(caught.value)
+    assert "local ranks 1, 2, 3 of 4 did not come" in message
+    assert "(rank 0 of 4 by SLURM_PROCID and SLURM_STEP_NUM_TASKS)" in message
+    assert message.endswith("if nobody started other ranks, set CKTRAIN_SIZE=1.")
+    assert isinstance(init(environ={**INTERACTIVE, "CKTRAIN_SIZE": "1"}), SoloGroup)
+
+
+@pytest.mark.parametrize("host", ["no-such-host.invalid", "a..b"])
+def test_an_address_that_leads_nowhere_is_named(host):
+    environ = {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": host, "MASTER_PORT": "29500"}
+    with pytest.raises(RendezvousError, match="rank 1 of 2 by RANK and WORLD_SIZE") as caught:
+        init(transport="tcp", environ=environ, timeout_s=0.05)
+    assert repr(host) in str(caught.value) or host in str(caught.value)
 
 
 def test_abort_flushes_and_exits():

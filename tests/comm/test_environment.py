@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from cktrain.comm.environment import (
@@ -80,6 +82,79 @@ def test_slurm_batch_script_is_no_task(step):
 def test_contradictions_are_named(environ, words):
     with pytest.raises(RendezvousError, match=words):
         read_process_environment(environ)
+
+
+ELASTIC = {**TORCHRUN, "TORCHELASTIC_RUN_ID": "none"}
+
+
+@pytest.mark.parametrize(
+    ("environ", "expected", "note"),
+    [
+        ({"CKTRAIN_SIZE": "1"}, ProcessEnvironment(0, 1, 0, 1, "cktrain"), ""),
+        ({**SRUN, **OPENMPI, "CKTRAIN_SIZE": "1"}, ProcessEnvironment(0, 1, 0, 1, "cktrain"), ""),
+        ({**SRUN, **OPENMPI, **CKTRAIN}, ProcessEnvironment(2, 3, 0, 1, "cktrain"), ""),
+        # torchrun, which srun or mpirun has started once per node, started this process
+        ({**SRUN, **ELASTIC}, ProcessEnvironment(1, 2, 1, 2, "torchrun"), "SLURM_PROCID and .* say rank 6 of 7"),
+        ({**OPENMPI, **ELASTIC}, ProcessEnvironment(1, 2, 1, 2, "torchrun"), "OMPI_COMM_WORLD_RANK .* rank 5 of 8"),
+        ({"PMIX_RANK": "4", **ELASTIC}, ProcessEnvironment(1, 2, 1, 2, "torchrun"), ""),
+        # somebody exported torchrun's variables in a job script
+        ({**SRUN, "RANK": "6", "WORLD_SIZE": "7"}, ProcessEnvironment(6, 7, 2, 3, "slurm"), ""),
+        ({**SRUN, **TORCHRUN}, ProcessEnvironment(6, 7, 2, 3, "slurm"), "^RANK and WORLD_SIZE say rank 1 of 2$"),
+        ({**OPENMPI, **SRUN}, ProcessEnvironment(5, 8, 1, 4, "openmpi"), "SLURM_PROCID .* rank 6 of 7"),
+        ({**HYDRA, **OPENMPI}, ProcessEnvironment(5, 8, 1, 4, "openmpi"), "PMI_RANK and PMI_SIZE say rank 3 of 4"),
+        # what nobody follows may be wrong
+        ({**OPENMPI, "RANK": "x", "WORLD_SIZE": "y"}, ProcessEnvironment(5, 8, 1, 4, "openmpi"), ""),
+        ({**OPENMPI, "RANK": "1"}, ProcessEnvironment(5, 8, 1, 4, "openmpi"), ""),
+        ({"WORLD_SIZE": "1"}, ProcessEnvironment(), ""),
+        ({"RANK": " 1 ", "WORLD_SIZE": "+2"}, ProcessEnvironment(1, 2, None, None, "torchrun"), ""),
+    ],
+)  # fmt: skip
+def test_one_launcher_is_followed_and_others_are_told(environ, expected, note):
+    found = read_process_environment(environ)
+    assert found == expected
+    assert re.search(note, found.note) if note else not found.note
+
+
+@pytest.mark.parametrize(
+    ("environ", "words"),
+    [
+        ({"RANK": "1"}, "RANK='1' is set and WORLD_SIZE is not.* to run alone set CKTRAIN_SIZE=1"),
+        ({"RANK": "0"}, "RANK='0' is set and WORLD_SIZE is not"),
+        ({"WORLD_SIZE": "4"}, "WORLD_SIZE='4' is set and RANK is not"),
+        ({"PMI_SIZE": "2"}, "PMI_SIZE='2' is set and PMI_RANK is not"),
+        ({"OMPI_COMM_WORLD_RANK": "0"}, "OMPI_COMM_WORLD_SIZE is not"),
+        ({"CKTRAIN_RANK": "0"}, "CKTRAIN_RANK='0' is set and CKTRAIN_SIZE is not"),
+        ({**SRUN, "CKTRAIN_SIZE": "4"}, "CKTRAIN_SIZE='4' is set and CKTRAIN_RANK is not"),
+        ({"RANK": "", "WORLD_SIZE": "2"}, "RANK='' is not a number. Unset RANK"),
+        ({"RANK": "1.0", "WORLD_SIZE": "2"}, "RANK='1.0' is not a number"),
+        ({"RANK": "1_0", "WORLD_SIZE": "20"}, "RANK='1_0' is not a number"),
+        ({"RANK": "²", "WORLD_SIZE": "20"}, "RANK='²' is not a number"),
+        ({"RANK": "9" * 5000, "WORLD_SIZE": "20"}, "is not a number"),
+        ({**SRUN, "SLURM_PROCID": "x"}, "SLURM_PROCID='x' is not a number"),
+        ({**SRUN, "SLURM_STEP_ID": ""}, "SLURM_STEP_ID='' is not a number"),
+        ({**TORCHRUN, "LOCAL_RANK": "x"}, "LOCAL_RANK='x' is not a number"),
+        ({"RANK": "0", "WORLD_SIZE": "2", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "4"}, "4 ranks on this node of 2 in all"),
+        ({**SRUN, "SLURM_PROCID": "7"}, "SLURM_PROCID and SLURM_STEP_NUM_TASKS. gives rank 7 of size 7"),
+    ],
+)  # fmt: skip
+def test_what_makes_no_sense_is_refused_with_its_variables(environ, words):
+    with pytest.raises(RendezvousError, match=words):
+        read_process_environment(environ)
+
+
+@pytest.mark.parametrize(
+    "master",
+    [
+        {"MASTER_ADDR": "h"}, {"MASTER_PORT": "29500"}, {"MASTER_ADDR": "h", "MASTER_PORT": "http"},
+        {"MASTER_ADDR": "h", "MASTER_PORT": "²"}, {"MASTER_ADDR": "h", "MASTER_PORT": "70000"},
+        {"MASTER_ADDR": "h", "MASTER_PORT": ""}, {"MASTER_ADDR": "h", "MASTER_PORT": "0"},
+        {"MASTER_ADDR": "h", "MASTER_PORT": "65535", "TORCHELASTIC_USE_AGENT_STORE": "True"},
+    ],
+)  # fmt: skip
+def test_a_master_that_is_no_address_is_named(master):
+    with pytest.raises(RendezvousError, match=r"MASTER_ADDR=.* and MASTER_PORT=.* are no host and port"):
+        meeting_address({**TORCHRUN, **master})
+    assert meeting_address({**SRUN, **master}) is None  # another program's
 
 
 @pytest.mark.parametrize(

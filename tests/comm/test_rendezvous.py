@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import importlib
 import os
 import re
 import socket
@@ -337,3 +338,18 @@ def test_ranks_with_a_secret_file(tmp_path):
     assert [end.status for end in ends] == [0, 0], ends
     for end in [refused, *ends]:
         assert SECRET.decode() not in end.output and SECRET[::-1].decode() not in end.output
+
+
+@pytest.mark.parametrize("module", ["rendezvous", "node"])
+@pytest.mark.parametrize("text", ["[" * 200_000, '{"a": ' * 100_000, "", "\x00", "NaN}", "\xff"])
+def test_a_message_that_is_no_message_is_a_value_error(module, text):
+    """What the door catches; a RecursionError would end the listener."""
+    receive = importlib.import_module(f"cktrain.comm.{module}")._receive
+    here, there = socket.socketpair()
+    with here, there:
+        data = text.encode("latin-1")
+        writer = threading.Thread(target=here.sendall, args=(struct.pack("<I", len(data)) + data,))
+        writer.start()
+        with pytest.raises(ValueError):
+            receive(there)
+        writer.join()

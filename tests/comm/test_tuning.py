@@ -65,17 +65,44 @@ def test_what_must_be_canonical_takes_the_canonical_entry():
         (("all_reduce", [[None, "ring"]]), "all_reduce_canonical is missing"),
         (("all_reduce_canonical", [[None, "ring"]]), "'ring' is not one of"),
         (("barrier", [[None, "direct"]]), "no operation that has algorithms"),
+        ("", r"table\.json is empty"),
+        ("\n", r"table\.json is empty"),
+        ("[]", r"table\.json: the table of algorithms cannot be used"),
+        ("null", "cannot be used"),
+        ("[" * 99999, "cannot be used"),
+        ('{"version": 1}', "it has no 'entries'"),
+        ('{"version": 1, "entries": {"a": 1}}', "cannot be used"),
+        (
+            '{"version": 1, "entries": [{"transport": "tcp", "nodes": 1, "ranks": 1e999, "table": {}}]}',
+            "entry",
+        ),
+        (
+            '{"version": 1, "entries": [{"transport": "tcp", "nodes": true, "ranks": 2, "table": {}}]}',
+            "entry",
+        ),
+        ('{"version": 1, "entries": [{"transport": "tcp", "nodes": "1", "ranks": 2, "table": {}}]}', "entry"),
+        (
+            '{"version": 1, "entries": [{"transport": "tcp", "nodes": 1, "ranks": 2, "table": []}]}',
+            "cannot be used",
+        ),
+        (("all_reduce", 5), "cannot be used"),
+        (("all_reduce", [["x", "direct"], [None, "direct"]]), "cannot be used"),
+        (b"\xff\xfe{", "it is not UTF-8 text"),
+        (b" " * 300_000, "more than the 262,144 bytes"),
     ],
 )
 def test_a_file_that_makes_no_sense_is_refused(tmp_path, text, words):
     if isinstance(text, tuple):
         entry = {"transport": "tcp", "nodes": 1, "ranks": 2, "table": {text[0]: text[1]}}
         text = json.dumps({"version": 1, "entries": [entry]})
-    (tmp_path / "table.json").write_text(text)
+    (tmp_path / "table.json").write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=words):
         read_tables(tmp_path / "table.json")
     with pytest.raises(ValueError, match=r"comm\.table: .*missing"):
         read_tables(tmp_path / "missing.json")
+    for odd in (tmp_path, "/dev/zero", f"{tmp_path}/nul\0"):
+        with pytest.raises(ValueError, match=r"^\[comm\] comm\.table: "):
+            read_tables(odd)
 
 
 def test_ranks_tune_and_then_use_the_table(tmp_path):

@@ -416,6 +416,30 @@ def test_blas_variables_of_the_user_are_kept():
     assert got["variables"][1:] == ["2", "1"]
 
 
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({}, []),
+        ({"OMP_NUM_THREADS": "2"}, []),
+        ({"OMP_NUM_THREADS": "1"}, ["OMP_NUM_THREADS was 1 and is now 2."]),
+        ({"OMP_NUM_THREADS": "16"}, ["OMP_NUM_THREADS was 16 and is now 2. Set launch.threads to choose."]),
+        ({"OMP_NUM_THREADS": "4,2"}, ["OMP_NUM_THREADS was 4,2 and is now 2. Set launch.threads to choose."]),
+        ({"OMP_NUM_THREADS": ""}, ["OMP_NUM_THREADS was '' and is now 2. Set launch.threads to choose."]),
+        ({"MKL_NUM_THREADS": "8"}, ["warning: MKL_NUM_THREADS is 8 and was kept"]),
+        ({"OPENBLAS_NUM_THREADS": "8", "MKL_NUM_THREADS": "1"}, ["warning: OPENBLAS_NUM_THREADS is 8 and was kept"]),
+        ({"GOMP_CPU_AFFINITY": "0-3"}, ["GOMP_CPU_AFFINITY places the threads of OpenMP libraries alone"]),
+        ({"OMP_PLACES": "cores", "KMP_AFFINITY": "compact"}, ["OMP_PLACES, KMP_AFFINITY place the threads"]),
+    ],
+)  # fmt: skip
+def test_every_variable_that_is_replaced_kept_or_without_effect_is_said(environ, said):
+    from cktrain.launch.bind import _set_thread_variables
+
+    lines = _set_thread_variables(2, environ)
+    assert len(lines) == len(said)
+    assert all(line.startswith(start) for line, start in zip(lines, said, strict=True))
+    assert environ["OMP_NUM_THREADS"] == "2"
+
+
 def test_unreadable_topology_leaves_the_process_unpinned(tmp_path):
     mask = sorted(os.sched_getaffinity(0))
     got = bind_in_a_process(mask, {"sysfs": str(tmp_path)})

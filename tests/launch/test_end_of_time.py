@@ -15,9 +15,10 @@ def test_a_margin_before_the_end():
     assert stop_time({}, 120) is None
 
 
-def test_no_number():
-    with pytest.raises(ValueError, match="SLURM_JOB_END_TIME='soon' is not a number"):
-        stop_time({"SLURM_JOB_END_TIME": "soon"}, 0)
+@pytest.mark.parametrize("told", ["soon", "nan", "inf", "-1", "1e999", "0"])
+def test_no_number(told):
+    with pytest.raises(ValueError, match=f"SLURM_JOB_END_TIME='{told}' is not a number"):
+        stop_time({"SLURM_JOB_END_TIME": told}, 0)
 
 
 def test_the_clock_raises_the_flag():

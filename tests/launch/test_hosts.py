@@ -23,7 +23,24 @@ def test_hosts(text, hosts):
     assert parse_hosts(text) == hosts
 
 
-@pytest.mark.parametrize("text", ["", "a,", ":2", "a:", "a:0", "a:x", "a:-1", "-oProxyCommand=x:1"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "a,",
+        ":2",
+        "a:",
+        "a:0",
+        "a:x",
+        "a:-1",
+        "-oProxyCommand=x:1",
+        "a:²",
+        "a:1_0",
+        "a:99999999",
+        "a b:1",
+        "a\n:1",
+    ],
+)
 def test_what_is_no_host(text):
     with pytest.raises(ValueError, match="is not NAME or NAME:RANKS"):
         parse_hosts(text)

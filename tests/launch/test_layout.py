@@ -95,9 +95,9 @@ def test_this_machine(capsys):
 @pytest.mark.parametrize(
     "text, complaint",
     [
-        ("hosts: []", "hosts: List should have at least 1 item"),
-        ("hosts: [{name: a, cores_per_node: 4, coers: 1}]", "hosts.0.coers: Extra inputs"),
-        ("hosts: [{name: a}]", "hosts.0.cores_per_node: Field required"),
+        ("hosts: []", "hosts: list should have at least 1 item"),
+        ("hosts: [{name: a, cores_per_node: 4, coers: 1}]", "hosts.0.coers: extra inputs"),
+        ("hosts: [{name: a}]", "hosts.0.cores_per_node: field required"),
         (
             "hosts: [{name: a, cores_per_node: 4, nics: [{name: m, node: 1}]}]",
             "m is on node 1, and the nodes are 0 to 0",
@@ -106,6 +106,15 @@ def test_this_machine(capsys):
         ("hosts: [{name: a, cores_per_node: 4, hidden_cpus: x}]", "hosts.0"),
         ("hosts: [", "expected the node content"),
         ("- 1", "the file"),
+        ("", "the file"),
+        ("hosts: [{name: a, cores_per_node: 4, hidden_cpus: 0-99999999999}]", "is no list of CPUs"),
+        ("hosts: [{name: a, cores_per_node: 4, hidden_cpus: 3-1}]", "'3-1' is no list of CPUs"),
+        ("hosts: [{name: a, cores_per_node: 1000000000}]", "more than the 8,192 CPUs"),
+        ("hosts: [{name: a, cores_per_node: 4, count: 1000000000}]", "less than or equal to 65536"),
+        ("hosts: [{name: a, cores_per_node: 4.0}]", "valid integer, found 4.0"),
+        ("hosts: &a [*a]", "nested deeper"),
+        ("hosts: [{name: a, name: b}]", "the key stands twice"),
+        ("\thosts: 1", "Indent with spaces"),
     ],
 )
 def test_bad_descriptions_are_named(tmp_path, text, complaint):
@@ -119,8 +128,9 @@ def test_bad_descriptions_are_named(tmp_path, text, complaint):
 @pytest.mark.parametrize(
     "options, complaint",
     [
-        (["-n", "0", "train", "x"], "-n 0. Give 1 or more"),
         (["-n", "2"], "no command"),
+        (["--env", "NOT_SET_HERE", "train", "x"], "--env NOT_SET_HERE: no variable of this name is set here"),
+        (["--env", "A=1", "train", "x"], "--env A=1: no variable of this name is set here"),
         (["--topology", "x.yaml", "train", "x"], "Add --dry-run"),
         (["--hosts", "a:0", "train"], "train"),
         (["--dry-run", "--hosts", "a:0"], "'a:0' is not NAME or NAME:RANKS"),

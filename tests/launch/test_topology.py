@@ -17,6 +17,12 @@ def test_cpulist(text, cpus):
     assert parse_cpulist(text) == cpus
 
 
+@pytest.mark.parametrize("text", ["x", "1-", "-1", "3-1", "0-99999999999", "²", "0x3", "1 2", "0-3-5"])
+def test_what_is_no_cpulist(text):
+    with pytest.raises(ValueError, match="is no list of CPUs"):
+        parse_cpulist(text)
+
+
 @given(st.sets(st.integers(0, 300)))
 def test_cpulist_round_trip(cpus):
     assert parse_cpulist(format_cpulist(cpus)) == sorted(cpus)

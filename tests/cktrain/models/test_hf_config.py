@@ -205,7 +205,7 @@ def test_windows_of_qwen(tmp_path):
             {"num_key_value_heads": 3},
             "num_attention_heads 4 is not a multiple of num_key_value_heads 3",
         ),
-        (LLAMA, {"hidden_size": "24"}, "hidden_size: Input should be a valid integer"),
+        (LLAMA, {"hidden_size": "24"}, "hidden_size: input should be a valid integer"),
         (
             {**LLAMA, "model_type": "qwen2"},
             {"num_key_value_heads": 4, "layer_types": ["sliding_attention"] * 3},
@@ -221,7 +221,7 @@ def test_what_would_change_results_is_refused(tmp_path, base, keys, message):
 
 
 def test_no_folder_and_no_json(tmp_path):
-    with pytest.raises(ValueError, match=r"cannot read .*config\.json: No such file"):
+    with pytest.raises(ValueError, match=r"config\.json: it cannot be read: No such file"):
         read_model_config(tmp_path / "nothing")
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="not valid JSON"):
@@ -290,3 +290,68 @@ def test_resolve_model(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(LLAMA))
     config, folder = resolve_model(ModelConfig(from_pretrained=str(tmp_path)))
     assert (config.hidden_size, folder) == (24, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ({"model_type": ["llama"]}, r"model_type \['llama'\] is not supported"),
+        ({"model_type": None}, "model_type None is not supported"),
+        ({"model_type": {"a": 1}}, "model_type {'a': 1} is not supported"),
+        ({"hidden_size": 24.0}, "hidden_size: .*integer, found 24.0"),
+        ({"hidden_size": True}, "hidden_size: .*integer, found True"),
+        ({"hidden_size": [24]}, r"hidden_size: .*integer, found \[24\]"),
+        ({"vocab_size": None}, "vocab_size is missing"),
+        ({"vocab_size": 0}, "vocab_size: .*greater than 0"),
+        ({"vocab_size": 10**18}, "vocab_size: .*more than 2"),
+        ({"num_hidden_layers": "3"}, "num_hidden_layers.*'3'"),
+        ({"num_hidden_layers": {}}, "num_hidden_layers"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers"),
+        ({"num_key_value_heads": 0}, "num_key_value_heads: .*greater than 0"),
+        ({"head_dim": "6"}, "head_dim: .*integer"),
+        ({"rms_norm_eps": "1e-6"}, "rms_norm_eps: .*number, found '1e-6'"),
+        ({"rms_norm_eps": [1e-6]}, "rms_norm_eps: .*number"),
+        ({"rms_norm_eps": -1.0}, "rms_norm_eps: .*greater than 0"),
+        ({"rms_norm_eps": True}, "rms_norm_eps: .*number, found True"),
+        ({"rope_theta": 0}, "rope_theta: .*greater than 0"),
+        ({"rope_theta": -1e4}, "rope_theta: .*greater than 0"),
+        ({"rope_theta": {}}, "rope_theta: .*number"),
+        ({"rope_theta": 1e300}, "rope_theta: .*infinite in fp32"),
+        ({"initializer_range": "0.02"}, "initializer_range: .*number"),
+        ({"initializer_range": {}}, "initializer_range: .*number"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings: .*boolean, found 'false'"),
+        ({"attention_bias": "no"}, "attention_bias: .*boolean"),
+        ({"mlp_bias": 1}, "mlp_bias: .*boolean"),
+        ({"hidden_act": ["silu"]}, "hidden_act"),
+        ({"rope_scaling": "linear"}, "rope_scaling is 'linear'. One mapping"),
+        ({"rope_scaling": [1]}, r"rope_scaling is \[1\]. One mapping"),
+        ({"rope_scaling": False}, "rope_scaling is False. One mapping"),
+        ({"rope_parameters": 3}, "rope_parameters is 3. One mapping"),
+        ({"rope_scaling": {"type": "linear", "factor": "2"}}, "factor is '2'"),
+        ({"rope_scaling": {"type": "linear", "factor": -2}}, "factor is -2"),
+        ({"rope_scaling": {"type": ["linear"]}}, "rope_type is"),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, "low_freq_factor is None"),
+        ({"layer_types": "full_attention"}, "layer_types is 'full_attention', a list"),
+        ({"layer_types": [1, 2]}, "layer_types is .*, a list of names"),
+        ({"layer_types": [["a"]]}, "layer_types is .*, a list of names"),
+        ({"model_type": "qwen2", "max_window_layers": "2", "use_sliding_window": True}, "max_window_layers is '2'"),
+        ({"model_type": "qwen2", "use_sliding_window": "false"}, "use_sliding_window is 'false'"),
+        ({"model_type": "mistral", "sliding_window": "9"}, "sliding_window: .*integer"),
+        ({"model_type": "mistral", "sliding_window": -1}, "sliding_window: .*greater than 0"),
+        ({"text_config": {"hidden_size": 24}}, "text_config is .*not supported"),
+        ({"quantization_config": "fp8"}, "quantization_config is 'fp8'"),
+    ],
+)  # fmt: skip
+def test_odd_types_and_numbers_are_refused_by_key(tmp_path, keys, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        read(tmp_path, {**LLAMA, "num_key_value_heads": 4} | keys)
+    assert "config.json" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "null", "3", '"llama"', '{"a": NaN}', '{"a": 1, "a": 2}', "[" * 99999, "", "\x00"]
+)
+def test_json_that_is_no_config(tmp_path, text):
+    (tmp_path / "config.json").write_text(text)
+    with pytest.raises(ValueError, match=r"^\[hugging_face\] .*config\.json: "):
+        read_model_config(tmp_path)

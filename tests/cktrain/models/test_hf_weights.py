@@ -12,6 +12,7 @@ from safetensors.numpy import load_file, save_file
 
 from cktrain.models.hf_weights import check_weights, hf_tensors, load_weights
 from cktrain.models.hugging_face import read_model_config
+from cktrain.safetensors_file import read_header
 
 Q = "model.layers.1.self_attn.q_proj.weight"
 
@@ -186,7 +187,7 @@ def truncate(path):
             r"model\.safetensors: .* ends at byte [\d,]+ and the file has [\d,]+",
         ),
         (lambda f: (f / "model.safetensors").write_bytes(b"{}"), "2 bytes do not hold the header"),
-        (lambda f: (f / "model.safetensors").write_bytes(b"\2" + b"\0" * 7 + b"{]"), "header is damaged"),
+        (lambda f: (f / "model.safetensors").write_bytes(b"\2" + b"\0" * 7 + b"{]"), "The header is damaged"),
         (
             lambda f: (f / "model.safetensors").unlink(),
             r"has no model\.safetensors and no model\.safetensors\.index\.json",
@@ -219,5 +220,70 @@ def test_an_index_must_match_its_shards(saved, small_params):
         with pytest.raises(ValueError, match=message):
             load_weights(folder, params)
     index.write_text("[]")
-    with pytest.raises(ValueError, match="no index of weights"):
+    with pytest.raises(ValueError, match="It is no index of weights"):
+        load_weights(folder, params)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ("{}", "weight_map: field required"),
+        ("", "it is empty"),
+        ("null", "found None"),
+        ('{"weight_map": []}', "weight_map: input should be a valid dictionary"),
+        ('{"weight_map": {"a": 1}}', "weight_map.a: input should be a valid string, found 1"),
+        ('{"weight_map": {"a": null}}', "weight_map.a: .*found None"),
+        ('{"weight_map": {"a": "../a.safetensors"}}', "its file '../a.safetensors' is not in the folder"),
+        ('{"weight_map": {"a": "/etc/passwd"}}', "its file '/etc/passwd' is not in the folder"),
+        ('{"weight_map": {"a": ".."}}', r"its file '\.\.' is not in the folder"),
+        ('{"weight_map": {"a": ""}}', "its file '' is not in the folder"),
+        ('{"weight_map": {"a": "x\\u0000"}}', "is not in the folder"),
+        ('{"weight_map": {"a": "' + "x" * 300 + '"}}', "is not in the folder"),
+        ('{"weight_map": {"a": "a", "a": "b"}}', "'a' stands twice"),
+        ("\x00", "a binary file"),
+    ],
+)  # fmt: skip
+def test_odd_indexes_are_named(saved, small_params, index, message):
+    folder, _ = saved()
+    params = small_params(read_model_config(folder))
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ValueError, match=r"^\[hugging_face\] .*index\.json: .*" + message):
+        load_weights(folder, params)
+
+
+@pytest.mark.parametrize(
+    ("header", "message"),
+    [
+        ("[]", "valid dictionary"), ("null", "valid dictionary"), ("", "it is empty"), ('{"a": 1}', "a: .*dictionary"),
+        ('{"a": {}}', "a.dtype: field required"),
+        ('{"a": {"dtype": "F32", "shape": 3, "data_offsets": [0, 4]}}', "a.shape: .*list, found 3"),
+        ('{"a": {"dtype": "F32", "shape": [1.0], "data_offsets": [0, 4]}}', r"a.shape.0: .*integer, found 1\.0"),
+        ('{"a": {"dtype": "F32", "shape": [-1], "data_offsets": [0, 4]}}', "a.shape.0: .*greater than or equal to 0"),
+        ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0]}}', "a.data_offsets: .*at least 2"),
+        ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [-4, 0]}}', "a.data_offsets.0: .*greater than"),
+        ('{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 4]}}', "a has 4 bytes for F32"),
+        ('{"a": {"dtype": 32, "shape": [1], "data_offsets": [0, 4]}}', "a.dtype: .*string, found 32"),
+        ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": {}}', "'a' stands twice"),
+        ('{"a": ' * 9999, "nested too deeply"),
+    ],
+)  # fmt: skip
+def test_odd_headers_are_named(tmp_path, header, message):
+    file = tmp_path / "model.safetensors"
+    file.write_bytes(len(header).to_bytes(8, "little") + header.encode() + bytes(8))
+    with pytest.raises(ValueError, match=r"^\[safetensors\] .*model\.safetensors: .*" + message):
+        read_header(file)
+
+
+def test_a_weight_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, saved, small_params):
+    with pytest.raises(ValueError, match="Is a directory"):
+        read_header(tmp_path)
+    folder, _ = saved()
+    params = small_params(read_model_config(folder))
+
+    def broken(*_, **__):
+        raise OSError(5, "Input/output error")
+
+    monkeypatch.setattr(np, "fromfile", broken)
+    with pytest.raises(ValueError, match=r"model\.safetensors: .* cannot be read: Input/output error"):
         load_weights(folder, params)
