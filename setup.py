@@ -3,11 +3,18 @@
 The folders cython_kernels/, comm/ and launch/ at the root are imported as cktrain.cython_kernels,
 cktrain.comm and cktrain.launch. Each instruction set is a module of its own, compiled with its own flags;
 one that the compiler does not know is left out, and the build records it.
+
+A module is compiled once: it is kept in build/modules under a checksum of all that it is made of (generated C, sources,
+headers, flags, compiler, Python, numpy), and every later build that comes to the same checksum takes it from there.
+CKTRAIN_BUILT names another folder for that, so that several trees share one.
 """
 
+import hashlib
 import os
 import re
+import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -50,6 +57,11 @@ COMM_SOURCES = {
         "reduce",
     ]
 }
+
+# The comment in which Cython says for which paths it generated a file.
+GENERATED_FOR = re.compile(rb"/\* BEGIN: Cython Metadata.*?END: Cython Metadata \*/", re.DOTALL)
+# How many builds of a module are kept: one comes back with a branch.
+KEPT = 6
 
 THEMES = [
     "linear",
@@ -180,7 +192,46 @@ class BuildExtensions(build_ext):
         for extension, with_c in zip(self.extensions, cythonized, strict=True):
             extension.sources = with_c.sources
         self.parallel = self.parallel or workers
+        self.kept = Path(os.environ.get("CKTRAIN_BUILT") or "build/modules")
+        self.kept.mkdir(parents=True, exist_ok=True)
         super().build_extensions()
+        for extension in self.extensions:
+            made = sorted(self.kept.glob(f"{extension.name}-*"), key=lambda path: path.stat().st_mtime)
+            for old in made[:-KEPT]:
+                old.unlink(missing_ok=True)
+
+    def build_extension(self, extension: Extension) -> None:
+        """Compile a module, or take the one that was made of the same."""
+        wanted = Path(self.get_ext_fullpath(extension.name))
+        kept = self.kept / f"{extension.name}-{self.checksum(extension)}{wanted.suffix}"
+        if kept.exists() and not self.force:
+            wanted.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(kept, wanted)
+            wanted.chmod(0o755)
+            kept.touch()
+            return
+        super().build_extension(extension)
+        # Another build may read it at once: it appears whole.
+        with tempfile.NamedTemporaryFile(dir=self.kept, delete=False) as unfinished:
+            unfinished.write(wanted.read_bytes())
+        Path(unfinished.name).rename(kept)
+
+    def checksum(self, extension: Extension) -> str:
+        """Of all that makes the module what it is, but for the system's own headers. No path is in it."""
+        import numpy
+
+        with_numpy = numpy.get_include() in extension.include_dirs
+        made = hashlib.sha256()
+        for what in (
+            (sys.version, numpy.__version__ if with_numpy else "", self.compiler_version()),
+            (self.compiler.compiler_so, self.compiler.linker_so),
+            (extension.define_macros, extension.extra_compile_args),
+            (extension.extra_link_args, extension.libraries),
+        ):
+            made.update(repr(what).encode())
+        for path in sorted({*extension.sources, *extension.depends}):
+            made.update(GENERATED_FOR.sub(b"", Path(path).read_bytes()))
+        return made.hexdigest()[:20]
 
     def compiles_with(self, flags: list[str]) -> bool:
         """Whether the compiler takes the flags."""
@@ -195,7 +246,7 @@ class BuildExtensions(build_ext):
 
     def compiler_version(self) -> str:
         """The first line of `cc --version`, without quotes."""
-        words = self.compiler.compiler[:1]
+        words = [word for word in self.compiler.compiler if not word.startswith("-")]
         out = subprocess.run([*words, "--version"], capture_output=True, text=True, check=False).stdout
         return (out.splitlines() or [words[0]])[0].replace('"', "").replace("\\", "")
 

@@ -2,11 +2,16 @@
 
 import os
 import shutil
+import sys
 import sysconfig
 from collections.abc import Callable
+from pathlib import Path
 
 import hypothesis
 import pytest
+
+# Tests of all folders share machine_load.
+sys.path.insert(0, str(Path(__file__).parent))
 
 # A deadline per example measures the machine's load, not the code.
 hypothesis.settings.register_profile("cktrain", deadline=None)

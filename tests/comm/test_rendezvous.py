@@ -13,6 +13,7 @@ import threading
 import time
 
 import job
+import machine_load
 import pytest
 
 from cktrain.comm import _engine, rendezvous
@@ -154,7 +155,8 @@ def test_silent_strangers_hold_up_nobody():
     began = time.monotonic()
     assert not isinstance(meeting.add(1, 2), RendezvousError)
     assert len(meeting.wait()[0].members) == 2
-    assert time.monotonic() - began < 4  # below the 5 s that a single one may take to answer
+    # Below the 5 s that a single one may take to answer, on a machine without other work.
+    assert time.monotonic() - began < 4 * machine_load.stretch()
     for stranger in strangers:
         stranger.close()
     meeting.close()

@@ -89,7 +89,7 @@ def test_killed_rank_is_named_by_all(kind, lost):
         if rank != lost:
             assert end.status == 1, end.output
             assert f": lost rank {lost} on {socket.gethostname()} (" in end.output, end.output
-            assert end.at - since < KILLED_S, f"rank {rank} took {end.at - since:.1f} s"
+            assert end.at - since < KILLED_S + job.slack_s(), f"rank {rank} took {end.at - since:.1f} s"
 
 
 @pytest.mark.parametrize(
@@ -129,7 +129,7 @@ def test_stopped_rank_is_a_warning_and_a_timeout_that_name_it():
         ranks.signal(3, signal.SIGKILL)
         ends = ranks.ends(5)
     assert [end.status for end in ends] == [1, 1, 1, -signal.SIGKILL], ends
-    assert 3.5 < took < 5.5
+    assert 3.5 < took < 4 + job.slack_s()
     both = [end.output for end in ends[1:3]]
     assert all(
         re.search(r"waits in all_reduce\(float32\[10\], sum\) on group world for rank 3 on", x) for x in both

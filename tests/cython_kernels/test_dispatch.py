@@ -2,7 +2,6 @@
 
 import inspect
 import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -201,8 +200,7 @@ def test_the_door_refuses(name: str) -> None:
     assert message.startswith("[kernels.") and words in message and message.endswith(".")
 
 
-def test_a_call_allocates_nothing_and_is_short() -> None:
-    """At most 2 µs between Python and the kernel: the best of many runs, so that load cannot fail it."""
+def test_a_call_allocates_nothing() -> None:
     kernels = cython_kernels.load()
     x, y, w, rstd = f32(1, 8), f32(1, 8), f32(8, 8), f32(1)
 
@@ -216,9 +214,3 @@ def test_a_call_allocates_nothing_and_is_short() -> None:
     blocks = sys.getallocatedblocks()
     calls(1000)
     assert abs(sys.getallocatedblocks() - blocks) < 10
-    times = []
-    for _ in range(300):
-        start = time.perf_counter()
-        calls(10)
-        times.append((time.perf_counter() - start) / 30)
-    assert min(times) < 2e-6

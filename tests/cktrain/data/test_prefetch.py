@@ -73,14 +73,22 @@ def test_an_exception_is_raised_at_its_step_in_the_caller():
 
 
 def test_waiting_is_measured():
-    prefetcher = Prefetcher(lambda step: time.sleep(0.05) or step, depth=1)
+    made = [threading.Event() for _ in range(5)]
+
+    def compute(step):
+        time.sleep(0.2)
+        made[step].set()
+        return step
+
+    prefetcher = Prefetcher(compute, depth=1)
     assert prefetcher.wait_seconds == 0
     prefetcher.get(1)
-    assert 0.04 < prefetcher.wait_seconds < 5
+    assert prefetcher.wait_seconds > 0.15
     before = prefetcher.wait_seconds
-    time.sleep(0.5)  # step 2 is made meanwhile
+    made[2].wait()
+    time.sleep(0.05)  # it is handed over
     prefetcher.get(2)
-    assert prefetcher.wait_seconds - before < 0.05
+    assert prefetcher.wait_seconds - before < 0.15
     prefetcher.close()
 
 
