@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import guest
+import providers
 import pytest
 from guest import Machine
 
@@ -17,7 +18,6 @@ pytestmark = pytest.mark.guest
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = "tests/comm/rdma"
-SYSTEM_PACKAGES = Path("/usr/lib/python3/dist-packages")
 
 
 @pytest.fixture(scope="session")
@@ -25,13 +25,9 @@ def environment() -> Iterator[dict[str, str]]:
     """Variables of the tests in the guest: Python finds the system's pyverbs, and nothing else of the system's."""
     guest.setup()
     with tempfile.TemporaryDirectory() as link:
-        # Some tests run as a user without rights, who may not enter pytest's own folders.
-        Path(link).chmod(0o755)
-        (Path(link) / "pyverbs").symlink_to(SYSTEM_PACKAGES / "pyverbs")
-        paths = [link, *filter(None, [os.environ.get("PYTHONPATH")])]
         # Each plugin that loads costs seconds where Python is emulated.
         yield {
-            "PYTHONPATH": os.pathsep.join(paths),
+            **providers.variables(Path(link)),
             "PATH": os.environ["PATH"],  # with mpirun
             "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",
         }
