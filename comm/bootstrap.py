@@ -107,7 +107,7 @@ def init(
         device, gid_index, traffic_class: of RDMA (docs/rdma_setup.md); None: found, chosen by content, 0.
 
     Raises:
-        ValueError: unknown transport, or a deadline that is not above 0.
+        ValueError: unknown transport, a deadline that is not above 0, or, on all ranks, a table that rank 0 cannot read.
         RendezvousError: the launcher's variables contradict each other, or the MPI that mpi4py loads is not
             the one that started the ranks.
         TransportUnavailableError: a rank cannot use the transport, or any of them; every such rank and its reason.
@@ -120,7 +120,14 @@ def init(
     process = read_process_environment(environ)
     if process.size == 1:
         return SoloGroup("world", timeout_s)
-    tables = read_tables(table) if table and process.rank == 0 else Tables()
+    tables, problem = Tables(), ""
+    if table and process.rank == 0:
+        try:
+            tables = read_tables(table)
+        except (
+            ValueError
+        ) as error:  # the others hear of it when they have met, instead of waiting for this rank
+            problem = str(error)
     rdma = _Rdma(device, gid_index, traffic_class)
     options = _Options(
         process,
@@ -154,6 +161,9 @@ def init(
         )
     assert chosen is not None
     _self_test(group, chosen)
+    if told := group.broadcast_bytes(problem.encode(), root=0):
+        group.close()
+        raise ValueError(told.decode())
     _compare_tables(group)
     if group.rank == 0:
         why = (

@@ -103,8 +103,6 @@ def read_tables(path: str | os.PathLike[str]) -> Tables:
         raise ValueError(
             f"[comm] comm.table: {path} has more than the {MAX_BYTES:,} bytes that are read. {write_it}."
         )
-    if not text.strip():
-        raise ValueError(f"[comm] comm.table: {path} is empty. {write_it}, or leave the key out.")
     try:
         return Tables(text)
     except ValueError as error:

@@ -65,8 +65,7 @@ def test_what_must_be_canonical_takes_the_canonical_entry():
         (("all_reduce", [[None, "ring"]]), "all_reduce_canonical is missing"),
         (("all_reduce_canonical", [[None, "ring"]]), "'ring' is not one of"),
         (("barrier", [[None, "direct"]]), "no operation that has algorithms"),
-        ("", r"table\.json is empty"),
-        ("\n", r"table\.json is empty"),
+        ("\n", r"table\.json: the table of algorithms cannot be used"),
         ("[]", r"table\.json: the table of algorithms cannot be used"),
         ("null", "cannot be used"),
         ("[" * 99999, "cannot be used"),
@@ -105,6 +104,12 @@ def test_a_file_that_makes_no_sense_is_refused(tmp_path, text, words):
             read_tables(odd)
 
 
+def test_an_empty_file_is_no_table(tmp_path):
+    """A run that began without one keeps that."""
+    (tmp_path / "collectives.json").write_text("")
+    assert read_tables(tmp_path / "collectives.json") == Tables()
+
+
 def test_ranks_tune_and_then_use_the_table(tmp_path):
     """Rank 0 alone reads the file; all ranks then have its text, and the groups their entries."""
     file = tmp_path / "table.json"
@@ -133,3 +138,14 @@ def test_ranks_tune_and_then_use_the_table(tmp_path):
     assert [end.status for end in ends] == [0] * 4, [end.output for end in ends]
     assert len({end.output for end in ends}) == 1
     assert ends[0].output.strip() == f"tables: {Tables(file.read_text()).digest().hex()}"
+
+
+def test_a_table_that_rank_0_cannot_read_is_told_to_all(tmp_path):
+    file = tmp_path / "table.json"
+    file.write_text("{")
+    with job.start(
+        2, "rank_program.py", "show_tables", CKTRAIN_TEST_TRANSPORT="auto", CKTRAIN_TEST_TABLE=str(file)
+    ) as started:
+        ends = started.ends(30)
+    for end in ends:
+        assert end.status == 1 and f"{file}: the table of algorithms cannot be used" in end.output, end.output

@@ -40,7 +40,9 @@ def test_llm_c_s_header_is_not_trained(tmp_path, magic, version, ids, dtype, voc
     with pytest.raises(ValueError, match=r"header is llm\.c's for uint\d\d ids, and data\.dtype says"):
         open_source(path, vocab_size=vocab, dtype="uint32" if dtype == "<u2" else "uint16")
     os.truncate(path, path.stat().st_size - 100)
-    with pytest.raises(ValueError, match=r"header is llm\.c's, of version \d and 5,000 ids, and it holds 4,9"):
+    with pytest.raises(
+        ValueError, match=r"header is llm\.c's, of version \d and 5,000 ids, and it holds 4,9"
+    ):
         open_source(path, vocab_size=vocab)
 
 

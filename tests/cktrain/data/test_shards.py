@@ -201,9 +201,17 @@ def test_an_id_beyond_the_vocabulary_is_named_with_its_place(wrong):
         ({"splits": {"train": {"shards": []}}}, r"dataset\.json: splits\.validation"),
         ({"version": "1"}, r"dataset\.json: version"),
         ({"version": 99}, "format version 99, this cktrain reads up to 1"),
-        ({"splits": {"train": {"shards": [{"file": "../a.cktok"}]}, "validation": {"shards": []}}}, "no name in its folder"),
         (
-            {"splits": {"train": {"shards": [{"file": "a.cktok", "tokens": 3}]}, "validation": {"shards": []}}},
+            {"splits": {"train": {"shards": [{"file": "../a.cktok"}]}, "validation": {"shards": []}}},
+            "no name in its folder",
+        ),
+        (
+            {
+                "splits": {
+                    "train": {"shards": [{"file": "a.cktok", "tokens": 3}]},
+                    "validation": {"shards": []},
+                }
+            },
             r"a\.cktok: holds 2 tokens, and dataset\.json says 3",
         ),
         (
@@ -214,7 +222,10 @@ def test_an_id_beyond_the_vocabulary_is_named_with_its_place(wrong):
 )
 def test_a_summary_that_does_not_fit_is_named(tmp_path, change, message):
     write(tmp_path / "a.cktok", [1, 2])
-    good = {"version": 1, "splits": {"train": {"shards": [{"file": "a.cktok", "tokens": 2}]}, "validation": {"shards": []}}}
+    good = {
+        "version": 1,
+        "splits": {"train": {"shards": [{"file": "a.cktok", "tokens": 2}]}, "validation": {"shards": []}},
+    }
     (tmp_path / "dataset.json").write_text(json.dumps(good))
     assert len(open_source(tmp_path)) == 2
     (tmp_path / "dataset.json").write_text(json.dumps(good | change))
