@@ -109,6 +109,11 @@ def list_files(
             else:
                 found.files.append(path)
     found.files.sort(key=lambda path: path.relative_to(root).parts)
+    there = set(found.files)
+    for path in [path for path in found.files if path.suffix.lower() in PACKED_SUFFIXES]:
+        if path.with_suffix("") in there:
+            found.files.remove(path)
+            found.left_out.add("packed, and it lies beside it unpacked", path.relative_to(root).as_posix())
     return found
 
 

@@ -36,7 +36,7 @@ def bits_per_byte(
 ) -> float:
     """Bits per byte of text that the model of `order` needs for the validation tokens but the first.
 
-    Tokens are integers (any dtype, 1-D) in [0, vocab_size).
+    Tokens are integers (any dtype, 1-D) in [0, vocab_size); ValueError when one is not, or they are too few.
     """
     probabilities = token_probabilities(order, train_tokens, validation_tokens, vocab_size)
     return float(-np.log2(probabilities).sum() / validation_bytes)
@@ -49,10 +49,19 @@ def token_probabilities(
 
     At the start of the validation tokens, where fewer tokens precede, the context is as long as it can be.
     """
-    assert order >= 1 and len(train_tokens) >= order and len(validation_tokens) >= 2
+    assert order >= 1, order
+    if len(train_tokens) < order or len(validation_tokens) < 2:
+        raise ValueError(
+            f"[data.ngram] {len(train_tokens):,} training and {len(validation_tokens):,} validation tokens are too few "
+            f"for a {order}-gram model. Prepare more text."
+        )
     boundary = len(train_tokens)
     tokens = np.concatenate([train_tokens, validation_tokens]).astype(np.int64)
-    assert tokens.min() >= 0 and tokens.max() < vocab_size, "ids beyond the vocabulary"
+    if tokens.min() < 0 or tokens.max() >= vocab_size:
+        raise ValueError(
+            f"[data.ngram] token id {max(tokens.max(), -tokens.min()):,} is beyond the vocabulary of {vocab_size:,}: the "
+            "shards are damaged. Prepare the data again."
+        )
 
     # grams[k] (M) is the number of the k-gram that ends at each place; places before k - 1 hold no k-gram and
     # are never read. Grams that cross from training to validation are numbered, but not counted or looked up.

@@ -120,10 +120,14 @@ def _stopped(target: Target, corpus: Corpus, error: OSError) -> OSError:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(next(folder for folder in target.out.parents if folder.is_dir())).free
         room = f"; {free:,} bytes are free there now, and {corpus.bytes:,} bytes of text are to be encoded"
+    remedy = "Make room, or correct the path or its permissions, and run it again"
+    if error.errno == errno.EFBIG:
+        remedy = "Allow larger files (ulimit -f), or fewer tokens in each with --shard-tokens"
+    if error.errno in (errno.EMFILE, errno.ENFILE):
+        remedy = "Allow more open files (ulimit -n)"
     return OSError(
         error.errno,
-        f"[data.prepare] {target.name}: stopped ({error.strerror or error}) and nothing was kept{room}. "
-        "Make room, or correct the path or its permissions, and run it again",
+        f"[data.prepare] {target.name}: stopped ({error.strerror or error}) and nothing was kept{room}. {remedy}",
     )
 
 

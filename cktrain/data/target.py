@@ -82,8 +82,8 @@ class Target:
         try:
             self._clear()
             self.data.mkdir()
-            if self.out.exists():  # whoever may enter the old one may enter the new one
-                shutil.copymode(self.out, self.data)
+            if self.existing is not None:
+                self._try_to_move()
         except BaseException:
             self._give_up()
             raise
@@ -98,6 +98,8 @@ class Target:
         """Move what was written to OUT. What is there is checked again: preparing takes hours."""
         refuse_if_taken_over(self._workspace)
         self._check(self.existing is not None)
+        if self.out.exists():  # whoever may enter the old one may enter the new one
+            shutil.copymode(self.out, self.data)
         if self.existing is None:
             os.rename(self.data, self.out)
         else:
@@ -164,6 +166,18 @@ class Target:
         except FolderInUse:  # it is at work; whether that is in the way shows when something is to be written
             return
 
+    def _try_to_move(self) -> None:
+        """Do now what will be needed after hours: the system may forbid it (owner, mode, mount, layer of an image)."""
+        try:
+            os.rename(self.out, self._replaced)
+        except OSError as error:
+            raise ValueError(
+                f"[data.prepare] {self.name}: cannot be moved aside ({error.strerror}), which replacing it needs. "
+                "Correct its permissions, delete it yourself, or choose another folder."
+            ) from error
+        finally:
+            self._put_back()
+
     def _clear(self) -> None:
         """Remove what a killed process has left in the workspace."""
         strange = set(os.listdir(self._workspace)) - {LOCK_FILE, self.data.name, self._replaced.name}
@@ -181,6 +195,12 @@ class Target:
             who = f" ({self._lock.note})" if self._lock and self._lock.note else ""
             self._say(f"[data.prepare] {self.name}: removing what one that was killed has left{who}.")
         self._remove_parts()
+        for left in (self.data, self._replaced):
+            if left.exists():
+                raise ValueError(
+                    f"[data.prepare] {shown(left)}: is left from one that was killed and cannot be removed. Remove it "
+                    "yourself (on NFS: when the runs that read from it have ended)."
+                )
 
     def _remove_parts(self) -> None:
         shutil.rmtree(self.data, ignore_errors=True)

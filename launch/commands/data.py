@@ -32,8 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument(
         "--vocab-size",
         type=arguments.whole(1, 2**31 - 1),
-        default=2048,
-        help="vocabulary of a trained tokenizer",
+        help="vocabulary of a trained tokenizer; default: 2048",
     )
     prepare.add_argument(
         "--validation-fraction",
@@ -83,13 +82,17 @@ def _prepare_and_tell(options: argparse.Namespace) -> int:
     from cktrain.data.prepare import prepare
     from cktrain.data.sniff import shown
 
+    if options.tokenizer is not None and options.vocab_size is not None:
+        raise ValueError(
+            "[data] --vocab-size is for a tokenizer that is trained, and --tokenizer has its own. Leave one out."
+        )
     try:
         with _stopped_by_signals():
             summary = prepare(
                 options.source,
                 options.out,
                 tokenizer=options.tokenizer,
-                vocab_size=options.vocab_size,
+                vocab_size=2048 if options.vocab_size is None else options.vocab_size,
                 validation_fraction=options.validation_fraction,
                 text_key=options.text_key,
                 suffixes=_suffixes(options.suffixes),

@@ -1,5 +1,6 @@
 """What a folder holds is read, or told with the reason: nothing is left out in silence, and nothing hangs."""
 
+import gzip
 import json
 import os
 import socket
@@ -62,6 +63,15 @@ def test_what_is_left_out_is_counted_with_its_reason(tmp_path):
         "a link that leads nowhere": 1,
     }
     assert "2 left out: another suffix, .csv (b.csv, sub/c.CSV)" in found.left_out.lines()
+
+
+def test_a_file_and_its_packed_form_are_read_once(tmp_path):
+    put(tmp_path, "a.jsonl", text='{"text": "once"}\n')
+    (tmp_path / "a.jsonl.gz").write_bytes(gzip.compress(b'{"text": "once"}\n'))
+    (tmp_path / "b.txt.gz").write_bytes(gzip.compress(b"packed"))
+    corpus = Corpus(tmp_path)
+    assert list(corpus.documents()) == ["once", "packed"]
+    assert corpus.left_out.counts == {"packed, and it lies beside it unpacked": 1}
 
 
 def test_many_of_a_kind_are_one_line(tmp_path):

@@ -91,3 +91,16 @@ def test_a_vocabulary_whose_5_grams_do_not_fit_64_bits():
         model.probability(tuple(validation_list[max(0, i - 4) : i]), validation_list[i]) for i in range(1, 40)
     ]
     np.testing.assert_allclose(token_probabilities(5, train, validation, 2**20), expected, rtol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "message"),
+    [
+        ([1, 2, 3, 4], [1, 2], "4 training and 2 validation tokens are too few for a 5-gram model"),
+        ([1] * 9, [1], "9 training and 1 validation tokens are too few"),
+        ([1] * 9, [1, 10], "token id 10 is beyond the vocabulary of 10"),
+    ],
+)
+def test_tokens_that_no_model_can_be_made_of(train, validation, message):
+    with pytest.raises(ValueError, match=message):
+        token_probabilities(5, np.array(train), np.array(validation), 10)

@@ -1,5 +1,6 @@
 """Nothing is deleted that prepare did not write, one prepares at a time, and what a killed one left is tidied."""
 
+import errno
 import json
 import os
 import subprocess
@@ -246,6 +247,32 @@ def test_a_folder_of_ones_own_with_the_workspace_s_name(place):
     with pytest.raises(ValueError, match=r"out\.preparing: is needed .* holds something else: mine\.txt"):
         run(place)
     assert (place / "out.preparing" / "mine.txt").read_text() == "precious"
+
+
+@pytest.mark.parametrize("number", ["EXDEV", "EACCES", "EPERM", "EBUSY"])
+def test_what_the_end_will_need_is_tried_at_the_start(place, monkeypatch, number):
+    """A layer of an image, a protected folder, another's folder: said before the work, not after it."""
+    before = contents(place)
+
+    def rename(source, destination, real=os.rename):
+        if Path(source).name == "out":
+            raise OSError(getattr(errno, number), os.strerror(getattr(errno, number)))
+        real(source, destination)
+
+    monkeypatch.setattr(module.os, "rename", rename)
+    monkeypatch.setattr("cktrain.data.prepare._make_tokenizer", None)  # would fail if it were called
+    with pytest.raises(ValueError, match=r"out: cannot be moved aside \("):
+        run(place)
+    assert contents(place) == before and not (place / "out.preparing").exists()
+
+
+def test_what_cannot_be_removed_is_said_at_the_start(place):
+    """As on NFS, where a file that is open keeps its folder."""
+    (place / "out.preparing" / "replaced").mkdir(parents=True)
+    (place / "out.preparing" / "replaced" / ".nfs01").write_text("x")
+    with pytest.raises(ValueError, match=r"replaced: is left from one that was killed and cannot be removed"):
+        run(place)
+    assert (place / "out.preparing" / "replaced" / ".nfs01").exists()
 
 
 def test_a_parent_that_cannot_be_written(place, monkeypatch):
