@@ -27,7 +27,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     prepare.add_argument("out", type=arguments.path, help="folder to make")
     prepare.add_argument(
-        "--tokenizer", help="tokenizer.json or a folder with one; default: train a byte-level BPE on the text"
+        "--tokenizer",
+        type=arguments.path,
+        help="tokenizer.json or a folder with one; default: train a byte-level BPE on the text",
     )
     prepare.add_argument(
         "--vocab-size",
