@@ -89,14 +89,15 @@ class LineFile:
             f"{what} {path} cannot be written", "The run goes on; these lines are missing."
         )
 
-    def write(self, line: str) -> None:
+    def write(self, line: str | bytes) -> None:
         """Append `line`, which has no end of line of its own; never raises an Exception."""
         with self.effort:
+            data = line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace")
             # Neither a pipe without a reader nor one that is full holds up the run.
             flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
             descriptor = os.open(self.path, flags, 0o666)
             try:
-                _append(descriptor, line.encode("utf-8", "backslashreplace") + b"\n")
+                _append(descriptor, data + b"\n")
             finally:
                 os.close(descriptor)
 

@@ -4,17 +4,24 @@ The log line keeps the order of fields that people's scripts already look for:
 
     step: 10  loss: 4.21130  grad_norm: 0.91  memory: 1.90GiB(8%)  tps: 1,234  tflops: 0.31  mfu: 71.2%  lr: 3.0e-04 …
 
-A line of metrics.jsonl is one JSON object; training lines have `loss`, validation lines `val_loss`.
+A line of metrics.jsonl is one JSON object; training lines have `loss`, validation lines `val_loss`. All of it only
+watches: where the file or the figures cannot be had, the run goes on without them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import math
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from cktrain.best_effort import LineFile
+
+log = logging.getLogger("cktrain")
 
 
 @dataclass(frozen=True)
@@ -35,8 +42,8 @@ class StepMetrics:
     tflops: float
     mfu: float | None
     """tflops over the measured peak of all ranks; None when no peak was measured."""
-    memory_bytes: int
-    """This process's proportional set size."""
+    memory_bytes: int | None
+    """This process's proportional set size; None where the system does not say."""
     comm_ms: float
     """Time per step that this rank waited for others."""
     data_ms: float
@@ -44,15 +51,16 @@ class StepMetrics:
 
     def line(self, seconds_per_step: float, steps_left: int) -> str:
         """The log line."""
-        gib = self.memory_bytes / 2**30
-        share = 100 * self.memory_bytes / _total_memory()
+        memory = "n/a"
+        if self.memory_bytes is not None:
+            memory = f"{self.memory_bytes / 2**30:.2f}GiB({100 * self.memory_bytes / _total_memory():.0f}%)"
         mfu = "n/a" if self.mfu is None else f"{100 * self.mfu:.1f}%"
         data_share = 100 * self.data_ms / 1e3 / seconds_per_step if seconds_per_step else 0.0
         fields = (
             f"step: {self.step}",
             f"loss: {self.loss:.5f}",
             f"grad_norm: {self.grad_norm:.4g}",
-            f"memory: {gib:.2f}GiB({share:.0f}%)",
+            f"memory: {memory}",
             f"tps: {self.tps:,.0f}",
             f"tflops: {self.tflops:.3f}",
             f"mfu: {mfu}",
@@ -69,37 +77,63 @@ class MetricsFile:
 
     def __init__(self, path: Path, resumed_step: int) -> None:
         self.path = path
-        kept = []
-        if path.exists():
-            for line in path.read_text().splitlines():
-                try:
-                    if json.loads(line)["step"] <= resumed_step:
-                        kept.append(line + "\n")
-                except (ValueError, KeyError, TypeError):
-                    continue  # the line that a killed run was writing
-        temporary = path.with_name(path.name + ".tmp")
-        temporary.write_text("".join(kept))
-        os.replace(temporary, path)
-        self._file = path.open("a")
+        self._file = LineFile(path, "[metrics]")
+        with self._file.effort:
+            self._drop_later(resumed_step)
 
     def write(self, values: StepMetrics | dict[str, Any]) -> None:
         """One line; a non-finite number becomes null, since JSON has none."""
         record = asdict(values) if isinstance(values, StepMetrics) else values
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
-        self._file.write(json.dumps(clean) + "\n")
-        self._file.flush()
+        self._file.write(json.dumps(clean))
 
     def close(self) -> None:
-        """Close the file."""
-        self._file.close()
+        """Say how many lines are missing, if any are."""
+        if missing := self._file.effort.failures:
+            log.warning(
+                "[metrics] %s: writing it failed %d times; what was to be written is missing",
+                self.path,
+                missing,
+            )
+
+    def _drop_later(self, resumed_step: int) -> None:
+        try:
+            lines = self.path.read_bytes().splitlines(keepends=True)
+        except FileNotFoundError:
+            return
+        kept = [line for line in lines if _is_of_step_up_to(line, resumed_step)]
+        if kept == lines:
+            return
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        try:
+            temporary.write_bytes(b"".join(kept))
+            os.replace(temporary, self.path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+            raise
 
 
-def proportional_set_size() -> int:
-    """Bytes of memory of this process, pages shared with others counted in part (Linux Pss)."""
-    for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
-        if line.startswith("Pss:"):
-            return int(line.split()[1]) * 1024
-    raise AssertionError("smaps_rollup has a Pss line")
+def _is_of_step_up_to(line: bytes, step: int) -> bool:
+    """Whether it is a whole line of that step or one before; not what a killed run was writing."""
+    try:
+        return line.endswith(b"\n") and bool(json.loads(line)["step"] <= step)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
+
+
+def proportional_set_size() -> int | None:
+    """Bytes of memory of this process, pages shared with others counted in part (Linux Pss).
+
+    Where the kernel does not tell it, the resident set, which counts them in full; None where it tells neither.
+    """
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path("/proc/self/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def format_seconds(seconds: float) -> str:

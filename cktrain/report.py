@@ -14,7 +14,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 
 from cktrain.config import Config, NonNegative
-from cktrain.data.loader import validation_batches
+from cktrain.data.loader import ValidationBatches
 from cktrain.data.ngram import bits_per_byte
 from cktrain.data.shards import TokenSource
 from cktrain.foreign_file import shorten
@@ -98,7 +98,7 @@ def measure(model: Transformer, config: Config, source: TokenSource) -> Validati
     batch, length = config.batch.micro_batch_size, config.data.sequence_length
     slot = model.plan(batch, length, train=False).allocate()[0]
     loss_sum, count = 0.0, 0
-    for each in validation_batches(
+    for each in ValidationBatches(
         source,
         length,
         batch,

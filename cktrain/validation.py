@@ -2,18 +2,25 @@
 
 Bits per byte compare models with different tokenizers: (sum of the losses in bits) / (bytes of the text that the
 counted tokens encode), with the split's own bytes per token.
+
+A rank that cannot read its data, or cannot evaluate it, takes part in the sums all the same, and all raise one error.
 """
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cktrain.agreed import Trouble, agree
 from cktrain.config import Config
-from cktrain.data.loader import validation_batches
+from cktrain.data.loader import Batch, ValidationBatches, empty_batch
 from cktrain.data.shards import TokenSource
 from cktrain.parallel.part import Part
 from cktrain.parallel.sums import reduce_sums
+
+log = logging.getLogger("cktrain")
 
 
 @dataclass(frozen=True)
@@ -35,23 +42,51 @@ class Validator:
         self.stage = part.stage
 
     def run(self, batches: int | None = -1) -> ValidationResult:
-        """Mean loss over `data.validation.batches` global batches (None: the whole split). Collective."""
+        """Mean loss over `data.validation.batches` global batches (None: the whole split). Collective.
+
+        Raises AgreedError on all ranks when one of them cannot read or evaluate its part.
+        """
         wanted = self.config.data.validation.batches if batches == -1 else batches
-        loss_sum, count = 0.0, 0
-        for batch in validation_batches(
-            self.source,
+        sequence_length, micro_batch_size = (
             self.config.data.sequence_length,
             self.config.batch.micro_batch_size,
-            self.config.batch.global_batch_size,
-            batches=wanted,
-            data_rank=self.ranks.data.rank,
-            data_ranks=self.ranks.data.size,
-            document_mask=self.config.data.document_mask,
-        ):
-            loss, valid = self.stage.evaluate(batch)
-            loss_sum += loss
-            count += valid
-        sums = reduce_sums(self.ranks, [loss_sum], count)
+        )
+        loss_sum, count, trouble = 0.0, 0, None
+        split: Sequence[Batch] | ValidationBatches = ()
+        try:
+            split = ValidationBatches(
+                self.source,
+                sequence_length,
+                micro_batch_size,
+                self.config.batch.global_batch_size,
+                batches=wanted,
+                data_rank=self.ranks.data.rank,
+                data_ranks=self.ranks.data.size,
+                document_mask=self.config.data.document_mask,
+                vocab_size=self.config.model.vocab_size,
+            )
+        except ValueError as error:  # too few tokens
+            trouble = Trouble.of(error)
+        try:
+            for index in range(len(split)):
+                try:
+                    batch = split[index]
+                except Exception as error:
+                    trouble = trouble or Trouble.of(error)
+                    batch = empty_batch(micro_batch_size, sequence_length)
+                loss, valid = self.stage.evaluate(batch)
+                loss_sum += loss
+                count += valid
+        except Exception as error:
+            if self.ranks.data.size < self.ranks.world.size:
+                raise  # ranks with other parts of the model may wait for this one inside it
+            log.error("validation failed", exc_info=error)
+            trouble = trouble or Trouble(f"validation: {type(error).__name__}: {error}", False)
+        sums = reduce_sums(self.ranks, [loss_sum], count, trouble=trouble is not None)
+        if sums.trouble:
+            agreed = agree(self.ranks.world, trouble)
+            assert agreed is not None
+            raise agreed
         loss = sums.loss_sum / max(sums.tokens, 1)
         bits = None
         if self.source.text_bytes:

@@ -27,6 +27,7 @@ mpirun itself ends with 1.
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import json
 import logging
@@ -527,8 +528,9 @@ def abort(group: Group, code: int) -> NoReturn:
     For the rank that cannot go on (uncaught exception, lost peer): the others do not wait for it. What was
     printed so far is flushed first.
     """
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # closed, or its reader is gone
+            stream.flush()
     group.abort(code)
 
 

@@ -30,6 +30,7 @@ from cktrain.comm.rendezvous import own_addresses
 from cktrain.launch.allowance import read_allowance
 from cktrain.launch.messages import PROTOCOL, Lines, decode, encode
 from cktrain.launch.topology import format_cpulist, read_topology
+from cktrain.stop import SIGNALS
 
 START = "import sys; sys.path[:] = [p for p in sys.path if p]; from {module} import main; sys.exit(main())"
 """Run a module's `main` without the current folder, in which a checkout's folders would be found as packages."""
@@ -162,7 +163,7 @@ class Agent:
                 stderr=subprocess.PIPE,
                 pass_fds=[secret],
                 start_new_session=True,
-                preexec_fn=_die_with_parent,
+                preexec_fn=_begin_rank,
             )
             self._ranks[rank] = process
             for stream, error in ((process.stdout, False), (process.stderr, True)):
@@ -228,7 +229,9 @@ def _has_data(fd: int) -> bool:
         return bool(one.select(0))
 
 
-def _die_with_parent() -> None:
+def _begin_rank() -> None:
+    """In the child: end with the agent, and hold signals back until the rank has handlers for them (`cli.main`)."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
 
 

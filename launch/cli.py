@@ -7,12 +7,19 @@ Exit status: 0 done; 2 the user's input; 75 stopped by a signal after writing a 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import importlib
 import io
+import os
+import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
-EXIT_INPUT = 2
+if TYPE_CHECKING:
+    from cktrain.stop import StopFlag
+
+EXIT_INPUT, EXIT_STOPPED = 2, 75
 
 _COMMANDS = {
     "train": ("cktrain.launch.commands.train", "train a model from a YAML file"),
@@ -30,6 +37,12 @@ _COMMANDS = {
     "bench": ("cktrain.launch.commands.bench", "measure this machine and the framework on it"),
 }
 
+_WATCHED = {"train", "launch", "data", "export"}
+"""Commands whose work is not what they print: it goes on whatever happens to standard output."""
+
+_STOPPED = {"train", "launch"}
+"""Commands that signals stop with status 75, whatever they are doing."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
@@ -37,19 +50,62 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
+    from cktrain.best_effort import watched_streams
+    from cktrain.stop import StopRequested
+
+    command = arguments[0] if arguments else ""
+    with _stopping(command) as flag:
+        try:
+            with watched_streams(output=command in _WATCHED):
+                status = _run(arguments, flag)
+        except StopRequested:
+            assert flag is not None
+            with watched_streams():
+                print(f"stopped by {flag.reason} before anything was started: nothing is lost", flush=True)
+            status = EXIT_STOPPED
+        if argv is None and flag is not None:
+            flag.ignore()  # the status is said: no signal changes it while Python ends
+        return status
+
+
+@contextlib.contextmanager
+def _stopping(command: str) -> Iterator[StopFlag | None]:
+    """Take the signals that stop a run before anything else is imported; then let those come that were held back."""
+    from cktrain.stop import SIGNALS, StopFlag
+
+    with StopFlag(at_once=True) if command in _STOPPED else contextlib.nullcontext() as flag:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+        yield flag
+
+
+def _run(arguments: list[str], flag: StopFlag | None) -> int:
     from cktrain.comm.errors import CommError
 
-    parser = build_parser(arguments[0] if arguments else None)
-    options = parser.parse_args(arguments)
     try:
-        return options.run(options)
+        parser = build_parser(arguments[0] if arguments else None)
+        options = parser.parse_args(arguments)
+        options.flag = flag
+        if flag is not None:
+            flag.check()
+        status = options.run(options)
+        if sys.stdout is not None:
+            sys.stdout.flush()
+        return status
+    except SystemExit:  # --help, or a mistake on the command line
+        _give_up_output()
+        raise
+    except BrokenPipeError:  # who reads what was asked for has seen enough
+        _give_up_output()
+        return 1
     except OSError as error:
         from cktrain.launch.system_error import in_words
 
         print(f"cktrain: {in_words(error)}", file=sys.stderr)
+        _give_up_output()
         return EXIT_INPUT
     except ValueError as error:
         print(f"cktrain: {error}", file=sys.stderr)
+        _give_up_output()
         return EXIT_INPUT
     except MemoryError as error:
         print(
@@ -59,6 +115,17 @@ def main(argv: Sequence[str] | None = None) -> int:
     except CommError as error:
         print(f"cktrain: {error}", file=sys.stderr)
         return 1
+
+
+def _give_up_output() -> None:
+    """Where standard output cannot be written, let Python's end not try again: its exit status would be 120."""
+    if sys.stdout is None:
+        return
+    try:
+        sys.stdout.flush()
+    except (OSError, ValueError):
+        with contextlib.suppress(OSError, ValueError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:

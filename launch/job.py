@@ -21,18 +21,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, BinaryIO
+from typing import Any
 
 from cktrain import __version__
+from cktrain.best_effort import LineFile
 from cktrain.launch.agent import START, Start
 from cktrain.launch.hosts import Host, meeting_address
 from cktrain.launch.messages import PROTOCOL, Lines, decode, encode
+from cktrain.stop import StopFlag, catchable
 
 EXIT_INPUT, EXIT_STOPPED = 2, 75
 GRACE_S = 5.0
 """How long the other ranks may go on after the first failure: as long as it takes them to see it."""
 LAST_LINES = 20
-FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 # What a rank needs of the launcher's environment, where the remote shell gives none.
 _CARRIED = {"PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "LANG", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"}
 _CARRIED_PREFIXES = ("CKTRAIN_", "SLURM_JOB_END_TIME")
@@ -80,12 +81,13 @@ class Job:
         self.remotes: list[Remote] = []
         self._selector = selectors.DefaultSelector()
         self._folder: Path | None = None
-        self._logs: dict[int, BinaryIO] = {}
+        self._logs: dict[int, LineFile] = {}
         self._last: dict[int, deque[str]] = {}
         self._lines: dict[tuple[int, bool], Lines] = {}
         self._statuses: dict[int, int] = {}
         self._failure: Ended | None = None
         self._interrupts = 0
+        self._signals: deque[int] = deque()
 
     def __enter__(self) -> Job:
         try:
@@ -109,8 +111,6 @@ class Job:
             except subprocess.TimeoutExpired:
                 remote.process.kill()
                 remote.process.wait()
-        for log in self._logs.values():
-            log.close()
 
     def _connect(self, host: Host) -> None:
         python = sys.executable if host.here else self._python
@@ -189,6 +189,7 @@ class Job:
         interface: str | None = None,
         logs: Path | None = None,
         name: str = "cktrain launch",
+        flag: StopFlag | None = None,
     ) -> int:
         """Start the ranks and wait for their end; returns the exit status.
 
@@ -200,6 +201,7 @@ class Job:
             interface: of the first host, at which the ranks meet.
             logs: folder that gets `rank<N>.out`, all that rank N printed; None: nothing is kept.
             name: the launcher's command, for the line that says how to resume.
+            flag: the launcher's own, which leaves the signals to the ranks once they are started.
         """
         world = sum(counts)
         # Other launchers' variables would only confuse; the job's own replace older ones of this kind.
@@ -218,9 +220,16 @@ class Job:
         environment["CKTRAIN_RENDEZVOUS"] = f"{address}:{first.facts['port']}"
         self._folder = logs
         if logs is not None:
-            logs.mkdir(parents=True, exist_ok=True)
-            self._logs = {rank: (logs / f"rank{rank}.out").open("ab") for rank in range(world)}
-        with self._forwarding():
+            with contextlib.suppress(OSError):  # the log that has no place then says so
+                logs.mkdir(parents=True, exist_ok=True)
+            self._logs = {
+                rank: LineFile(logs / f"rank{rank}.out", "[launch] what a rank prints:")
+                for rank in range(world)
+            }
+            for log in self._logs.values():
+                with log.effort:
+                    log.path.touch()
+        with self._forwarding(flag):
             begin = 0
             for remote, ranks in zip(self.remotes, counts, strict=True):
                 remote.running = set(range(begin, begin + ranks))
@@ -234,6 +243,10 @@ class Job:
         """Until all ranks have ended, or the grace after the first failure is over."""
         deadline = None
         while any(remote.running for remote in self.remotes):
+            while self._signals:
+                number = self._signals.popleft()
+                for remote in self.remotes:
+                    remote.tell({"signal": number})
             if self._failure is not None and deadline is None:
                 deadline = time.monotonic() + GRACE_S
             if (deadline is not None and time.monotonic() > deadline) or self._interrupts > 1:
@@ -258,15 +271,16 @@ class Job:
         return max(self._statuses.values(), default=1)
 
     @contextlib.contextmanager
-    def _forwarding(self) -> Any:
+    def _forwarding(self, flag: StopFlag | None) -> Any:
         """Hand signals on to the ranks; a second interrupt kills them."""
 
         def forward(number: int, _frame: FrameType | None) -> None:
             self._interrupts += number == signal.SIGINT
-            for remote in self.remotes:
-                remote.tell({"signal": number})
+            self._signals.append(number)  # `_wait` sends it: here another message may be half written
 
-        before = {number: signal.signal(number, forward) for number in FORWARDED}
+        before = {number: signal.signal(number, forward) for number in catchable()}
+        if flag is not None:
+            flag.at_once = False
         try:
             yield
         finally:
@@ -301,9 +315,6 @@ class Job:
         elif "text" in message:
             rank, error = message["rank"], message["error"]
             data = message["text"].encode("utf-8", "surrogateescape")
-            if rank in self._logs:
-                self._logs[rank].write(data)
-                self._logs[rank].flush()
             for text in self._lines.setdefault((rank, error), Lines()).feed(data):
                 self._show(rank, error, text)
         elif "status" in message:
@@ -318,7 +329,9 @@ class Job:
                 print(f"[{remote.host.name}] {text}", file=sys.stderr, flush=True)
 
     def _show(self, rank: int, error: bool, line: bytes) -> None:
-        """Print a line of a rank; rank 0's as it is, the others' with their number."""
+        """Keep and print a line of a rank; rank 0's as it is, the others' with their number."""
+        if rank in self._logs:
+            self._logs[rank].write(line)
         text = line.decode("utf-8", "replace")
         self._last.setdefault(rank, deque(maxlen=LAST_LINES)).append(text)
         prefix = f"[rank {rank}] " if rank else ""

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import time
+
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from cktrain.best_effort import BestEffort
+
+EVERY_S = 0.1
+"""The bar is drawn again at most so often, and by the caller alone: no thread of its own writes to the terminal."""
 
 
 class StepBar:
     """Shown on rank 0's terminal; a console that is no terminal shows nothing but the log lines."""
 
     def __init__(self, console: Console, steps: int, done: int) -> None:
+        self._effort = BestEffort("[launch] the progress bar cannot be shown", "The run goes on without it.")
+        self._drawn = 0.0
         self._progress = Progress(
             TextColumn("training"),
             BarColumn(),
@@ -20,16 +29,26 @@ class StepBar:
             console=console,
             transient=True,
             disable=not console.is_terminal,
+            auto_refresh=False,
+            redirect_stdout=False,
+            redirect_stderr=False,  # an error must not depend on the terminal of the bar
         )
         self._task = self._progress.add_task("", total=steps, completed=done, loss=float("nan"), tps=0.0)
 
     def __enter__(self) -> StepBar:
-        self._progress.start()
+        with self._effort:
+            self._progress.start()
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._progress.stop()
+        with self._effort:
+            self._progress.stop()
 
     def update(self, step: int, loss: float, tokens_per_second: float) -> None:
         """Show the step that was just done."""
-        self._progress.update(self._task, completed=step, loss=loss, tps=tokens_per_second)
+        now = time.monotonic()
+        draw = now - self._drawn >= EVERY_S
+        if draw:
+            self._drawn = now
+        with self._effort:
+            self._progress.update(self._task, completed=step, loss=loss, tps=tokens_per_second, refresh=draw)

@@ -100,7 +100,8 @@ def bench_step(config: Config, kernels: Any, precision: str, steps: int) -> Step
         times.append(time.perf_counter() - began)
         rates += flop_rates(kernels, precision, LOOP_SECONDS)
     seconds, peak_flops = statistics.median(times), max(rates)
-    memory, rss = proportional_set_size(), resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    memory = proportional_set_size() or rss
     ops = _profile(trainer, numerics, steps, peak_flops)
     tokens = config.batch.global_batch_size * config.data.sequence_length
     flops = tokens * part.flops_per_token / seconds

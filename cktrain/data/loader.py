@@ -12,7 +12,7 @@ Shapes: G sequences in the global batch, B sequences in a micro-batch, T = seque
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -155,17 +155,7 @@ class BatchLoader:
         )
 
 
-def validation_batches(
-    source: TokenSource,
-    sequence_length: int,
-    micro_batch_size: int,
-    global_batch_size: int,
-    batches: int | None = None,
-    data_rank: int = 0,
-    data_ranks: int = 1,
-    document_mask: bool = False,
-    vocab_size: int | None = None,
-) -> Iterator[Batch]:
+class ValidationBatches:
     """The first `batches` * global_batch_size windows in order; None = the whole split.
 
     The windows are the same whatever the ranks: micro-batches are dealt to the data ranks in turn. Every
@@ -173,20 +163,51 @@ def validation_batches(
     padding with targets -100. So the targets of the whole split are every token but the stream's first, once
     each. Raises ValueError when the source has fewer than two tokens.
     """
-    if len(source) < 2:
-        raise ValueError(
-            f"[data.loader] {source.shards[0].path}: {len(source)} token gives nothing to predict. Give "
-            "more data."
+
+    def __init__(
+        self,
+        source: TokenSource,
+        sequence_length: int,
+        micro_batch_size: int,
+        global_batch_size: int,
+        batches: int | None = None,
+        data_rank: int = 0,
+        data_ranks: int = 1,
+        document_mask: bool = False,
+        vocab_size: int | None = None,
+    ):
+        if len(source) < 2:
+            raise ValueError(
+                f"[data.loader] {source.shards[0].path}: {len(source)} token gives nothing to predict. Give "
+                "more data."
+            )
+        _check_document_mask(source, document_mask)
+        self.source = source
+        self.sequence_length = sequence_length
+        self.micro_batch_size = micro_batch_size
+        self.document_mask = document_mask
+        self.vocab_size = vocab_size
+        self._windows = -(-(len(source) - 1) // sequence_length)
+        if batches is not None:
+            self._windows = min(self._windows, batches * global_batch_size)
+        count = -(-self._windows // micro_batch_size)
+        self._mine = range(data_rank, -(-count // data_ranks) * data_ranks, data_ranks)
+
+    def __len__(self) -> int:
+        return len(self._mine)
+
+    def __getitem__(self, index: int) -> Batch:
+        """This rank's micro-batch `index`. Raises ValueError on an id beyond the vocabulary, IndexError at the end."""
+        begin = self._mine[index] * self.micro_batch_size
+        chosen = range(begin, min(begin + self.micro_batch_size, self._windows))
+        return _read_windows(
+            self.source,
+            chosen,
+            self.sequence_length,
+            self.micro_batch_size,
+            self.document_mask,
+            self.vocab_size,
         )
-    _check_document_mask(source, document_mask)
-    windows = -(-(len(source) - 1) // sequence_length)
-    if batches is not None:
-        windows = min(windows, batches * global_batch_size)
-    count = -(-windows // micro_batch_size)
-    count = -(-count // data_ranks) * data_ranks
-    for index in range(data_rank, count, data_ranks):
-        chosen = range(index * micro_batch_size, min((index + 1) * micro_batch_size, windows))
-        yield _read_windows(source, chosen, sequence_length, micro_batch_size, document_mask, vocab_size)
 
 
 def _check_document_mask(source: TokenSource, document_mask: bool) -> None:

@@ -5,7 +5,7 @@
 | loss sum of each micro-batch | last stage, tensor rank 0, at the micro-batch's place in the global batch | data |
 | number of valid targets | last stage, tensor rank 0 | data |
 | squared gradient norm | each rank, of the elements that it counts | data, pipeline, tensor |
-| stop, bad data | each rank | data, pipeline, tensor |
+| stop, trouble | each rank | data, pipeline, tensor |
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class StepSums:
     """Of the unnormalised gradient of the whole model; not finite when any element of it is not."""
     stop: bool
     """Whether any rank was asked to stop."""
-    bad_data: bool
-    """Whether any rank could not read its part of the batch."""
+    trouble: bool
+    """Whether any rank could not read its part of the batch, or has met something else since the last sums."""
 
 
 def reduce_sums(
@@ -39,7 +39,7 @@ def reduce_sums(
     tokens: int,
     squared_norm: float = 0.0,
     stop: bool = False,
-    bad_data: bool = False,
+    trouble: bool = False,
 ) -> StepSums:
     """Reduce this rank's sums over the world; `losses` are of its micro-batches, as many on every rank."""
     count = len(losses)
@@ -48,7 +48,7 @@ def reduce_sums(
         first = ranks.data.rank * count
         vector[first : first + count] = losses
         vector[-4] = tokens
-    vector[-3:] = squared_norm, stop, bad_data
+    vector[-3:] = squared_norm, stop, trouble
     with ranks.waiting:
         ranks.world.all_reduce(vector, "sum")
     total = 0.0

@@ -110,9 +110,6 @@ def run(options: argparse.Namespace) -> int:
     except LaunchError as error:
         print(f"cktrain: {error}", file=sys.stderr, flush=True)
         return 1
-    except KeyboardInterrupt:  # before the ranks were started
-        print("cktrain: interrupted", file=sys.stderr, flush=True)
-        return 1
 
 
 def _launch(options: argparse.Namespace, hosts: Sequence[Host], config: Config | None) -> int:
@@ -133,6 +130,7 @@ def _launch(options: argparse.Namespace, hosts: Sequence[Host], config: Config |
             if options.logs
             else (Path(config.run.dir) if config is not None else None),
             name=shlex.join(_own_words(options, sum(counts))),
+            flag=options.flag,
         )
 
 

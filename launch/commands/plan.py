@@ -180,7 +180,7 @@ def _plan(options: argparse.Namespace, config: Config, group: Group, binding: Bi
         options.threads or config.launch.threads or cores,
         per_node,
         options.memory or node_memory(),
-        proportional_set_size(),
+        proportional_set_size() or 0,
     )
     kernels.set_num_threads(min(machine.threads, threads))
     if options.memory_only:

@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 import traceback
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ if TYPE_CHECKING:
     from cktrain.comm.group import Group
     from cktrain.launch.bind import Binding
     from cktrain.nn.numerics import Numerics
+    from cktrain.stop import StopFlag
+    from cktrain.trainer import Trainer
 
 EXIT_INPUT = 2
 TABLE_FILE = "collectives.json"
@@ -49,8 +52,36 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=run)
 
 
+@dataclass
+class Start:
+    """How far a run has come."""
+
+    flag: StopFlag
+    group: Group | None = None
+    trainer: Trainer | None = None
+
+    @property
+    def trains(self) -> bool:
+        """Whether the steps have begun: from then on the trainer answers the signals."""
+        return self.trainer is not None and not self.flag.at_once
+
+
 def run(options: argparse.Namespace) -> int:
     """Train; returns the exit status."""
+    from cktrain.stop import StopRequested
+
+    start = Start(options.flag)
+    try:
+        return _run(options, start)
+    except StopRequested:
+        return _stopped_before_the_first_step(options, start)
+    except Exception:  # what a signal has interrupted may raise another error in its place
+        if start.flag.signal is None or not start.flag.at_once:
+            raise
+        return _stopped_before_the_first_step(options, start)
+
+
+def _run(options: argparse.Namespace, start: Start) -> int:
     from cktrain.comm.environment import read_process_environment
 
     process = read_process_environment(os.environ)
@@ -71,7 +102,7 @@ def run(options: argparse.Namespace) -> int:
     )
 
     with contextlib.ExitStack() as owner:
-        return _meet_and_train(options, config, process, binding, owner)
+        return _meet_and_train(options, config, process, binding, owner, start)
 
 
 def _meet_and_train(
@@ -80,11 +111,13 @@ def _meet_and_train(
     process: ProcessEnvironment,
     binding: Binding,
     owner: contextlib.ExitStack,
+    start: Start,
 ) -> int:
     """`owner` keeps the lock of the run's folder; what ends this process without unwinding closes it first."""
     from cktrain.comm import bootstrap
     from cktrain.folder_lock import lock_folder
     from cktrain.launch.logs import set_up_logging
+    from cktrain.stop import StopRequested
 
     problem, console = "", None
     try:  # before the ranks meet, so that what is said there is kept; all of them hear of a problem when they have met
@@ -97,6 +130,7 @@ def _meet_and_train(
         logging.getLogger("cktrain").info(binding.message)
     except ValueError as error:
         problem = str(error)
+    start.flag.check()
     group = bootstrap.init(
         transport=config.comm.transport,
         timeout_s=config.comm.timeout_s,
@@ -110,11 +144,16 @@ def _meet_and_train(
         gid_index=config.comm.gid_index,
         traffic_class=config.comm.traffic_class,
     )
+    start.group = group
+    start.flag.at_once = group.size == 1  # several ranks agree, so that none is left waiting
     status = 1
     try:
-        status = _train(options, config, group, binding.threads, console, problem)
+        status = _train(options, config, group, binding.threads, console, problem, start)
+    except StopRequested:  # on all ranks
+        group.close()
+        raise
     except BaseException as error:
-        status = _report(error, group)
+        status = _report(error, options, start)
         if group.size > 1:
             owner.close()
             bootstrap.abort(group, status)
@@ -130,6 +169,7 @@ def _train(
     threads: int,
     console: Console | None,
     problem: str,
+    start: Start,
 ) -> int:
     from cktrain import __version__, cython_kernels
     from cktrain.comm import bootstrap
@@ -146,7 +186,7 @@ def _train(
         logging.getLogger("cktrain").info("kernels: %s%s", kernels.label, why)
     except ValueError as error:
         problem = problem or str(error)
-    problem = _agree(problem, group)
+    problem = _agree(problem, group, start.flag)
     if not problem:
         try:
             check_agreement(group, config, __version__, kernels.label)
@@ -155,17 +195,21 @@ def _train(
             problem = str(error) or "[memory] there is not enough"
         except OSError as error:
             problem = in_words(error)
-        problem = _agree(problem, group)
+        problem = _agree(problem, group, start.flag)
     if problem:
         if group.rank == 0:
             print(f"cktrain: {problem}", file=sys.stderr, flush=True)
         return EXIT_INPUT
     assert built is not None and console is not None
     if group.rank == 0 and (tables := bootstrap.tables_of(group)) is not None:
-        (Path(config.run.dir) / TABLE_FILE).write_text(tables.text)
+        _keep_table(Path(config.run.dir) / TABLE_FILE, tables.text)
     trainer = built.trainer
-    trainer.stop_at = stop_at
+    trainer.flag = start.flag
+    trainer.flag.stop_at = stop_at
     trainer.peak_flops = _peak_flops(trainer.model.num, group)
+    _agree("", group, start.flag)
+    start.flag.at_once = False
+    start.trainer = trainer
     try:
         with StepBar(console, config.run.steps, trainer.progress.step) as bar:
             trainer.bar = bar if group.rank == 0 else None
@@ -190,6 +234,16 @@ def _table(config: Config) -> str | None:
     return str(kept) if goes_on else config.comm.table
 
 
+def _keep_table(path: Path, text: str) -> None:
+    from cktrain.best_effort import BestEffort
+
+    remedy = "The run goes on; resumed, it may choose other algorithms."
+    with BestEffort(f"[comm] {path} cannot be written", remedy):
+        temporary = path.with_name(path.name + ".tmp")
+        temporary.write_text(text)
+        os.replace(temporary, path)
+
+
 def _peak_flops(numerics: Numerics, group: Group) -> float:
     """What all ranks can compute at most, FLOP/s, all of them measured at the same time."""
     from cktrain.bench.peak import measure_flops
@@ -199,9 +253,17 @@ def _peak_flops(numerics: Numerics, group: Group) -> float:
     return sum(float(rate) for rate in group.all_gather_bytes(str(mine).encode()))
 
 
-def _agree(problem: str, group: Group) -> str:
-    """What is wrong on any rank, the same text on all: each distinct problem and who has it; empty when all is well."""
-    problems = [text.decode() for text in group.all_gather_bytes(problem.encode())]
+def _agree(problem: str, group: Group, flag: StopFlag) -> str:
+    """What is wrong on any rank, the same text on all: each distinct problem and who has it; empty when all is well.
+
+    Raises StopRequested on all ranks when one of them was asked to stop.
+    """
+    from cktrain.stop import StopRequested
+
+    stop, told = b"stop" if flag.signal else b"", group.all_gather_bytes
+    if any(told(stop)):
+        raise StopRequested
+    problems = [text.decode() for text in told(problem.encode())]
     if group.size == 1 or not any(problems):
         return problems[0]
     who: dict[str, list[int]] = {}
@@ -211,25 +273,52 @@ def _agree(problem: str, group: Group) -> str:
     return "\n".join(f"{text} (rank {', '.join(map(str, ranks))})" for text, ranks in who.items())
 
 
-def _report(error: BaseException, group: Group) -> int:
-    who = f" rank {group.rank}:" if group.size > 1 else ""
-    if isinstance(error, ValueError):
-        if group.rank == 0 or not logging.getLogger("cktrain").handlers:
-            print(f"cktrain:{who} {error}", file=sys.stderr, flush=True)
-        return EXIT_INPUT
-    if isinstance(error, KeyboardInterrupt):
-        print(f"cktrain:{who} interrupted", file=sys.stderr, flush=True)
-        return 1
+def _stopped_before_the_first_step(options: argparse.Namespace, start: Start) -> int:
+    """Say that nothing is lost, and how to start again."""
+    from cktrain.comm.environment import read_process_environment
+
+    rank = read_process_environment(os.environ).rank
+    again = f"resume with: {_command_line(options, start.group)}"
+    text = f"stopped by {start.flag.reason} before the first step: nothing was trained, nothing is lost"
+    logger = logging.getLogger("cktrain")
+    for line in (text, again):
+        if logger.handlers:
+            logger.info(line)
+        elif rank == 0:
+            print(line, flush=True)
+    return EXIT_STOPPED
+
+
+def _report(error: BaseException, options: argparse.Namespace, start: Start) -> int:
+    """Say why the run ends, on standard error and in this rank's log; returns the exit status."""
+    from cktrain.agreed import AgreedError, AgreedFault
     from cktrain.comm.errors import CommError
-    from cktrain.trainer import TrainingDiverged
 
-    if not isinstance(error, (CommError, TrainingDiverged, MemoryError)):
-        traceback.print_exception(error)
-    print(f"cktrain:{who} {error}", file=sys.stderr, flush=True)
-    return 1
+    group = start.group
+    assert group is not None
+    # The others were asked to stop too, and are gone: there is nothing that could be lost.
+    if isinstance(error, CommError) and start.flag.signal and not start.trains:
+        return _stopped_before_the_first_step(options, start)
+    who = f" rank {group.rank}:" if group.size > 1 else ""
+    told = isinstance(error, AgreedError) and group.rank > 0  # rank 0 says what all know
+    status = EXIT_INPUT if isinstance(error, ValueError) else 1
+    if isinstance(error, KeyboardInterrupt):
+        text = "interrupted"
+    else:
+        fate = start.trainer.fate if start.trainer is not None else ""
+        text = f"{error} {fate}".strip()
+        shown = (AgreedError, CommError, MemoryError, ValueError)
+        if not isinstance(error, shown) or (isinstance(error, AgreedFault) and error.__cause__):
+            traceback.print_exception(error)
+        if isinstance(error, MemoryError):
+            text = f"out of memory: {text}"
+    if not told:
+        print(f"cktrain:{who} {text}", file=sys.stderr, flush=True)
+    logging.getLogger("cktrain").error("%s", text, extra={"on_stderr": not told})
+    return status
 
 
-def _command_line(options: argparse.Namespace, group: Group) -> str:
+def _command_line(options: argparse.Namespace, group: Group | None) -> str:
     from cktrain.comm.environment import read_process_environment
 
     words = ["train", options.config]
@@ -237,6 +326,8 @@ def _command_line(options: argparse.Namespace, group: Group) -> str:
         words += ["--set", override]
     if launcher := os.environ.get("CKTRAIN_LAUNCHER"):
         return f"{launcher} {shlex.join(words)}"
-    program = "srun" if read_process_environment(os.environ).source == "slurm" else "mpirun"
-    launcher = f"{program} -n {group.size} " if group.size > 1 else ""
+    process = read_process_environment(os.environ)
+    size = group.size if group is not None else process.size or 1
+    program = "srun" if process.source == "slurm" else "mpirun"
+    launcher = f"{program} -n {size} " if size > 1 else ""
     return f"{launcher}cktrain {shlex.join(words)}"

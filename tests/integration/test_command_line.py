@@ -102,7 +102,7 @@ def test_a_run_leaves_its_files_and_can_be_asked_for_text_and_a_report(folder):
     assert again.returncode == 0 and "all 30 steps are done already" in again.stdout
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1])
 def test_a_stopped_and_resumed_run_equals_one_that_was_not(folder, number):
     """Status 75, the command that resumes, and then bit for bit the same losses."""
     whole = folder.train("run.dir=whole", "run.steps=200")

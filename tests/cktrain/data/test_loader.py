@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cktrain.data.loader import BatchLoader, document_bounds, validation_batches
+from cktrain.data.loader import BatchLoader, ValidationBatches, document_bounds
 from cktrain.data.shards import Shard, TokenSource
 
 
@@ -124,7 +124,7 @@ def test_bad_sizes():
     with pytest.raises(ValueError, match="a document mask needs an end-of-document id"):
         BatchLoader(stream(100), 8, 1, 1, 0, document_mask=True)
     with pytest.raises(ValueError, match="1 token gives nothing to predict"):
-        next(validation_batches(stream(1), 4, 1, 1))
+        ValidationBatches(stream(1), 4, 1, 1)
 
 
 def test_document_bounds_by_hand():
@@ -158,7 +158,7 @@ def test_the_mask_is_on_the_batch():
 def test_the_whole_split_has_every_token_but_the_first_once(length, sequence_length, micro, ranks):
     source = stream(length)
     ranks_batches = [
-        list(validation_batches(source, sequence_length, micro, micro * ranks, None, rank, ranks))
+        list(ValidationBatches(source, sequence_length, micro, micro * ranks, None, rank, ranks))
         for rank in range(ranks)
     ]
     assert len({len(batches) for batches in ranks_batches}) == 1  # collectives need as many on each rank
@@ -175,13 +175,13 @@ def test_the_first_batches_are_the_same_windows_on_any_ranks(batches, ranks):
     source = stream(201)
     found = []
     for rank in range(ranks):
-        for batch in validation_batches(source, 5, 2, 8, batches, rank, ranks):
+        for batch in ValidationBatches(source, 5, 2, 8, batches, rank, ranks):
             found += batch.targets[batch.targets != -100].tolist()
     assert sorted(found) == list(range(1, 1 + min(200, batches * 8 * 5)))
 
 
 def test_a_validation_split_shorter_than_a_sequence_is_padded():
-    (batch,) = validation_batches(stream(4, eos_id=1), 6, 1, 1, document_mask=True)
+    (batch,) = ValidationBatches(stream(4, eos_id=1), 6, 1, 1, document_mask=True)
     assert batch.tokens.tolist() == [[0, 1, 2, 0, 0, 0]]
     assert batch.targets.tolist() == [[1, -100, 3, -100, -100, -100]]  # 2 begins a document
     assert batch.first.tolist() == [[0, 0, 2, 2, 2, 2]]

@@ -1,0 +1,78 @@
+"""What a run says about itself: metrics.jsonl stays whole line by line, and no figure is worth an error."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+import cktrain.metrics as metrics
+from cktrain.metrics import MetricsFile, StepMetrics
+
+
+def test_a_resumed_run_drops_what_comes_after_its_step_and_what_is_no_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(
+        b'{"step": 1}\n\xff\xfe\n[]\n{"step": 2}\nnull\n' + b"[" * 100_000 + b'\n{"step": 3}\n{"step": 2, "lo'
+    )
+    MetricsFile(path, 2).write({"step": 3, "loss": float("nan")})
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1},
+        {"step": 2},
+        {"step": 3, "loss": None},
+    ]
+    assert os.listdir(tmp_path) == ["metrics.jsonl"]
+
+
+def test_a_file_with_nothing_to_drop_is_not_written_again(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n')
+    monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("on a full disk it would fail"))
+    MetricsFile(path, 1).write({"step": 2})
+    assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
+
+
+def test_memory_falls_back(monkeypatch):
+    texts = {"/proc/self/smaps_rollup": "Rss: 9 kB\nPss: 3 kB\n", "/proc/self/statm": "10 7 2\n"}
+
+    def read(self):
+        if str(self) not in texts:
+            raise PermissionError(13, "Permission denied")
+        return texts[str(self)]
+
+    monkeypatch.setattr(Path, "read_text", read)
+    assert metrics.proportional_set_size() == 3 * 1024
+    del texts["/proc/self/smaps_rollup"]
+    assert metrics.proportional_set_size() == 7 * os.sysconf("SC_PAGE_SIZE")
+    del texts["/proc/self/statm"]
+    assert metrics.proportional_set_size() is None
+    line = StepMetrics(1, 1.0, 1.0, 1.0, 1, 1.0, 1.0, None, None, 0.0, 0.0).line(1.0, 1)
+    assert "memory: n/a  tps" in line
+
+
+@pytest.mark.parametrize("broken", ["a folder", "the figures", "the bar"])
+def test_a_run_goes_on_without_what_watches_it(tiny, composed, monkeypatch, capsys, broken):
+    trainer = composed(tiny(precision="fp64", **{"log.every": 1})).trainer
+    if broken == "a folder":
+        (Path(trainer.config.run.dir) / "metrics.jsonl").mkdir(parents=True)
+    elif broken == "the figures":
+        monkeypatch.setattr("cktrain.trainer.proportional_set_size", lambda: 1 // 0)
+    else:
+
+        class Bar:
+            def update(self, *_):
+                raise OSError(5, "Input/output error")
+
+        trainer.bar = Bar()
+    assert trainer.run()
+    assert (trainer.checkpoint_folder / "step-00000020" / "COMPLETE").exists()
+    said = capsys.readouterr().err
+    assert said.count("cktrain: warning: ") == 1
+    expected = {
+        "a folder": "metrics.jsonl cannot be written: Is a directory",
+        "the figures": "the run cannot say how it goes: integer division or modulo by zero",
+        "the bar": "the run cannot say how it goes: Input/output error",
+    }
+    assert expected[broken] in said

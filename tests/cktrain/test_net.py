@@ -1,0 +1,174 @@
+"""Whatever ends a run between two steps, on one rank or on all: what was trained is saved, and the error says so."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from cktrain.agreed import AgreedFault, AgreedInputError, Trouble, agree
+from cktrain.comm.solo_group import SoloGroup
+from cktrain.trainer import TrainingDiverged
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "comm"))
+from crew import Crew
+
+TINY = {"precision": "fp64", "log.every": 1}
+
+
+@pytest.fixture
+def crew():
+    ranks = Crew("shm", 2)
+    yield ranks
+    if not ranks.broken:
+        ranks.close()
+
+
+def saved(config):
+    return sorted(path.parent.name for path in Path(config.run.dir).glob("checkpoints/step-*/COMPLETE"))
+
+
+def validated(tiny, tokens_file, tmp_path, **overrides):
+    held_out = tmp_path / "held_out.bin"
+    np.fromfile(tokens_file, np.uint16)[:600].tofile(held_out)
+    return tiny(**TINY, **{"data.validation": {"every": 4, "path": str(held_out)}, **overrides}), held_out
+
+
+def fail(*_args, **_kwargs):
+    raise MemoryError("4096 bytes")
+
+
+def test_agree_names_the_ranks_that_have_it():
+    told = agree(SoloGroup(), Trouble("it", True))
+    assert isinstance(told, AgreedInputError) and str(told) == "it" and agree(SoloGroup(), None) is None
+
+
+def test_a_bad_id_in_the_validation_split(tiny, composed, tokens_file, tmp_path):
+    """The file and the position are named, not the kernel's range alone; four steps are saved."""
+    config, held_out = validated(tiny, tokens_file, tmp_path)
+    ids = np.fromfile(held_out, np.uint16)
+    ids[70] = 999
+    ids.tofile(held_out)
+    with pytest.raises(
+        AgreedInputError, match=r"held_out.bin: token id 999 at position 70 .* 4 steps are saved in"
+    ):
+        composed(config).trainer.run()
+    assert saved(config) == ["step-00000004"]
+
+
+@pytest.mark.parametrize("broken", ["validator", "evaluate", "forward", "update", "loader"])
+def test_alone(tiny, composed, tokens_file, tmp_path, monkeypatch, broken):
+    """A run alone saves wherever it fails, but in the middle of an update."""
+    config, _ = validated(tiny, tokens_file, tmp_path)
+    trainer = composed(config).trainer
+    step = trainer.step
+
+    def break_at_5(number, stop=False):
+        if number == 5:
+            if broken == "forward":
+                monkeypatch.setattr(trainer.stage, "train", fail)
+            elif broken == "update":
+                monkeypatch.setattr(trainer.part.data, "update", fail)
+            else:
+                monkeypatch.setattr(trainer.loader, "batch", fail)
+        return step(number, stop)
+
+    if broken == "validator":
+        monkeypatch.setattr(trainer.validator, "run", fail)
+    elif broken == "evaluate":
+        monkeypatch.setattr(trainer.stage, "evaluate", fail)
+    else:
+        monkeypatch.setattr(trainer, "step", break_at_5)
+    with pytest.raises((MemoryError, AgreedFault)) as error:
+        trainer.run()
+    said = f"{error.value} {trainer.fate}"
+    if broken == "update":
+        assert "Not saved: what was trained after step 0, since step 5 was half applied." in said
+        assert saved(config) == []
+    else:
+        assert "4 steps are saved in" in said and saved(config) == ["step-00000004"]
+
+
+@pytest.mark.parametrize("broken", ["validator", "evaluate", "data", "bad id", "last step"])
+def test_one_rank_of_two(tiny, composed, tokens_file, tmp_path, monkeypatch, crew, broken):
+    """Rank 1 alone fails; both save what was trained and raise the same error, which names it."""
+    config, _ = validated(tiny, tokens_file, tmp_path)
+
+    def train(group):
+        trainer = composed(config, None, group).trainer
+        if group.rank == 1:
+            if broken == "validator":
+                inner = trainer.validator.run
+
+                def run_then_fail():
+                    inner()
+                    fail()
+
+                trainer.validator.run = run_then_fail
+            elif broken == "evaluate":
+                trainer.stage.evaluate = fail
+            elif broken == "data":
+                batch = trainer.loader.batch
+                trainer.loader.batch = lambda step: fail() if step == 5 else batch(step)
+            elif broken == "bad id":
+                check = trainer.validator.source.check_ids
+                trainer.validator.source.check_ids = lambda ids, at, _size: check(ids, at, 3)
+            else:
+                inner = trainer.validator.run
+                trainer.validator.run = lambda: (inner(), fail() if trainer.progress.step == 20 else None)[0]
+        return trainer.run()
+
+    monkeypatch.setenv("CKTRAIN_ISA", "reference")
+    outcomes, _ = crew.outcomes(train)
+    steps = 20 if broken == "last step" else 4
+    for outcome in outcomes:
+        assert isinstance(outcome, AgreedInputError if broken == "bad id" else AgreedFault), outcome
+    assert str(outcomes[0]) == str(outcomes[1])
+    assert f"(rank 1) {steps} steps are saved in" in str(outcomes[0])
+    if broken == "bad id":
+        assert "held_out.bin: token id" in str(outcomes[0])
+    assert saved(config) == [f"step-{steps:08d}"]
+
+
+def test_a_rank_that_fails_inside_a_step_says_why_nothing_is_saved(tiny, composed, monkeypatch, crew):
+    config = tiny(precision="fp64")
+    trainers = {}
+    monkeypatch.setenv("CKTRAIN_ISA", "reference")
+
+    # Rank 0 would wait for its peer: only rank 1 runs to its error.
+    def only_one(group):
+        trainer = composed(config, None, group).trainer
+        trainers[group.rank] = trainer
+        if group.rank == 1:
+            trainer.stage.train = fail
+            with pytest.raises(MemoryError):
+                trainer.run()
+
+    crew.do(only_one)
+    assert "since the other ranks wait for this one inside of what it began after step 0" in trainers[1].fate
+    assert saved(config) == []
+
+
+def test_a_run_that_diverges_saves_and_deletes_nothing(tiny, composed, monkeypatch):
+    """The weights are those from before the skipped steps; older checkpoints stay, however few are to be kept."""
+    config = tiny(precision="fp64", **{"checkpoint.every": 2, "checkpoint.keep": 1})
+    trainer = composed(config).trainer
+    step = trainer.step
+
+    def poisoned(number, stop=False):
+        if number == 4:
+            backward = trainer.model.backward_loss
+
+            def bad(tokens, slot):
+                backward(tokens, slot)
+                trainer.params.grad[5] = np.inf
+
+            trainer.model.backward_loss = bad
+        return step(number, stop)
+
+    monkeypatch.setattr(trainer, "step", poisoned)
+    with pytest.raises(TrainingDiverged, match=r"6 steps are saved in .*\. Older checkpoints are untouched"):
+        trainer.run()
+    assert saved(config) == ["step-00000004", "step-00000006"]
