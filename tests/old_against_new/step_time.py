@@ -1,0 +1,199 @@
+"""Step times of both sides in turns, beside those of old against old in the same turns.
+
+Three `cktrain train` of the same configuration stand ready: old, new, and old again. All are stopped (SIGSTOP) but the
+one whose turn it is. A turn begins when the first line of metrics.jsonl has come, since the step under way was stopped
+in its middle, and ends when some more have; its figure is the time between the two, over the steps: all that a user
+waits for. Who begins rotates from round to round, and a third of the rounds has processes of its own, since where a
+process's pages lie is a part of the spread.
+
+A round gives two ratios, new/old and old again/old. The median of the first is the result. The spread is how far from 1
+the median of the second may lie: the bounds of its 95 % interval, by order statistics, which assumes no distribution.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from case_table import PREPARED, Blocks, merged
+from comparison import flattened
+from sides import ROOT, CommandFailed, Side
+
+AT_MOST = 0.02
+"""What a step of the refactor may cost, wherever the spread is larger."""
+WAIT_S = 120.0
+FRESH = 3
+"""How many times the processes are started anew."""
+
+ENDLESS: Blocks = {
+    "run": {"steps": 1_000_000},
+    "data": {"path": PREPARED, "validation": {"every": 0}},
+    "checkpoint": {"every": 0, "resume": "none"},
+    "log": {"every": 1},
+}
+SHORTER: Blocks = {"model": {"num_hidden_layers": 2}, "data": {"sequence_length": 256}}
+
+
+@dataclass(frozen=True)
+class SpeedCase:
+    """A configuration whose step is timed."""
+
+    name: str
+    file: str
+    """Of the repository; both sides read the checkout's."""
+    blocks: Blocks
+    steps: int
+    """In a turn."""
+
+
+DEMO = SpeedCase("demo", "examples/demo.yaml", {"precision": "fp32"}, 8)
+CASES = {
+    "demo": DEMO,
+    "small": SpeedCase(
+        "reference, 2 layers of 12, 256 tokens, fp32",
+        "docs/benchmarks/reference.yaml",
+        merged(SHORTER, {"precision": "fp32"}),
+        1,
+    ),
+    "reference": SpeedCase("reference, fp32", "docs/benchmarks/reference.yaml", {"precision": "fp32"}, 1),
+    "reference-bf16": SpeedCase(
+        "reference, bf16", "docs/benchmarks/reference.yaml", {"precision": "bf16"}, 1
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Speed:
+    """What came of one case."""
+
+    case: str
+    old_ms: float
+    new_ms: float
+    ratio: float
+    """Median of new/old over the rounds."""
+    spread: float
+    """How far from 1 old against old may lie."""
+    rounds: int
+
+    @property
+    def verdict(self) -> str:
+        """Within the spread, or by how much not; a spread above the limit decides nothing about small changes."""
+        change = self.ratio - 1
+        limit = min(self.spread, AT_MOST)
+        if self.spread > AT_MOST:
+            noisy = f"; the spread is above {100 * AT_MOST:.0f} %: measure on a quieter machine"
+        else:
+            noisy = ""
+        if change > limit:
+            return f"slower by {100 * change:.1f} %{noisy}"
+        if change < -limit:
+            return f"faster by {-100 * change:.1f} %{noisy}"
+        return f"within spread{noisy}"
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Order statistics between which the median lies with at least 95 %; the range where there are too few."""
+    ordered, n = sorted(values), len(values)
+    below = 0.0
+    for rank in range(n // 2):
+        below += math.comb(n, rank) / 2**n
+        if below > 0.025:
+            return ordered[max(rank - 1, 0)], ordered[min(n - rank, n - 1)]
+    return ordered[0], ordered[-1]
+
+
+def summary(case: str, old: Sequence[float], new: Sequence[float], again: Sequence[float]) -> Speed:
+    """From the step's seconds, by round."""
+    by_round = [b / a for a, b in zip(old, new, strict=True)]
+    low, high = median_interval([b / a for a, b in zip(old, again, strict=True)])
+    spread = max(abs(low - 1), abs(high - 1))
+    medians = (1e3 * statistics.median(times) for times in (old, new))
+    return Speed(case, *medians, statistics.median(by_round), spread, len(by_round))
+
+
+class Runner:
+    """One `cktrain train`, stopped but in its turns."""
+
+    def __init__(self, side: Side, case: SpeedCase, number: int, isa: str) -> None:
+        self.run = side.work / f"runs/speed-{number}"
+        shutil.rmtree(self.run, ignore_errors=True)
+        blocks = merged(merged(case.blocks, ENDLESS), {"run": {"dir": f"runs/speed-{number}"}})
+        words = ["train", str(ROOT / case.file), *(w for key in flattened(blocks) for w in ("--set", key))]
+        self.log = (side.work / f"speed-{number}.log").open("w")
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "cktrain.launch.cli", *words],
+            cwd=side.work,
+            env=side.environment(isa),
+            stdout=self.log,
+            stderr=subprocess.STDOUT,
+        )
+        self.bytes_of_a_line = 0
+        self._wait_for(2)
+        self.pause()
+
+    def turn(self, steps: int) -> float:
+        """Seconds per step."""
+        os.kill(self.process.pid, signal.SIGCONT)
+        done = self._lines()
+        began = self._wait_for(done + 1)
+        ended = self._wait_for(done + 1 + steps)
+        self.pause()
+        return (ended - began) / steps
+
+    def pause(self) -> None:
+        """Stop until the next turn."""
+        os.kill(self.process.pid, signal.SIGSTOP)
+
+    def close(self) -> None:
+        """End it; it writes no checkpoint."""
+        self.process.kill()
+        self.process.wait()
+        self.log.close()
+        shutil.rmtree(self.run, ignore_errors=True)
+
+    def _lines(self) -> int:
+        try:
+            return (self.run / "metrics.jsonl").read_bytes().count(b"\n")
+        except FileNotFoundError:
+            return 0
+
+    def _wait_for(self, lines: int) -> float:
+        """When the file has so many lines."""
+        until = time.perf_counter() + WAIT_S
+        while self._lines() < lines:
+            time.sleep(0.002)
+            if self.process.poll() is not None or time.perf_counter() > until:
+                end = Path(self.log.name).read_text().splitlines()[-3:]
+                raise CommandFailed(f"{' '.join(end)} ({self.log.name})")
+        return time.perf_counter()
+
+
+def measure(sides: tuple[Side, Side], case: SpeedCase, rounds: int, isa: str) -> Speed:
+    """All turns of one case. Raises CommandFailed."""
+    old, new = sides
+    times: list[list[float]] = [[], [], []]
+    left = rounds
+    for fresh in range(FRESH, 0, -1):
+        part = math.ceil(left / fresh)
+        left -= part
+        runners: list[Runner] = []
+        try:
+            for number, side in enumerate((old, new, old)):
+                runners.append(Runner(side, case, number, isa))
+            for turn in range(part):
+                for place in range(3):
+                    number = (turn + place) % 3
+                    times[number].append(runners[number].turn(case.steps))
+        finally:
+            for runner in runners:
+                runner.close()
+    return summary(case.name, *times)
