@@ -416,6 +416,12 @@ class Config(Section):
                 f"data.sequence_length {self.data.sequence_length:,} are more tokens than can be counted (2^63). "
                 "Lower one of them"
             )
+        decay = self.schedule.decay_steps if self.schedule.name == "wsd" else None
+        if decay is not None and self.schedule.warmup_steps + decay > self.run.steps:
+            raise ValueError(
+                f"schedule.warmup_steps {self.schedule.warmup_steps} and schedule.decay_steps {decay} are more than "
+                f"run.steps {self.run.steps}. Lower one of them"
+            )
         if self.schedule.warmup_steps > self.run.steps:
             raise ValueError(
                 f"schedule.warmup_steps {self.schedule.warmup_steps} is more than run.steps {self.run.steps}"

@@ -122,6 +122,9 @@ def _describe(problem: Any, lines: dict[tuple, str], name: str) -> str:
     key = ".".join(str(part) for part in path)
     if problem["type"] == "extra_forbidden":
         choices = _fields_at(path[:-1])
+        block, dot, rest = str(path[-1]).partition(".")
+        if dot and block in choices:
+            return f"{where}: {key}: unknown key. Write it as a block: {block}: {{{rest}: …}}"
         close = difflib.get_close_matches(str(path[-1]), choices, n=1, cutoff=0.5)
         hint = (
             f"Did you mean {'.'.join([*map(str, path[:-1]), close[0]])!r}?"

@@ -23,8 +23,10 @@ INTRODUCTION = """\
 Made from `cktrain/config.py` by `python -m cktrain.config_reference`; do not edit.
 
 A run is one YAML file. Unknown keys and wrong types are errors that name the line, the key and the closest known key.
-`--set block.key=value` overrides a key on the command line. The resolved configuration is saved in the run's folder
-and in each checkpoint.
+`--set block.key=value` overrides a key on the command line; where a text belongs, all after the `=` is that text.
+`1e-3` and `1_000` are numbers; `yes`, `1:30`, `010` and dates are text, and so errors where a number or true and false
+belong. `~` is expanded in paths, variables like `$HOME` are not: the shell does that for `--set`. The resolved
+configuration is saved in the run's folder and in each checkpoint.
 """
 
 

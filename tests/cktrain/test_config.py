@@ -163,6 +163,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("run: {dir: 'x}\n", "not valid YAML"),
         ("run: 5\n", "run.yaml:1: run: a block of keys belongs here, found 5"),
         ("run:\n", "run.yaml:1: run: a block of keys belongs here, found None"),
+        ("run.steps: 5\n", "run.yaml:1: run.steps: unknown key. Write it as a block: run: {steps: …}"),
     ],
 )  # fmt: skip
 def test_whatever_the_file_holds_it_is_named(config_of, text, message):
@@ -281,6 +282,9 @@ def test_what_a_person_means_is_what_is_read(config_of, override, value):
         ("run.dir.x=5", "run.dir is not a block"),
         ("runs.dir=x", "runs: unknown key. Did you mean 'run'"),
         ("run.step=5", "run.step: unknown key. Did you mean 'run.steps'"),
+        ("run..steps=5", "run.: unknown key"),
+        ("=5", "expected key.path=value"),
+        ("run.steps", "expected key.path=value"),
         ("run.dir=", "string, found None"),
         ("run.dir=\0", "NUL byte"),
         ("run.dir=' '", "the path is empty"),
@@ -298,6 +302,16 @@ def test_what_no_run_can_have_is_refused(config_of, override, message):
     with pytest.raises(ValueError, match=message) as caught:
         config_of(GOOD, override)
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize("decay", [11, 8])
+def test_a_schedule_that_does_not_fit_the_run_is_refused(config_of, decay):
+    overrides = ["schedule.name=wsd", "schedule.warmup_steps=3", f"schedule.decay_steps={decay}"]
+    with pytest.raises(
+        ValueError, match=f"warmup_steps 3 and schedule.decay_steps {decay} are more than run.steps 10"
+    ):
+        config_of(GOOD, *overrides)
+    assert config_of(GOOD, *overrides, "schedule.decay_steps=7").schedule.decay_steps == 7
 
 
 SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
