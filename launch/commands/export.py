@@ -20,7 +20,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="500MB, 5GB (default)"
     )
-    parser.add_argument("--tokenizer", help="folder with a tokenizer.json; default: that of the run's data")
+    parser.add_argument(
+        "--tokenizer",
+        type=arguments.path,
+        help="folder with a tokenizer.json; default: that of the run's data",
+    )
     parser.set_defaults(run=_run)
 
 

@@ -46,7 +46,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="the same seed gives the same text (default 0)",
     )
-    parser.add_argument("--tokenizer", help="folder with a tokenizer.json; default: the model's own")
+    parser.add_argument(
+        "--tokenizer", type=arguments.path, help="folder with a tokenizer.json; default: the model's own"
+    )
     parser.add_argument("--threads", type=arguments.threads, help="threads; default: all cores")
     parser.set_defaults(run=_run)
 

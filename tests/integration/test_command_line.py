@@ -102,6 +102,16 @@ def test_a_run_leaves_its_files_and_can_be_asked_for_text_and_a_report(folder):
     assert again.returncode == 0 and "all 30 steps are done already" in again.stdout
 
 
+def test_a_bare_environment_is_enough(folder):
+    """No home, no folder for temporary files, no time zone, ASCII, thread variables of another program, an odd name."""
+    bare = {"TMPDIR": "/nowhere", "TZ": "No/Where", "LC_ALL": "C", "OMP_NUM_THREADS": "9", "PATH": "/nowhere"}
+    name = "café, #1: 'x'"
+    result = folder.train(f"run.dir={name}", "run.steps=2", env=bare)
+    assert result.returncode == 0, result.stderr
+    assert "OMP_NUM_THREADS was 9 and is now" in result.stdout
+    assert (folder.path / name / "checkpoints" / "step-00000002" / "COMPLETE").is_file()
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1])
 def test_a_stopped_and_resumed_run_equals_one_that_was_not(folder, number):
     """Status 75, the command that resumes, and then bit for bit the same losses."""

@@ -80,8 +80,10 @@ def test_arguments_that_make_no_sense_are_named(arguments, told, capsys):
     [
         (["train", "~/a.yaml"], ["config"]), (["plan", "~/a.yaml"], ["config"]), (["doctor", "~/a.yaml"], ["config"]),
         (["bench", "step", "~/a.yaml"], ["config"]), ([*COLLECTIVES, "--table", "~/t"], ["table"]),
-        (["generate", "~/m"], ["model"]), (["export", "~/m", "~/o"], ["model", "out"]), (["import", "~/m"], ["folder"]),
-        (["data", "prepare", "~/s", "~/o"], ["source", "out"]), (["report", "~/r", "--plot", "~/p"], ["run_dir", "plot"]),
+        (["generate", "~/m", "--tokenizer", "~/t"], ["model", "tokenizer"]), (["import", "~/m"], ["folder"]),
+        (["export", "~/m", "~/o", "--tokenizer", "~/t"], ["model", "out", "tokenizer"]),
+        (["data", "prepare", "~/s", "~/o", "--tokenizer", "~/t"], ["source", "out", "tokenizer"]),
+        (["report", "~/r", "--plot", "~/p"], ["run_dir", "plot"]),
         (["launch", "--logs", "~/l", "--topology", "~/t", "--python", "~/p"], ["logs", "topology", "python"]),
     ],
 )  # fmt: skip
