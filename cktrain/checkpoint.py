@@ -4,6 +4,7 @@
         state.json            step, tokens, versions, resolved precision, layout, what the tensors must be
         config.yaml           the resolved configuration
         rank0.safetensors …   what each rank holds and counts: blocks of param.NAME, exp_avg.NAME, exp_avg_sq.NAME, f32
+        model_files/          tokenizer, templates, generation settings (`cktrain.side_files`)
         COMPLETE              written last: name and size of every file
 
 All ranks write at the same time. A file's tensors are blocks of whole parameters, named by their place
@@ -38,6 +39,7 @@ from cktrain.nn.params import FlatParams, Param
 from cktrain.optim.optimizer import Optimizer
 from cktrain.parallel.blocks import blocks_of, read_label
 from cktrain.safetensors_file import StoredTensor, read_header, write_safetensors
+from cktrain.side_files import FOLDER, SideFiles
 
 FORMAT = 2
 MARKER = "COMPLETE"
@@ -76,12 +78,14 @@ def save_checkpoint(
     owned: Sequence[tuple[int, int]],
     group: Group,
     keep: int,
+    side: SideFiles | None = None,
 ) -> None:
     """Write `folder/step-N`, then delete all but the newest `keep`. Collective over `group`, all ranks of the run.
 
-    `owned` are the spans of the flat parameters that this rank writes. Raises NotSavedError, on all ranks, when the
-    disk is full, the folder can't be written or a rank does not see it; older checkpoints stay. What is deleted is
-    deleted after all ranks know that the new one is whole, and what cannot be deleted is a warning.
+    `owned` are the spans of the flat parameters that this rank writes; `side` is what stands beside the weights, on rank
+    0, which writes it. Raises NotSavedError, on all ranks, when the disk is full, the folder can't be written or a rank
+    does not see it; older checkpoints stay. What is deleted is deleted after all ranks know that the new one is whole,
+    and what cannot be deleted is a warning.
     """
     final = folder / f"step-{progress.step:08d}"
     temporary = folder / f".{final.name}.tmp"
@@ -105,6 +109,8 @@ def save_checkpoint(
     whole = {name: shape for part in everyone for name, shape in part.items()}
 
     def finish(final: Path, temporary: Path) -> None:
+        if side is not None:
+            side.write_with_record(temporary / FOLDER)
         _write_state(temporary, progress, config, whole, list(optimizer.state))
         if final.exists():  # a run that was resumed from before it: never a moment without a good one
             os.rename(final, _free_name(folder / f".{final.name}.old"))
@@ -234,10 +240,12 @@ def _write_state(
     state = {"format": FORMAT, "cktrain": __version__, **asdict(progress)}
     state |= {"moments": moments, "tensors": shapes}
     (folder / "state.json").write_text(json.dumps(state, indent=1))
-    files = sorted(path for path in folder.iterdir())
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
     for path in files:
         _sync(path)
-    (folder / MARKER).write_text(json.dumps({path.name: path.stat().st_size for path in files}))
+    (folder / MARKER).write_text(
+        json.dumps({path.relative_to(folder).as_posix(): path.stat().st_size for path in files})
+    )
     _sync(folder / MARKER)
     _sync(folder)
 

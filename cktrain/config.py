@@ -242,6 +242,9 @@ class DataConfig(Section):
     document_mask: bool = False
     """Nothing crosses a document's border: no attention, and no loss for the token after a document's end (needs an
     end-of-text id in the data)."""
+    allow_other_tokenizer: bool = False
+    """Train although the data was prepared with another tokenizer than that of the pretrained model, of the run that goes
+    on, or of the validation data; the data's is then the run's."""
     validation: ValidationConfig = ValidationConfig()
     """Validation during the run."""
 

@@ -22,6 +22,11 @@ def sha256_of_file(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def sha256_of_bytes(data: bytes) -> str:
+    """The SHA-256 of what was read of a file, in hexadecimal."""
+    return hashlib.sha256(data).hexdigest()
+
+
 def sha256_of_files(folder: str | Path, names: Iterable[str]) -> dict[str, str]:
     """The SHA-256 of each named file, by its path below `folder` (`a.json`, `sub/b.json`), names in order.
 

@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cktrain.checkpoint import MARKER, complete_checkpoints, load_checkpoint
-from cktrain.config import Config, ModelConfig
+from cktrain.config import ModelConfig
 from cktrain.config_file import load_config
-from cktrain.data.tokenizer import TOKENIZER_FILE
+from cktrain.data.same_tokenizer import (
+    other_tokenizer_error,
+    tokenizer_differences,
+    where_of,
+    with_other_tokenizer,
+)
+from cktrain.data.tokenizer import Tokenizer
 from cktrain.models.build import build_model
-from cktrain.models.hf_config import CONFIG_FILE
 from cktrain.models.hugging_face import load_weights, read_model_config, resolve_model
 from cktrain.models.transformer import Transformer
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import FlatParams
+from cktrain.run_files import read_prepared
+from cktrain.side_files import (
+    CONFIG_FILE,
+    FOLDER,
+    GENERATION_FILE,
+    Encoding,
+    SideFiles,
+    read_record,
+    read_side_files,
+)
 
 
 @dataclass(frozen=True)
@@ -24,8 +39,8 @@ class SavedModel:
     path: Path
     """The checkpoint or the Hugging Face folder."""
     config: ModelConfig
-    tokenizer: Path | None
-    """Folder with the tokenizer that the model was trained with, where that is known."""
+    side: SideFiles | None
+    """Tokenizer and so on; None for a checkpoint of before they were kept in it."""
     hugging_face: bool
 
     def load(self, numerics: Numerics, positions: int) -> tuple[Transformer, FlatParams]:
@@ -37,6 +52,44 @@ class SavedModel:
         else:
             load_checkpoint(self.path, params, None)
         return model, params
+
+    def side_files(self, tokenizer: str | None, any_tokenizer: bool) -> SideFiles:
+        """The model's own files, or with the tokenizer that a path names, or with none.
+
+        Raises ValueError when that is another one than the model's, unless `any_tokenizer`, and when nothing is known of
+        what the model had.
+        """
+        if tokenizer == "none":
+            kept = {} if self.side is None else self.side.files
+            return SideFiles({name: kept[name] for name in (GENERATION_FILE, CONFIG_FILE) if name in kept})
+        if tokenizer is not None:
+            return self._with_tokenizer(Path(tokenizer), any_tokenizer)
+        if self.side is None:
+            raise ValueError(
+                f"[saved_model] {self.path} was written before checkpoints kept their tokenizer. "
+                "Give its folder with --tokenizer, the data's or that of the pretrained model."
+            )
+        return self.side
+
+    def _with_tokenizer(self, path: Path, any_tokenizer: bool) -> SideFiles:
+        other = read_prepared(path)
+        if self.side is None:
+            if other.encoding is None:
+                return replace(other, encoding=Encoding(eos_id=Tokenizer.of(other).eos_id))
+            return other
+        if not self.side.has_tokenizer:
+            return replace(other, files={**self.side.files, **other.tokenizer_files()})
+        found = tokenizer_differences(other, self.side)
+        if not found:
+            return replace(self.side, files={**self.side.files, **other.tokenizer_files()})
+        if not any_tokenizer:
+            raise other_tokenizer_error(
+                where_of(other),
+                f"the tokenizer of {self.path}",
+                found,
+                "Leave --tokenizer out, or give --any-tokenizer as well to use this one all the same.",
+            )
+        return with_other_tokenizer(self.side, other)[0]
 
 
 def find_saved_model(path: str | Path) -> SavedModel:
@@ -53,8 +106,7 @@ def find_saved_model(path: str | Path) -> SavedModel:
             raise ValueError(f"[saved_model] {path} has no complete checkpoint. Train until one is written.")
         return _from_checkpoint(found[-1])
     if (path / CONFIG_FILE).is_file():
-        has_tokenizer = (path / TOKENIZER_FILE).is_file()
-        return SavedModel(path, read_model_config(path), path if has_tokenizer else None, True)
+        return SavedModel(path, read_model_config(path), read_side_files(path), True)
     raise ValueError(
         f"[saved_model] {path} is no run (checkpoints/), no checkpoint ({MARKER}) and no Hugging Face folder "
         f"({CONFIG_FILE}). Give the path of one."
@@ -63,15 +115,7 @@ def find_saved_model(path: str | Path) -> SavedModel:
 
 def _from_checkpoint(path: Path) -> SavedModel:
     config = load_config(path / "config.yaml")
-    model, folder = resolve_model(config.model)
+    model, _ = resolve_model(config.model)
     if model.max_position_embeddings is None:
         model = model.model_copy(update={"max_position_embeddings": config.data.sequence_length})
-    return SavedModel(path, model, _tokenizer_of(config, folder), False)
-
-
-def _tokenizer_of(config: Config, pretrained: Path | None) -> Path | None:
-    """The data folder, whose tokens the model learned; with raw tokens that of the pretrained weights."""
-    for folder in (Path(config.data.path), pretrained):
-        if folder is not None and (folder / TOKENIZER_FILE).is_file():
-            return folder
-    return None
+    return SavedModel(path, model, read_record(path / FOLDER), False)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from tokenizers import Tokenizer as Backend
-
-from cktrain.data.tokenizer import Tokenizer, tokenizer_file
-from cktrain.models.hf_tokenizer import special_ids
+from cktrain.data.special_tokens import added_around, end_ids, special_ids
+from cktrain.data.tokenizer_backend import guarded, read_backend
+from cktrain.side_files import SideFiles, SpecialTokens, check_tokenizer
 
 _INCOMPLETE = "\ufffd"  # what decoders write for bytes that are not (yet) a character
 
@@ -16,26 +14,27 @@ _INCOMPLETE = "\ufffd"  # what decoders write for bytes that are not (yet) a cha
 class Codec:
     """The tokenizer of a saved model.
 
-    For a run a prompt is encoded as its data was: nothing is added, and special tokens written out are
-    ordinary text. For a Hugging Face folder it is encoded as its own tokenizer does, which may add a
-    beginning token.
+    A prompt is encoded as the documents were that the model was trained on: what stands before it, and whether special
+    tokens written out in it are tokens. Where that is not recorded, as in a Hugging Face folder, the tokenizer's own rule
+    holds, as in transformers, except that nothing ends a prompt, which is to be continued.
     """
 
-    def __init__(self, folder: Path, hugging_face: bool) -> None:
-        """Raises ValueError when the folder has no tokenizer.json."""
-        if hugging_face:
-            self._tokenizer: Tokenizer | None = None
-            self._backend = _read_backend(tokenizer_file(folder))
-            self._backend.no_truncation()
-            self._backend.no_padding()
-            ids = special_ids(folder)
-            stop = ids.get("eos_token_id", [])
-            self.stop_ids = frozenset(stop if isinstance(stop, list) else [stop])
-            self._start = [ids["bos_token_id"]] if "bos_token_id" in ids else sorted(self.stop_ids)[:1]
-        else:
-            self._tokenizer = Tokenizer.load(folder)
-            self.stop_ids = frozenset([self._tokenizer.eos_id])
-            self._start = [self._tokenizer.eos_id]
+    def __init__(self, side: SideFiles, special_tokens: SpecialTokens | None = None) -> None:
+        """`special_tokens`: other than recorded. Raises ValueError when there is no tokenizer.json that can be read."""
+        check_tokenizer(side)
+        self._backend = read_backend(side)
+        known = side.encoding
+        mode = special_tokens or ("parse" if known is None else known.special_tokens)
+        self._backend.encode_special_tokens = mode == "text"
+        self._begin = added_around(side, self._backend)[0] if known is None else known.begin_ids
+        ids = special_ids(side)
+        self.stop_ids = frozenset([*end_ids(ids), *([] if known is None else [known.eos_id])])
+        self._start = list(self._begin)
+        if not self._start and known is not None:
+            self._start = [known.eos_id]
+        elif not self._start:
+            bos = ids.get("bos_token_id")
+            self._start = [bos] if isinstance(bos, int) else sorted(self.stop_ids)[:1]
 
     def encode(self, prompt: str) -> list[int]:
         """The prompt's ids; an empty prompt is the start of a document."""
@@ -45,22 +44,27 @@ class Codec:
             raise ValueError(
                 f"[generate] the prompt is not UTF-8 text at character {error.start}. Correct it."
             ) from None
-        if self._tokenizer is not None:
-            return self._tokenizer.encode(prompt) or self._start
-        return self._backend.encode(prompt).ids or self._start
+        ids = guarded(
+            lambda: self._backend.encode(prompt, add_special_tokens=False).ids,
+            "the tokenizer fails on the prompt",
+            "Its tokenizer.json is damaged: fetch it again.",
+        )
+        if not ids:
+            return list(self._start)
+        return ids if ids[: len(self._begin)] == self._begin else [*self._begin, *ids]
+
+    def check(self, ids: Sequence[int], vocab_size: int) -> None:
+        """Raise ValueError, naming the token, when an id is beyond the model's vocabulary; unused ones do no harm."""
+        for index in ids:
+            if not 0 <= index < vocab_size:
+                raise ValueError(
+                    f"[generate] the prompt has the token {self._backend.id_to_token(index)!r}, id {index}, and the model's "
+                    f"vocabulary has {vocab_size:,} ids. Use the tokenizer that it was trained with."
+                )
 
     def decode(self, ids: Sequence[int]) -> str:
         """The ids' text, without special tokens; bytes that are no character are U+FFFD."""
-        if self._tokenizer is not None:
-            return self._tokenizer.decode(ids)
         return str(self._backend.decode(list(ids), skip_special_tokens=True))
-
-
-def _read_backend(file: Path) -> Backend:
-    try:
-        return Backend.from_file(str(file))
-    except Exception as error:  # the library raises bare Exception
-        raise ValueError(f"[generate] {file}: not a tokenizer.json ({error}). Fetch it again.") from error
 
 
 class TextStream:

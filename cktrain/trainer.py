@@ -33,6 +33,7 @@ from cktrain.parallel.bubble import measure_bubble
 from cktrain.parallel.part import Part
 from cktrain.parallel.pipeline import Clock
 from cktrain.parallel.sums import reduce_sums
+from cktrain.side_files import SideFiles
 from cktrain.stop import StopFlag
 from cktrain.validation import Validator
 
@@ -72,6 +73,7 @@ class Trainer:
         validator: Validator | None = None,
         peak_flops: float | None = None,
         bar: Any = None,
+        side: SideFiles | None = None,
     ) -> None:
         self.config = config
         self.part = part
@@ -88,6 +90,8 @@ class Trainer:
         """Save and stop after the step in which it is raised."""
         self.fate = ""
         """What became of the work, once the run has ended by an error."""
+        self.side = side
+        """What each checkpoint holds beside the weights (rank 0)."""
         self.stage = part.stage
         self._actions = part.schedule[part.ranks.pipeline.rank]
         self._skipped_in_a_row = 0
@@ -225,6 +229,7 @@ class Trainer:
             self.part.owned,
             self.group,
             self.config.checkpoint.keep if keep is None else keep,
+            self.side,
         )
         self._saved_step = self.progress.step
         log.info("saved %s", path)

@@ -25,6 +25,7 @@ from cktrain.parallel.cuts import choose_cuts
 from cktrain.parallel.mesh import resolve_mesh
 from cktrain.parallel.part import Part
 from cktrain.parallel.ranks import Ranks, divide_world
+from cktrain.run_files import agree_on_side_files
 from cktrain.shared_folder import check_shared_folder
 from cktrain.trainer import Trainer
 from cktrain.validation import Validator
@@ -66,6 +67,7 @@ def compose(
             f"[data] data.sequence_length {length} is longer than the model's max_position_embeddings {longest}. "
             f"Set it to {longest} or less."
         )
+    side = agree_on_side_files(data, pretrained, checkpoint, run_dir, group)
     numerics = Numerics(kernels, precision)
     source = open_source(data.path, "train", model_config.vocab_size, data.dtype)
     loader = BatchLoader(
@@ -117,6 +119,7 @@ def compose(
         validator=validator,
         peak_flops=peak_flops,
         bar=bar,
+        side=side,
     )
     return Run(trainer, loader)
 

@@ -25,11 +25,14 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from cktrain.data.corpus import Corpus
 from cktrain.data.documents import SEPARATOR
 from cktrain.data.reuse import made_from, why_again
+from cktrain.data.round_trip import RoundTrip
 from cktrain.data.shards import DATASET_FILE, SUFFIX, VERSION, ShardWriter, Split, sync_directory
 from cktrain.data.sniff import shown
+from cktrain.data.special_tokens import special_ids
 from cktrain.data.target import Target
-from cktrain.data.tokenizer import TOKENIZER_FILE, Tokenizer, tokenizer_file
-from cktrain.file_identity import sha256_of_file, sha256_of_files
+from cktrain.data.tokenizer import Tokenizer
+from cktrain.file_identity import sha256_of_bytes, sha256_of_files
+from cktrain.side_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, SideFiles, SpecialTokens, read_tokenizer
 
 _BATCH_BYTES = 1 << 20  # text encoded at once
 _TOKENIZER_BYTES = 1 << 28  # text that a tokenizer is trained on at most
@@ -41,6 +44,8 @@ def prepare(
     out: str | Path,
     *,
     tokenizer: str | Path | None = None,
+    eos_token: str | None = None,
+    special_tokens: SpecialTokens = "text",
     vocab_size: int = 2048,
     validation_fraction: float = 0.05,
     text_key: str = "text",
@@ -57,7 +62,9 @@ def prepare(
     """Make a folder of token shards out of a text file, a JSON file, a folder of both, or "python-stdlib".
 
     `tokenizer` is a tokenizer.json or a folder with one; without it a byte-level BPE of `vocab_size` is
-    trained. `validation_fraction` (0 to 0.5) is a share of the documents. A shard is closed by the document
+    trained. `eos_token` ends each document (default: as the tokenizer's files say), and what the tokenizer's own rule
+    puts before a text begins it. `special_tokens` that are written out in a text are ordinary text, or parsed.
+    `validation_fraction` (0 to 0.5) is a share of the documents. A shard is closed by the document
     that brings it to `shard_tokens`. `reuse` returns at once when `out` was made from the same files with the
     same options and is as it was made, and replaces it otherwise. `file_format`, `skip_bad_rows` and `skip_bad_files` are
     Corpus's. `say` hears what is left out and what was found, a line at a time. Returns what dataset.json holds. Raises
@@ -80,11 +87,12 @@ def prepare(
     target.refuse_source(corpus.folders, [file.path for file in corpus.files])
     for line in corpus.left_out.lines():
         say(f"[data.corpus] {shown(source)}: {line}")
-    tokenizer = None if tokenizer is None else tokenizer_file(tokenizer)
+    given = None if tokenizer is None else read_tokenizer(tokenizer)
     options: dict[str, Any] = {"validation_fraction": validation_fraction, "shard_tokens": shard_tokens}
-    if tokenizer is None:
+    options |= {"eos_token": eos_token, "special_tokens": special_tokens}
+    if given is None:
         options["vocab_size"] = vocab_size
-    made = made_from(corpus, tokenizer, options)
+    made = made_from(corpus, given, options)
     if reuse and target.existing is not None:
         why = why_again(target.out, target.existing, made)
         if why is None:
@@ -94,10 +102,16 @@ def prepare(
     summary = {"version": VERSION, "fingerprint": fingerprint, "validation_fraction": validation_fraction}
     try:
         with target, _progress(progress) as bar:
-            ready = _make_tokenizer(target.data, corpus, tokenizer, vocab_size, validation_fraction, bar)
-            summary |= _write_shards(target.data, corpus, ready, validation_fraction, shard_tokens, bar)
+            side = given or _train_tokenizer(corpus, vocab_size, validation_fraction, bar)
+            ready = Tokenizer.of(side, eos_token, special_tokens)
+            if TOKENIZER_CONFIG_FILE not in side.files:
+                ready.save(target.data)
+            side.write(target.data)  # byte for byte what was given
+            seen = RoundTrip(ready)
+            summary |= _write_shards(target.data, corpus, ready, seen, validation_fraction, shard_tokens, bar)
+            summary |= _how_it_was_encoded(side, ready) | seen.report(corpus.source, say)
             summary["made_from"] = made
-            summary["written"] = sha256_of_files(target.data, os.listdir(target.data))
+            summary["written"] = sha256_of_files(target.data, _files(target.data))
             _write_synced(target.data / DATASET_FILE, json.dumps(summary, indent=2) + "\n")
             target.put_in_place()
     except OSError as error:
@@ -167,20 +181,26 @@ def split_of(index: int, fraction: float) -> Split:
     return "validation" if index == chosen else "train"
 
 
-def _make_tokenizer(
-    folder: Path, corpus: Corpus, file: Path | None, vocab_size: int, fraction: float, bar: Progress
-) -> Tokenizer:
-    if file is not None:
-        tokenizer = Tokenizer.load(file)
-        tokenizer.save(folder)
-        shutil.copyfile(file, folder / TOKENIZER_FILE)  # byte for byte the one that was given
-        return tokenizer
+def _train_tokenizer(corpus: Corpus, vocab_size: int, fraction: float, bar: Progress) -> SideFiles:
     total = min(corpus.bytes, _TOKENIZER_BYTES)
     task = bar.add_task("training the tokenizer", total=total)
     tokenizer = Tokenizer.train(_training_documents(corpus, fraction, bar, task), vocab_size)
     bar.update(task, completed=total)
-    tokenizer.save(folder)
-    return tokenizer
+    return tokenizer.side_files()
+
+
+def _how_it_was_encoded(side: SideFiles, tokenizer: Tokenizer) -> dict[str, Any]:
+    return {
+        "vocab_size": tokenizer.vocab_size,
+        "eos_token": tokenizer.eos_token,
+        **tokenizer.encoding.model_dump(),
+        "special_ids": special_ids(side),
+        "tokenizer_sha256": sha256_of_bytes(side.files[TOKENIZER_FILE]),
+    }
+
+
+def _files(folder: Path) -> list[str]:
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _training_documents(corpus: Corpus, fraction: float, bar: Progress, task: TaskID) -> Iterator[str]:
@@ -196,7 +216,13 @@ def _training_documents(corpus: Corpus, fraction: float, bar: Progress, task: Ta
 
 
 def _write_shards(
-    folder: Path, corpus: Corpus, tokenizer: Tokenizer, fraction: float, shard_tokens: int, bar: Progress
+    folder: Path,
+    corpus: Corpus,
+    tokenizer: Tokenizer,
+    seen: RoundTrip,
+    fraction: float,
+    shard_tokens: int,
+    bar: Progress,
 ) -> dict[str, Any]:
     task = bar.add_task("encoding", total=corpus.bytes)
     documents = 0
@@ -204,7 +230,9 @@ def _write_shards(
     validation = _SplitWriter(folder, "validation", shard_tokens, tokenizer)
     with train, validation:
         for texts, sizes in _batches(corpus):
-            for ids, size in zip(tokenizer.encode_batch(texts), sizes, strict=True):
+            encoded = tokenizer.encode_batch(texts)
+            seen.add(texts, encoded)
+            for ids, size in zip(encoded, sizes, strict=True):
                 (train if split_of(documents, fraction) == "train" else validation).add(ids, size)
                 documents += 1
             bar.advance(task, sum(sizes))
@@ -223,9 +251,6 @@ def _write_shards(
         "documents": documents,
         "text_bytes": train.text_bytes + validation.text_bytes,
         "tokens": train.tokens + validation.tokens,
-        "vocab_size": tokenizer.vocab_size,
-        "eos_id": tokenizer.eos_id,
-        "tokenizer_sha256": sha256_of_file(folder / TOKENIZER_FILE),
         "splits": {"train": train.summary(), "validation": validation.summary()},
     }
 
@@ -254,19 +279,20 @@ class _SplitWriter:
         self._folder = folder
         self._split = split
         self._shard_tokens = shard_tokens
+        self._tokenizer = tokenizer
         self._vocab_size = tokenizer.vocab_size
-        self._eos_id = tokenizer.eos_id
         self._shards: list[ShardWriter] = []
         self._open: ShardWriter | None = None
 
     def add(self, ids: list[int], text_bytes: int) -> None:
         if self._open is None:
             path = self._folder / f"{self._split}-{len(self._shards):05d}{SUFFIX}"
-            self._open = ShardWriter(path, self._vocab_size, self._eos_id)
+            self._open = ShardWriter(path, self._vocab_size, self._tokenizer.eos_id)
             self._shards.append(self._open)
-        self._open.append([*ids, self._eos_id], text_bytes)
+        document = self._tokenizer.document(ids)
+        self._open.append(document, text_bytes)
         self.documents += 1
-        self.tokens += len(ids) + 1
+        self.tokens += len(document)
         self.text_bytes += text_bytes
         if self._open.tokens >= self._shard_tokens:
             self._open.close()

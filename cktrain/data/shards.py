@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 import struct
 from bisect import bisect_right
@@ -47,6 +48,7 @@ DATASET_FILE = "dataset.json"
 
 _HEADER = struct.Struct("<8sIIIIQQqQ8x")
 _DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_CHECKED_AT_ONCE = 1 << 22
 _RAW_NAMES = {"train": "train.bin", "validation": "val.bin"}
 
 Split = Literal["train", "validation"]
@@ -313,6 +315,11 @@ class TokenSource:
             "Use the tokenizer of this model, a larger model.vocab_size, or the right dtype for a raw file."
         )
 
+    def check_all(self, vocab_size: int) -> None:
+        """Raise ValueError (file, position) when any id of the stream is not below `vocab_size`."""
+        for start in range(0, len(self), _CHECKED_AT_ONCE):
+            self.check_ids(self.read(start, min(_CHECKED_AT_ONCE, len(self) - start)), start, vocab_size)
+
 
 def open_source(
     path: str | Path,
@@ -322,7 +329,8 @@ def open_source(
 ) -> TokenSource:
     """Open a split of a prepared folder or of a folder of raw train.bin and val.bin, or one file of ids.
 
-    `vocab_size` is the model's: shards made with a larger vocabulary are refused here. Raw ids are of
+    `vocab_size` is the model's: shards made with a larger vocabulary are read here to their end, and refused
+    when they use an id that the model has not; a token that no text uses does no harm. Raw ids are of
     `dtype`, or of uint16 when `vocab_size` fits it and uint32 otherwise. Raises ValueError on anything
     missing or damaged.
     """
@@ -344,12 +352,25 @@ def open_source(
     else:
         source = TokenSource([read_raw(path, dtype, vocab_size)])
     if vocab_size is not None and source.vocab_size is not None and source.vocab_size > vocab_size:
-        raise ValueError(
-            f"[data.shards] {path}: made with a vocabulary of {source.vocab_size:,}, the model's has "
-            f"{vocab_size:,}. "
-            f"Set model.vocab_size to {source.vocab_size} or prepare the data with the model's tokenizer."
-        )
+        _check_all(source, path, vocab_size)
     return source
+
+
+def _check_all(source: TokenSource, path: Path, vocab_size: int) -> None:
+    """ValueError when an id is not below `vocab_size`, with the token's text where a tokenizer.json is beside it."""
+    try:
+        source.check_all(vocab_size)
+    except ValueError as error:
+        found = re.search(r"token id (\d+)", str(error))
+        tokenizer = (path if path.is_dir() else path.parent) / "tokenizer.json"
+        if found is None or not tokenizer.is_file():
+            raise
+        values = read_json(tokenizer, dict[str, Any], area="data.shards", remedy="Prepare the data again.")
+        names = {token["content"]: token["id"] for token in values.get("added_tokens") or []}
+        vocabulary = values.get("model", {}).get("vocab")
+        names |= vocabulary if isinstance(vocabulary, dict) else {}
+        name = next((text for text, index in names.items() if index == int(found[1])), None)
+        raise ValueError(f"{error} The id is that of {name!r}.") from None
 
 
 def _open_folder(

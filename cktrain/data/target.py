@@ -208,8 +208,10 @@ class Target:
             return
         with contextlib.suppress(ValueError):  # a dataset.json that cannot be read: nothing in it is known
             others = unknown_names(self._replaced, read_dataset(self._replaced))
-            for name in set(os.listdir(self._replaced)) - set(others) - {DATASET_FILE}:
-                (self._replaced / name).unlink(missing_ok=True)
+            for path in self._replaced.rglob("*"):
+                name = path.relative_to(self._replaced).as_posix()
+                if name not in others and name != DATASET_FILE and path.is_file():
+                    path.unlink(missing_ok=True)
             if not others:
                 shutil.rmtree(self._replaced, ignore_errors=True)
         if self._replaced.exists():
@@ -238,8 +240,13 @@ def unknown_names(folder: Path, dataset: dict[str, Any]) -> list[str]:
     known = {*_ALWAYS_WRITTEN, *dataset.get("written", ())}
     for split in dataset["splits"].values():
         known |= {shard["file"] for shard in split["shards"]}
-    return sorted(
-        name
-        for name in os.listdir(folder)
-        if name not in known or not (folder / name).is_file() or (folder / name).is_symlink()
-    )
+    found = []
+    for name in os.listdir(folder):
+        inside = [other for other in known if other.startswith(f"{name}/")]
+        if inside and (folder / name).is_dir() and not (folder / name).is_symlink():
+            found += [
+                f"{name}/{inner}" for inner in os.listdir(folder / name) if f"{name}/{inner}" not in inside
+            ]
+        elif name not in known or not (folder / name).is_file() or (folder / name).is_symlink():
+            found.append(name)
+    return sorted(found)

@@ -1,6 +1,7 @@
 """A thin layer over `tokenizers`: train a byte-level BPE, load any tokenizer.json, encode, decode.
 
-The library is imported where it is first used: training, which reads ids, never does.
+How a text becomes ids, beyond the vocabulary, has two rules, which prepared data records (`Encoding`) and a prompt follows:
+whether special tokens that are written out in a text are text or tokens, and what stands before a document.
 """
 
 from __future__ import annotations
@@ -13,30 +14,44 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from cktrain.data.special_tokens import END_OF_TEXT, added_around, end_token
+from cktrain.data.tokenizer_backend import guarded, read_backend
+from cktrain.side_files import (
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    Encoding,
+    SideFiles,
+    SpecialTokens,
+    read_tokenizer,
+)
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
 
-END_OF_TEXT = "<|endoftext|>"
-TOKENIZER_FILE = "tokenizer.json"
-CONFIG_FILE = "tokenizer_config.json"
-
-# Names of the end token in well-known tokenizers, tried in this order when no tokenizer_config.json names it.
-_KNOWN_END_TOKENS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 _SMALLEST_VOCABULARY = 257  # 256 bytes and the end token
 
 
 class Tokenizer:
-    """Text to ids and back. Special tokens written out in a text are encoded as ordinary text."""
+    """Text to ids and back."""
 
-    def __init__(self, backend: Backend, eos_token: str):
+    def __init__(
+        self,
+        backend: Backend,
+        eos_token: str,
+        begin_ids: Sequence[int] = (),
+        end_ids: Sequence[int] = (),
+        special_tokens: SpecialTokens = "text",
+    ):
+        """`begin_ids` and `end_ids` are what the tokenizer's own rule puts around a text."""
         self._backend = backend
-        self._backend.encode_special_tokens = True
-        self._backend.no_truncation()
-        self._backend.no_padding()
+        self._backend.encode_special_tokens = special_tokens == "text"
         self.eos_token = eos_token
         eos_id = backend.token_to_id(eos_token)
         assert eos_id is not None, eos_token
         self.eos_id: int = eos_id
+        self._begin = list(begin_ids)
+        self._end = [*(index for index in end_ids if index != eos_id), eos_id]
+        self._special_tokens: SpecialTokens = special_tokens
 
     @classmethod
     def train(cls, documents: Iterable[str], vocab_size: int) -> Tokenizer:
@@ -64,58 +79,103 @@ class Tokenizer:
             show_progress=False,
         )
         backend.train_from_iterator(documents, trainer)
+        backend.no_truncation()
+        backend.no_padding()
         return cls(backend, END_OF_TEXT)
 
     @classmethod
     def load(cls, path: str | Path, eos_token: str | None = None) -> Tokenizer:
-        """Load a tokenizer.json, or the one in a folder.
+        """Load a tokenizer.json, or the one in a folder. See `of`."""
+        return cls.of(read_tokenizer(path), eos_token)
 
-        The end token is `eos_token`, or what a tokenizer_config.json beside it says, or a well-known name.
+    @classmethod
+    def of(
+        cls, side: SideFiles, eos_token: str | None = None, special_tokens: SpecialTokens = "text"
+    ) -> Tokenizer:
+        """The tokenizer of these files, with `eos_token`, or the token that they name, as the end of a document.
+
         Raises ValueError when the file cannot be read or has no end token.
         """
-        from tokenizers import Tokenizer as Backend
-
-        path = tokenizer_file(path)
-        try:
-            backend = Backend.from_file(str(path))
-        except Exception as error:  # the library raises bare Exception
+        backend = read_backend(side)
+        name = end_token(side, backend, eos_token)
+        if name is None:
             raise ValueError(
-                f"[data.tokenizer] {path}: not a tokenizer.json ({error}). Give one that `tokenizers` saved."
-            ) from error
-        names = [eos_token] if eos_token else [_configured_end_token(path), *_KNOWN_END_TOKENS]
-        for name in names:
-            if name is not None and backend.token_to_id(name) is not None:
-                return cls(backend, name)
-        raise ValueError(
-            f"[data.tokenizer] {path}: none of {', '.join(name for name in names if name)} is in its "
-            "vocabulary. "
-            f"Name the end token in a {CONFIG_FILE} beside it."
-        )
+                f"[data.tokenizer] {Path(side.found_in) / TOKENIZER_FILE}: nothing names its end token and its "
+                "vocabulary has no well-known one. Name it with --eos-token, or in a "
+                f"{TOKENIZER_CONFIG_FILE} beside it."
+            )
+        begin, end = added_around(side, backend)
+        return cls(backend, name, begin, end, special_tokens)
 
     def save(self, folder: str | Path) -> None:
         """Write tokenizer.json and tokenizer_config.json (as Hugging Face reads them) into a folder."""
-        folder = Path(folder)
-        self._backend.save(str(folder / TOKENIZER_FILE))
+        self.side_files().write(Path(folder))
+
+    def side_files(self) -> SideFiles:
+        """The two files that `save` writes."""
         config = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos_token}
-        (folder / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        return SideFiles(
+            {
+                TOKENIZER_FILE: self._backend.to_str(pretty=True).encode(),
+                TOKENIZER_CONFIG_FILE: (json.dumps(config, indent=2) + "\n").encode(),
+            }
+        )
 
     @property
     def vocab_size(self) -> int:
         """One more than the largest id."""
         return 1 + max(self._backend.get_vocab(with_added_tokens=True).values())
 
+    @property
+    def encoding(self) -> Encoding:
+        """How documents are encoded, to be recorded."""
+        return Encoding(special_tokens=self._special_tokens, begin_ids=self._begin, eos_id=self.eos_id)
+
+    @property
+    def unknown_id(self) -> int | None:
+        """The id of what is not in the vocabulary, where the model has one."""
+        model = self._backend.model
+        if hasattr(model, "unk_token"):
+            return None if model.unk_token is None else self._backend.token_to_id(model.unk_token)
+        index = json.loads(self._backend.to_str())["model"].get("unk_id")
+        return index if isinstance(index, int) else None
+
+    def special_token_names(self) -> list[str]:
+        """The special tokens as they may be written out in a text."""
+        added = self._backend.get_added_tokens_decoder().values()
+        return sorted(token.content for token in added if token.special and token.content)
+
+    def token_of(self, index: int) -> str | None:
+        """The token of an id, None beyond the vocabulary."""
+        return self._backend.id_to_token(index)
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
-        """Ids of each text; nothing is added before or after."""
-        encodings = self._backend.encode_batch(list(texts), add_special_tokens=False)
+        """Ids of each text; nothing is added before or after. Raises ValueError where the library fails."""
+        encodings = guarded(
+            lambda: self._backend.encode_batch(list(texts), add_special_tokens=False),
+            f"the tokenizer fails on one of {len(texts)} texts",
+            "Its tokenizer.json is damaged, or the text is more than it can take.",
+        )
         return [encoding.ids for encoding in encodings]
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text."""
         return self.encode_batch([text])[0]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def document(self, ids: Sequence[int]) -> list[int]:
+        """A text's ids as a document: what begins one before them, and the end token after them."""
+        return [*self.beginning(ids), *ids, *self._end]
+
+    def beginning(self, ids: Sequence[int]) -> list[int]:
+        """What stands before a text of these ids; nothing more where the text itself has it, written out."""
+        count = len(self._begin)
+        return [] if list(ids[:count]) == self._begin else self._begin
+
+    def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """The text of the ids; special tokens are left out, bytes that are not UTF-8 become U+FFFD."""
-        text: str = self._backend.decode([int(index) for index in ids], skip_special_tokens=True)
+        text: str = self._backend.decode(
+            [int(index) for index in ids], skip_special_tokens=skip_special_tokens
+        )
         return text
 
     def token_bytes(self) -> npt.NDArray[np.int32]:
@@ -140,29 +200,3 @@ class Tokenizer:
             else:
                 lengths[index] = len(token.replace("▁", " ").encode("utf-8"))
         return lengths
-
-
-def tokenizer_file(path: str | Path) -> Path:
-    """The tokenizer.json that a path names. Raises ValueError when there is none."""
-    path = Path(path)
-    file = path / TOKENIZER_FILE if path.is_dir() else path
-    if not file.is_file():
-        raise ValueError(
-            f"[data.tokenizer] {file}: no such file. Give a tokenizer.json or a folder that holds one."
-        )
-    return file
-
-
-def _configured_end_token(path: Path) -> str | None:
-    config = path.with_name(CONFIG_FILE)
-    if not config.is_file():
-        return None
-    try:
-        token = json.loads(config.read_text(encoding="utf-8")).get("eos_token")
-    except (ValueError, AttributeError) as error:
-        raise ValueError(
-            f"[data.tokenizer] {config}: not a JSON object ({error}). Correct or remove it."
-        ) from error
-    # Hugging Face writes the token's text, or an object that holds it.
-    content = token.get("content") if isinstance(token, dict) else token
-    return content if isinstance(content, str) else None

@@ -1,6 +1,6 @@
 """Hugging Face folders: config.json, safetensors and tokenizer files, loaded and saved.
 
-`hf_config.py` maps the architecture, `hf_weights.py` the tensors, `hf_tokenizer.py` the tokenizer's files. A
+`hf_config.py` maps the architecture, `hf_weights.py` the tensors; `cktrain.side_files` has what stands beside them. A
 folder is written under a temporary name and renamed when it is whole.
 """
 
@@ -11,17 +11,21 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from cktrain.config import ModelConfig
-from cktrain.models.hf_config import CONFIG_FILE, read_model_config, write_model_config
-from cktrain.models.hf_tokenizer import GENERATION_FILE, copy_tokenizer, generation_config, special_ids
+from cktrain.data.special_tokens import KEYS, end_token, special_ids
+from cktrain.data.tokenizer_backend import read_backend
+from cktrain.models.hf_config import ARCHITECTURES, CONFIG_FILE, read_model_config, write_model_config
 from cktrain.models.hf_weights import check_weights, load_weights, save_weights
 from cktrain.nn.params import FlatParams
+from cktrain.side_files import GENERATION_FILE, TOKENIZER_CONFIG_FILE, SideFiles
 
 __all__ = ["check_weights", "load_weights", "read_model_config", "resolve_model", "save_folder"]
 
 _STORED = {"float32": "F32", "bfloat16": "BF16"}
+_SPELLED_OTHERWISE = ("dtype", "rope_parameters", "auto_map", "_name_or_path")
+"""Keys of a source's config.json that are written in another spelling, or name files and code that do not come along."""
 
 
 def resolve_model(model: ModelConfig) -> tuple[ModelConfig, Path | None]:
@@ -42,33 +46,38 @@ def save_folder(
     folder: str | Path,
     config: ModelConfig,
     params: FlatParams,
-    tokenizer_from: str | Path | None = None,
+    side: SideFiles | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     max_shard_bytes: int = 5_000_000_000,
 ) -> None:
     """Write a folder that `transformers` loads with `from_pretrained`.
 
-    `config` needs max_position_embeddings; `tokenizer_from` is a folder whose tokenizer is copied. Raises
-    ValueError when `folder` exists and is not empty, when no Hugging Face class has this architecture, when a
-    weight is NaN or infinite, and OSError when writing fails, a full disk for one; `folder` is then as it
-    was.
+    `config` needs max_position_embeddings; `side` is what stands beside the weights, and is written byte for byte,
+    except config.json, which keeps what it says beyond the architecture. Raises ValueError when `folder` exists and is
+    not empty, when no Hugging Face class has this architecture, when a weight is NaN or infinite, and OSError when
+    writing fails, a full disk for one; `folder` is then as it was.
     """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise ValueError(
             f"[hugging_face] {folder} exists and is not an empty folder. Choose another or delete it."
         )
-    source = None if tokenizer_from is None else Path(tokenizer_from)
-    ids = {} if source is None else special_ids(source)
-    content = write_model_config(config, dtype, ids)
+    side = side or SideFiles()
+    ids = special_ids(side)
+    plain = write_model_config(config, dtype, ids)
+    extra: dict[str, dict[str, Any]] = {}
+    if GENERATION_FILE not in side.files:
+        extra[GENERATION_FILE] = ids
+    if side.has_tokenizer and TOKENIZER_CONFIG_FILE not in side.files:
+        extra[TOKENIZER_CONFIG_FILE] = _tokenizer_config(side)
     temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
-        if source is not None:
-            copy_tokenizer(source, temporary)
+        side.write(temporary)
         save_weights(temporary, params, _STORED[dtype], max_shard_bytes)
-        _write_json(temporary / GENERATION_FILE, generation_config(source, ids))
-        _write_json(temporary / CONFIG_FILE, content)
+        for name, values in extra.items():
+            _write_json(temporary / name, values)
+        _write_config(temporary, plain, side)
         for path in temporary.iterdir():
             _sync(path)
         _sync(temporary)
@@ -84,6 +93,32 @@ def save_folder(
                 f"[hugging_face] cannot write {folder}: {error.strerror}. {remedy}; nothing was kept",
             ) from None
         raise
+
+
+def _write_config(folder: Path, plain: dict[str, Any], side: SideFiles) -> None:
+    """config.json: `plain`, with what that of the source says beyond it. ValueError when they are of different models."""
+    _write_json(folder / CONFIG_FILE, plain)
+    source = side.json(CONFIG_FILE)
+    if not source:
+        return
+    wanted = read_model_config(folder)
+    values = {key: value for key, value in source.items() if key not in _SPELLED_OTHERWISE} | plain
+    values |= {key: source[key] for key in KEYS if source.get(key) is not None}
+    if source.get("model_type") in ARCHITECTURES:
+        values["model_type"] = source["model_type"]
+        values["architectures"] = [ARCHITECTURES[source["model_type"]]]
+    _write_json(folder / CONFIG_FILE, values)
+    if read_model_config(folder) != wanted:
+        raise ValueError(
+            f"[hugging_face] {Path(side.found_in) / CONFIG_FILE} describes another model than the one that was trained. "
+            "Nothing was written."
+        )
+
+
+def _tokenizer_config(side: SideFiles) -> dict[str, Any]:
+    """What transformers needs beside a tokenizer.json that came alone."""
+    token = end_token(side, read_backend(side))
+    return {"tokenizer_class": "PreTrainedTokenizerFast"} | ({} if token is None else {"eos_token": token})
 
 
 def _write_json(path: Path, values: dict) -> None:

@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import Iterator
 from types import FrameType
+from typing import Any
 
 from cktrain.launch import arguments
 
@@ -30,6 +31,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer",
         type=arguments.path,
         help="tokenizer.json or a folder with one; default: train a byte-level BPE on the text",
+    )
+    prepare.add_argument(
+        "--eos-token",
+        metavar="TOKEN",
+        help="token that ends each document; default: as the tokenizer's files say",
+    )
+    prepare.add_argument(
+        "--special-tokens",
+        choices=("text", "parse"),
+        default="text",
+        help="special tokens that are written out in the text: ordinary text (default), or the tokens",
     )
     prepare.add_argument(
         "--vocab-size",
@@ -95,6 +107,8 @@ def _prepare_and_tell(options: argparse.Namespace) -> int:
                 options.out,
                 tokenizer=options.tokenizer,
                 vocab_size=2048 if options.vocab_size is None else options.vocab_size,
+                eos_token=options.eos_token,
+                special_tokens=options.special_tokens,
                 validation_fraction=options.validation_fraction,
                 text_key=options.text_key,
                 suffixes=_suffixes(options.suffixes),
@@ -114,7 +128,21 @@ def _prepare_and_tell(options: argparse.Namespace) -> int:
     }
     text = ", ".join(f"{tokens:,} {name} tokens" for name, tokens in splits.items())
     print(f"{shown(options.out)}: {text}")
+    print(_how_documents_end(summary))
     return 0
+
+
+def _how_documents_end(summary: dict[str, Any]) -> str:
+    """Which token ends a document, since a model may have several that end a text."""
+    from cktrain.data.special_tokens import end_ids
+
+    text = f"documents end with {summary['eos_token']} ({summary['eos_id']})"
+    if summary["begin_ids"]:
+        text += f" and begin with {', '.join(map(str, summary['begin_ids']))}"
+    others = [index for index in end_ids(summary["special_ids"]) if index != summary["eos_id"]]
+    if others:
+        text += f"; the model's files also end texts with {', '.join(map(str, others))} (--eos-token chooses)"
+    return text
 
 
 def _suffixes(text: str | None) -> list[str] | None:

@@ -23,7 +23,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         type=arguments.path,
-        help="folder with a tokenizer.json; default: that of the run's data",
+        help="folder with a tokenizer.json; default: the run's own; none: export without one",
+    )
+    parser.add_argument(
+        "--any-tokenizer", action="store_true", help="take --tokenizer although it is not the run's own"
     )
     parser.set_defaults(run=_run)
 
@@ -43,12 +46,12 @@ def _run(options: argparse.Namespace) -> int:
     from cktrain.saved_model import find_saved_model
 
     saved = find_saved_model(options.model)
-    tokenizer = options.tokenizer or saved.tokenizer
+    side = saved.side_files(options.tokenizer, options.any_tokenizer)
     _, params = saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)
-    save_folder(options.out, saved.config, params, tokenizer, options.dtype, options.max_shard_size)
+    save_folder(options.out, saved.config, params, side, options.dtype, options.max_shard_size)
     print(f"{saved.path} -> {options.out}: {params.count:,} parameters, {options.dtype}")
-    if tokenizer is None:
-        print("without a tokenizer: the run's data names none (give one with --tokenizer)")
+    if not side.has_tokenizer:
+        print("without a tokenizer: the run has none (give one with --tokenizer)")
     elif model_type_of(saved.config) == "qwen2":
         print(
             "note: transformers 5 loads Qwen's own tokenizer class for every model of type qwen2; for "

@@ -49,6 +49,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer", type=arguments.path, help="folder with a tokenizer.json; default: the model's own"
     )
+    parser.add_argument(
+        "--any-tokenizer", action="store_true", help="take --tokenizer although it is not the model's own"
+    )
+    parser.add_argument(
+        "--special-tokens",
+        choices=("text", "parse"),
+        help="special tokens written out in the prompt: ordinary text, or the tokens; default: as in the model's data",
+    )
     parser.add_argument("--threads", type=arguments.threads, help="threads; default: all cores")
     parser.set_defaults(run=_run)
 
@@ -58,8 +66,6 @@ def _run(options: argparse.Namespace) -> int:
     from cktrain.launch.bind import bind
 
     binding = bind(read_process_environment(os.environ), threads=options.threads)
-    from pathlib import Path
-
     from cktrain import cython_kernels
     from cktrain.generate import Sampler, generate
     from cktrain.nn.numerics import Numerics
@@ -68,18 +74,25 @@ def _run(options: argparse.Namespace) -> int:
 
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
     saved = find_saved_model(options.model)
-    tokenizer = Path(options.tokenizer) if options.tokenizer else saved.tokenizer
-    if tokenizer is None:
+    side = saved.side_files(options.tokenizer, options.any_tokenizer)
+    if not side.files and not saved.hugging_face:
         raise ValueError(
-            f"[generate] {options.model} has no tokenizer.json, neither has the data it was trained on. "
+            f"[generate] {options.model} has no tokenizer.json, neither had the data it was trained on. "
             "Give its folder with --tokenizer."
         )
-    codec = Codec(tokenizer, saved.hugging_face)
+    codec = Codec(side, options.special_tokens)
     # The argument's bytes are UTF-8 even where the locale made Python read them as something else.
     text = os.fsencode(options.prompt).decode("utf-8", errors="surrogateescape")
     prompt = codec.encode(text)
-    limit = saved.config.max_position_embeddings
-    assert limit is not None
+    limit, vocab_size = saved.config.max_position_embeddings, saved.config.vocab_size
+    assert limit is not None and vocab_size is not None
+    codec.check(prompt, vocab_size)
+    if beyond := sorted(index for index in codec.stop_ids if index >= vocab_size):
+        print(
+            f"cktrain: note: of the ids that end a text {', '.join(map(str, beyond))} are beyond the model's vocabulary of "
+            f"{vocab_size:,} and never come",
+            file=sys.stderr,
+        )
     positions = min(limit, len(prompt) + max(options.max_tokens, 1) - 1)
     kernels = cython_kernels.load()
     kernels.set_num_threads(binding.threads)

@@ -22,10 +22,10 @@ def _run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from cktrain import cython_kernels
-    from cktrain.data.tokenizer import TOKENIZER_FILE
     from cktrain.models.build import build_model
     from cktrain.models.hugging_face import check_weights, read_model_config
     from cktrain.nn.numerics import Numerics
+    from cktrain.side_files import TOKENIZER_FILE
 
     folder = Path(options.folder)
     config = read_model_config(folder)

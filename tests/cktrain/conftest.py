@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import pytest
 from cktrain import cython_kernels
 from cktrain.config import Config
 from cktrain.launch.compose import Run, compose
+
+sys.path.insert(0, str(Path(__file__).parent))  # for tokenizers_made_here
 
 VOCAB = 61
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from cktrain.models.build import build_model
 from cktrain.models.transformer import Transformer
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import FlatParams
+from cktrain.side_files import Encoding, read_side_files
 from cktrain.text_stream import Codec, TextStream
 
 SIZES = {
@@ -145,6 +147,14 @@ def test_logits_that_are_not_finite():
         Sampler(1.0).choose(np.array([0.0, np.nan], np.float32))
 
 
+def codec_of(folder: Path, hugging_face: bool) -> Codec:
+    """As of a Hugging Face folder, or of a run whose data was encoded without special tokens."""
+    side = read_side_files(folder)
+    if not hugging_face:
+        side = replace(side, encoding=Encoding(eos_id=Tokenizer.load(folder).eos_id))
+    return Codec(side)
+
+
 TEXTS = ["plain words", "Grüße, 東京 und 🙂🙃!", "\u00e9\u0301\u200d👩‍👩‍👧", "tabs\tand\n\nlines  "]
 
 
@@ -152,7 +162,7 @@ TEXTS = ["plain words", "Grüße, 東京 und 🙂🙃!", "\u00e9\u0301\u200d👩
 @pytest.mark.parametrize("text", TEXTS)
 def test_text_comes_in_whole_characters(text: str, hugging_face: bool, tmp_path: Path):
     Tokenizer.train(["a b c " * 10], 257).save(tmp_path)  # a token for each byte
-    codec = Codec(tmp_path, hugging_face)
+    codec = codec_of(tmp_path, hugging_face)
     ids = codec.encode(text)
     assert len(ids) == len(text.encode())
     stream = TextStream(codec, codec.encode("Prompt: "))
@@ -165,7 +175,7 @@ def test_text_comes_in_whole_characters(text: str, hugging_face: bool, tmp_path:
 
 def test_bytes_that_are_no_character_come_out_at_last(tmp_path: Path):
     Tokenizer.train(["a b c " * 10], 257).save(tmp_path)
-    codec = Codec(tmp_path, False)
+    codec = codec_of(tmp_path, False)
     ids = codec.encode("é")[:1] + codec.encode("x") + codec.encode("東")[:2]
     stream = TextStream(codec, codec.encode("p"))
     parts = [stream.push(token) for token in ids]
@@ -185,22 +195,22 @@ def test_codec_of_a_hugging_face_folder(tmp_path: Path):
     backend.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", bos)])
     backend.save(str(tmp_path / "tokenizer.json"))
     (tmp_path / "generation_config.json").write_text(f'{{"bos_token_id": {bos}, "eos_token_id": [{eos}, 7]}}')
-    codec = Codec(tmp_path, True)
+    codec = codec_of(tmp_path, True)
     assert codec.stop_ids == {eos, 7}
     assert codec.encode("a")[0] == bos and codec.decode(codec.encode("a")) == "a"
     assert codec.encode("<|endoftext|>") == [
         bos,
         eos,
     ]  # special tokens are read as such, as transformers does
-    run = Codec(tmp_path, False)
-    assert run.stop_ids == {eos} and run.encode("") == [eos]
+    run = codec_of(tmp_path, False)
+    assert run.stop_ids == {eos, 7} and run.encode("") == [eos]
     assert eos not in run.encode("<|endoftext|>") and bos not in run.encode("a")
 
 
 def test_prompts_must_be_text(tmp_path: Path):
     Tokenizer.train(["abc"], 257).save(tmp_path)
     with pytest.raises(ValueError, match="not UTF-8 text at character 1"):
-        Codec(tmp_path, False).encode("a\udcff")
+        codec_of(tmp_path, False).encode("a\udcff")
     (tmp_path / "tokenizer.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer\.json"):
-        Codec(tmp_path, True)
+    with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer\.json, it has no \"model\""):
+        codec_of(tmp_path, True)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cktrain.data import shards
 from cktrain.data.shards import Shard, ShardWriter, TokenSource, dtype_for, open_source, read_raw, read_shard
 
 
@@ -153,12 +154,16 @@ def test_a_folder_without_its_summary_is_not_complete(tmp_path):
         open_source(tmp_path)
 
 
-def test_a_vocabulary_larger_than_the_models_is_refused(tmp_path):
-    path = write(tmp_path / "a.cktok", [1, 2], vocab_size=300)
-    assert len(open_source(path, vocab_size=300)) == 2
-    assert len(open_source(path, vocab_size=320)) == 2  # a padded vocabulary is fine
-    with pytest.raises(ValueError, match="made with a vocabulary of 300, the model's has 299"):
-        open_source(path, vocab_size=299)
+def test_of_a_larger_vocabulary_only_ids_that_are_used_count(tmp_path, monkeypatch):
+    monkeypatch.setattr(shards, "_CHECKED_AT_ONCE", 2)
+    path = write(tmp_path / "a.cktok", [1, 2, 298], vocab_size=300)
+    assert len(open_source(path, vocab_size=300)) == 3
+    assert len(open_source(path, vocab_size=320)) == 3  # a padded vocabulary is fine
+    assert len(open_source(path, vocab_size=299)) == 3  # nobody uses 299
+    with pytest.raises(
+        ValueError, match=r"a\.cktok: token id 298 at position 2 is beyond the model's vocabulary of 298"
+    ):
+        open_source(path, vocab_size=298)
 
 
 def test_shards_of_two_tokenizers_do_not_mix(tmp_path):

@@ -85,10 +85,10 @@ def test_the_end_token_is_found(tmp_path):
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"eos_token": {"content": "<stop>"}}))
     assert Tokenizer.load(tmp_path).eos_id == 2
     assert Tokenizer.load(tmp_path, eos_token="a").eos_id == 0
-    with pytest.raises(ValueError, match=r"none of <no> is in its vocabulary"):
+    with pytest.raises(ValueError, match="'<no>' was asked for and is not in the vocabulary"):
         Tokenizer.load(tmp_path, eos_token="<no>")
     (tmp_path / "tokenizer_config.json").write_text("[")
-    with pytest.raises(ValueError, match=r"tokenizer_config\.json: not a JSON object"):
+    with pytest.raises(ValueError, match=r"tokenizer_config\.json: not valid JSON"):
         Tokenizer.load(tmp_path)
 
 
@@ -99,7 +99,7 @@ def test_bad_files(tmp_path):
     with pytest.raises(ValueError, match=r"tokenizer\.json: not a tokenizer\.json"):
         Tokenizer.load(tmp_path)
     Backend(models.BPE(vocab={"a": 0}, merges=[])).save(str(tmp_path / "tokenizer.json"))
-    with pytest.raises(ValueError, match=r"none of <\|endoftext\|>, .* is in its vocabulary"):
+    with pytest.raises(ValueError, match="nothing names its end token"):
         Tokenizer.load(tmp_path)
 
 

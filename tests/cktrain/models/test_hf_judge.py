@@ -30,6 +30,7 @@ from cktrain.models.build import build_model
 from cktrain.models.hugging_face import load_weights, read_model_config, save_folder
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.params import FlatParams
+from cktrain.side_files import read_tokenizer
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -141,7 +142,7 @@ def test_a_trained_tokenizer_loads_with_the_model(name: str, tmp_path: Path) -> 
     numerics = Numerics(cython_kernels.load("reference"), "fp32")
     params = FlatParams(build_model(config, numerics, 32).params(), numerics)
     params.initialize(seed=5)
-    save_folder(tmp_path / "saved", config, params, tokenizer_from=tmp_path / "data")
+    save_folder(tmp_path / "saved", config, params, side=read_tokenizer(tmp_path / "data"))
     # For model_type qwen2 AutoTokenizer of transformers 5 takes Qwen's own class, whatever
     # tokenizer_config.json says.
     loader = transformers.PreTrainedTokenizerFast if name == "qwen2" else transformers.AutoTokenizer

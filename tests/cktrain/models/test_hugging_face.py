@@ -15,6 +15,7 @@ from cktrain.config import ModelConfig
 from cktrain.data.tokenizer import Tokenizer
 from cktrain.models import hf_weights
 from cktrain.models.hugging_face import load_weights, read_model_config, save_folder
+from cktrain.side_files import read_side_files
 
 SMALL = {
     "hidden_size": 12,
@@ -74,8 +75,6 @@ def test_what_cannot_be_saved_is_refused(tmp_path, small_params):
         save_folder(tmp_path / "out", config.model_copy(update={"max_position_embeddings": None}), params)
     with pytest.raises(ValueError, match="no model_type"):
         save_folder(tmp_path / "out", config.model_copy(update={"qk_norm": True, "qkv_bias": True}), params)
-    with pytest.raises(ValueError, match=r"has no tokenizer\.json"):
-        save_folder(tmp_path / "out", config, params, tokenizer_from=tmp_path)
     params["model.norm.weight"].data[3] = np.nan
     with pytest.raises(ValueError, match=r"model\.norm\.weight of the model: 1 of these 12 weights"):
         save_folder(tmp_path / "out", config, params)
@@ -91,7 +90,7 @@ def test_tokenizer_files_and_special_ids_of_a_pretrained_folder_are_kept(tmp_pat
     (source / "generation_config.json").write_text(
         '{"eos_token_id": [3, 5], "bos_token_id": 1, "top_p": 0.9}'
     )
-    save_folder(tmp_path / "out", config, small_params(config), tokenizer_from=source)
+    save_folder(tmp_path / "out", config, small_params(config), side=read_side_files(source))
     for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
         assert (tmp_path / "out" / name).read_bytes() == (source / name).read_bytes()
     values = json.loads((tmp_path / "out" / "config.json").read_text())
@@ -103,7 +102,7 @@ def test_a_tokenizer_alone_gets_its_config(tmp_path, small_params):
     config = ModelConfig(**SMALL)
     Tokenizer.train(["abc abc"], 257).save(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
-    save_folder(tmp_path / "out", config, small_params(config), tokenizer_from=tmp_path)
+    save_folder(tmp_path / "out", config, small_params(config), side=read_side_files(tmp_path))
     assert (
         json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["eos_token"] == "<|endoftext|>"
     )

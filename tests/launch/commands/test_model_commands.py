@@ -132,11 +132,18 @@ def test_bad_input_is_one_line_and_exit_2(run, arguments, message, capfd):
     assert message in err and err.startswith("cktrain: [") and err.count("\n") == 1
 
 
-def test_a_run_without_tokenizer_says_so(run, capfd):
-    Path("data/tokenizer.json").rename("elsewhere.json")
-    assert main(["generate", "run"]) == 2
+def test_a_run_on_ids_without_a_tokenizer_says_so(run, capfd):
+    np.arange(200, dtype=np.uint16).tofile("ids.bin")
+    config = load_config("run/config.yaml", ["run.dir=raw", "data.path=ids.bin"])
+    built = compose(config, SoloGroup(), threads=1)
+    built.trainer.run()
+    built.close()
+    assert main(["generate", "raw"]) == 2
     assert "Give its folder with --tokenizer" in capfd.readouterr().err
-    assert main(["generate", "run", "--tokenizer", "elsewhere.json", "--max-tokens", "3"]) == 0
+    Path("data/tokenizer.json").rename("elsewhere.json")
+    assert main(["generate", "raw", "--tokenizer", "elsewhere.json", "--max-tokens", "3"]) == 0
+    assert main(["export", "raw", "out"]) == 0
+    assert "without a tokenizer" in capfd.readouterr().out
 
 
 @pytest.mark.parametrize("size", ["0", "5 apples", "1.5GB"])
