@@ -259,7 +259,7 @@ def _parse(text: str) -> dict[str, Any]:
     """What a lock file says; empty when it is damaged or not written yet."""
     try:
         found = json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return found if isinstance(found, dict) else {}
 

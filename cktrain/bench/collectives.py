@@ -52,10 +52,11 @@ def parse_sizes(text: str) -> list[int]:
     """ "4k,1m,64m" -> bytes. Raises ValueError for what is not a size."""
     sizes = []
     for word in text.split(","):
-        match = re.fullmatch(r"(\d+)([kmg]?)b?", word.strip().lower())
-        if match is None:
-            raise ValueError(f"[bench] --sizes: {word!r} is not a size. Give for instance 4k,1m,64m.")
-        sizes.append(int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]])
+        match = re.fullmatch(r"([0-9]{1,12})([kmg]?)b?", word.strip().lower())
+        size = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]] if match else 0
+        if not 0 < size <= 1 << 40:
+            raise ValueError(f"[bench] --sizes: {word[:80]!r} is not a size. Give for instance 4k,1m,64m.")
+        sizes.append(size)
     return sizes
 
 

@@ -109,7 +109,7 @@ def test_the_holder_beats(tmp_path, monkeypatch):
         assert os.stat(lock.path).st_mtime > 1
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"pid": "x"}', '{"pid": -1}'])
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", '{"pid": "x"}', '{"pid": -1}', "[" * 60_000])
 def test_a_damaged_lock_is_taken_over_after_silence(tmp_path, text):
     (tmp_path / LOCK_FILE).write_text(text)
     with lock_folder(tmp_path, "cktrain train", silence_s=0.02) as lock:
