@@ -17,6 +17,7 @@ LONGEST_VALUE = 1 << 28
 TWICE = object()
 """Stands for the value of a key that an object has twice: which of them is meant nobody knows."""
 
+_NUMBER_CUT = re.compile(r"[-+.0-9eE]*\Z")
 _SPACE = re.compile(r"[ \t\r\n]*")
 
 
@@ -87,8 +88,8 @@ class JsonValues:
                 if self._read_more():
                     continue
                 raise NotJson(self._line, error) from error
-            # A number or a word may go on in the next block; what ends in its own sign does not.
-            if end == len(self._text) and self._text[end - 1] not in '}]"' and self._read_more():
+            # A number may go on in the next block (1.5 is cut to 1.); what ends in its own sign does not.
+            if self._text[end - 1] not in '}]"' and _NUMBER_CUT.match(self._text, end) and self._read_more():
                 continue
             line = self._line
             self._go_to(end)
