@@ -148,7 +148,7 @@ class Target:
                 f"[data.prepare] {self.name}: its {DATASET_FILE} is damaged or nothing that `cktrain data prepare` "
                 f"wrote, so nothing in it is deleted ({error}). Delete the folder yourself or choose another."
             ) from error
-        others = unknown_names(self.out, self.existing)
+        others = unknown_names(self.out, known_names(self.existing))
         if others:
             more = f" and {len(others) - 5} more" if len(others) > 5 else ""
             raise ValueError(
@@ -207,13 +207,19 @@ class Target:
         if not self._replaced.exists():
             return
         with contextlib.suppress(ValueError):  # a dataset.json that cannot be read: nothing in it is known
-            others = unknown_names(self._replaced, read_dataset(self._replaced))
-            for path in self._replaced.rglob("*"):
-                name = path.relative_to(self._replaced).as_posix()
-                if name not in others and name != DATASET_FILE and path.is_file():
-                    path.unlink(missing_ok=True)
-            if not others:
-                shutil.rmtree(self._replaced, ignore_errors=True)
+            known = known_names(read_dataset(self._replaced))
+            if not unknown_names(self._replaced, known):
+                known = {*known, DATASET_FILE}
+            else:
+                known = known - {DATASET_FILE}  # by which the next one knows what is whose
+            for name in known:
+                with contextlib.suppress(OSError):
+                    (self._replaced / name).unlink()
+            for folder in {Path(name).parent for name in known if "/" in name} | {Path()}:
+                with contextlib.suppress(OSError):  # it holds something else, or is not there
+                    (self._replaced / folder).rmdir()
+        with contextlib.suppress(OSError):
+            self._replaced.rmdir()
         if self._replaced.exists():
             self._say(
                 f"[data.prepare] {shown(self._replaced)}: kept, it holds files that others have written."
@@ -235,11 +241,14 @@ class Target:
             self._workspace.rmdir()
 
 
-def unknown_names(folder: Path, dataset: dict[str, Any]) -> list[str]:
-    """Names in a prepared folder that its dataset.json does not know, in order."""
-    known = {*_ALWAYS_WRITTEN, *dataset.get("written", ())}
-    for split in dataset["splits"].values():
-        known |= {shard["file"] for shard in split["shards"]}
+def known_names(dataset: dict[str, Any]) -> set[str]:
+    """The files of a prepared folder that its dataset.json knows, by their paths below it."""
+    shards = {shard["file"] for split in dataset["splits"].values() for shard in split["shards"]}
+    return {*_ALWAYS_WRITTEN, *dataset.get("written", ()), *shards}
+
+
+def unknown_names(folder: Path, known: set[str]) -> list[str]:
+    """Names in a prepared folder that are not known, in order."""
     found = []
     for name in os.listdir(folder):
         inside = [other for other in known if other.startswith(f"{name}/")]

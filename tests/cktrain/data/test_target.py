@@ -188,10 +188,21 @@ def test_reuse_beside_one_that_is_at_work(place):
         assert (other.data / "half").exists()
 
 
+# As put_in_place does, after its check; the new folder is a whole one.
+MOVE_AWAY = """
+target.existing = None
+os.rename(target.out, target._replaced)
+import shutil
+shutil.copytree(target._replaced, target.data, dirs_exist_ok=True, ignore=shutil.ignore_patterns("notes"))
+os.rename(target.data, target.out)
+"""
+
+
 def killed(place, code):
     """Run code in a process that ends without any cleaning up."""
     code = (
         "import os, sys\nfrom cktrain.data.target import Target\n"
+        "Target._check = lambda *_: None\n"
         "target = Target(sys.argv[1], True, print)\ntarget.__enter__()\n" + code + "\nos._exit(9)\n"
     )
     done = subprocess.run([sys.executable, "-c", code, str(place / "out")], check=False)
@@ -224,6 +235,17 @@ def test_one_that_was_killed_while_it_replaced(place, moment):
         with pytest.raises(ValueError, match="nothing in it is deleted"):  # '{}' is no dataset.json
             run(place)
     assert sorted(path.name for path in place.iterdir()) == ["corpus.jsonl", "out"]
+
+
+def test_what_others_put_into_a_folder_that_is_being_replaced_stays(place):
+    """Between the check and the rename there is time for a copy to begin."""
+    (place / "out" / "notes").mkdir()
+    (place / "out" / "notes" / "a.txt").write_text("precious")
+    killed(place, MOVE_AWAY)
+    with pytest.raises(ValueError, match=r"replaced: is left from one that was killed and cannot be removed"):
+        run(place)
+    kept = place / "out.preparing" / "replaced" / "notes" / "a.txt"
+    assert kept.read_text() == "precious" and open_source(place / "out").vocab_size == 270
 
 
 def test_an_interrupt_while_it_is_replaced(place, monkeypatch):
@@ -260,7 +282,7 @@ def test_what_the_end_will_need_is_tried_at_the_start(place, monkeypatch, number
         real(source, destination)
 
     monkeypatch.setattr(module.os, "rename", rename)
-    monkeypatch.setattr("cktrain.data.prepare._make_tokenizer", None)  # would fail if it were called
+    monkeypatch.setattr("cktrain.data.prepare._write_shards", None)  # would fail if it were called
     with pytest.raises(ValueError, match=r"out: cannot be moved aside \("):
         run(place)
     assert contents(place) == before and not (place / "out.preparing").exists()
