@@ -1,7 +1,7 @@
 """The two sides of a comparison: a tree of sources with its own compiled modules, and how its commands are started.
 
 A commit is checked out as a git worktree under build/old_against_new/ and built in place, once; the checkout itself is
-built in place too. Where nothing that is compiled differs from the checkout, a commit gets copies of its modules.
+built in place too. All trees share the checkout's build/modules, so what does not differ is compiled once.
 
 Dependencies are those of the Python that runs the comparison. Its own editable install is passed over: PYTHONPATH names
 a folder where the rooms are linked under their import names (cktrain/comm -> comm/ …), and comes first. Ranks inherit
@@ -23,7 +23,6 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[2]
 MADE = ROOT / "build" / "old_against_new"
 ROOMS = ("comm", "cython_kernels", "launch")
-COMPILED = ("*.pyx", "*.px[di]", "*.c", "*.h")
 LONGEST_COMMAND = 300.0
 """Seconds after which a command is stopped."""
 
@@ -111,12 +110,8 @@ def prepare(name: str, commit: str | None) -> Side:
     built = MADE / f"built-{label}"
     if commit is None or not built.exists():
         print(f"building {name}: {label}", file=sys.stderr, flush=True)
-        same = commit is not None and _compiles_like_the_checkout(label)
-        _build(ROOT if same else root)
-        if same:
-            _copy_modules(root)
-        if commit is not None:
-            built.touch()
+        _build(root)
+        built.touch()
     work = MADE / "work" / name
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
@@ -134,25 +129,19 @@ def _git(*words: str) -> str:
 
 
 def _build(root: Path) -> None:
-    log = MADE / "build.log"
+    log, modules = MADE / "build.log", {"CKTRAIN_BUILT": str(ROOT / "build" / "modules")}
     with log.open("w") as output:
-        command = [sys.executable, "setup.py", "-q", "build_ext", "--inplace"]
-        done = subprocess.run(command, cwd=root, stdout=output, stderr=subprocess.STDOUT, check=False)
+        done = subprocess.run(
+            [sys.executable, "setup.py", "-q", "build_ext", "--inplace"],
+            cwd=root,
+            env={**os.environ, **modules},
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
     if done.returncode != 0:
         end = "\n".join(log.read_text().splitlines()[-20:])
         raise SystemExit(f"{end}\nthe compiled modules of {root} cannot be built: {log}")
-
-
-def _compiles_like_the_checkout(commit: str) -> bool:
-    """Whether none of what compiled modules are made of differs."""
-    command = ["git", "diff", "--quiet", commit, "--", "setup.py", "pyproject.toml", *COMPILED]
-    return subprocess.run(command, cwd=ROOT, check=False).returncode == 0
-
-
-def _copy_modules(root: Path) -> None:
-    for room in ("cktrain", *ROOMS):
-        for module in (ROOT / room).rglob("*.so"):
-            shutil.copy2(module, root / module.relative_to(ROOT))
 
 
 def _link(root: Path, imports: Path) -> Path:
