@@ -1,54 +1,87 @@
 """Checkpoints: everything a run needs to go on exactly, or an error that says what is wrong with them.
 
     RUN/checkpoints/step-00000100/
-        state.json            step, tokens, versions, resolved precision, layout, what the tensors must be
+        state.json            step, sequences, tokens, versions, run and ancestors, what the tensors must be
         config.yaml           the resolved configuration
         rank0.safetensors …   what each rank holds and counts: blocks of param.NAME, exp_avg.NAME, exp_avg_sq.NAME, f32
         model_files/          tokenizer, templates, generation settings (`cktrain.side_files`)
-        COMPLETE              written last: name and size of every file
+        COMPLETE              written last: size and SHA-256 of every file
 
 All ranks write at the same time. A file's tensors are blocks of whole parameters, named by their place
 (`param.lm_head.weight[0:512,0:64]`), so a checkpoint doesn't depend on the layout it was saved under: a rank of any
 other layout reads the blocks that it holds something of.
 
 The folder, on a file system that all hosts share, is written under a temporary name, each file fsynced, then renamed: a
-crash or a full disk leaves the last good checkpoint and never something that looks like one. Data order, schedule and
-initial weights are pure functions of (config, step), so the step is their whole state.
+crash or a full disk leaves the last good checkpoint and never something that looks like one. Each rank digests what it
+writes while it writes it. Data order, schedule and initial weights are pure functions of (config, step, sequences
+consumed), so these are their whole state. `checkpoint_record.py` reads what a checkpoint says of itself,
+`checkpoint_folder.py` knows which of several is the newest.
 """
 
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from cktrain import __version__
 from cktrain.agreed import AgreedError
 from cktrain.best_effort import BestEffort
+from cktrain.checkpoint_folder import (
+    complete_checkpoints,
+    delete_halves,
+    free_name,
+    make_room,
+    rotate,
+    step_name,
+    sync,
+)
+from cktrain.checkpoint_record import (
+    CONFIG_FILE,
+    FORMAT,
+    MARKER,
+    STATE_FILE,
+    Ancestor,
+    Checkpoint,
+    CheckpointError,
+    State,
+    damaged_file,
+    read_checkpoint,
+)
 from cktrain.comm.group import Group
 from cktrain.config import Config
 from cktrain.config_file import save_config
+from cktrain.file_identity import sha256_of_file
+from cktrain.folder_lock import FolderInUse, refuse_if_taken_over
 from cktrain.nn.params import FlatParams, Param
 from cktrain.optim.optimizer import Optimizer
 from cktrain.parallel.blocks import blocks_of, read_label
 from cktrain.safetensors_file import StoredTensor, read_header, write_safetensors
+from cktrain.shared_folder import PATIENCE
 from cktrain.side_files import FOLDER, SideFiles
 
-FORMAT = 2
-MARKER = "COMPLETE"
+__all__ = [
+    "MARKER",
+    "Checkpoint",
+    "CheckpointError",
+    "NotSavedError",
+    "Progress",
+    "complete_checkpoints",
+    "load_checkpoint",
+    "save_checkpoint",
+]
 
 Shapes = Mapping[str, tuple[int, ...]]
-
-
-class CheckpointError(ValueError):
-    """A checkpoint that can't be written or read; the message names the file and what to do."""
 
 
 class NotSavedError(CheckpointError, AgreedError):
@@ -67,6 +100,14 @@ class Progress:
     """Valid tokens seen."""
     precision: str
     """The precision that `auto` was resolved to; kept on resume."""
+    examples: int = 0
+    """Sequences of the training data consumed: where in its order the next step begins."""
+    run: str = ""
+    """The run's name for itself, drawn at its start."""
+    parents: tuple[Ancestor, ...] = ()
+    """The runs that led to it, oldest first."""
+    data: str = ""
+    """The fingerprint of the training tokens."""
 
 
 def save_checkpoint(
@@ -87,11 +128,11 @@ def save_checkpoint(
     does not see it; older checkpoints stay. What is deleted is deleted after all ranks know that the new one is whole,
     and what cannot be deleted is a warning.
     """
-    final = folder / f"step-{progress.step:08d}"
+    final = folder / step_name(progress.step)
     temporary = folder / f".{final.name}.tmp"
     _together(group, final, temporary, [_make_folder] if group.rank == 0 else [])
     file = temporary / f"rank{group.rank}.safetensors"
-    shapes = {param.name: param.whole_shape for param in params.params}
+    mine: dict[str, Any] = {"shapes": {param.name: param.whole_shape for param in params.params}, "files": {}}
 
     def write_part(_final: Path, _temporary: Path) -> None:
         if not temporary.is_dir():
@@ -102,94 +143,94 @@ def save_checkpoint(
         tensors = _owned_blocks(params, optimizer, owned)
         if tensors:
             dtype = "F64" if params.numerics.f32.itemsize == 8 else "F32"
-            write_safetensors(file, tensors, dtype)
+            digest = hashlib.sha256()
+            size = write_safetensors(file, tensors, dtype, digest)
+            mine["files"][file.name] = {"bytes": size, "sha256": digest.hexdigest()}
 
     _together(group, final, temporary, [write_part])
-    everyone = [json.loads(text) for text in group.all_gather_bytes(json.dumps(shapes).encode())]
-    whole = {name: shape for part in everyone for name, shape in part.items()}
+    everyone = [json.loads(text) for text in group.all_gather_bytes(json.dumps(mine).encode())]
+    whole = {name: shape for part in everyone for name, shape in part["shapes"].items()}
+    files = {name: record for part in everyone for name, record in part["files"].items()}
 
     def finish(final: Path, temporary: Path) -> None:
         if side is not None:
             side.write_with_record(temporary / FOLDER)
-        _write_state(temporary, progress, config, whole, list(optimizer.state))
-        if final.exists():  # a run that was resumed from before it: never a moment without a good one
-            os.rename(final, _free_name(folder / f".{final.name}.old"))
-        os.rename(temporary, final)
-        _sync(folder)
+        _write_state(temporary, progress, config, whole, list(optimizer.state), files)
+        refuse_if_taken_over(folder.parent)
+        earlier = make_room(folder, final) if os.path.lexists(final) else None
+        try:
+            os.rename(temporary, final)
+        except OSError:
+            if earlier is not None:
+                os.rename(earlier, final)
+            raise
+        sync(folder)
 
     _together(group, final, temporary, [finish] if group.rank == 0 else [])
     if group.rank == 0:
-        for old in [*folder.glob(".step-*.old*"), *complete_checkpoints(folder)[:-keep]]:
-            _delete(old)
+        with BestEffort("[checkpoint] older checkpoints cannot be looked at", "Delete them by hand."):
+            rotate(folder, keep)
+    group.barrier()  # an error after this save is rank 0's to say, before another rank's end ends the job
 
 
 def load_checkpoint(
-    path: Path, params: FlatParams, optimizer: Optimizer | None, shapes: Shapes | None = None
+    path: Path | Checkpoint,
+    params: FlatParams,
+    optimizer: Optimizer | None,
+    shapes: Shapes | None = None,
+    differences: Sequence[str] = (),
+    verify: bool = True,
 ) -> Progress:
     """Read weights and optimizer state into their arrays; without an optimizer only the weights.
 
-    `shapes` are the whole model's parameters, when this rank has a stage of it. Raises CheckpointError when the
-    checkpoint is incomplete, truncated or of another model; nothing is changed then.
+    `shapes` are the whole model's parameters, when this rank has a stage of it, and `differences` what its config has
+    other than the checkpoint's; without `verify` the files' digests have been checked already. Raises CheckpointError when
+    the checkpoint is incomplete, damaged or of another model; nothing is changed then, unless a weight is found not to be
+    finite.
     """
-    problem = _incomplete(path)
+    checkpoint = path if isinstance(path, Checkpoint) else read_checkpoint(path)
+    path = checkpoint.path
+    problem = damaged_file(checkpoint) if verify else ""
     if problem:
-        raise CheckpointError(f"[checkpoint] {path}: {problem}. Give a complete one, or delete it.")
-    state = read_state(path)
-    if state["format"] != FORMAT:
         raise CheckpointError(
-            f"[checkpoint] {path}: format {state['format']}, and cktrain {__version__} reads {FORMAT}. "
-            "Use the version that wrote it."
+            f"[checkpoint] {path}: {problem}. Take another checkpoint, or a copy of this one."
         )
+    state = checkpoint.state
     if shapes is None:
         shapes = {param.name: param.whole_shape for param in params.params}
     moments = [] if optimizer is None else list(optimizer.state)
-    _check_same_model(path, state, shapes, moments)
+    _check_same_model(path, state, shapes, moments, differences)
     try:
-        stored = _stored_blocks(path, state)
-    except ValueError as error:
-        raise CheckpointError(f"[checkpoint] {path}: {error} Resume from another checkpoint.") from None
-    for param in params.params:
-        _read(param, param.data, stored[f"param.{param.name}"])
-        for moment in moments:
-            assert optimizer is not None
-            whole = np.zeros(param.shape, params.numerics.f32)
-            _read(param, whole, stored[f"{moment}.{param.name}"])
-            for start, stop in _within(param, optimizer.spans):
-                optimizer.state_at(moment, start, stop)[...] = whole.reshape(-1)[
-                    start - param.start : stop - param.start
-                ]
+        stored = _stored_blocks(checkpoint)
+        for param in params.params:
+            _read(param, param.data, stored[f"param.{param.name}"])
+            for moment in moments:
+                assert optimizer is not None
+                whole = np.zeros(param.shape, params.numerics.f32)
+                _read(param, whole, stored[f"{moment}.{param.name}"])
+                for start, stop in _within(param, optimizer.spans):
+                    optimizer.state_at(moment, start, stop)[...] = whole.reshape(-1)[
+                        start - param.start : stop - param.start
+                    ]
+    except (ValueError, OSError) as error:
+        words = str(error).rstrip(".")
+        raise CheckpointError(f"[checkpoint] {path}: {words}. Resume from another checkpoint.") from None
     params.refresh()
-    return Progress(**{name: state[name] for name in Progress.__dataclass_fields__})
-
-
-def find_checkpoint(folder: Path, resume: str) -> Path | None:
-    """The checkpoint that `checkpoint.resume` means: None, the newest complete one, or the given path."""
-    if resume == "none":
-        return None
-    if resume == "auto":
-        found = complete_checkpoints(folder)
-        return found[-1] if found else None
-    path = Path(resume)
-    if not path.is_dir():
-        raise CheckpointError(
-            f"[checkpoint] {path} is not a folder. checkpoint.resume takes auto, none or a checkpoint."
-        )
-    return path
-
-
-def complete_checkpoints(folder: Path) -> list[Path]:
-    """Complete checkpoints under `folder`, oldest first."""
-    return [path for path in sorted(folder.glob("step-*")) if not _incomplete(path)]
-
-
-def read_state(path: Path) -> dict:
-    """state.json of a complete checkpoint."""
-    return json.loads((path / "state.json").read_text())
+    return Progress(
+        step=state.step,
+        updates=state.updates,
+        tokens=state.tokens,
+        precision=state.precision,
+        examples=state.examples or 0,
+        run=state.run,
+        parents=tuple(state.parents),
+        data=state.data,
+    )
 
 
 def _together(group: Group, final: Path, temporary: Path, work: Sequence) -> None:
     """Do this rank's part of the work, if any; all ranks raise when it fails on one."""
-    problem = ""
+    problem, taken_over = "", False
     try:
         for do in work:
             do(final, temporary)
@@ -198,6 +239,8 @@ def _together(group: Group, final: Path, temporary: Path, work: Sequence) -> Non
         reason = "the disk is full" if full else str(error)
         remedy = "Free some space, or lower checkpoint.keep" if full else "Check the folder"
         problem = f"{reason}. {remedy}"
+    except FolderInUse as error:
+        problem, taken_over = str(error).rstrip("."), True
     except ValueError as error:  # a weight that is not finite
         problem = str(error).rstrip(".")
     except Exception as error:  # the other ranks wait for this one's word, whatever it is
@@ -205,7 +248,7 @@ def _together(group: Group, final: Path, temporary: Path, work: Sequence) -> Non
     problems = [text.decode() for text in group.all_gather_bytes(problem.encode())]
     found = [text for text in problems if text]
     if found:
-        if group.rank == 0:
+        if group.rank == 0 and not taken_over:
             shutil.rmtree(temporary, ignore_errors=True)
         raise NotSavedError(
             f"[checkpoint] cannot write {final}: {found[0]}; the last good checkpoint is untouched."
@@ -214,40 +257,49 @@ def _together(group: Group, final: Path, temporary: Path, work: Sequence) -> Non
 
 def _make_folder(final: Path, temporary: Path) -> None:
     folder = final.parent
+    refuse_if_taken_over(folder.parent)
     folder.mkdir(parents=True, exist_ok=True)
-    for leftover in folder.glob(".step-*"):
-        _delete(leftover)
+    delete_halves(folder)
     if temporary.exists():  # it could not be deleted, but it can be put aside
-        os.rename(temporary, _free_name(temporary))
+        os.rename(temporary, free_name(temporary))
     temporary.mkdir()
 
 
-def _delete(folder: Path) -> None:
-    with BestEffort(f"[checkpoint] {folder} is no longer needed and cannot be deleted", "Delete it by hand."):
-        shutil.rmtree(folder)
-
-
-def _free_name(path: Path) -> Path:
-    """`path`, or with a number behind it, so that nothing stands there."""
-    names = (path, *(path.with_name(f"{path.name}.{number}") for number in range(1, 1000)))
-    return next((name for name in names if not name.exists()), path)
-
-
 def _write_state(
-    folder: Path, progress: Progress, config: Config, shapes: Shapes, moments: Sequence[str]
+    folder: Path,
+    progress: Progress,
+    config: Config,
+    shapes: Shapes,
+    moments: Sequence[str],
+    files: Mapping[str, Mapping[str, Any]],
 ) -> None:
-    save_config(config, folder / "config.yaml")
+    """Everything that is not the ranks' own; `files` are theirs, as they wrote them."""
+    save_config(config, folder / CONFIG_FILE)
     state = {"format": FORMAT, "cktrain": __version__, **asdict(progress)}
+    state |= {"parents": [parent.model_dump() for parent in progress.parents]}
     state |= {"moments": moments, "tensors": shapes}
-    (folder / "state.json").write_text(json.dumps(state, indent=1))
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    for path in files:
-        _sync(path)
-    (folder / MARKER).write_text(
-        json.dumps({path.relative_to(folder).as_posix(): path.stat().st_size for path in files})
-    )
-    _sync(folder / MARKER)
-    _sync(folder)
+    (folder / STATE_FILE).write_text(json.dumps(state, indent=1))
+    for name, record in files.items():
+        _wait_for(folder / name, record["bytes"])
+    record = dict(files)
+    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+        name = path.relative_to(folder).as_posix()
+        sync(path)
+        if name not in record:
+            record[name] = {"bytes": path.stat().st_size, "sha256": sha256_of_file(path)}
+    (folder / MARKER).write_text(json.dumps(record, indent=1))
+    sync(folder / MARKER)
+    sync(folder)
+
+
+def _wait_for(file: Path, size: int) -> None:
+    """Until this host sees the file whole; a network file system may show another host's late. OSError when it doesn't."""
+    deadline = time.monotonic() + PATIENCE
+    while not file.is_file() or file.stat().st_size != size:
+        if time.monotonic() > deadline:
+            have = f"{file.stat().st_size:,}" if file.is_file() else "none"
+            raise OSError(errno.EIO, f"{file.name} has {size:,} bytes, and this host sees {have}")
+        time.sleep(0.05)
 
 
 def _owned_blocks(
@@ -274,12 +326,13 @@ def _within(param: Param, spans: Sequence[tuple[int, int]]) -> list[tuple[int, i
 StoredBlock = tuple[int, int, StoredTensor]
 
 
-def _stored_blocks(path: Path, state: dict) -> dict[str, list[StoredBlock]]:
+def _stored_blocks(checkpoint: Checkpoint) -> dict[str, list[StoredBlock]]:
     """(row, column, tensor) of each tensor's blocks. ValueError for damaged headers, or where blocks are missing."""
+    state = checkpoint.state
     stored: dict[str, list[StoredBlock]] = {
-        f"{kind}.{name}": [] for kind in ("param", *state["moments"]) for name in state["tensors"]
+        f"{kind}.{name}": [] for kind in ("param", *state.moments) for name in state.tensors
     }
-    for file in sorted(path.glob("rank*.safetensors")):
+    for file in checkpoint.rank_files:
         for tensor in read_header(file):
             name, row, column = read_label(tensor.name)
             if name not in stored:
@@ -287,22 +340,29 @@ def _stored_blocks(path: Path, state: dict) -> dict[str, list[StoredBlock]]:
             stored[name].append((row, column, tensor))
     for key, blocks in stored.items():
         have = sum(math.prod(tensor.shape) for _, _, tensor in blocks)
-        want = math.prod(state["tensors"][key.partition(".")[2]])
+        want = math.prod(state.tensors[key.partition(".")[2]])
         if have != want:
             raise ValueError(f"{key} has {have:,} of {want:,} elements.")
     return stored
 
 
 def _read(param: Param, array: np.ndarray, blocks: Sequence[StoredBlock]) -> None:
-    """What the param holds of these blocks, into an array of its shape."""
+    """What the param holds of these blocks, into an array of its shape. ValueError for values that are not finite."""
     for row, column, tensor in blocks:
         if any(True for _ in param.overlaps(tensor.shape, row, column)):
             for rows, values in tensor.pieces():
+                bad = int(values.size - np.count_nonzero(np.isfinite(values)))
+                if bad:
+                    raise ValueError(
+                        f"{tensor.file.name}: {bad:,} numbers of {tensor.name} are NaN or infinite"
+                    )
                 param.put(array, values, row + rows.start, column)
 
 
-def _check_same_model(path: Path, state: dict, shapes: Shapes, moments: Sequence[str]) -> None:
-    have = {name: tuple(shape) for name, shape in state["tensors"].items()}
+def _check_same_model(
+    path: Path, state: State, shapes: Shapes, moments: Sequence[str], differences: Sequence[str]
+) -> None:
+    have = {name: tuple(shape) for name, shape in state.tensors.items()}
     problems = [f"param.{name} is missing" for name in shapes if name not in have]
     problems += [f"param.{name} is not in this model" for name in have if name not in shapes]
     problems += [
@@ -310,36 +370,10 @@ def _check_same_model(path: Path, state: dict, shapes: Shapes, moments: Sequence
         for name, shape in shapes.items()
         if name in have and have[name] != shape
     ]
-    problems += [
-        f"the optimizer's {moment} is missing" for moment in moments if moment not in state["moments"]
-    ]
-    if problems:
-        more = f" (and {len(problems) - 3} more)" if len(problems) > 3 else ""
+    problems += [f"the optimizer's {moment} is missing" for moment in moments if moment not in state.moments]
+    if problems or differences:
+        more = [f"and {len(problems) - 3} more"] if len(problems) > 3 else []
         raise CheckpointError(
-            f"[checkpoint] {path} is of another model or optimizer: {'; '.join(problems[:3])}{more}. "
+            f"[checkpoint] {path} is of another model or optimizer: {'; '.join([*differences, *problems[:3], *more])}. "
             "Use the config it was made with, another run.dir, or checkpoint.resume: none."
         )
-
-
-def _incomplete(path: Path) -> str | None:
-    marker = path / MARKER
-    try:
-        sizes = json.loads(marker.read_text())
-    except (OSError, ValueError):
-        return f"no {MARKER} marker, so it was not written to its end"
-    for name, size in sizes.items():
-        try:
-            have = (path / name).stat().st_size
-        except OSError:
-            return f"{name} is missing"
-        if have != size:
-            return f"{name} is truncated: {have:,} of {size:,} bytes"
-    return None
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -374,9 +374,10 @@ class CheckpointConfig(Section):
     every: NonNegative = 100
     """Save after every so many steps, and at the end; 0: only at the end or on a signal."""
     keep: Positive = 3
-    """Checkpoints to keep."""
+    """Checkpoints to keep, of this run and those that led to it."""
     resume: PathText = "auto"
-    """auto: the newest complete one in run.dir, if any; none: start afresh; or the path of a checkpoint."""
+    """auto: the newest whole one of the run in run.dir, if any; none: start afresh; or the path of a checkpoint or run.
+    What did not lead to the run is moved aside (docs/runs.md)."""
 
 
 class LogConfig(Section):

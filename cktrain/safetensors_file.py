@@ -14,6 +14,7 @@ import json
 import math
 import os
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -112,11 +113,13 @@ def _entry(name: str, file: Path, data: int, spec: _Spec) -> tuple[StoredTensor,
     return tensor, data + end
 
 
-def write_safetensors(file: Path, tensors: Sequence[tuple[str, np.ndarray]], dtype: str) -> None:
-    """Write (name, array) pairs, converted to `dtype` (a name of the format), and sync the file.
+def write_safetensors(
+    file: Path, tensors: Sequence[tuple[str, np.ndarray]], dtype: str, digest: Any = None
+) -> int:
+    """Write (name, array) pairs, converted to `dtype` (a name of the format), and sync the file; returns its bytes.
 
-    Arrays may be strided views. Raises OSError when the disk is full, ValueError when a weight is NaN or
-    infinite in the written type.
+    `digest`, of hashlib, is fed what is written, in another thread while it is written. Arrays may be strided views.
+    Raises OSError when the disk is full, ValueError when a weight is NaN or infinite in the written type.
     """
     kind = np.dtype(DTYPES[dtype])
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
@@ -126,14 +129,22 @@ def write_safetensors(file: Path, tensors: Sequence[tuple[str, np.ndarray]], dty
         header[name] = {"dtype": dtype, "shape": list(array.shape), "data_offsets": [begin, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    with open(file, "wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
+    with open(file, "wb") as stream, ThreadPoolExecutor(1) as other:
+
+        def write(data: Any) -> None:
+            digested = None if digest is None else other.submit(digest.update, data)
+            stream.write(data)
+            if digested is not None:
+                digested.result()
+
+        write(len(text).to_bytes(8, "little") + text)
         for name, array in tensors:
             for rows in _row_slices(array.shape, kind.itemsize):
                 piece = to_finite(array[rows], kind, f"{name} of the model")
-                stream.write(np.ascontiguousarray(piece).view(np.uint8).data)
+                write(np.ascontiguousarray(piece).view(np.uint8).data)
         stream.flush()
         os.fsync(stream.fileno())
+    return 8 + len(text) + end
 
 
 def to_finite(values: np.ndarray, dtype: np.dtype, what: str) -> np.ndarray:

@@ -131,6 +131,7 @@ class Trainer:
             step=step,
             updates=self.progress.updates + applied,
             tokens=self.progress.tokens + sums.tokens,
+            examples=self.progress.examples + self.config.batch.global_batch_size,
         )
         self._updating = False
         waited = part.ranks.waiting.seconds - waited_before

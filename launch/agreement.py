@@ -1,4 +1,4 @@
-"""Ranks that are not the same run: another version, another configuration, another instruction set.
+"""Ranks that are not the same run: another version, configuration or instruction set, other data; and what fails on one.
 
 Each rank reads its own files on its own host, so they are compared before anything is built on them.
 """
@@ -7,17 +7,76 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
-from typing import Any
+import platform
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
+from cktrain.agreed import AgreedError
 from cktrain.comm.group import Group
 from cktrain.config import Config
+from cktrain.launch.system_error import in_words
 from cktrain.launch.topology import format_cpulist
 
 log = logging.getLogger("cktrain")
 
+Value = TypeVar("Value")
+
 # What may differ from host to host.
 _OWN = ("launch.", "comm.device", "comm.gid_index", "comm.interface")
+
+
+class AgreedProblem(ValueError, AgreedError):
+    """What is wrong with the user's input on any rank, the same text on all."""
+
+
+def together(group: Group, work: Callable[[], Value]) -> Value:
+    """This rank's part of what all ranks do at the same time; what it returns. Collective.
+
+    Raises AgreedProblem on all ranks, each distinct problem with who has it, when the work of any raises ValueError,
+    OSError or MemoryError; a rank alone raises its own.
+    """
+    problem = ""
+    value: Value | None = None
+    try:
+        value = _in_words(work)
+    except (ValueError, MemoryError) as error:
+        if group.size == 1:
+            raise
+        problem = str(error) or "[memory] there is not enough"
+    problem = agree_on_problem(problem, group)
+    if problem:
+        raise AgreedProblem(problem)
+    return value  # type: ignore[return-value]
+
+
+def _in_words(work: Callable[[], Value]) -> Value:
+    try:
+        return work()
+    except OSError as error:
+        raise ValueError(in_words(error)) from None
+
+
+def agree_on_problem(problem: str, group: Group) -> str:
+    """What is wrong on any rank, the same text on all: each distinct problem and who has it; empty when all is well."""
+    problems = [text.decode() for text in group.all_gather_bytes(problem.encode())]
+    if group.size == 1 or not any(problems):
+        return problems[0]
+    who: dict[str, list[int]] = {}
+    for rank, text in enumerate(problems):
+        if text:
+            who.setdefault(text, []).append(rank)
+    return "\n".join(f"{text} (rank {', '.join(map(str, ranks))})" for text, ranks in who.items())
+
+
+def agree_on_data(found: str, group: Group) -> None:
+    """Raise ValueError, on all ranks, when the fingerprints of their training tokens differ. Collective."""
+    mine = json.dumps([found, platform.node()]).encode()
+    ranks = [json.loads(text) for text in group.all_gather_bytes(mine)]
+    if len({data for data, _ in ranks}) > 1:
+        who = _who([f"{data} ({host})" for data, host in ranks])
+        raise AgreedProblem(
+            f"[data] the ranks read different training tokens: fingerprint {who}. Give all hosts the same data.path."
+        )
 
 
 def check_agreement(group: Group, config: Config, version: str, isa: str) -> None:

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import logging
 import platform
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from cktrain import cython_kernels
-from cktrain.checkpoint import Progress, find_checkpoint, load_checkpoint
+from cktrain.checkpoint import Progress, load_checkpoint
+from cktrain.checkpoint_folder import find_candidates
 from cktrain.comm.group import Group
-from cktrain.config import Config
+from cktrain.config import Config, ModelConfig
 from cktrain.config_file import save_config
+from cktrain.data.fingerprint import fingerprint
 from cktrain.data.loader import BatchLoader
-from cktrain.data.shards import open_source
+from cktrain.data.shards import TokenSource, open_source
+from cktrain.launch.agreement import agree_on_data, together
 from cktrain.launch.precision import agree_on_precision
+from cktrain.launch.resume import agree_on_checkpoint, begin_run
 from cktrain.models.build import build_model
 from cktrain.models.hf_weights import hf_tensors, load_weights
 from cktrain.models.hugging_face import resolve_model
@@ -25,6 +30,7 @@ from cktrain.parallel.cuts import choose_cuts
 from cktrain.parallel.mesh import resolve_mesh
 from cktrain.parallel.part import Part
 from cktrain.parallel.ranks import Ranks, divide_world
+from cktrain.resume import consumed_examples, model_differences, other_changes, saved_config
 from cktrain.run_files import agree_on_side_files
 from cktrain.shared_folder import check_shared_folder
 from cktrain.trainer import Trainer
@@ -44,6 +50,11 @@ class Run:
         """Stop the background reader."""
         self.loader.close()
 
+    def has_saved(self) -> bool:
+        """Whether this run has written a checkpoint, so that `checkpoint.resume: auto` goes on from it."""
+        found = find_candidates(self.trainer.checkpoint_folder).found
+        return bool(found) and found[0].state.run == self.trainer.progress.run
+
 
 def compose(
     config: Config, group: Group, threads: int, peak_flops: float | None = None, bar: Any = None
@@ -56,10 +67,17 @@ def compose(
     group.use_reduction(getattr(kernels, "reduction", None))
     run_dir = Path(config.run.dir)
     check_shared_folder(run_dir, group)
-    checkpoint = find_checkpoint(run_dir / "checkpoints", config.checkpoint.resume)
-    precision = agree_on_precision(config.precision, kernels.isa, checkpoint, group)
-    model_config, pretrained = resolve_model(config.model)
+    checkpoints = run_dir / "checkpoints"
+    checkpoint = agree_on_checkpoint(checkpoints, config.checkpoint.resume, group)
+    before = None if checkpoint is None else together(group, partial(saved_config, checkpoint))
+    precision = agree_on_precision(
+        config.precision, kernels.isa, "" if checkpoint is None else checkpoint.state.precision, group
+    )
+    model_config, pretrained = together(group, lambda: _architecture(config.model, before))
     config = config.model_copy(update={"model": model_config})
+    origin = (0, 0)
+    if checkpoint is not None and before is not None:
+        origin = checkpoint.state.step, consumed_examples(checkpoint, before, config)
     data, length = config.data, config.data.sequence_length
     longest = model_config.max_position_embeddings
     if longest is not None and length > longest:
@@ -67,9 +85,13 @@ def compose(
             f"[data] data.sequence_length {length} is longer than the model's max_position_embeddings {longest}. "
             f"Set it to {longest} or less."
         )
-    side = agree_on_side_files(data, pretrained, checkpoint, run_dir, group)
+    side = agree_on_side_files(
+        data, pretrained, None if checkpoint is None else checkpoint.path, run_dir, group
+    )
     numerics = Numerics(kernels, precision)
-    source = open_source(data.path, "train", model_config.vocab_size, data.dtype)
+    source = together(group, lambda: open_source(data.path, "train", model_config.vocab_size, data.dtype))
+    tokens = fingerprint(source)
+    agree_on_data(tokens, group)
     loader = BatchLoader(
         source,
         length,
@@ -81,6 +103,7 @@ def compose(
         data_ranks=ranks.data.size,
         document_mask=data.document_mask,
         vocab_size=model_config.vocab_size,
+        origin=origin,
     )
     model = build_model(model_config, numerics, length, config.memory.checkpointing == "block")
     names = [tensor.name for tensor in hf_tensors(model.params())]
@@ -88,11 +111,16 @@ def compose(
     params = part.params
     optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer, part.data.update_spans)
     if checkpoint is not None:
-        progress = load_checkpoint(checkpoint, params, optimizer, part.shapes)
-        log.info("resumed from %s", checkpoint)
+        other = [] if before is None else model_differences(before, config)
+        load = partial(load_checkpoint, checkpoint, params, optimizer, part.shapes, other, verify=False)
+        progress = together(group, load)
+        log.info("resumed from %s", checkpoint.path)
+        if before is not None:
+            for change in other_changes(checkpoint, before, config, precision, tokens):
+                log.info("changed on resume: %s", change)
     else:
         if pretrained is not None:
-            load_weights(pretrained, params, names)
+            together(group, partial(load_weights, pretrained, params, names))
             log.info("weights from %s", pretrained)
         else:
             params.initialize(config.run.seed)
@@ -100,16 +128,26 @@ def compose(
     part.data.broadcast_weights()
     validator = None
     if data.validation.every:
-        held_out = open_source(
-            data.validation.path or data.path,
-            "train" if data.validation.path else "validation",
-            model_config.vocab_size,
-            data.dtype,
-        )
-        validator = Validator(config, part, held_out)
-    if group.rank == 0:
-        run_dir.mkdir(parents=True, exist_ok=True)
-        save_config(config, run_dir / "config.yaml")
+
+        def held_out() -> TokenSource:
+            return open_source(
+                data.validation.path or data.path,
+                "train" if data.validation.path else "validation",
+                model_config.vocab_size,
+                data.dtype,
+            )
+
+        validator = Validator(config, part, together(group, held_out))
+    lineage = begin_run(checkpoints, checkpoint, group)
+    together(group, lambda: save_config(config, run_dir / "config.yaml") if group.rank == 0 else None)
+    progress = replace(
+        progress,
+        precision=precision,
+        examples=origin[1],
+        run=lineage.run,
+        parents=tuple(lineage.parents),
+        data=tokens,
+    )
     trainer = Trainer(
         config,
         part,
@@ -122,6 +160,16 @@ def compose(
         side=side,
     )
     return Run(trainer, loader)
+
+
+def _architecture(model: ModelConfig, before: Config | None) -> tuple[ModelConfig, Path | None]:
+    """The architecture, and the folder of weights to start from; a folder that is gone is not needed to go on."""
+    folder = model.from_pretrained
+    gone = folder is not None and not Path(folder).exists()
+    if gone and before is not None and folder == before.model.from_pretrained:
+        log.info("model.from_pretrained: %s is gone; the architecture is the checkpoint's", folder)
+        return before.model, None
+    return resolve_model(model)
 
 
 def _warn_of_tensor_ranks_apart(ranks: Ranks) -> None:

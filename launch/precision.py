@@ -1,15 +1,13 @@
 """The precision of a run: as asked, as it was before, or for `auto` what every rank's CPU computes natively.
 
-Rank 0 decides for the slowest rank and tells the others, so all compute alike; the choice is kept in the checkpoint.
+All ranks decide alike, for the slowest of them; the choice is kept in the checkpoint.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
-from cktrain.checkpoint import read_state
 from cktrain.comm.group import Group
 
 log = logging.getLogger("cktrain")
@@ -17,17 +15,13 @@ log = logging.getLogger("cktrain")
 NATIVE_BF16 = ("avx512bf16", "onednn")
 
 
-def agree_on_precision(wanted: str, isa: str, checkpoint: Path | None, group: Group) -> str:
-    """One precision for all ranks of `group` (collective); `isa` is this rank's kernel set.
+def agree_on_precision(wanted: str, isa: str, before: str, group: Group) -> str:
+    """One precision for all ranks of `group` (collective); `isa` is this rank's kernel set, `before` as below.
 
     Raises ValueError, on all ranks, for a precision that a rank's kernels don't have.
     """
     isas = [name.decode() for name in group.all_gather_bytes(isa.encode())]
-    before = b""
-    if group.rank == 0 and checkpoint is not None:
-        before = read_state(checkpoint)["precision"].encode()
-    before = group.broadcast_bytes(before, root=0)
-    return choose_precision(wanted, isas, before.decode())
+    return choose_precision(wanted, isas, before)
 
 
 def choose_precision(wanted: str, isas: Sequence[str], before: str = "") -> str:

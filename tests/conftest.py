@@ -1,5 +1,6 @@
 """What every test may use: hypothesis without deadlines, and the command line of a job of several ranks."""
 
+import logging
 import os
 import shutil
 import sys
@@ -32,3 +33,21 @@ def mpirun(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
     monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
     options = ["--oversubscribe", "--mca", "pml", "ob1", "--mca", "btl", "self,sm"]
     return lambda ranks: [program, *options, "-n", str(ranks)]
+
+
+@pytest.fixture
+def said():  # type: ignore[no-untyped-def]
+    """A list of what the run logs while the test runs."""
+
+    class Heard(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            lines.append(record.getMessage())
+
+    lines: list[str] = []
+    handler, logger = Heard(), logging.getLogger("cktrain")
+    before = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    yield lines
+    logger.removeHandler(handler)
+    logger.setLevel(before)

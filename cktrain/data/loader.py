@@ -1,11 +1,11 @@
-"""Batches out of a token source: a pure function of the seed and the step.
+"""Batches out of a token source: a pure function of the seed and the sequences consumed before the step.
 
 The stream is cut in windows: window i holds the sequence_length + 1 ids from i * sequence_length on, so that
 windows do not overlap but in the last target, which is the next window's first input. Training takes the
 windows of step s at the positions [(s - 1) * G, s * G) of an endless order: the windows one after the other,
 again and again, each round (epoch) either as they stand or in a shuffled order of its own. Data rank r of R
-takes rows [r * G / R, (r + 1) * G / R) of the global batch, cut in micro-batches. No state but the step, so a
-run resumes at any step.
+takes rows [r * G / R, (r + 1) * G / R) of the global batch, cut in micro-batches. A run that goes on with another
+G begins at the first position that was not consumed (`origin`). No other state, so a run resumes at any step.
 
 Shapes: G sequences in the global batch, B sequences in a micro-batch, T = sequence_length.
 """
@@ -66,8 +66,12 @@ class BatchLoader:
         document_mask: bool = False,
         vocab_size: int | None = None,
         prefetch: int = 2,
+        origin: tuple[int, int] = (0, 0),
     ):
-        """Raise ValueError when sizes do not divide or the source is shorter than one sequence."""
+        """`origin`: after that many steps that many sequences had been consumed.
+
+        Raises ValueError when sizes do not divide or the source is shorter than one sequence.
+        """
         assert 0 <= data_rank < data_ranks, (data_rank, data_ranks)
         if global_batch_size % (micro_batch_size * data_ranks):
             raise ValueError(
@@ -94,13 +98,15 @@ class BatchLoader:
         self.data_ranks = data_ranks
         self.document_mask = document_mask
         self.vocab_size = vocab_size
+        self.origin = origin
         self._prefetch = prefetch
         self._prefetcher: Prefetcher[list[Batch]] | None = None
 
     def rows(self, step: int) -> npt.NDArray[np.int64]:
         """The window of each sequence of the whole global batch of `step` (from 1): int64 (G)."""
-        assert step >= 1, step
-        start = (step - 1) * self.global_batch_size
+        done, consumed = self.origin
+        assert step > done, (step, done)
+        start = consumed + (step - 1 - done) * self.global_batch_size
         epochs, rows = np.divmod(
             np.arange(start, start + self.global_batch_size, dtype=np.int64), self.windows
         )

@@ -171,7 +171,7 @@ def _plan(options: argparse.Namespace, config: Config, group: Group, binding: Bi
     kernels = cython_kernels.load()
     config = config.model_copy(update={"model": resolve_model(config.model)[0]})
     mesh = resolve_mesh(config.parallel, _ranks(options, config, group))
-    precision = agree_on_precision(config.precision, kernels.isa, None, group)
+    precision = agree_on_precision(config.precision, kernels.isa, "", group)
     per_node = min(options.ranks_per_node or mesh.world, mesh.world)
     here = group.size > 1
     threads = binding.threads

@@ -34,8 +34,8 @@ TABLE_FILE = "collectives.json"
 """In the run's folder: which algorithms it uses."""
 EXIT_STOPPED = 75
 AFTER_RANK_0_S = 2.0
-"""How much later than rank 0 another rank says that the config is wrong. All have read the same file, and who started them
-stops them when rank 0 ends: the user reads one message. A rank that alone read something else is heard."""
+"""How much later than rank 0 another rank ends for what is wrong on all of them, the config for one. Who started them stops
+them when rank 0 ends: the user reads one message. A rank that alone found something else is heard."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -114,6 +114,7 @@ def _meet_and_train(
     start: Start,
 ) -> int:
     """`owner` keeps the lock of the run's folder; what ends this process without unwinding closes it first."""
+    from cktrain.agreed import AgreedError
     from cktrain.comm import bootstrap
     from cktrain.folder_lock import lock_folder
     from cktrain.launch.logs import set_up_logging
@@ -123,7 +124,11 @@ def _meet_and_train(
     try:  # before the ranks meet, so that what is said there is kept; all of them hear of a problem when they have met
         note = ""
         if process.rank == 0:
-            note = owner.enter_context(lock_folder(config.run.dir, "cktrain train", _say)).note
+            note = "; ".join(
+                lock.note
+                for folder in _owned_folders(Path(config.run.dir))
+                if (lock := owner.enter_context(lock_folder(folder, "cktrain train", _say))).note
+            )
         console = set_up_logging(Path(config.run.dir), process.rank, process.size or 2)
         if note:
             logging.getLogger("cktrain").warning("[lock] %s: %s", config.run.dir, note)
@@ -156,6 +161,8 @@ def _meet_and_train(
         status = _report(error, options, start)
         if group.size > 1:
             owner.close()
+            if isinstance(error, AgreedError) and group.rank > 0:
+                time.sleep(AFTER_RANK_0_S)
             bootstrap.abort(group, status)
     else:
         group.close()
@@ -172,6 +179,7 @@ def _train(
     start: Start,
 ) -> int:
     from cktrain import __version__, cython_kernels
+    from cktrain.agreed import AgreedError
     from cktrain.comm import bootstrap
     from cktrain.launch.agreement import check_agreement
     from cktrain.launch.compose import compose
@@ -191,11 +199,14 @@ def _train(
         try:
             check_agreement(group, config, __version__, kernels.label)
             built = compose(config, group, threads)
+        except AgreedError as error:
+            problem = str(error)
         except (ValueError, MemoryError) as error:
-            problem = str(error) or "[memory] there is not enough"
+            problem = _agree(str(error) or "[memory] there is not enough", group, start.flag)
         except OSError as error:
-            problem = in_words(error)
-        problem = _agree(problem, group, start.flag)
+            problem = _agree(in_words(error), group, start.flag)
+        else:
+            problem = _agree("", group, start.flag)
     if problem:
         if group.rank == 0:
             print(f"cktrain: {problem}", file=sys.stderr, flush=True)
@@ -218,8 +229,15 @@ def _train(
         built.close()
     if done:
         return 0
-    logging.getLogger("cktrain").info("resume with: %s", _command_line(options, group))
+    saved = config.checkpoint.resume != "auto" and built.has_saved()
+    logging.getLogger("cktrain").info("resume with: %s", _command_line(options, group, saved))
     return EXIT_STOPPED
+
+
+def _owned_folders(run_dir: Path) -> list[Path]:
+    """What this run alone writes to: its folder, and its checkpoints' where they are linked to from there."""
+    checkpoints = run_dir / "checkpoints"
+    return [run_dir, checkpoints.resolve()] if checkpoints.is_symlink() else [run_dir]
 
 
 def _say(text: str) -> None:
@@ -258,19 +276,12 @@ def _agree(problem: str, group: Group, flag: StopFlag) -> str:
 
     Raises StopRequested on all ranks when one of them was asked to stop.
     """
+    from cktrain.launch.agreement import agree_on_problem
     from cktrain.stop import StopRequested
 
-    stop, told = b"stop" if flag.signal else b"", group.all_gather_bytes
-    if any(told(stop)):
+    if any(group.all_gather_bytes(b"stop" if flag.signal else b"")):
         raise StopRequested
-    problems = [text.decode() for text in told(problem.encode())]
-    if group.size == 1 or not any(problems):
-        return problems[0]
-    who: dict[str, list[int]] = {}
-    for rank, text in enumerate(problems):
-        if text:
-            who.setdefault(text, []).append(rank)
-    return "\n".join(f"{text} (rank {', '.join(map(str, ranks))})" for text, ranks in who.items())
+    return agree_on_problem(problem, group)
 
 
 def _stopped_before_the_first_step(options: argparse.Namespace, start: Start) -> int:
@@ -318,11 +329,16 @@ def _report(error: BaseException, options: argparse.Namespace, start: Start) -> 
     return status
 
 
-def _command_line(options: argparse.Namespace, group: Group | None) -> str:
+def _command_line(options: argparse.Namespace, group: Group | None, saved: bool = False) -> str:
+    """The command that goes on: from what the run has `saved` in its folder, wherever it began itself."""
     from cktrain.comm.environment import read_process_environment
 
+    overrides = list(options.overrides)
+    if saved:
+        overrides = [text for text in overrides if text.partition("=")[0].strip() != "checkpoint.resume"]
+        overrides.append("checkpoint.resume=auto")
     words = ["train", options.config]
-    for override in options.overrides:
+    for override in overrides:
         words += ["--set", override]
     if launcher := os.environ.get("CKTRAIN_LAUNCHER"):
         return f"{launcher} {shlex.join(words)}"

@@ -94,7 +94,7 @@ def test_a_full_disk_leaves_the_last_good_checkpoint(tiny, composed, monkeypatch
     def full(*_args, **_kwargs):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    for broken in ("write_safetensors", "_sync"):
+    for broken in ("write_safetensors", "sync"):
         with monkeypatch.context() as patch:
             patch.setattr(checkpoint, broken, full)
             with pytest.raises(CheckpointError, match="disk is full"):

@@ -1,0 +1,184 @@
+"""A run that goes on with another configuration: what is another model, what else has changed, and where the data stands.
+
+A checkpoint fits when its tensors have the right shapes, but a shape says nothing of rotary frequencies, windows or
+epsilons: so the model's keys are compared too, by what they mean. Every other key may change; each change is told in a
+line that says what it does. The place in the data is counted in sequences, so that another batch size skips none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+from cktrain.checkpoint_record import CONFIG_FILE, Checkpoint, CheckpointError
+from cktrain.config import Config, ModelConfig
+from cktrain.config_file import load_config
+from cktrain.optim.schedule import learning_rate
+
+_ROUNDING = "sums are added in another order, so results differ in their rounding"
+_ORDER = "the data comes in another order from here: sequences of this epoch may come again, or not at all"
+_RATE = "{rate}"
+
+# What a change of a key does, by the longest prefix that fits; None: nothing that needs to be said.
+_EFFECTS: dict[str, str | None] = {
+    "run.dir": None,
+    "run.seed": _ORDER,
+    "run.steps": _RATE,
+    "run.deterministic": _ROUNDING,
+    "model.from_pretrained": "nothing, the weights are the checkpoint's",
+    "model.initializer_range": "nothing, it is of fresh weights",
+    "model.max_position_embeddings": "sequences up to the new length are allowed",
+    "data.path": "{data}",
+    "data.sequence_length": "sequences are cut anew; the next step begins with sequence {examples:,} of the new length",
+    "data.shuffle": _ORDER,
+    "data.dtype": "the ids of a raw file are read as another type",
+    "data.document_mask": "what a token sees of its row, and which targets count, is another from here",
+    "data.validation": "validation is another from here, and its losses do not compare with those before",
+    "data.validation.every": "validation comes at other steps",
+    "batch.global_batch_size": "the next step begins with sequence {examples:,}, the first that was not consumed",
+    "batch.micro_batch_size": _ROUNDING,
+    "optimizer": "updates follow the new value from here",
+    "optimizer.lr": _RATE,
+    "schedule": _RATE,
+    "precision": "products are computed in another type from here; the checkpoint's master weights are kept",
+    "parallel": _ROUNDING,
+    "comm": None,
+    "comm.algorithm": _ROUNDING,
+    "comm.table": _ROUNDING,
+    "comm.wire_dtype": "gradients travel in another type, and are rounded to it",
+    "comm.weight_dtype": "weights travel in another type",
+    "launch": None,
+    "memory": "no number changes, only memory and time",
+    "checkpoint": "holds from here",
+    "checkpoint.resume": None,
+    "log": None,
+}
+
+
+def saved_config(checkpoint: Checkpoint) -> Config:
+    """The configuration that wrote the checkpoint. Raises CheckpointError when it can't be read."""
+    try:
+        return load_config(checkpoint.path / CONFIG_FILE)
+    except ValueError as error:
+        raise CheckpointError(f"[checkpoint] {error}. Resume from another checkpoint.") from None
+
+
+def consumed_examples(checkpoint: Checkpoint, old: Config, new: Config) -> int:
+    """Where the next step begins: sequences of the new length that lie before the first token not consumed."""
+    state = checkpoint.state
+    examples = state.step * old.batch.global_batch_size if state.examples is None else state.examples
+    before, after = old.data.sequence_length, new.data.sequence_length
+    return examples if before == after else -(-examples * before // after)
+
+
+def model_differences(old: Config, new: Config) -> list[str]:
+    """`model.key is OLD in the checkpoint and NEW here`, for every key that changes what the model computes."""
+    before, after = _meaning(old), _meaning(new)
+    return [
+        f"model.{key} is {_spell(before.get(key))} in the checkpoint and {_spell(after.get(key))} here"
+        for key in dict.fromkeys([*before, *after])
+        if before.get(key) != after.get(key)
+    ]
+
+
+def other_changes(checkpoint: Checkpoint, old: Config, new: Config, precision: str, data: str) -> list[str]:
+    """`key: OLD -> NEW: what it does`, for every key that may change. `new.model` is resolved.
+
+    `precision` is what this run computes in and `data` the fingerprint of its tokens; the checkpoint has its own.
+    """
+    state = checkpoint.state
+    same_data = bool(state.data) and state.data == data
+    words = {
+        "examples": consumed_examples(checkpoint, old, new) + 1,
+        "rate": _rate(old, new, state.step + 1),
+        "data": "the tokens are the same" if same_data else "the tokens are others",
+    }
+    if not state.data:
+        words["data"] = "whether the tokens are the same is not known"
+    before, after = dict(_flat(old)), dict(_flat(new))
+    before["precision"], after["precision"] = state.precision, precision
+    found = []
+    for key in dict.fromkeys([*before, *after]):
+        effect = _effect(key)
+        if before.get(key) != after.get(key) and effect is not None:
+            found.append(
+                f"{key}: {_spell(before.get(key))} -> {_spell(after.get(key))}: {effect.format(**words)}"
+            )
+    if state.data and not same_data:
+        found.append(
+            f"data: {state.data} -> {data} (fingerprints): the training tokens have changed; the next step begins with "
+            f"sequence {words['examples']:,} of the new ones"
+        )
+    return found
+
+
+def _rate(old: Config, new: Config, step: int) -> str:
+    before, after = (learning_rate(c.schedule, c.optimizer.lr, c.run.steps, step) for c in (old, new))
+    if before == after:
+        return "the rate of the next step is the same, later ones are others"
+    return f"the rate of the next step is {after:.4g} instead of {before:.4g}"
+
+
+def _meaning(config: Config) -> dict[str, Any]:
+    """The model's keys that change its results, with the values that they have when they are not given."""
+    model = config.model
+    llama = model.family == "llama"
+    found = {
+        key: getattr(model, key)
+        for key in ("family", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+    }
+    heads, width = model.num_attention_heads, model.hidden_size
+    found["num_key_value_heads"] = model.num_key_value_heads or heads
+    found["head_dim"] = model.resolved_head_dim
+    found["intermediate_size"] = model.intermediate_size or 4 * (width or 0)
+    tied = model.tie_word_embeddings
+    found["tie_word_embeddings"] = not llama if tied is None else tied
+    if not llama:
+        found["layer_norm_epsilon"] = model.layer_norm_epsilon
+        found["activation_function"] = model.activation_function
+        found["max_position_embeddings"] = model.max_position_embeddings or config.data.sequence_length
+        return found
+    for key in ("rms_norm_eps", "rope_theta", "attention_bias", "qkv_bias", "mlp_bias", "qk_norm"):
+        found[key] = getattr(model, key)
+    scaling = model.rope_scaling
+    plain = scaling is None or scaling.get("rope_type", scaling.get("type")) == "default"
+    found["rope_scaling"] = None if plain else scaling
+    return found | _windows(model)
+
+
+def _windows(model: ModelConfig) -> dict[str, Any]:
+    types = model.layer_types
+    if model.sliding_window is None or (types is not None and "sliding_attention" not in types):
+        return {"sliding_window": None, "layer_types": None}
+    everywhere = types is None or "full_attention" not in types
+    return {"sliding_window": model.sliding_window, "layer_types": None if everywhere else types}
+
+
+def _flat(config: Config) -> Iterator[tuple[str, Any]]:
+    """Every key that is not part of the model's meaning, with its value."""
+    values = config.model_dump(mode="json")
+    mentioned = {"model.from_pretrained", "model.initializer_range"}
+    if config.model.family == "llama":  # gpt2 has a weight per position
+        mentioned.add("model.max_position_embeddings")
+
+    def walk(block: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
+        for key, value in block.items():
+            if isinstance(value, dict) and prefix != "model.":
+                yield from walk(value, f"{prefix}{key}.")
+            elif prefix != "model." or prefix + key in mentioned:
+                yield prefix + key, value
+
+    return walk(values, "")
+
+
+def _effect(key: str) -> str | None:
+    while key not in _EFFECTS:
+        key, dot, _ = key.rpartition(".")
+        if not dot:
+            return "holds from here"
+    return _EFFECTS[key]
+
+
+def _spell(value: Any) -> str:
+    return "unset" if value is None else json.dumps(value)
