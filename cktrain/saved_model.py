@@ -118,4 +118,9 @@ def _from_checkpoint(path: Path) -> SavedModel:
     model, _ = resolve_model(config.model)
     if model.max_position_embeddings is None:
         model = model.model_copy(update={"max_position_embeddings": config.data.sequence_length})
-    return SavedModel(path, model, read_record(path / FOLDER), False)
+    side = read_record(path / FOLDER)
+    if side is None and f'"{FOLDER}/' in (path / MARKER).read_text(encoding="utf-8"):
+        raise ValueError(
+            f"[saved_model] {path}: {FOLDER} is missing, which {MARKER} lists. Copy the checkpoint again, with its folders."
+        )
+    return SavedModel(path, model, side, False)

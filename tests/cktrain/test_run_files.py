@@ -182,6 +182,12 @@ def test_a_checkpoint_of_before_asks_for_its_tokenizer(place, capfd):
     assert not Path("out/tokenizer.json").exists()
 
 
+def test_a_checkpoint_copied_without_its_folders_is_told_so(place, capfd):
+    shutil.copytree("run/checkpoints/step-00000001", "flat", ignore=shutil.ignore_patterns("model_files"))
+    assert main(["export", "flat", "out"]) == 2
+    assert "flat: model_files is missing, which COMPLETE lists" in capfd.readouterr().err
+
+
 def test_data_of_another_tokenizer_is_refused_by_both_names(place, caplog):
     write_tokenizer(Path("six"), backend(("six",)))
     prepare("text.txt", "other", tokenizer="six", validation_fraction=0, progress=False)
