@@ -12,7 +12,7 @@ Shapes: G sequences in the global batch, B sequences in a micro-batch, T = seque
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 
@@ -201,6 +201,9 @@ class ValidationBatches:
 
     def __len__(self) -> int:
         return len(self._mine)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[index] for index in range(len(self)))
 
     def __getitem__(self, index: int) -> Batch:
         """This rank's micro-batch `index`. Raises ValueError on an id beyond the vocabulary, IndexError at the end."""
