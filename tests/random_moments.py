@@ -2,11 +2,12 @@
 
     python tests/random_moments.py --moments 100 --page docs/benchmarks/random_moments_CPU_DATE.md
 
-A small run is disturbed at a moment drawn over its whole length, start included, and is then started again with the same
-command. Held against a run that nobody disturbed: every checkpoint that the run said it saved is there and complete; the
-second start gets to the end with status 0; no line of metrics.jsonl has another loss, and none is missing unless the disk
-was full; the last weights and moments are the same bytes. A full disk is a limit on the size of files, set from outside in
-mid-run, under which nothing but the smallest files can be written.
+A small run is disturbed at a moment drawn over its start, or (four times of five) some milliseconds after a step drawn
+over all of them, and is then started again with the same command. Held against a run that nobody disturbed: every
+checkpoint that the run said it saved is there and complete; the second start gets to the end with status 0; no line of
+metrics.jsonl has another loss, and none is missing unless the disk was full; the last weights and moments are the same
+bytes. A full disk is a limit on the size of files, set from outside in mid-run, under which nothing but the smallest
+files can be written.
 """
 
 from __future__ import annotations
@@ -119,11 +120,26 @@ def disturb(kind: str, process: subprocess.Popen[bytes]) -> None:
             process.send_signal(signal.SIGKILL if kind == "kill -9" else signal.SIGHUP)
 
 
-def trial(kind: str, reference: Reference, folder: Path, moment: float) -> Outcome:
-    """Disturb a run `moment` seconds after its start, start it again, and compare."""
+@dataclass(frozen=True)
+class Moment:
+    """So many seconds after a step was logged; after the start where `step` is 0."""
+
+    step: int
+    seconds: float
+
+    def wait(self, folder: Path, process: subprocess.Popen[bytes]) -> None:
+        """Until it has come, or the run has ended."""
+        log, mark = folder / "run" / "rank0.log", f"INFO step: {self.step} "
+        while self.step and process.poll() is None and not (log.exists() and mark in log.read_text()):
+            time.sleep(0.002)
+        time.sleep(self.seconds)
+
+
+def trial(kind: str, reference: Reference, folder: Path, moment: Moment) -> Outcome:
+    """Disturb a run at a moment, start it again, and compare."""
     prepare(folder)
     with subprocess.Popen(COMMAND, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
-        time.sleep(moment)
+        moment.wait(folder, process)
         disturb(kind, process)
         assert process.stdout is not None and process.stderr is not None
         said = b"" if kind == "closed stdout" else process.stdout.read()
@@ -155,11 +171,18 @@ def trial(kind: str, reference: Reference, folder: Path, moment: float) -> Outco
 
 def run_trials(folder: Path, moments: int, seed: int, workers: int, seconds: float) -> list[Outcome]:
     """`moments` of each kind, in turn; none is begun after `seconds`."""
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup the runs would inherit that it is ignored
     reference = Reference(folder / "reference")
     draw, deadline = random.Random(seed), time.monotonic() + seconds
-    plan = [(kind, i, draw.random() * reference.seconds) for i in range(moments) for kind in KINDS]
 
-    def one(kind: str, number: int, moment: float) -> Outcome | None:
+    def some_moment() -> Moment:
+        if draw.random() < 0.2:
+            return Moment(0, draw.random() * reference.seconds)
+        return Moment(draw.randint(1, STEPS), draw.random() * 0.02)
+
+    plan = [(kind, i, some_moment()) for i in range(moments) for kind in KINDS]
+
+    def one(kind: str, number: int, moment: Moment) -> Outcome | None:
         if time.monotonic() > deadline:
             return None
         return trial(kind, reference, folder / f"{kind.replace(' ', '_')}-{number}", moment)
