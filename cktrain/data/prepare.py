@@ -104,6 +104,8 @@ def prepare(
         with target, _progress(progress) as bar:
             side = given or _train_tokenizer(corpus, vocab_size, validation_fraction, bar)
             ready = Tokenizer.of(side, eos_token, special_tokens)
+            if conflict := ready.rule_conflict(side):
+                say(f"[data.prepare] {target.name}: {conflict}.")
             if TOKENIZER_CONFIG_FILE not in side.files:
                 ready.save(target.data)
             side.write(target.data)  # byte for byte what was given

@@ -4,8 +4,9 @@
 prepared folder or a run has recorded, then the tokens that tokenizer_config.json names. A file that is silent about a key,
 or says null, hides nothing. An id below 0 is a way of saying "none".
 
-**The rule** is that of transformers 5: `add_bos_token` or `add_eos_token` in tokenizer_config.json where it stands, else
-tokenizer.json's post-processor.
+**The rule** is tokenizer.json's post-processor, and `add_bos_token` and `add_eos_token` of tokenizer_config.json where they
+stand: each decides about its token alone. (transformers 4 lets them decide for Llama's kin, 5 for nobody; files that
+transformers saved agree.)
 
 **A document's end** is one token: the one asked for, else tokenizer_config.json's eos_token, else the first of the model's
 eos ids, else a well-known name.
@@ -89,31 +90,47 @@ def configured_token(side: SideFiles, key: str) -> str | None:
 def added_around(side: SideFiles, backend: Backend) -> tuple[list[int], list[int]]:
     """The ids that the tokenizer's own rule puts before and after a text.
 
-    Raises ValueError when tokenizer_config.json asks for a token that it does not name or the vocabulary has not.
+    Raises ValueError when tokenizer_config.json asks for a token that the vocabulary has not.
     """
-    config = side.json(TOKENIZER_CONFIG_FILE)
+    before, after = _added_by_post_processor(side, backend)
+    bos, eos = (_asked_for(side, backend, key) for key in ("bos", "eos"))
+    if bos is not None:
+        index, wanted = bos
+        before = [*([index] if wanted else []), *(other for other in before if other != index)]
+    if eos is not None:
+        index, wanted = eos
+        after = [*(other for other in after if other != index), *([index] if wanted else [])]
+    return before, after
+
+
+def rule_conflict(side: SideFiles, backend: Backend) -> str | None:
+    """What tokenizer_config.json and tokenizer.json disagree about, in a sentence; None where they agree."""
+    rule, processor = added_around(side, backend), _added_by_post_processor(side, backend)
+    if rule == processor:
+        return None
+    return (
+        f"add_bos_token and add_eos_token of {TOKENIZER_CONFIG_FILE} put {rule[0]} before and {rule[1]} after a text, the "
+        f"post-processor of {TOKENIZER_FILE} {processor[0]} and {processor[1]}: the first holds here, and transformers 5 "
+        "follows the second"
+    )
+
+
+def _asked_for(side: SideFiles, backend: Backend, key: str) -> tuple[int, bool] | None:
+    """The id of a token and whether tokenizer_config.json wants it added; None where it does not say."""
+    flag = side.json(TOKENIZER_CONFIG_FILE).get(f"add_{key}_token")
     where = str(Path(side.found_in) / TOKENIZER_CONFIG_FILE)
-    flags = {key: config.get(f"add_{key}_token") for key in ("bos", "eos")}
-    if flags["bos"] is None and flags["eos"] is None:
-        return _added_by_post_processor(side, backend)
-    around: list[list[int]] = []
-    for key, flag in flags.items():
-        if flag is not None and not isinstance(flag, bool):
-            raise ValueError(
-                f"[tokenizer] {where}: add_{key}_token is {shorten(flag)}, not true or false. Correct it."
-            )
-        name = configured_token(side, f"{key}_token")
-        if not flag or name is None:  # without a token there is nothing to add
-            around.append([])
-            continue
-        index = backend.token_to_id(name)
-        if index is None:
-            raise ValueError(
-                f"[tokenizer] {where}: add_{key}_token is true and {key}_token {shorten(name)} is not in the vocabulary. "
-                "Correct one of them."
-            )
-        around.append([index])
-    return around[0], around[1]
+    if flag is not None and not isinstance(flag, bool):
+        raise ValueError(f"[tokenizer] {where}: add_{key}_token is {shorten(flag)}, not true or false. Correct it.")
+    name = configured_token(side, f"{key}_token")
+    if flag is None or name is None:  # without a token there is nothing to add
+        return None
+    index = backend.token_to_id(name)
+    if index is None:
+        raise ValueError(
+            f"[tokenizer] {where}: add_{key}_token is {str(flag).lower()} and {key}_token {shorten(name)} is not in the "
+            "vocabulary. Correct one of them."
+        )
+    return index, flag
 
 
 def _added_by_post_processor(side: SideFiles, backend: Backend) -> tuple[list[int], list[int]]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from cktrain.data.special_tokens import END_OF_TEXT, added_around, end_token
+from cktrain.data.special_tokens import END_OF_TEXT, added_around, end_token, rule_conflict
 from cktrain.data.tokenizer_backend import guarded, read_backend
 from cktrain.side_files import (
     TOKENIZER_CONFIG_FILE,
@@ -139,6 +139,10 @@ class Tokenizer:
             return None if model.unk_token is None else self._backend.token_to_id(model.unk_token)
         index = json.loads(self._backend.to_str())["model"].get("unk_id")
         return index if isinstance(index, int) else None
+
+    def rule_conflict(self, side: SideFiles) -> str | None:
+        """What the files that it was made of disagree about, see `special_tokens`."""
+        return rule_conflict(side, self._backend)
 
     def special_token_names(self) -> list[str]:
         """The special tokens as they may be written out in a text."""

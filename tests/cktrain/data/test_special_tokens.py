@@ -66,6 +66,7 @@ def test_the_tokenizers_own_rule(tmp_path):
     assert around(write_tokenizer(tmp_path / "said", add_bos_token=True, add_eos_token=True)) == ([0], [1])
     assert around(write_tokenizer(tmp_path / "denied", backend(bos=True), add_bos_token=False)) == ([], [])
     assert around(write_tokenizer(tmp_path / "without", add_bos_token=True, bos_token=None)) == ([], [])
+    assert around(write_tokenizer(tmp_path / "other", backend(bos=True), add_eos_token=False)) == ([0], [])
     with pytest.raises(ValueError, match="bos_token '<no>' is not in the vocabulary"):
         around(write_tokenizer(tmp_path / "no", add_bos_token=True, bos_token="<no>"))
     with pytest.raises(ValueError, match="add_eos_token is 'yes', not true or false"):
