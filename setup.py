@@ -38,7 +38,17 @@ C_FLAGS = ["-std=c11", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=off", "-f
 GLUE_FLAGS = ["-std=c11", "-O1", "-g0", "-fvisibility=hidden"]
 AVX2 = ["-mavx2", "-mfma"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
-ISA_FLAGS = {"generic": [], "avx2": AVX2, "avx512": AVX512, "avx512bf16": [*AVX512, "-mavx512bf16"]}
+AVX512BF16 = [*AVX512, "-mavx512bf16"]
+ISA_FLAGS = {
+    "generic": [],
+    "avx2": AVX2,
+    "avx512": AVX512,
+    "avx512bf16": AVX512BF16,
+    "amx": [*AVX512BF16, "-mamx-tile", "-mamx-bf16"],
+}
+# AMX in plain C, for tests; -O1 halves the time to compile it. GCC remarks that wide vectors are passed otherwise with
+# AVX: no call here passes any.
+EMULATED = {"amx_emulated": ["-O1", "-Wno-psabi"]}
 
 COMM = "comm/csrc"
 # comm moves bytes and has a plain reduction to fall back on: no instruction set beyond the baseline.
@@ -131,7 +141,7 @@ def extensions() -> list[Extension]:
         *(comm_extension(module, sources) for module, sources in COMM_SOURCES.items()),
         *(
             extension(f"_isa_{isa}", [f"{CSRC}/isa_{isa}.c"], C_FLAGS + flags)
-            for isa, flags in ISA_FLAGS.items()
+            for isa, flags in {**ISA_FLAGS, **EMULATED}.items()
         ),
         extension("_runtime", ["cython_kernels/_runtime.pyx", *runtime], GLUE_FLAGS),
         # Opens a libdnnl at run time; it needs none to be built.

@@ -18,11 +18,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 if TYPE_CHECKING:
     from cktrain.cython_kernels.onednn import Library
 
-ISAS = ("generic", "avx2", "avx512", "avx512bf16")
+AVX512BF16, AMX = "avx512bf16", "amx"
+ISAS = ("generic", "avx2", "avx512", AVX512BF16, AMX)
 """Compiled instruction sets, plainest first; a later one is preferred."""
 
+EMULATED = "amx_emulated"
+"""AMX in plain C, for tests: never chosen, runs on any CPU."""
+
 ONEDNN = "onednn"
-"""The set of "avx512bf16" with bf16 products by oneDNN: preferred where the CPU has AMX (docs/onednn.md)."""
+"""The set of "avx512bf16" with bf16 products by oneDNN, to compare with: never chosen (docs/onednn.md)."""
 
 ONEDNN_REMEDY = "pip install 'cktrain[onednn]', or set CKTRAIN_LIBDNNL to a libdnnl.so.3 built for OpenMP"
 
@@ -97,12 +101,15 @@ class KernelSet:
 
 
 def available() -> list[str]:
-    """The reference, then the compiled sets that this CPU runs, best last. `load` also takes "onednn"."""
+    """The reference, then the compiled sets that this CPU runs, best last. `load` also takes "amx_emulated" and "onednn"."""
     try:
         from cktrain.cython_kernels import _runtime
     except ImportError:  # not built: the reference needs numpy alone
         return ["reference"]
-    return ["reference"] + [isa for isa in ISAS if isa in _runtime.built() and _runtime.cpu_supports(isa)]
+    usable = [isa for isa in ISAS if isa in _runtime.built() and _runtime.cpu_supports(isa)]
+    if AMX in usable and _runtime.ask_for_tiles():
+        usable.remove(AMX)
+    return ["reference", *usable]
 
 
 def best() -> str:
@@ -111,11 +118,11 @@ def best() -> str:
 
 
 class Choice(NamedTuple):
-    """A name that `load` knows, what was found of AMX, and whether it is here without being used."""
+    """A name that `load` knows, what was found of AMX, and what would let it be used where it is here and is not."""
 
     name: str
     why: str
-    amx_idle: bool = False
+    remedy: str = ""
 
 
 def choose() -> Choice:
@@ -123,18 +130,20 @@ def choose() -> Choice:
     from cktrain.cython_kernels import _runtime
 
     name = available()[-1]
-    if name != ISAS[-1]:
-        return Choice(name, "")
-    if not _runtime.cpu_supports("amx"):
-        return Choice(name, "no AMX here")
-    try:
-        library = find_onednn()
-    except ValueError as error:
-        return Choice(name, f"AMX is not used: {error}", amx_idle=True)
-    if not library.amx:
-        why = f"AMX is not used: {library}, which asks the system and ONEDNN_MAX_CPU_ISA"
-        return Choice(name, why, amx_idle=True)
-    return Choice(ONEDNN, "AMX is here, and used")
+    if name == AMX:
+        return Choice(name, "AMX is here, and used")
+    if not _runtime.cpu_supports(AMX):
+        return Choice(name, "no AMX here" if name == AVX512BF16 else "")
+    if AMX not in _runtime.built():
+        return Choice(
+            name, f"AMX is not used: {_runtime.compiler()} does not know it", "Install gcc 11 or newer"
+        )
+    refusal = _runtime.ask_for_tiles()
+    return Choice(
+        name,
+        f"AMX is not used: this kernel or virtual machine does not permit it ({refusal})",
+        "Linux 5.16 or newer permits it, where a hypervisor hands it on",
+    )
 
 
 def find_onednn(named: str | None = None) -> Library:
@@ -168,10 +177,12 @@ def load(isa: str | None = None) -> KernelSet:
     source, name = ("isa", isa) if isa is not None else ("CKTRAIN_ISA", os.environ.get("CKTRAIN_ISA"))
     name, why = (name, f"{source} says so") if name else choose()[:2]
     legal = available()
-    if name not in legal and (name != ONEDNN or ISAS[-1] not in legal):
-        reason = (
-            "this CPU or this build does not have it" if name in (*ISAS, ONEDNN) else "there is no such set"
-        )
+    if name not in legal and name != EMULATED and (name != ONEDNN or AVX512BF16 not in legal):
+        reason = "this CPU or this build does not have it"
+        if name == AMX and len(legal) > 1 and choose().remedy:
+            reason = choose().why
+        elif name not in (*ISAS, ONEDNN):
+            reason = "there is no such set"
         raise ValueError(f"[kernels.load] {source} is {name!r}: {reason}. Use one of {', '.join(legal)}.")
     if name == "reference":  # the package has the attributes of a set
         reference: Any = importlib.import_module("cktrain.cython_kernels.reference")
@@ -181,7 +192,7 @@ def load(isa: str | None = None) -> KernelSet:
 
     label, compiled = name, name
     if name == ONEDNN:
-        compiled = ISAS[-1]
+        compiled = AVX512BF16
         try:
             library = find_onednn()
         except ValueError as error:

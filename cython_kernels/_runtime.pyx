@@ -61,6 +61,7 @@ cdef extern from "pool.h" nogil:
 
 cdef extern from "cpu.h":
     bint ck_cpu_supports(const char *isa)
+    int ck_cpu_ask_for_tiles()
 
 cdef extern from "split.h":
     ctypedef struct ck_range:
@@ -74,9 +75,9 @@ cdef extern from "gemm_plan.h":
         int64_t rows, cols, depth, item_rows, item_cols
     ctypedef struct ck_gemm_grid:
         int down, across
-    ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int c_is_f32,
+    ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int64_t kr, int c_is_f32,
                               int threads, int alone, const ck_caches *caches)
-    ck_gemm_grid ck_cut_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int c_is_f32,
+    ck_gemm_grid ck_cut_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int64_t kr, int c_is_f32,
                              int threads, const ck_caches *caches)
     ctypedef struct ck_gemm_room:
         int64_t block, sums
@@ -133,6 +134,12 @@ def cpu_supports(isa: str) -> bool:
     return ck_cpu_supports(isa.encode())
 
 
+def ask_for_tiles() -> str:
+    """Asks the operating system for AMX's tiles, on a CPU that has them; "" or why they were refused."""
+    cdef int error = ck_cpu_ask_for_tiles()
+    return strerror(error).decode() if error else ""
+
+
 def activate(table) -> None:
     """Put the kernels of a module's `table` capsule in force, for every later call of an op."""
     cdef const ck_table *new = <const ck_table *> PyCapsule_GetPointer(table, CK_TABLE_CAPSULE)
@@ -187,19 +194,19 @@ def deal(items: int, parts: int) -> list[int]:
 
 
 def plan_gemm(
-    m: int, n: int, k: int, mr: int, nr: int, c_is_f32: bool, threads: int, alone: bool, l2: int, l3: int
+    m: int, n: int, k: int, mr: int, nr: int, kr: int, c_is_f32: bool, threads: int, alone: bool, l2: int, l3: int
 ) -> dict[str, int]:
     """csrc/gemm_plan.h's ck_plan_gemm: the blocks of a matmul, lengths along k in 4-byte units."""
     cdef ck_caches caches = ck_caches(32 << 10, l2, l3)
-    return ck_plan_gemm(m, n, k, mr, nr, c_is_f32, threads, alone, &caches)
+    return ck_plan_gemm(m, n, k, mr, nr, kr, c_is_f32, threads, alone, &caches)
 
 
 def cut_gemm(
-    m: int, n: int, k: int, mr: int, nr: int, c_is_f32: bool, threads: int, l2: int, l3: int
+    m: int, n: int, k: int, mr: int, nr: int, kr: int, c_is_f32: bool, threads: int, l2: int, l3: int
 ) -> tuple[int, int]:
     """csrc/gemm_plan.h's ck_cut_gemm: parts along m and n for a thread each, or (0, 0) for one product together."""
     cdef ck_caches caches = ck_caches(32 << 10, l2, l3)
-    cdef ck_gemm_grid grid = ck_cut_gemm(m, n, k, mr, nr, c_is_f32, threads, &caches)
+    cdef ck_gemm_grid grid = ck_cut_gemm(m, n, k, mr, nr, kr, c_is_f32, threads, &caches)
     return grid.down, grid.across
 
 
@@ -211,10 +218,12 @@ def gemm_room(threads: int, l2: int) -> dict[str, int]:
     return {"left": ck_left_bytes(&caches), "notes": CK_GEMM_NOTES, **own}
 
 
-def gemm_items(m: int, n: int, k: int, mr: int, nr: int, threads: int, l2: int, l3: int) -> list[tuple[int, int]]:
+def gemm_items(
+    m: int, n: int, k: int, mr: int, nr: int, kr: int, threads: int, l2: int, l3: int
+) -> list[tuple[int, int]]:
     """The items of the first block of an fp32 product, in the order in which threads take them: first tile, tiles."""
     cdef ck_caches caches = ck_caches(32 << 10, l2, l3)
-    cdef ck_gemm_plan plan = ck_plan_gemm(m, n, k, mr, nr, True, threads, 0, &caches)
+    cdef ck_gemm_plan plan = ck_plan_gemm(m, n, k, mr, nr, kr, True, threads, 0, &caches)
     cdef int64_t down = -(-min(m, plan.rows) // mr), every = down * -(-min(n, plan.cols) // plan.item_cols)
     cdef int64_t begin = 0, count = 0
     items = []

@@ -142,11 +142,11 @@ def processor(place: Place) -> Section:
             f"the compiler ({built['compiler']}) does not know {', '.join(built['left_out'])}",
             "Install gcc 10 or newer, then install cktrain again: pip install --force-reinstall .",
         )
-    best, why, amx_idle = cython_kernels.choose()
-    if amx_idle:
-        section.add(why, cython_kernels.ONEDNN_REMEDY)
+    best, why, remedy = cython_kernels.choose()
+    if remedy:
+        section.add(why, remedy)
     forced = place.environ.get("CKTRAIN_ISA")
-    if forced == cython_kernels.ONEDNN and cython_kernels.ISAS[-1] in available:
+    if forced == cython_kernels.ONEDNN and cython_kernels.AVX512BF16 in available:
         try:
             library = cython_kernels.find_onednn(place.environ.get("CKTRAIN_LIBDNNL"))
             why = f"{library} computes bf16 products, as CKTRAIN_ISA says"

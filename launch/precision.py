@@ -12,7 +12,7 @@ from cktrain.comm.group import Group
 
 log = logging.getLogger("cktrain")
 
-NATIVE_BF16 = ("avx512bf16", "onednn")
+NATIVE_BF16 = ("avx512bf16", "amx", "onednn")
 
 
 def agree_on_precision(wanted: str, isa: str, before: str, group: Group) -> str:

@@ -30,6 +30,7 @@ FLAGS = {
     "avx2": ["-mavx2", "-mfma"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
     "avx512bf16": ["-mavx512bf16"],
+    "amx": ["-mamx-tile", "-mamx-bf16"],
 }
 
 pytestmark = pytest.mark.slow

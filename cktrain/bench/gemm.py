@@ -204,7 +204,7 @@ def _others(kernels: Any, precision: str) -> dict[str, Callable[..., list[Callab
         found["numpy"] = _numpy
     with contextlib.suppress(ImportError):
         found["PyTorch"] = _pytorch(precision, kernels.num_threads())
-    if precision == "bf16" and kernels.isa == cython_kernels.ISAS[-1]:
+    if precision == "bf16" and kernels.isa in (cython_kernels.AVX512BF16, cython_kernels.AMX):
         with contextlib.suppress(ValueError):
             found["oneDNN"] = _onednn(kernels)
     return found

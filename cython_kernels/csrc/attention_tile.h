@@ -5,7 +5,7 @@
  * the softmax runs down the keys with rows in the lanes and needs no horizontal step.
  *
  * Operands are made of 32-bit units along the contraction: one fp32 (CK_UNIT 1), or a pair of bf16 (CK_UNIT 2, where
- * the CPU multiplies them), so one register tile serves both. A tile of CK_TILE queries, keys, values or gradients
+ * the CPU multiplies them and has no AMX: such CPUs take longer for pairs than for fp32), so one register tile serves both. A tile of CK_TILE queries, keys, values or gradients
  * is packed in either of two ways, depending on what is summed over:
  *   by D      [D / unit][CK_TILE]      sums over D: scores and their gradient
  *   by items  [CK_TILE / unit][padded] sums over the tile's rows or keys; padded = D rounded up to VL, zeros after D
@@ -14,7 +14,7 @@
 
 #undef CK_UNIT
 #undef CK_EXP2_DEGREE
-#if CK_STORAGE == CK_BF16 && defined(CK_ISA_BF16)
+#if CK_STORAGE == CK_BF16 && defined(CK_ISA_BF16) && !defined(CK_ISA_AMX)
 #define CK_UNIT 2
 #define CK_EXP2_DEGREE 4
 #else
@@ -154,7 +154,7 @@ INLINE void FN(tile)(const int mr, const int nv, int64_t k, const float *a, cons
 
 /* The tiles: CK_TILE_ROWS_<nv> rows by nv vectors, and the shorter ones for what is left of an even number of rows. */
 #ifndef CK_ATTENTION_TILES
-#if VL == 16
+#if defined(CK_ISA_AVX512)
 #define CK_ATTENTION_TILES(X) X(6, 4) X(4, 4) X(2, 4) X(8, 3) X(4, 3) X(2, 3) X(12, 2) X(4, 2) X(2, 2) X(12, 1) X(4, 1) X(2, 1)
 #define CK_TILE_VECTORS 4
 #define CK_TILE_ROWS {0, 12, 12, 8, 6}

@@ -1,8 +1,12 @@
 /* CPUID leaves 1 and 7, and XCR0 for what the operating system saves at a task switch (Intel SDM vol. 1,
  * 14.3, 15.2). */
+#define _GNU_SOURCE
 #include "cpu.h"
 
+#include <errno.h>
 #include <string.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #if defined(__x86_64__)
 #include <cpuid.h>
@@ -28,16 +32,25 @@ int ck_cpu_supports(const char *isa) {
                        && (saved & 0xe6) == 0xe6;  /* and opmask, ZMM */
     if (strcmp(isa, "avx2") == 0) return avx2;
     if (strcmp(isa, "avx512") == 0) return avx512;
-    const int tiles = BIT(d, 22) /* AMX-BF16 */ && BIT(d, 24) /* AMX-TILE */
-                      && (saved & 0x60000) == 0x60000;  /* the tiles and what describes them */
+    const int tiles = BIT(d, 22) /* AMX-BF16 */ && BIT(d, 24) /* AMX-TILE */;
     if (!avx512 || leaves < 1) return 0;
     __cpuid_count(7, 1, a, b, c, d);
     if (strcmp(isa, "avx512bf16") == 0) return BIT(a, 5);
     return strcmp(isa, "amx") == 0 && BIT(a, 5) && tiles;
 }
 
+/* Linux, Documentation/arch/x86/xstate.rst: the tiles' state, 8 KB for each thread, is kept for a process that asks. */
+#define TILE_DATA 18
+#define ARCH_REQ_XCOMP_PERM 0x1023
+
+int ck_cpu_ask_for_tiles(void) {
+    if ((xcr0() & 0x60000) != 0x60000) return ENOTSUP;  /* the tiles and what describes them */
+    return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 ? 0 : errno;
+}
+
 #else
 
 int ck_cpu_supports(const char *isa) { return strcmp(isa, "generic") == 0; }
+int ck_cpu_ask_for_tiles(void) { return ENOTSUP; }
 
 #endif

@@ -2,8 +2,11 @@
 #ifndef CK_CPU_H
 #define CK_CPU_H
 
-/* isa is a table's name ("generic", "avx2", "avx512", "avx512bf16"), or "amx": bf16 tiles, which a process must also ask
- * Linux for (oneDNN does). */
+/* isa is a table's name ("generic", "avx2", "avx512", "avx512bf16", "amx"). Tiles must be asked for as well. */
 int ck_cpu_supports(const char *isa);
+
+/* Asks Linux to keep AMX's tiles for all threads of the process; asking again is harmless. 0, or an errno: ENOTSUP when
+ * the kernel keeps them for nobody. */
+int ck_cpu_ask_for_tiles(void);
 
 #endif

@@ -4,10 +4,13 @@
  * multiplied. Who finds no more items of a block packs panels of the next one, into the other of two places, until
  * all have come. Included once per storage type. */
 
-#if CK_PAIRED
-#define CK_GEMM_TILES gemm_tiles_paired
+/* The function of a register tile of so many rows and columns. */
+#if CK_TILED
+#define CK_GEMM_TILE(high, wide) gemm_tiles_amx[(wide) > VL][(high) > CK_AMX_ROWS]
+#elif CK_PAIRED
+#define CK_GEMM_TILE(high, wide) gemm_tiles_paired[ck_ceil_div(wide, VL) - 1][(high) - 1]
 #else
-#define CK_GEMM_TILES gemm_tiles_f32
+#define CK_GEMM_TILE(high, wide) gemm_tiles_f32[ck_ceil_div(wide, VL) - 1][(high) - 1]
 #endif
 
 /* What all threads know of one step along k of one block of C. */
@@ -49,11 +52,12 @@ INLINE void ck_pause(int i) {
 /* One tile of C at (row, col), `high` x `wide`, from the packed a and b. i, j: its place in the step's block. */
 INLINE void FN(gemm_one_tile)(const ck_gemm_args *g, const FN(gemm_step) *s, const int c_is_f32, const float *a,
                               const float *b, int64_t i, int64_t j, int64_t high, int64_t wide, ck_tile_out *out) {
-    _Alignas(64) float tile[CK_GEMM_MR * CK_GEMM_NR];
+    _Alignas(64) float tile[CK_MR * CK_GEMM_NR];
     const int64_t row = s->row0 + i, col = s->col0 + j, units = FN(units)(s->k);
     const int first = s->k0 == 0, last = s->k0 + s->k >= g->k;
     const int64_t c_bytes = c_is_f32 ? 4 : sizeof(real), at = row * g->c_row + col;
-    const gemm_tile_fn multiply = CK_GEMM_TILES[ck_ceil_div(wide, VL) - 1][high - 1];
+    const gemm_tile_fn multiply = CK_GEMM_TILE(high, wide);
+    out->rows = high;
     out->near = (const char *)g->c + at * c_bytes;
     out->near_row = g->c_row * c_bytes;
     out->near_bytes = CK_GEMM_NR * c_bytes;
@@ -63,7 +67,7 @@ INLINE void FN(gemm_one_tile)(const ck_gemm_args *g, const FN(gemm_step) *s, con
     if (c_is_f32) {
         float *c = (float *)g->c + at;
         const int add = !first || g->accumulate, extras = first && (g->bias || g->residual);
-        const int direct = wide % VL == 0 && !extras;
+        const int whole = CK_TILED ? high == CK_MR && wide == CK_GEMM_NR : wide % VL == 0, direct = whole && !extras;
         out->c = direct ? c : tile;
         out->c_row = direct ? g->c_row : CK_GEMM_NR;
         out->store = direct && add ? CK_TILE_ADD : CK_TILE_WRITE;
@@ -138,13 +142,13 @@ INLINE void FN(gemm_need)(const ck_gemm_args *g, const FN(gemm_step) *s, int64_t
 /* The next item of the step; count is 0 when there is none. */
 INLINE ck_gemm_item FN(gemm_take)(const ck_team *team, const ck_gemm_plan *plan, const FN(gemm_step) *s,
                                   int64_t *next) {
-    const int64_t down = ck_ceil_div(s->rows, CK_GEMM_MR), all = down * ck_ceil_div(s->cols, plan->item_cols);
+    const int64_t down = ck_ceil_div(s->rows, CK_MR), all = down * ck_ceil_div(s->cols, plan->item_cols);
     int64_t begin = __atomic_load_n(next, __ATOMIC_RELAXED), count;
-    do count = ck_item_tiles(plan, CK_GEMM_MR, begin, down, all, team->size);
+    do count = ck_item_tiles(plan, CK_MR, begin, down, all, team->size);
     while (!__atomic_compare_exchange_n(next, &begin, begin + count, 1, __ATOMIC_RELAXED, __ATOMIC_RELAXED));
-    ck_gemm_item item = {begin % down * CK_GEMM_MR, 0, begin / down * plan->item_cols, 0};
+    ck_gemm_item item = {begin % down * CK_MR, 0, begin / down * plan->item_cols, 0};
     if (count == 0) return item;
-    item.m = ck_min(count * CK_GEMM_MR, s->rows - item.i);
+    item.m = ck_min(count * CK_MR, s->rows - item.i);
     item.n = ck_min(plan->item_cols, s->cols - item.j);
     return item;
 }
@@ -159,11 +163,11 @@ INLINE ck_gemm_item FN(gemm_do_item)(const ck_gemm_args *g, const ck_team *team,
                                      const FN(gemm_step) *s, const int c_is_f32, const float *pa, ck_gemm_item item,
                                      int64_t *next) {
     const int64_t units = FN(units)(s->k), first = item.j / CK_GEMM_NR, panels = ck_ceil_div(item.n, CK_GEMM_NR);
-    const int64_t a_panel = ck_panel_units(CK_GEMM_MR, units), b_panel = ck_panel_units(CK_GEMM_NR, units);
+    const int64_t a_panel = ck_panel_units(CK_MR, units), b_panel = ck_panel_units(CK_GEMM_NR, units);
     const int64_t start = panels * team->index / team->size;  /* threads begin at different panels */
     ck_tile_out out = {0};
     if (units > CK_GEMM_SHALLOW) {
-        const int64_t times = ck_ceil_div(item.m, CK_GEMM_MR) * (units / 8);
+        const int64_t times = ck_ceil_div(item.m, CK_MR) * (units / 8);
         ck_gemm_item following = {0, 0, 0, 0};
         for (int64_t c = 0; c < panels; c++) {
             const int64_t p = first + (start + c) % panels;
@@ -183,16 +187,16 @@ INLINE ck_gemm_item FN(gemm_do_item)(const ck_gemm_args *g, const ck_team *team,
                     out.fetch.into_each = ck_ceil_div(b_panel * (int64_t)sizeof(float) / 64, times);
                 }
             }
-            for (int64_t i = 0; i < item.m; i += CK_GEMM_MR)
-                FN(gemm_one_tile)(g, s, c_is_f32, pa + i / CK_GEMM_MR * a_panel, s->b + p * b_panel, item.i + i,
-                                  p * CK_GEMM_NR, ck_min(CK_GEMM_MR, item.m - i),
+            for (int64_t i = 0; i < item.m; i += CK_MR)
+                FN(gemm_one_tile)(g, s, c_is_f32, pa + i / CK_MR * a_panel, s->b + p * b_panel, item.i + i,
+                                  p * CK_GEMM_NR, ck_min(CK_MR, item.m - i),
                                   ck_min(CK_GEMM_NR, s->cols - p * CK_GEMM_NR), &out);
         }
         return following;
     }
     const int64_t c_bytes = c_is_f32 ? 4 : sizeof(real);
-    for (int64_t i = 0; i < item.m; i += CK_GEMM_MR) {
-        const int64_t high = ck_min(CK_GEMM_MR, item.m - i);
+    for (int64_t i = 0; i < item.m; i += CK_MR) {
+        const int64_t high = ck_min(CK_MR, item.m - i);
         const char *row = (const char *)g->c + ((s->row0 + item.i + i) * g->c_row + s->col0) * c_bytes;
         for (int64_t c = 0; c < panels; c++) {
             const int64_t p = first + (start + c) % panels;
@@ -200,7 +204,7 @@ INLINE ck_gemm_item FN(gemm_do_item)(const ck_gemm_args *g, const ck_team *team,
             for (int64_t r = 0; r < high; r++)
                 for (int64_t at = 0; at < CK_GEMM_NR * c_bytes; at += 64)
                     ck_prefetch(row + (r * g->c_row + (p + 1) * CK_GEMM_NR) * c_bytes + at);
-            FN(gemm_one_tile)(g, s, c_is_f32, pa + i / CK_GEMM_MR * a_panel, s->b + p * b_panel, item.i + i,
+            FN(gemm_one_tile)(g, s, c_is_f32, pa + i / CK_MR * a_panel, s->b + p * b_panel, item.i + i,
                               p * CK_GEMM_NR, high, ck_min(CK_GEMM_NR, s->cols - p * CK_GEMM_NR), &out);
         }
     }
@@ -295,7 +299,7 @@ INLINE void FN(gemm_steps)(const ck_gemm_args *g, const ck_team *team, const ck_
 
 /* This thread's part of C, alone. */
 INLINE void FN(gemm_alone)(const ck_gemm_args *g, const ck_team *team, const int c_is_f32, ck_gemm_grid grid) {
-    const ck_range rows = ck_split(g->m, CK_GEMM_MR, grid.down, team->index / grid.across);
+    const ck_range rows = ck_split(g->m, CK_MR, grid.down, team->index / grid.across);
     const ck_range cols = ck_split(g->n, CK_GEMM_NR, grid.across, team->index % grid.across);
     const int64_t c_bytes = c_is_f32 ? 4 : sizeof(real);
     if (rows.begin == rows.end || cols.begin == cols.end) return;
@@ -312,7 +316,7 @@ INLINE void FN(gemm_alone)(const ck_gemm_args *g, const ck_team *team, const int
     one.index = 0;
     one.size = 1;
     one.shared = team->shared + team->index * CK_GEMM_NOTES;
-    const ck_gemm_plan plan = ck_plan_gemm(part.m, part.n, FN(units)(g->k), CK_GEMM_MR, CK_GEMM_NR, c_is_f32,
+    const ck_gemm_plan plan = ck_plan_gemm(part.m, part.n, FN(units)(g->k), CK_MR, CK_GEMM_NR, CK_KR, c_is_f32,
                                            team->size, 1, team->caches);
     const ck_gemm_room room = ck_room_alone(team->size, team->caches);
     char *const blocks = team->shared + team->size * CK_GEMM_NOTES;
@@ -326,13 +330,13 @@ INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int 
     if (g->column_sums) FN(add_column_sums)(g, team);
     if (g->m == 0 || g->n == 0) return;
     const int64_t units = FN(units)(g->k);
-    const ck_gemm_plan plan = ck_plan_gemm(g->m, g->n, units, CK_GEMM_MR, CK_GEMM_NR, c_is_f32, team->size, 0,
+    const ck_gemm_plan plan = ck_plan_gemm(g->m, g->n, units, CK_MR, CK_GEMM_NR, CK_KR, c_is_f32, team->size, 0,
                                            team->caches);
-    if (g->m <= CK_NARROW_ROWS && units * CK_GEMM_MR * 4 <= CK_SCRATCH_BYTES / 2) {
+    if (g->m <= CK_NARROW_ROWS && units * CK_MR * 4 <= CK_SCRATCH_BYTES / 2) {
         FN(gemm_narrow)(g, team, c_is_f32, plan.depth * (CK_PAIRED ? 2 : 1));
         return;
     }
-    const ck_gemm_grid grid = ck_cut_gemm(g->m, g->n, units, CK_GEMM_MR, CK_GEMM_NR, c_is_f32, team->size,
+    const ck_gemm_grid grid = ck_cut_gemm(g->m, g->n, units, CK_MR, CK_GEMM_NR, CK_KR, c_is_f32, team->size,
                                           team->caches);
     if (grid.down) {
         FN(gemm_alone)(g, team, c_is_f32, grid);
@@ -345,10 +349,14 @@ INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int 
 
 /* a, b, c real. */
 static void FN(gemm)(const void *args, const ck_team *team) {
+    if (CK_TILED) t_begin();
     FN(gemm_team)(args, team, CK_STORAGE == CK_F32);
+    if (CK_TILED) t_end();
 }
 /* a, b real, c fp32. */
 static void FN(gemm_f32)(const void *args, const ck_team *team) {
+    if (CK_TILED) t_begin();
     FN(gemm_team)(args, team, 1);
+    if (CK_TILED) t_end();
 }
-#undef CK_GEMM_TILES
+#undef CK_GEMM_TILE

@@ -21,7 +21,7 @@ typedef struct {
     void *c;
     const void *residual;   /* with CK_TILE_BF16: bf16, or NULL */
     const float *before;    /* the sums of the steps before, with CK_TILE_BF16; or NULL */
-    int64_t c_row, residual_row, before_row, store;
+    int64_t c_row, residual_row, before_row, store, rows;
     const char *near;       /* where the caller will need the tile of C next */
     const char *beside;     /* the tile of the residual, or NULL */
     int64_t near_row, near_bytes, beside_row;
@@ -32,7 +32,7 @@ typedef void (*gemm_tile_fn)(int64_t k, const float *a, const float *b, ck_tile_
 
 #if defined(CK_ISA_BF16)
 INLINE vf v_add_products(vf sum, vf a, vf b, const int paired) {
-    return paired ? _mm512_dpbf16_ps(sum, (__m512bh)a, (__m512bh)b) : v_fma(a, b, sum);
+    return paired ? v_dot_pairs(a, b, sum) : v_fma(a, b, sum);
 }
 #else
 INLINE vf v_add_products(vf sum, vf a, vf b, const int paired) {
@@ -161,6 +161,6 @@ INLINE void gemm_tile(const int rows, const int nv, const int paired, int64_t k,
         {CK_EACH_ROWS(CK_TILE_ENTRY, kind, paired, 1)}, {CK_EACH_ROWS(CK_TILE_ENTRY, kind, paired, 2)}};
 
 CK_TILES(f32, 0)
-#if defined(CK_ISA_BF16)
+#if defined(CK_ISA_BF16) && !defined(CK_ISA_AMX)
 CK_TILES(paired, 1)
 #endif

@@ -6,6 +6,15 @@
 #define CK_NARROW_ROWS 16
 #endif
 
+#if CK_TILED
+/* t (CK_MR, CK_GEMM_NR) = a . b over k elements; b's columns are packed into `room`, which stays near. */
+INLINE void FN(narrow_product)(int64_t rows, float *t, const float *pa, const real *b, int64_t j_stride,
+                               int64_t p_stride, int64_t count, int64_t k, float *room) {
+    ck_tile_out out = {.c = t, .c_row = CK_GEMM_NR, .store = CK_TILE_WRITE};
+    FN(pack_right)(room, b, p_stride, j_stride, count, k);
+    gemm_tiles_amx[count > VL][rows > CK_AMX_ROWS](FN(units)(k), pa, room, &out);
+}
+#else
 /* t (rows, CK_GEMM_NR) = a . b over k elements, the lanes from `count` on undefined; pa is packed. Column j, element
  * p of b stands at j * j_stride + p * p_stride, one of the strides being 1. */
 INLINE void FN(narrow_tile)(const int rows, float *t, const float *pa, const real *b, int64_t j_stride,
@@ -85,21 +94,27 @@ static void (*const FN(narrow_tiles)[CK_GEMM_MR])(float *, const float *, const 
                                                   int64_t) = {CK_EACH_ROWS(CK_NARROW_ENTRY, , , )};
 #undef CK_NARROW_FUNCTION
 #undef CK_NARROW_ENTRY
+INLINE void FN(narrow_product)(int64_t rows, float *t, const float *pa, const real *b, int64_t j_stride,
+                               int64_t p_stride, int64_t count, int64_t k, float *room) {
+    (void)room;
+    FN(narrow_tiles)[rows - 1](t, pa, b, j_stride, p_stride, count, k);
+}
+#endif
 
 /* Each thread takes a range of columns; none waits for another. depth: elements along k from one rounding of the
  * sum to the next (gemm_plan.h). */
 INLINE void FN(gemm_narrow)(const ck_gemm_args *g, const ck_team *team, const int c_is_f32, int64_t depth) {
-    _Alignas(64) float tile[CK_GEMM_MR * CK_GEMM_NR], sums[CK_GEMM_MR * CK_GEMM_NR];
-    float *pa = (float *)team->scratch;
+    _Alignas(64) float tile[CK_MR * CK_GEMM_NR], sums[CK_MR * CK_GEMM_NR];
+    float *pa = (float *)team->scratch, *room = pa + CK_SCRATCH_BYTES / 2 / sizeof *pa;
     const ck_range cols = ck_split(g->n, CK_GEMM_NR, team->size, team->index);
-    for (int64_t i = 0; i < g->m; i += CK_GEMM_MR) {
-        const int64_t high = ck_min(CK_GEMM_MR, g->m - i);
+    for (int64_t i = 0; i < g->m; i += CK_MR) {
+        const int64_t high = ck_min(CK_MR, g->m - i);
         /* all of k at once: a's panels of `depth` elements one after the other */
         int64_t k0 = 0, packed = 0;
         for (; k0 < g->k; k0 += depth) {
             const int64_t k = ck_min(depth, g->k - k0);
             FN(pack_left)(pa + packed, (const real *)g->a + i * g->a_row + k0 * g->a_col, g->a_row, g->a_col, high, k);
-            packed += FN(units)(k) * CK_GEMM_MR;
+            packed += FN(units)(k) * CK_MR;
         }
         for (int64_t col = cols.begin; col < cols.end; col += CK_GEMM_NR) {
             const int64_t wide = ck_min(CK_GEMM_NR, cols.end - col), residual_at = i * g->residual_row + col;
@@ -108,9 +123,9 @@ INLINE void FN(gemm_narrow)(const ck_gemm_args *g, const ck_team *team, const in
             do {  /* once even when k = 0: c is still written */
                 const int64_t k = ck_min(depth, g->k - k0);
                 const int first = k0 == 0, last = k0 + depth >= g->k;
-                FN(narrow_tiles)[high - 1](tile, a, (const real *)g->b + k0 * g->b_row + col * g->b_col, g->b_col,
-                                           g->b_row, wide, k);
-                a += FN(units)(k) * CK_GEMM_MR;
+                FN(narrow_product)(high, tile, a, (const real *)g->b + k0 * g->b_row + col * g->b_col, g->b_col,
+                                   g->b_row, wide, k, room);
+                a += FN(units)(k) * CK_MR;
                 k0 += depth;
                 if (c_is_f32) {
                     FN(finish)((float *)g->c + i * g->c_row + col, 1, g->c_row, tile, CK_GEMM_NR, high, wide,

@@ -10,13 +10,28 @@
 #define CK_PAIRED 0
 #endif
 
+/* CK_TILED: products of pairs by AMX (gemm_amx.h). The register tile has CK_MR rows and CK_GEMM_NR columns; packing fills up
+ * with zeros to CK_KR units along k. */
+#undef CK_TILED
+#undef CK_MR
+#undef CK_KR
+#if CK_PAIRED && defined(CK_ISA_AMX)
+#define CK_TILED 1
+#define CK_MR CK_AMX_MR
+#define CK_KR CK_AMX_UNITS
+#else
+#define CK_TILED 0
+#define CK_MR CK_GEMM_MR
+#define CK_KR 1
+#endif
+
 /* Where rows are read as they lie, all panels take so many units before the next ones, which are fetched meanwhile.
  * Rows a multiple of 4 KB apart are all in one set of the first-level cache, which holds the rows of few units. */
 #define CK_PACK_UNITS 16
 #define CK_PACK_UNITS_ONE_SET 2
 
-/* Units of k elements. */
-INLINE int64_t FN(units)(int64_t k) { return CK_PAIRED ? ck_ceil_div(k, 2) : k; }
+/* Units of k elements, packed. */
+INLINE int64_t FN(units)(int64_t k) { return ck_round_up(CK_PAIRED ? ck_ceil_div(k, 2) : k, CK_KR); }
 
 /* `count` units that follow one another along k, the rest zero. `whole` elements of the row are left: the last
  * unit of an odd row has one. */
@@ -47,7 +62,8 @@ INLINE vf FN(load_across)(const real *src, int64_t count, int64_t p_stride, int 
 /* n columns of src, which lie side by side, in panels of `width`. Whole vectors are stored; what they write past a unit
  * is the next one's place, or the gap. */
 INLINE void FN(pack_across)(float *dst, const int width, const real *src, int64_t p_stride, int64_t n, int64_t k) {
-    const int64_t units = FN(units)(k), panel = ck_panel_units(width, units), step = CK_PAIRED ? 2 : 1;
+    const int64_t panel = ck_panel_units(width, FN(units)(k)), step = CK_PAIRED ? 2 : 1;
+    const int64_t units = ck_ceil_div(k, step);
     const int64_t some = p_stride * sizeof(real) % 4096 ? CK_PACK_UNITS : CK_PACK_UNITS_ONE_SET;
     const int64_t near = some * step * p_stride;
     for (int64_t u0 = 0; u0 < units; u0 += some) {
@@ -83,6 +99,9 @@ INLINE void FN(pack_across)(float *dst, const int width, const real *src, int64_
                 }
         }
     }
+    if (CK_KR > 1)
+        for (int64_t j = 0; j < n; j += width, dst += panel)
+            memset(dst + units * width, 0, (size_t)((FN(units)(k) - units) * width) * sizeof *dst);
 }
 
 /* n columns of src, each contiguous along k, in panels of `width`. */
@@ -130,11 +149,13 @@ static __attribute__((noinline)) void FN(pack_right)(float *dst, const real *b, 
     FN(pack_panels)(dst, CK_GEMM_NR, b, b_col, b_row, n, k);
 }
 
+#if !CK_TILED
 /* m rows of a. */
 static __attribute__((noinline)) void FN(pack_left)(float *dst, const real *a, int64_t a_row, int64_t a_col, int64_t m,
                                                     int64_t k) {
     FN(pack_panels)(dst, CK_GEMM_MR, a, a_row, a_col, m, k);
 }
+#endif
 
 /* c (rows, cols) = t + bias + residual (+ c), from fp32 t to real or fp32 c; residual is of c's type. */
 INLINE void FN(finish)(void *c, const int c_is_f32, int64_t c_row, const float *t, int64_t t_row,

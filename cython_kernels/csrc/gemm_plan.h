@@ -46,16 +46,16 @@ static inline ck_gemm_room ck_room_alone(int threads, const ck_caches *caches) {
     return (ck_gemm_room){ck_min(share / 2, CK_SHARED_BYTES / 4) / 64 * 64, share / 128 * 64, 1};
 }
 
-/* All lengths along k in 4-byte units. mr x nr is the register tile; with sums, C's block is summed in fp32 in
+/* All lengths along k in 4-byte units. mr x nr is the register tile, which takes kr units along k at once; with sums, C's block is summed in fp32 in
  * the shared workspace, because C is bf16 and k takes several steps. With `alone`, of a part of C of one of so many
  * threads. */
-static inline ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int c_is_f32,
+static inline ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int64_t kr, int c_is_f32,
                                         int threads, int alone, const ck_caches *caches) {
     /* b's panel of nr columns takes an eighth of the second level, a's rows half of it. A quarter more in depth costs
      * less than another visit to C. */
     const int64_t deep = ck_max(128, ck_min(1024, caches->l2 / 8 / (nr * 4) / 64 * 64));
     const int64_t steps = ck_max(1, ck_ceil_div(k - deep / 4, deep));
-    const int64_t depth = ck_max(1, ck_min(k, ck_round_up(ck_ceil_div(k, steps), 8)));
+    const int64_t depth = ck_max(1, ck_min(k, ck_round_up(ck_ceil_div(k, steps), ck_max(8, kr))));
     const int64_t share = ck_left_bytes(caches);
     const ck_gemm_room own = ck_room_alone(threads, caches);
     const int sums = !c_is_f32 && depth < k;
@@ -102,9 +102,9 @@ static inline ck_gemm_plan ck_plan_gemm(int64_t m, int64_t n, int64_t k, int64_t
 /* Parts of C along m and along n, as many as threads, each computed alone; {0, 0}: together. The less of a part's time
  * goes into packing, and into waiting for the largest part, the better. */
 typedef struct { int down, across; } ck_gemm_grid;
-static inline ck_gemm_grid ck_cut_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int c_is_f32,
+static inline ck_gemm_grid ck_cut_gemm(int64_t m, int64_t n, int64_t k, int64_t mr, int64_t nr, int64_t kr, int c_is_f32,
                                        int threads, const ck_caches *caches) {
-    const ck_gemm_plan whole = ck_plan_gemm(m, n, k, mr, nr, c_is_f32, threads, 0, caches);
+    const ck_gemm_plan whole = ck_plan_gemm(m, n, k, mr, nr, kr, c_is_f32, threads, 0, caches);
     double least = CK_PACKING / (double)ck_min(whole.cols, n) + CK_SHARED_PACKING * CK_PACKING / (double)m
                    - CK_ALONE_SAVES;
     ck_gemm_grid found = {0, 0};
@@ -113,7 +113,7 @@ static inline ck_gemm_grid ck_cut_gemm(int64_t m, int64_t n, int64_t k, int64_t 
         if (threads % down) continue;
         const int across = threads / down;
         const int64_t rows = ck_round_up(ck_ceil_div(m, down), mr), cols = ck_round_up(ck_ceil_div(n, across), nr);
-        const ck_gemm_plan plan = ck_plan_gemm(rows, cols, k, mr, nr, c_is_f32, threads, 1, caches);
+        const ck_gemm_plan plan = ck_plan_gemm(rows, cols, k, mr, nr, kr, c_is_f32, threads, 1, caches);
         if (plan.rows < rows) continue;     /* b would be packed several times */
         const double most = (double)(rows * down) / (double)ck_round_up(m, mr)
                             * ((double)(cols * across) / (double)ck_round_up(n, nr));

@@ -5,7 +5,9 @@
 #define CK_PEAK_SUMS (VL == 16 ? 24 : 12)
 
 /* Keeps the compiler from hoisting or merging what depends on x. */
-#if defined(__x86_64__)
+#if defined(CK_AMX_EMULATED)
+#define CK_OPAQUE(x) __asm__ volatile("" : "+m"(x))
+#elif defined(__x86_64__)
 #define CK_OPAQUE(x) __asm__ volatile("" : "+v"(x))
 #elif defined(__aarch64__)
 #define CK_OPAQUE(x) __asm__ volatile("" : "+w"(x))
@@ -31,18 +33,46 @@ static void peak_f32(const void *args, const ck_team *team) {
     }
 }
 
-#if defined(CK_ISA_BF16)
+#if defined(CK_ISA_AMX)
+/* Four sums, from two tiles of each operand: as matmul's register tile. */
+static void peak_bf16(const void *args, const ck_team *team) {
+    ck_peak_args *a = (ck_peak_args *)args;
+    ck_tiles t;
+    (void)t;
+    _Alignas(64) float sum[CK_AMX_ROWS * CK_AMX_UNITS];
+    t_begin();
+    t_zero(&t, 0);
+    t_zero(&t, 1);
+    t_zero(&t, 2);
+    t_zero(&t, 3);
+    t_zero(&t, 4);
+    t_zero(&t, 5);
+    t_zero(&t, 6);
+    t_zero(&t, 7);
+    for (int64_t p = 0; p < a->steps; p++) {
+        t_dot(&t, 0, 4, 6);
+        t_dot(&t, 1, 4, 7);
+        t_dot(&t, 2, 5, 6);
+        t_dot(&t, 3, 5, 7);
+    }
+    t_store(&t, 0, sum, 64);
+    t_end();
+    if (team->index == 0) {
+        a->result = sum[0];
+        a->flops = team->size * a->steps * 4 * CK_AMX_ROWS * CK_AMX_UNITS * CK_AMX_UNITS * 4;
+    }
+}
+#elif defined(CK_ISA_BF16)
 static void peak_bf16(const void *args, const ck_team *team) {
     ck_peak_args *a = (ck_peak_args *)args;
     vf sum[CK_PEAK_SUMS];
-    vi bits = vi_set1(0x3c003c00);
-    CK_OPAQUE(bits);
-    const __m512bh x = (__m512bh)bits;
+    vf x = v_from_bits(vi_set1(0x3c003c00));
+    CK_OPAQUE(x);
 #pragma GCC unroll 24
     for (int i = 0; i < CK_PEAK_SUMS; i++) sum[i] = v_set1((float)i);
     for (int64_t p = 0; p < a->steps; p++) {
 #pragma GCC unroll 24
-        for (int i = 0; i < CK_PEAK_SUMS; i++) sum[i] = _mm512_dpbf16_ps(sum[i], x, x);
+        for (int i = 0; i < CK_PEAK_SUMS; i++) sum[i] = v_dot_pairs(x, x, sum[i]);
     }
     for (int i = 1; i < CK_PEAK_SUMS; i++) sum[0] = v_add(sum[0], sum[i]);
     if (team->index == 0) {

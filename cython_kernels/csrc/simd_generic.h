@@ -1,17 +1,26 @@
 /* 4 lanes in GCC vector types: SSE2 on x86-64, NEON on aarch64, no intrinsics. Multiply and add are two
- * roundings. */
+ * roundings. Where AMX is emulated there are 16, so that panels and tiles have the shapes of the real ones. */
 #include <string.h>
 
+#ifdef CK_AMX_EMULATED
+#define VL 16
+#else
 #define VL 4
+#endif
 #define CK_GEMM_MR 4
 #define CK_GEMM_NV 2
 
-typedef float vf __attribute__((vector_size(16)));
-typedef int32_t vi __attribute__((vector_size(16)));
+typedef float vf __attribute__((vector_size(4 * VL)));
+typedef int32_t vi __attribute__((vector_size(4 * VL)));
 typedef vi vmask;
-typedef float vf_unaligned __attribute__((vector_size(16), aligned(4), may_alias));
+typedef float vf_unaligned __attribute__((vector_size(4 * VL), aligned(4), may_alias));
 
-SIMD vf v_set1(float x) { return (vf){x, x, x, x}; }
+SIMD vf v_set1(float x) {
+    vf all;
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; i++) all[i] = x;
+    return all;
+}
 SIMD vf v_load(const float *p) { return *(const vf_unaligned *)p; }
 SIMD void v_store(float *p, vf x) { *(vf_unaligned *)p = x; }
 SIMD vf v_load_n(const float *p, int64_t n) {
@@ -29,7 +38,7 @@ SIMD vf v_keep_n(vf x, int64_t n) {  /* the first n lanes, zero in the rest */
     return x;
 }
 SIMD vi v_load_u16_n(const uint16_t *p, int64_t n) {
-    vi x = {0, 0, 0, 0};
+    vi x = {0};
     for (int64_t i = 0; i < n; i++) x[i] = p[i];
     return x;
 }
@@ -39,13 +48,18 @@ SIMD void v_store_u16_n(uint16_t *p, vi x, int64_t n) {
 
 SIMD vi v_bits(vf x) { return (vi)x; }
 SIMD vf v_from_bits(vi x) { return (vf)x; }
-SIMD vi vi_set1(int32_t x) { return (vi){x, x, x, x}; }
+SIMD vi vi_set1(int32_t x) {
+    vi all;
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; i++) all[i] = x;
+    return all;
+}
 SIMD vi vi_add(vi a, vi b) { return a + b; }
 SIMD vi vi_and(vi a, vi b) { return a & b; }
 SIMD vi vi_or(vi a, vi b) { return a | b; }
 SIMD vi vi_shift_left(vi a, int n) { return a << n; }
 SIMD vi vi_shift_right(vi a, int n) {  /* logical */
-    typedef uint32_t vu __attribute__((vector_size(16)));
+    typedef uint32_t vu __attribute__((vector_size(4 * VL)));
     return (vi)((vu)a >> n);
 }
 
@@ -62,7 +76,9 @@ SIMD vf v_max(vf a, vf b) { return v_select((vmask)(a > b), a, b); }
 SIMD vf v_min(vf a, vf b) { return v_select((vmask)(a < b), a, b); }
 SIMD vf v_abs(vf a) { return (vf)((vi)a & vi_set1(0x7fffffff)); }
 SIMD vf v_sqrt(vf a) {
-    return (vf){sqrtf(a[0]), sqrtf(a[1]), sqrtf(a[2]), sqrtf(a[3])};
+#pragma GCC unroll 16
+    for (int i = 0; i < VL; i++) a[i] = sqrtf(a[i]);
+    return a;
 }
 /* x * 2^n for a whole number n in [-250, 250], in two steps so that neither power leaves the exponent's
  * range. */
@@ -71,7 +87,8 @@ SIMD vf v_scale(vf x, vf n) {
     const vi half = whole >> 1;
     return x * (vf)((half + 127) << 23) * (vf)((whole - half + 127) << 23);
 }
-/* The 4 x 4 matrix of these rows, transposed in place. */
+/* The VL x VL matrix of these rows, transposed in place. */
+#if VL == 4
 SIMD void v_transpose(vf r[4]) {
     const vf a = __builtin_shuffle(r[0], r[1], (vi){0, 4, 1, 5});
     const vf b = __builtin_shuffle(r[0], r[1], (vi){2, 6, 3, 7});
@@ -82,27 +99,57 @@ SIMD void v_transpose(vf r[4]) {
     r[2] = __builtin_shuffle(b, d, (vi){0, 1, 4, 5});
     r[3] = __builtin_shuffle(b, d, (vi){2, 3, 6, 7});
 }
+#else
+SIMD void v_transpose(vf r[VL]) {
+    for (int i = 0; i < VL; i++)
+        for (int j = 0; j < i; j++) {
+            const float x = r[i][j];
+            r[i][j] = r[j][i];
+            r[j][i] = x;
+        }
+}
+#endif
 /* Past the caches, where the instruction set can. */
 SIMD void v_stream(float *p, vf x) {
-#if defined(__SSE__)
+#if defined(__SSE__) && VL == 4
     __builtin_ia32_movntps(p, x);
 #else
     v_store(p, x);
 #endif
 }
-SIMD float v_sum(vf x) { return (x[0] + x[2]) + (x[1] + x[3]); }
+/* Halves are added until one lane is left. */
+SIMD float v_sum(vf x) {
+#pragma GCC unroll 4
+    for (int half = VL / 2; half; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++) x[i] = x[i] + x[i + half];
+    return x[0];
+}
 SIMD float v_largest(vf x) {
-    const float a = x[0] > x[2] ? x[0] : x[2], b = x[1] > x[3] ? x[1] : x[3];
-    return a > b ? a : b;
+#pragma GCC unroll 4
+    for (int half = VL / 2; half; half /= 2)
+#pragma GCC unroll 8
+        for (int i = 0; i < half; i++) x[i] = x[i] > x[i + half] ? x[i] : x[i + half];
+    return x[0];
 }
-typedef double vd_half __attribute__((vector_size(16)));
-typedef struct { vd_half low, high; } vd;
-SIMD vd vd_zero(void) { return (vd){{0.0, 0.0}, {0.0, 0.0}}; }
+typedef double vd_pair __attribute__((vector_size(16)));
+typedef struct { vd_pair pair[VL / 2]; } vd;
+SIMD vd vd_zero(void) { return (vd){{{0.0, 0.0}}}; }
 SIMD vd vd_add_squares(vd sum, vf x) {
-    const vd_half a = {x[0], x[1]}, b = {x[2], x[3]};
-    return (vd){sum.low + a * a, sum.high + b * b};
+#pragma GCC unroll 8
+    for (int i = 0; i < VL / 2; i++) {
+        const vd_pair two = {x[2 * i], x[2 * i + 1]};
+        sum.pair[i] += two * two;
+    }
+    return sum;
 }
-SIMD double vd_sum(vd x) { return (x.low[0] + x.low[1]) + (x.high[0] + x.high[1]); }
+SIMD double vd_sum(vd x) {
+    double sum[VL / 2];
+    for (int i = 0; i < VL / 2; i++) sum[i] = x.pair[i][0] + x.pair[i][1];
+    for (int half = VL / 4; half; half /= 2)
+        for (int i = 0; i < half; i++) sum[i] = sum[i] + sum[i + half];
+    return sum[0];
+}
 
 SIMD void v_stream_u16(uint16_t *p, vi x) { v_store_u16_n(p, x, VL); }
 
@@ -111,3 +158,7 @@ SIMD vf v_reciprocal(vf x, const int rough) {
     (void)rough;
     return v_div(v_set1(1.0f), x);
 }
+
+#ifdef CK_ISA_BF16
+#include "simd_bf16_plain.h"
+#endif

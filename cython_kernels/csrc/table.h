@@ -10,6 +10,10 @@
 #include "vmath.h"
 #include "gemm_kernel.h"
 #include "gemm_plan.h"
+#ifdef CK_ISA_AMX
+#include "simd_amx.h"
+#include "gemm_amx.h"
+#endif
 
 #define CK_STORAGE 0
 #include "real.h"

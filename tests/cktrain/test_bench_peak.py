@@ -10,7 +10,7 @@ from cktrain.bench import peak
 from cktrain.nn.arena import Arena
 
 COMPILED = [isa for isa in cython_kernels.available() if isa != "reference"]
-LANES = {"generic": 4, "avx2": 8, "avx512": 16, "avx512bf16": 16}
+LANES = {"generic": 4, "avx2": 8, "avx512": 16, "avx512bf16": 16, "amx": 16}
 
 
 @pytest.mark.parametrize("isa", COMPILED)
@@ -24,7 +24,8 @@ def test_multiply_adds_are_counted_by_lanes_and_threads(isa: str, threads: int) 
         sums = 24 if LANES[isa] == 16 else 12
         assert loops.multiply_adds(False, 1000) == threads * 1000 * sums * LANES[isa] * 2
         products = 4 if isa == "avx512bf16" else 2
-        assert loops.multiply_adds(True, 1000) == threads * 1000 * sums * LANES[isa] * products
+        want = 4 * 16 * 16 * 32 * 2 if isa == "amx" else sums * LANES[isa] * products
+        assert loops.multiply_adds(True, 1000) == threads * 1000 * want
     finally:
         kernels.set_num_threads(1)
 

@@ -171,7 +171,7 @@ def test_weight_gradients_are_added_and_the_same_on_any_number_of_threads(kernel
 
 SIZES = st.integers(0, 50_000)
 MACHINES = st.tuples(st.sampled_from([1 << 18, 1 << 20, 2 << 20]), st.sampled_from([4 << 20, 32 << 20]))
-TILES = st.sampled_from([(14, 32), (6, 16), (4, 8)])
+TILES = st.sampled_from([(14, 32, 1), (6, 16, 1), (4, 8, 1), (32, 32, 16)])
 
 
 @settings(max_examples=300, deadline=None, derandomize=True)
@@ -180,14 +180,14 @@ def test_blocks_fit_the_workspace(
     m: int,
     n: int,
     k: int,
-    tile: tuple[int, int],
+    tile: tuple[int, int, int],
     f32: bool,
     threads: int,
     alone: bool,
     caches: tuple[int, int],
 ) -> None:
-    mr, nr = tile
-    plan = _runtime.plan_gemm(m, n, k, mr, nr, f32, threads, alone, *caches)
+    mr, nr, kr = tile
+    plan = _runtime.plan_gemm(m, n, k, mr, nr, kr, f32, threads, alone, *caches)
     own, shared = _runtime.workspace()
     room = _runtime.gemm_room(threads, caches[0])
     assert all(size > 0 for size in plan.values())
@@ -210,18 +210,18 @@ def test_blocks_fit_the_workspace(
 @settings(max_examples=300, deadline=None, derandomize=True)
 @given(SIZES, SIZES, SIZES, TILES, st.booleans(), st.integers(1, 192), MACHINES)
 def test_a_part_of_its_own_for_every_thread_or_none(
-    m: int, n: int, k: int, tile: tuple[int, int], f32: bool, threads: int, caches: tuple[int, int]
+    m: int, n: int, k: int, tile: tuple[int, int, int], f32: bool, threads: int, caches: tuple[int, int]
 ) -> None:
-    mr, nr = tile
+    mr, nr, kr = tile
     m, n = max(m, 1), max(n, 1)
-    down, across = _runtime.cut_gemm(m, n, k, mr, nr, f32, threads, *caches)
+    down, across = _runtime.cut_gemm(m, n, k, mr, nr, kr, f32, threads, *caches)
     assert down * across == threads or (down, across) == (0, 0) != (threads, 1)
     if down == 0:
         return
     room = _runtime.gemm_room(threads, caches[0])
     for rows in {end - begin for begin, end in _runtime.split(m, mr, down)} - {0}:
         for cols in {end - begin for begin, end in _runtime.split(n, nr, across)} - {0}:
-            plan = _runtime.plan_gemm(rows, cols, k, mr, nr, f32, threads, True, *caches)
+            plan = _runtime.plan_gemm(rows, cols, k, mr, nr, kr, f32, threads, True, *caches)
             assert plan["rows"] >= rows or threads == 1  # so that b is packed once
             if not f32 and plan["depth"] < k:
                 assert plan["rows"] * plan["cols"] * 4 <= room["sums"]
@@ -230,7 +230,7 @@ def test_a_part_of_its_own_for_every_thread_or_none(
 def test_where_threads_compute_alone() -> None:
     """Two threads on the reference model: where few rows share a packed b, or few columns are left to each."""
     cuts = {
-        (m, n, k): _runtime.cut_gemm(m, n, k, 14, 32, False, 2, 1 << 20, 32 << 20)
+        (m, n, k): _runtime.cut_gemm(m, n, k, 14, 32, 1, False, 2, 1 << 20, 32 << 20)
         for m, n, k in ((512, 32000, 384), (512, 768, 16000), (768, 2048, 1024), (2048, 768, 1152))
     }
     assert list(cuts.values()) == [(1, 2), (1, 2), (1, 2), (0, 0)]
@@ -239,7 +239,7 @@ def test_where_threads_compute_alone() -> None:
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(SIZES, SIZES, SIZES, TILES, MACHINES)
 def test_the_order_of_a_sum_depends_on_k_alone(
-    m: int, n: int, k: int, tile: tuple[int, int], caches: tuple[int, int]
+    m: int, n: int, k: int, tile: tuple[int, int, int], caches: tuple[int, int]
 ) -> None:
     depths = {
         _runtime.plan_gemm(rows, cols, k, *tile, f32, threads, alone, *caches)["depth"]
@@ -265,10 +265,10 @@ def test_the_caches_are_those_of_this_machine() -> None:
 def test_there_is_work_for_every_thread(threads: int) -> None:
     """Together, every tile is in one item; with several threads each finds two at least, and the last are small."""
     for m, n, k in ((2048, 4096, 768), (2048, 768, 1024), (512, 9000, 384)):
-        items = _runtime.gemm_items(m, n, k, 14, 32, threads, 1 << 20, 32 << 20)
+        items = _runtime.gemm_items(m, n, k, 14, 32, 1, threads, 1 << 20, 32 << 20)
         begins, counts = zip(*items, strict=True)
         assert list(begins) == [sum(counts[:i]) for i in range(len(counts))]
-        plan = _runtime.plan_gemm(m, n, k, 14, 32, True, threads, False, 1 << 20, 32 << 20)
+        plan = _runtime.plan_gemm(m, n, k, 14, 32, 1, True, threads, False, 1 << 20, 32 << 20)
         assert sum(counts) == -(-m // 14) * -(-min(plan["cols"], n) // plan["item_cols"])
         assert min(counts) > 0 and max(counts) * 14 <= plan["item_rows"]
         if threads > 1:
