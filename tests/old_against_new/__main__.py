@@ -54,7 +54,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("head", nargs="?", help="default: the checkout as it stands")
     parser.add_argument("--only", nargs="+", choices=PARTS, default=PARTS, help="parts; default: all")
     parser.add_argument("--quick", action="store_true", help="fewer cases, and of the speed the demo alone")
-    parser.add_argument("--case", default="", metavar="WORD", help="only cases whose name has this text")
+    parser.add_argument(
+        "--case", default="", metavar="WORD", help="only cases whose name has this text; not of the speed"
+    )
     parser.add_argument("--rounds", type=int, default=15, help="turns of each side; 15 or more to decide")
     parser.add_argument(
         "--speed", nargs="+", choices=step_time.CASES, help="steps to time; default: demo small"
