@@ -29,7 +29,7 @@ from comparison import flattened
 from sides import ROOT, CommandFailed, Side
 
 AT_MOST = 0.02
-"""What a step of the refactor may cost, wherever the spread is larger."""
+"""What a spread may be for the result to count."""
 WAIT_S = 120.0
 FRESH = 3
 """How many times the processes are started anew."""
@@ -86,18 +86,15 @@ class Speed:
 
     @property
     def verdict(self) -> str:
-        """Within the spread, or by how much not; a spread above the limit decides nothing about small changes."""
+        """Within the spread, or by how much not; where the spread is above the limit, only what is beyond it is decided."""
         change = self.ratio - 1
-        limit = min(self.spread, AT_MOST)
-        if self.spread > AT_MOST:
-            noisy = f"; the spread is above {100 * AT_MOST:.0f} %: measure on a quieter machine"
-        else:
-            noisy = ""
-        if change > limit:
-            return f"slower by {100 * change:.1f} %{noisy}"
-        if change < -limit:
-            return f"faster by {-100 * change:.1f} %{noisy}"
-        return f"within spread{noisy}"
+        if change > self.spread:
+            return f"slower by {100 * change:.1f} %"
+        if change < -self.spread:
+            return f"faster by {-100 * change:.1f} %"
+        if self.spread <= AT_MOST:
+            return "within spread"
+        return f"undecided: the spread is above {100 * AT_MOST:.0f} %, measure on a quieter machine"
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
