@@ -183,7 +183,7 @@ def begin_lineage(folder: Path, lineage: Lineage, source: Checkpoint | None) -> 
         if moves:
             foreign.append(path)
     aside = move_aside(folder, foreign) if foreign else None
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = folder.parent / f".{LINEAGE_FILE}.tmp"
     temporary.write_text(json.dumps(lineage.model_dump()))
     sync(temporary)
