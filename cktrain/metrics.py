@@ -97,10 +97,9 @@ class MetricsFile:
             )
 
     def _drop_later(self, resumed_step: int) -> None:
-        try:
-            lines = self.path.read_bytes().splitlines(keepends=True)
-        except FileNotFoundError:
+        if not self.path.is_file():  # none; or a pipe, which would be waited for
             return
+        lines = self.path.read_bytes().splitlines(keepends=True)
         kept = [line for line in lines if _is_of_step_up_to(line, resumed_step)]
         if kept == lines:
             return

@@ -1,6 +1,7 @@
 """A flag that a signal or the clock raises, so that a run ends with all its work saved and can be resumed.
 
-SIGINT, SIGTERM, SIGUSR1 and SIGHUP (a terminal or a connection that is gone) raise it. Before the first step there is
+SIGINT, SIGTERM, SIGHUP (a terminal or a connection that is gone), and SIGUSR1, SIGUSR2 and SIGXCPU, by which batch systems
+say that time is running out, raise it. Before the first step there is
 nothing to save, and with `at_once` they raise `StopRequested` where the run is; from the first step on the flag of each
 rank is part of the vector that is reduced in every step, so all ranks stop after the same one, with a checkpoint. A
 second SIGINT interrupts at once. SIGHUP that was inherited as ignored (nohup) stays so. SIGQUIT keeps its meaning, an end
@@ -14,7 +15,14 @@ import threading
 import time
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)
+SIGNALS = (
+    signal.SIGINT,
+    signal.SIGTERM,
+    signal.SIGHUP,
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGXCPU,
+)
 
 RETRY_S = 0.05
 """A signal that came while something was imported is sent again after that time."""

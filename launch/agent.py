@@ -23,6 +23,7 @@ import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from cktrain import __version__
@@ -30,7 +31,7 @@ from cktrain.comm.rendezvous import own_addresses
 from cktrain.launch.allowance import read_allowance
 from cktrain.launch.messages import PROTOCOL, Lines, decode, encode
 from cktrain.launch.topology import format_cpulist, read_topology
-from cktrain.stop import SIGNALS
+from cktrain.stop import SIGNALS, catchable
 
 START = "import sys; sys.path[:] = [p for p in sys.path if p]; from {module} import main; sys.exit(main())"
 """Run a module's `main` without the current folder, in which a checkout's folders would be found as packages."""
@@ -202,6 +203,16 @@ class Agent:
             kill_tree([process.pid], reaped=True)
             self._send({"rank": rank, "status": process.returncode})
 
+    def take_signal(self, number: int, _frame: FrameType | None) -> None:
+        """Hand it on to the ranks, which save; without ranks this process ends.
+
+        Who stops a service or a job signals all of its processes. A rank may get the same twice then, which means no more
+        than once, but for SIGINT: that becomes SIGTERM here.
+        """
+        if not self._ranks:
+            sys.exit(128 + number)
+        self._signal(signal.SIGTERM if number == signal.SIGINT else number)
+
     def _signal(self, number: int) -> None:
         for process in self._ranks.values():
             with contextlib.suppress(ProcessLookupError):
@@ -266,9 +277,10 @@ def main() -> int:
     """Serve the launcher on standard input and output; what else is printed goes to standard error."""
     out = os.dup(1)
     os.dup2(2, 1)
-    for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
-        signal.signal(number, lambda number, _frame: sys.exit(128 + number))
+    agent = Agent(out)
+    for number in catchable():
+        signal.signal(number, agent.take_signal)
     try:
-        return Agent(out).serve()
+        return agent.serve()
     except BrokenPipeError:
         return 1

@@ -11,8 +11,7 @@ from types import FrameType
 from typing import Any
 
 from cktrain.launch import arguments
-
-_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+from cktrain.stop import SIGNALS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -167,7 +166,7 @@ class _Stopped(BaseException):
 
 @contextlib.contextmanager
 def _stopped_by_signals() -> Iterator[None]:
-    """SIGINT, SIGTERM and SIGHUP raise _Stopped, so that what is half made is removed; further ones wait for that.
+    """The signals that stop a run raise _Stopped, so that what is half made is removed; further ones wait for that.
 
     One that was ignored (nohup) stays so.
     """
@@ -177,7 +176,7 @@ def _stopped_by_signals() -> Iterator[None]:
             signal.signal(other, signal.SIG_IGN)
         raise _Stopped(number)
 
-    before = {n: signal.getsignal(n) for n in _SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
+    before = {n: signal.getsignal(n) for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
     for number in before:
         signal.signal(number, stop)
     try:

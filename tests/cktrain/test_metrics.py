@@ -26,6 +26,18 @@ def test_a_resumed_run_drops_what_comes_after_its_step_and_what_is_no_line(tmp_p
     assert os.listdir(tmp_path) == ["metrics.jsonl"]
 
 
+def test_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
+    path = tmp_path / "metrics.jsonl"
+    os.mkfifo(path)
+    monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it would wait for a writer"))
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    try:
+        MetricsFile(path, 1).write({"step": 2})
+        assert os.read(reader, 100) == b'{"step": 2}\n'
+    finally:
+        os.close(reader)
+
+
 def test_a_file_with_nothing_to_drop_is_not_written_again(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n')

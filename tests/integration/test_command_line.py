@@ -112,7 +112,7 @@ def test_a_bare_environment_is_enough(folder):
     assert (folder.path / name / "checkpoints" / "step-00000002" / "COMPLETE").is_file()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGUSR2])
 def test_a_stopped_and_resumed_run_equals_one_that_was_not(folder, number):
     """Status 75, the command that resumes, and then bit for bit the same losses."""
     whole = folder.train("run.dir=whole", "run.steps=200")

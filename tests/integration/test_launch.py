@@ -174,6 +174,18 @@ def test_a_signal_stops_all_with_a_checkpoint_and_the_line_that_resumes(runs):
     assert len(runs.losses("run")) == done + 2
 
 
+def test_a_signal_to_every_process_of_a_job_is_one_signal(runs):
+    """As systemd and batch systems send it: the launcher, its agent and the ranks."""
+    process = runs.start("run", "-n", "2", settings=ENDLESS)
+    runs.wait_for_step("run", 2, process)
+    ranks = processes_of(f"{runs.folder}/run")
+    agent = int((Path("/proc") / str(ranks[0]) / "stat").read_text().rpartition(")")[2].split()[1])
+    for number in (agent, *ranks, process.pid):
+        os.kill(number, signal.SIGTERM)
+    status, output = ended(process)
+    assert status == 75 and "resume with: cktrain launch -n 2 train" in output, output
+
+
 def test_before_a_jobs_time_ends_all_ranks_stop_together(runs):
     """The time is told to one rank only: it is one flag for all."""
     soon = str(int(time.time()) + 60)

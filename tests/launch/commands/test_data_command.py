@@ -22,7 +22,7 @@ def corpus(tmp_path, monkeypatch):
     Path("corpus.jsonl").write_text("".join(json.dumps({"text": f"document {i}"}) + "\n" for i in range(20)))
 
 
-@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGXCPU"])
 def test_a_signal_leaves_nothing_behind(monkeypatch, capsys, name):
     number = getattr(signal, name)
     before = signal.getsignal(number)
