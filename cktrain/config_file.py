@@ -7,6 +7,7 @@ through the same checks.
 from __future__ import annotations
 
 import difflib
+import logging
 import types
 import typing
 from pathlib import Path
@@ -14,9 +15,12 @@ from typing import Annotated, Any, Literal, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
+from cktrain.checkpoint_folder import free_name
 from cktrain.config import Config
 from cktrain.foreign_file import shorten, spell
 from cktrain.yaml_text import Lines, dump_yaml, parse_yaml, read_yaml
+
+log = logging.getLogger("cktrain")
 
 BLOCKS = "a run is a mapping of blocks (run:, model:, data: …)"
 
@@ -41,10 +45,29 @@ def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Confi
 
 
 def save_config(config: Config, path: str | Path) -> None:
-    """Write every key with its resolved value (the architecture spelled out); it reads back equal."""
+    """Write every key with its resolved value (the architecture spelled out); it reads back equal.
+
+    A file that stands there and was not written so, a user's own with comments for one, keeps its bytes under the name
+    `config.yaml.before`, which is said.
+    """
     assert config.model.hidden_size is not None, "the model is resolved before it is saved"
-    Path(path).write_text(dump_yaml(_spelled_out(config)), encoding="utf-8")
+    path = Path(path)
+    if path.is_file() and not _was_saved(path):
+        kept = free_name(path.with_name(path.name + ".before"))
+        path.rename(kept)
+        log.warning(
+            "[run] %s was not written by a run: it is %s now, and the resolved one stands there", path, kept
+        )
+    path.write_text(dump_yaml(_spelled_out(config)), encoding="utf-8")
     assert load_config(path) == config, "a saved configuration must read back equal"
+
+
+def _was_saved(path: Path) -> bool:
+    """Whether a file's text is what `save_config` makes of its values, so that nothing is lost with it."""
+    try:
+        return path.read_bytes() == dump_yaml(_spelled_out(load_config(path))).encode()
+    except ValueError:
+        return False
 
 
 def _spelled_out(section: BaseModel) -> dict[str, Any]:

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from cktrain.best_effort import LineFile
+from cktrain.checkpoint_folder import free_name
 
 log = logging.getLogger("cktrain")
 
@@ -103,6 +104,15 @@ class MetricsFile:
         kept = [line for line in lines if _is_of_step_up_to(line, resumed_step)]
         if kept == lines:
             return
+        if resumed_step == 0 and any(line.endswith(b"\n") and not _is_record(line) for line in lines):
+            kept_as = free_name(self.path.with_name(self.path.name + ".before"))
+            self.path.rename(kept_as)
+            log.warning(
+                "[metrics] %s has lines that no run wrote: it is %s now, and a new one begins",
+                self.path,
+                kept_as,
+            )
+            return
         temporary = self.path.with_name(self.path.name + ".tmp")
         try:
             temporary.write_bytes(b"".join(kept))
@@ -111,6 +121,14 @@ class MetricsFile:
             with contextlib.suppress(OSError):
                 temporary.unlink()
             raise
+
+
+def _is_record(line: bytes) -> bool:
+    """Whether a whole line is one that a run writes."""
+    try:
+        return isinstance(json.loads(line)["step"], int)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _is_of_step_up_to(line: bytes, step: int) -> bool:

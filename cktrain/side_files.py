@@ -30,6 +30,8 @@ FOLDER = "model_files"
 RECORD_FILE = "record.json"
 TOKENIZER_FILE = "tokenizer.json"
 TOKENIZER_CONFIG_FILE = "tokenizer_config.json"
+SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+ADDED_TOKENS_FILE = "added_tokens.json"
 GENERATION_FILE = "generation_config.json"
 CONFIG_FILE = "config.json"
 TEMPLATE_FILE = "chat_template.jinja"
@@ -38,8 +40,8 @@ TEMPLATE_FOLDER = "additional_chat_templates"
 TOKENIZER_FILES = (
     TOKENIZER_FILE,
     TOKENIZER_CONFIG_FILE,
-    "special_tokens_map.json",
-    "added_tokens.json",
+    SPECIAL_TOKENS_FILE,
+    ADDED_TOKENS_FILE,
     "vocab.json",
     "merges.txt",
     "vocab.txt",

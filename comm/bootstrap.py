@@ -155,7 +155,7 @@ def init(
         chosen, passed = choose(order, meeting.reasons)
         if chosen is None:
             meeting.part()
-            raise unavailable(transport, passed)
+            raise told_by_whom(unavailable(transport, passed), process)
         # None: what it needs did not work between the ranks after all, and the meeting has every rank's new reason.
         group = {"shm": _init_shm, "rdma": _init_rdma, "mpi": _init_mpi, "tcp": _init_tcp}[chosen](
             options, meeting
@@ -513,7 +513,7 @@ def _init_mpi(options: _Options, meeting: _Meeting) -> Group:
 def _check_mpi_size(options: _Options, size: int) -> None:
     from cktrain.comm.mpi_group import library
 
-    if options.process.size not in (None, size):
+    if options.process.size not in (None, size) or options.process.rank >= size:
         raise RendezvousError(
             "comm.mpi",
             f"{describe(options.process)}, but mpi4py's MPI ({library()}) sees {size}: the ranks were not "

@@ -32,9 +32,12 @@ def reduce_in_rank_order(out: np.ndarray, contributions: Sequence[np.ndarray], o
 
     Args:
         out: (n,), a dtype of `DTYPES`; may be the memory of one of the contributions, not overlap otherwise.
-        contributions: at least two arrays (n,) of out's dtype, one per rank, ranks ascending.
+        contributions: one or more arrays (n,) of out's dtype, one per rank, ranks ascending.
         op: one of `OPS`.
     """
+    if len(contributions) == 1:  # a world of one
+        out[:] = contributions[0]
+        return
     dtype = np.dtype(np.float32) if out.dtype == BFLOAT16 else out.dtype
     combine = _COMBINE[op]
     accumulator = np.empty(min(out.size, _BLOCK), dtype)

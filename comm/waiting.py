@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from cktrain.comm.environment import ALONE, ProcessEnvironment
-from cktrain.comm.errors import RendezvousError
+from cktrain.comm.errors import RendezvousError, TransportUnavailableError
 
 
 def who_is_waited_for(process: ProcessEnvironment, environ: Mapping[str, str], timeout_s: float) -> str:
@@ -24,10 +24,15 @@ def who_is_waited_for(process: ProcessEnvironment, environ: Mapping[str, str], t
     return line
 
 
-def told_by_whom(error: RendezvousError, process: ProcessEnvironment) -> RendezvousError:
+def told_by_whom(
+    error: RendezvousError | TransportUnavailableError, process: ProcessEnvironment
+) -> RendezvousError | TransportUnavailableError:
     """The same error with the source of what this rank believes to be; `cktrain launch` is none to doubt."""
     if process.source in ("cktrain", "none"):
         return error
+    if isinstance(error, TransportUnavailableError):
+        remedy = f"{error.remedy}; if nobody started other ranks ({process.variables} say so), set {ALONE}"
+        return TransportUnavailableError(error.where, error.transport, error.reasons, remedy)
     return RendezvousError(
         error.where,
         f"{error.problem} (rank {process.rank} of {process.size or '?'} by {process.variables})",

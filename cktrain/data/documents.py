@@ -228,6 +228,11 @@ def row_text(row: Any, key: str) -> str:
     """The text of a row. `key` is a key of it, or `a.b` for key b of the object under a. Raises BadRow."""
     if isinstance(row, BadRow):
         raise row
+    if isinstance(row, str):
+        raise BadRow(
+            f'a string, not an object with "{key}" in it',
+            "Write rows: jq -c '{text: .}' FILE > rows.jsonl, or of an array jq -c '.[] | {text: .}'",
+        )
     value = row
     for part in [key] if isinstance(row, dict) and key in row else key.split("."):
         if not isinstance(value, dict) or part not in value:

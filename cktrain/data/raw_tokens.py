@@ -113,11 +113,11 @@ def _refuse_other_kinds(path: Path, head: bytes) -> None:
             pass
     if kind is None and len(head) >= 64 and _is_text(head):
         kind = Kind(
-            "text, not ids", "Make ids of it: cktrain data prepare {path} FOLDER, and give the folder."
+            "text", "Make ids of it: cktrain data prepare {path} FOLDER, and give the folder."
         )
     if kind is not None:
         raise ValueError(
-            f"[data.shards] {shown(path)}: {kind.what}, not ids without a header. "
+            f"[data.shards] {shown(path)}: {kind.what}, not ids. "
             + kind.remedy.replace("{path!r}", repr(str(path))).replace("{path}", str(path))
         )
 

@@ -7,6 +7,8 @@ each of them as it is or inside gzip, bzip2 or xz. Everything else is named, wit
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import re
 import shlex
@@ -91,7 +93,7 @@ _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
         "a numpy array (.npy)",
         "Text is read here; write ids with array.tofile and give them as data.path.",
     ),
-    (0, b"GGUF", "a GGUF model", "Give text; weights are read by model.pretrained, as safetensors."),
+    (0, b"GGUF", "a GGUF model", "Give text; weights are read by model.from_pretrained, as safetensors."),
     (0, b"\x7fELF", "a program (ELF)", "Give text."),
     (0, b"\0asm", "a WebAssembly program", "Give text."),
     (0, b"\xca\xfe\xba\xbe", "a program", "Give text."),
@@ -125,7 +127,7 @@ _ZIPPED: tuple[tuple[bytes, str, str], ...] = (
     (b"ppt/", "a PowerPoint file", "Save its text as .txt."),
     (b"application/epub", "an EPUB book", "Take its text out: pandoc -t plain {path}"),
     (b"opendocument", "an OpenDocument file", "Take its text out: pandoc -t plain {path}"),
-    (b"data.pkl", "a PyTorch file", "Give text; weights are read by model.pretrained, as safetensors."),
+    (b"data.pkl", "a PyTorch file", "Give text; weights are read by model.from_pretrained, as safetensors."),
     (
         b".npy",
         "a numpy archive (.npz)",
@@ -151,6 +153,8 @@ _NAMED |= dict.fromkeys((".html", ".htm", ".xhtml", ".mhtml"), _HTML) | dict.fro
 
 _CONTROL = re.compile(rb"[\0-\x08\x0e-\x1a\x1c-\x1f\xf8-\xff]")  # bytes that no UTF-8 text has, or hardly any
 _JSON_OBJECT = re.compile(r'\s*(\[\s*)?\{\s*("(?:[^"\\]|\\.)*"\s*:|\})')
+_COLUMN = re.compile(r"[a-z_]\w{0,30}( \w+)?", re.IGNORECASE)
+_TABLE_ROWS = 10
 _JSON_STRINGS = re.compile(r'\s*\[\s*"(?:[^"\\]|\\.)*"\s*[,\]]')
 
 
@@ -182,7 +186,7 @@ def binary_kind(head: bytes, only_sure: bool = False) -> Kind | None:
     if re.match(rb"\x80[\x02-\x05][\x8a\x95cK\]\}(GX\x8c]", head):
         return Kind("a Python pickle", "Write its text as JSON lines in the program that made it.")
     if len(head) > 8 and head[8:9] == b"{" and 0 < int.from_bytes(head[:8], "little") < 1 << 32:
-        return Kind("a safetensors file", "Give text; weights are read by model.pretrained.")
+        return Kind("a safetensors file", "Give text; weights are read by model.from_pretrained.")
     if (wide := _wide_text(head)) is not None:
         return wide
     if b"\0" in head:
@@ -237,6 +241,8 @@ def document_format(path: Path, head: bytes, asked: str) -> Format:
         raise refusal(path, _XML, override=True)
     if suffix in JSON_SUFFIXES:
         return _json_format(text, len(head) == HEAD_BYTES, suffix)
+    if suffix in ("", ".txt") and (table := _table_kind(text, len(head) == HEAD_BYTES)) is not None:
+        raise refusal(path, table, override=True)
     if _JSON_OBJECT.match(text) or _JSON_STRINGS.match(text):
         if suffix in TEXT_SUFFIXES:
             found = _json_format(text, len(head) == HEAD_BYTES, suffix)
@@ -246,6 +252,29 @@ def document_format(path: Path, head: bytes, asked: str) -> Format:
             )
         return _json_format(text, len(head) == HEAD_BYTES, suffix)
     return "text"
+
+
+def _table_kind(text: str, cut: bool) -> Kind | None:
+    """A table with a line of names and ten rows or more, all of as many fields; None for anything less regular."""
+    first = text.partition("\n")[0].rstrip("\r")
+    for sign, kind in ((",", _NAMED[".csv"]), ("\t", _NAMED[".tsv"])):
+        names = [name.strip().strip('"') for name in first.split(sign)]
+        if len(names) < 2 or len(set(names)) < len(names):
+            continue
+        if not all(_COLUMN.fullmatch(name) for name in names):
+            continue
+        rows: list[list[str]] = []
+        try:
+            for row in csv.reader(io.StringIO(text, newline=""), delimiter=sign, strict=True):
+                rows.append(row)
+        except csv.Error:
+            if not cut:  # where the head ends in the midst of a field, what was read so far counts
+                continue
+            rows.append([])
+        rows = [row for row in (rows[:-1] if cut else rows) if row]
+        if len(rows) > _TABLE_ROWS and all(len(row) == len(names) for row in rows):
+            return kind
+    return None
 
 
 def _json_format(text: str, cut: bool, suffix: str) -> Format:

@@ -1,14 +1,15 @@
 """Beginning, end and padding: which ids they have, and which of them a tokenizer's own rule puts around a text.
 
 **Ids** are merged key by key: generation_config.json comes first, as in transformers, then config.json, then what a
-prepared folder or a run has recorded, then the tokens that tokenizer_config.json names. A file that is silent about a key,
-or says null, hides nothing. An id below 0 is a way of saying "none".
+prepared folder or a run has recorded, then the tokens that tokenizer_config.json names, or where it is silent
+special_tokens_map.json of older versions. A file that is silent about a key, or says null, hides nothing. An id below 0 is a
+way of saying "none".
 
 **The rule** is tokenizer.json's post-processor, and `add_bos_token` and `add_eos_token` of tokenizer_config.json where they
 stand: each decides about its token alone. (transformers 4 lets them decide for Llama's kin, 5 for nobody; files that
 transformers saved agree.)
 
-**A document's end** is one token: the one asked for, else tokenizer_config.json's eos_token, else the first of the model's
+**A document's end** is one token: the one asked for, else the eos_token of these two files, else the first of the model's
 eos ids, else a well-known name.
 """
 
@@ -20,7 +21,14 @@ from typing import TYPE_CHECKING, Any
 
 from cktrain.data.tokenizer_backend import guarded, read_backend
 from cktrain.foreign_file import shorten
-from cktrain.side_files import CONFIG_FILE, GENERATION_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, SideFiles
+from cktrain.side_files import (
+    CONFIG_FILE,
+    GENERATION_FILE,
+    SPECIAL_TOKENS_FILE,
+    TOKENIZER_CONFIG_FILE,
+    TOKENIZER_FILE,
+    SideFiles,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -62,7 +70,7 @@ def end_token(side: SideFiles, backend: Backend, asked: str | None = None) -> st
     """The token that ends a document, by the rule above. ValueError for a named one that the vocabulary has not."""
     for name, who in (
         (asked, "was asked for"),
-        (configured_token(side, "eos_token"), f"is the eos_token of {TOKENIZER_CONFIG_FILE}"),
+        (configured_token(side, "eos_token"), f"is the eos_token of {_naming_file(side, 'eos_token')}"),
     ):
         if name is None:
             continue
@@ -81,10 +89,18 @@ def end_token(side: SideFiles, backend: Backend, asked: str | None = None) -> st
 
 
 def configured_token(side: SideFiles, key: str) -> str | None:
-    """What tokenizer_config.json says: Hugging Face writes the token's text, or an object that holds it."""
-    token = side.json(TOKENIZER_CONFIG_FILE).get(key)
+    """What tokenizer_config.json says, or where it is silent special_tokens_map.json, which older versions wrote.
+
+    Hugging Face writes the token's text, or an object that holds it.
+    """
+    token = side.json(_naming_file(side, key)).get(key)
     content = token.get("content") if isinstance(token, dict) else token
     return content if isinstance(content, str) and content else None
+
+
+def _naming_file(side: SideFiles, key: str) -> str:
+    silent = side.json(TOKENIZER_CONFIG_FILE).get(key) is None
+    return SPECIAL_TOKENS_FILE if silent and SPECIAL_TOKENS_FILE in side.files else TOKENIZER_CONFIG_FILE
 
 
 def added_around(side: SideFiles, backend: Backend) -> tuple[list[int], list[int]]:

@@ -106,6 +106,19 @@ def test_overrides_go_through_the_same_checks(config_of, override, message):
     assert config_of(GOOD, "run.steps=77").run.steps == 77
 
 
+def test_a_file_that_no_run_wrote_keeps_its_bytes(config_of, tmp_path, caplog):
+    config = config_of(GOOD)
+    path = tmp_path / "config.yaml"
+    for number, text in enumerate([f"# my notes\n{GOOD}", "a: {"]):
+        path.write_text(text)
+        save_config(config, path)
+        assert tmp_path.joinpath("config.yaml.before" + ".1" * number).read_text() == text
+        assert load_config(path) == config
+    assert "was not written by a run: it is" in caplog.text
+    save_config(config, path)
+    assert len(list(tmp_path.glob("config.yaml.before*"))) == 2
+
+
 def test_a_missing_file_is_named(tmp_path):
     with pytest.raises(ValueError, match=r"nothing.yaml: it cannot be read: No such file"):
         load_config(tmp_path / "nothing.yaml")

@@ -38,6 +38,18 @@ def test_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
         os.close(reader)
 
 
+def test_a_file_of_lines_that_no_run_wrote_is_kept(tmp_path, caplog):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 9, "loss": 1}\n{"epoch": 1}\n')
+    MetricsFile(path, 0).write({"step": 1})
+    assert path.read_text() == '{"step": 1}\n'
+    assert (tmp_path / "metrics.jsonl.before").read_text() == '{"step": 9, "loss": 1}\n{"epoch": 1}\n'
+    assert "lines that no run wrote" in caplog.text
+    path.write_text('{"step": 9, "loss": 1}\n{"st')  # a run that was killed
+    MetricsFile(path, 0)
+    assert path.read_text() == "" and len(list(tmp_path.iterdir())) == 2
+
+
 def test_a_file_with_nothing_to_drop_is_not_written_again(tmp_path, monkeypatch):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n')

@@ -377,7 +377,9 @@ def test_an_end_beyond_the_vocabulary_never_comes_and_is_told(place, capfd):
         in capfd.readouterr().err
     )
     Path("hf/generation_config.json").write_text('{"bos_token_id": 999}')
-    Path("hf/tokenizer_config.json").write_text('{"eos_token": "</s>", "add_bos_token": false}')
+    Path("hf/tokenizer_config.json").write_text(
+        '{"eos_token": "</s>", "bos_token": "<s>", "add_bos_token": false}'
+    )
     assert main(["generate", "hf", "--max-tokens", "2"]) == 2  # an empty prompt begins with it
     assert "id 999, and the model's vocabulary has 288 ids" in capfd.readouterr().err
     assert main(["generate", "hf", "--prompt", "one", "--max-tokens", "2"]) == 0  # here nobody uses it

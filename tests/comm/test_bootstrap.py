@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 
+from cktrain.comm import bootstrap
 from cktrain.comm.bootstrap import abort, init
+from cktrain.comm.environment import ProcessEnvironment
 from cktrain.comm.errors import RendezvousError, TransportUnavailableError
 from cktrain.comm.solo_group import SoloGroup
 
@@ -77,6 +80,23 @@ def test_an_address_that_leads_nowhere_is_named(host):
     with pytest.raises(RendezvousError, match="rank 1 of 2 by RANK and WORLD_SIZE") as caught:
         init(transport="tcp", environ=environ, timeout_s=0.05)
     assert repr(host) in str(caught.value) or host in str(caught.value)
+
+
+def test_variables_of_an_older_job_without_an_address_are_named():
+    with pytest.raises(TransportUnavailableError) as caught:
+        init(environ={"RANK": "0", "WORLD_SIZE": "2"}, timeout_s=0.05)
+    assert str(caught.value).endswith(
+        "if nobody started other ranks (RANK and WORLD_SIZE say so), set CKTRAIN_SIZE=1."
+    )
+
+
+def test_a_rank_that_mpi_does_not_have_is_refused(monkeypatch):
+    """PMIX_RANK=2 of an older job: MPI starts a world of one, whose only rank would train as a silent rank 2."""
+    monkeypatch.setitem(sys.modules, "cktrain.comm.mpi_group", SimpleNamespace(library=lambda: "an MPI"))
+    options = SimpleNamespace(process=ProcessEnvironment(2, None, None, None, "pmix"))
+    with pytest.raises(RendezvousError, match=r"mpi4py's MPI \(an MPI\) sees 1"):
+        bootstrap._check_mpi_size(options, 1)
+    bootstrap._check_mpi_size(options, 3)
 
 
 def test_abort_flushes_and_exits():

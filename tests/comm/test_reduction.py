@@ -26,6 +26,13 @@ def test_ranks_ascending(length, size):
         assert out.tobytes() != expected.tobytes()
 
 
+@pytest.mark.parametrize("op", ["sum", "mean", "max"])
+def test_a_world_of_one_has_its_own(op):
+    out = np.zeros(3, np.float32)
+    reduce_in_rank_order(out, [np.arange(3, dtype=np.float32)], op)
+    assert out.tolist() == [0, 1, 2]
+
+
 @pytest.mark.parametrize("which", [0, 1, 2])
 @pytest.mark.parametrize("dtype", [np.float32, BFLOAT16, np.int64])
 def test_output_may_be_a_contribution(which, dtype):

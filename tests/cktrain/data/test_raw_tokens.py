@@ -114,7 +114,7 @@ def saved():
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (saved(), r"a numpy array \(\.npy\), not ids without a header"),
+        (saved(), r"a numpy array \(\.npy\), not ids\. "),
         (gzip.compress(IDS.astype("<u2").tobytes(), mtime=0), "a gzip file.*gunzip"),
         (b"(\xb5/\xfd" + bytes(60), "a zstd file"),
         (b"PK\x03\x04" + bytes(60), "a zip archive"),

@@ -34,6 +34,9 @@ def put(path, content):
     return path
 
 
+TABLE = "id,text\n" + "".join(f'{i},"hello, {i}"\n' for i in range(12))
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [
@@ -117,6 +120,9 @@ def saved(save, *arguments):
         ("a.csv", "text,label\nhello,1\n", r"a table \(CSV\)\. Write its text as JSON lines: python3 -c"),
         ("a.TSV", "text\tlabel\nhello\t1\n", r"a table \(TSV\)"),
         ("a.csv.gz", packed(b"text\nhello\n"), r"a table \(CSV\)"),
+        ("a.txt", TABLE, r"a table \(CSV\)\. .*--format text"),
+        ("a", TABLE.replace(",", "\t"), r"a table \(TSV\)"),
+        ("a.txt", TABLE * 4000, r"a table \(CSV\)"),
         ("a.html", "<p>hello</p>", "an HTML page. .*pandoc"),
         ("a.txt", "\n<!DOCTYPE html>\n<html>404", "an HTML page"),
         ("a", "<html lang='en'>", "an HTML page"),
@@ -197,7 +203,7 @@ def test_anything_else_is_named_with_what_to_do(tmp_path, name, content, message
         ('[{"messages": [{"role": "user", "content": "a"}]}]', "found: messages.*chat template"),
         ('[{"a": 1, "text": null}]', '"text" is null, not text'),
         ('[{"text": "a", "text": "b"}]', 'the key "text" stands twice'),
-        ('["one", "two"]', r'no key "text" \(found: str\)'),
+        ('["one", "two"]', r"""a string, not an object with "text" in it.* jq -c '\.\[\] \| \{text: \.\}'"""),
         ("[" * 100_000, "nested too deeply|not JSON"),
         ("[]", "documents"),
     ],
@@ -236,6 +242,10 @@ def test_what_is_asked_for_is_done(tmp_path):
         "RIFF raff\n",
         "BM BZh9 are letters\n",
         '"""A module."""\n',
+        "who, what\n" + "one, two\n" * 9,  # too short to be sure
+        "Roses, violets\n" + "Sugar and honey\n" * 20,
+        "id,text\n" + 'a,"b\n' * 20,
+        "one, two, one\n" + "a, b, c\n" * 20,
     ],
 )
 def test_prose_is_not_taken_for_something_else(tmp_path, text):

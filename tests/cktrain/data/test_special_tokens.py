@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from tokenizers_made_here import backend, write_tokenizer
+from tokenizers_made_here import BOS, backend, write_tokenizer
 
 from cktrain.data.special_tokens import added_around, end_ids, special_ids
 from cktrain.data.tokenizer import Tokenizer
@@ -113,6 +113,48 @@ def test_truncation_and_padding_that_a_file_kept_do_nothing(tmp_path):
     assert Tokenizer.load(write_tokenizer(tmp_path, made)).encode("one two") == Tokenizer.load(
         write_tokenizer(tmp_path / "plain")
     ).encode("one two")
+
+
+def test_dropout_that_a_file_kept_does_nothing(tmp_path):
+    made = backend()
+    model = made.model
+    model.dropout = 0.5
+    made.model = model
+    folder = write_tokenizer(tmp_path, made)
+    assert b'"dropout": 0.5' in (folder / "tokenizer.json").read_bytes()
+    texts = ["one two three four five " * 20] * 4
+    assert Tokenizer.load(folder).encode_batch(texts) == [backend().encode(text).ids for text in texts]
+
+
+def test_tokens_that_stand_beside_tokenizer_json_are_added(tmp_path):
+    """transformers adds what added_tokens_decoder, or the older added_tokens.json, names and tokenizer.json lacks."""
+    size = backend().get_vocab_size()
+    tool = {"content": "<tool>", "special": True, "normalized": False}
+    newer = write_tokenizer(tmp_path / "newer", added_tokens_decoder={str(size): tool, "0": {"content": BOS}})
+    older = write_tokenizer(tmp_path / "older")
+    write(older, "added_tokens.json", **{"<tool>": size})
+    for folder in (newer, older):
+        tokenizer = Tokenizer.of(read_side_files(folder), special_tokens="parse")
+        assert tokenizer.encode("one<tool>")[-1] == size and tokenizer.vocab_size == size + 1
+    assert Tokenizer.load(newer, "<tool>").eos_id == size
+    assert size not in Tokenizer.load(newer).encode("one<tool>")  # a special one, and so text
+    write(newer, "tokenizer_config.json", added_tokens_decoder={"900": tool})
+    with pytest.raises(ValueError, match=rf"'<tool>' is to be id 900, .* would call it {size}"):
+        Tokenizer.load(newer)
+
+
+def test_the_older_map_of_special_tokens_counts_where_the_config_is_silent(tmp_path):
+    folder = write_tokenizer(tmp_path, eos_token=None, bos_token=None)
+    write(tmp_path, "config.json", eos_token_id=1)
+    write(tmp_path, "special_tokens_map.json", eos_token={"content": "<|im_end|>"}, bos_token="<s>")
+    assert Tokenizer.load(folder).eos_token == "<|im_end|>"
+    assert special_ids(read_side_files(folder)) == {"bos_token_id": 0, "eos_token_id": 1}
+    write(tmp_path, "tokenizer_config.json", eos_token="</s>")
+    assert Tokenizer.load(folder).eos_token == "</s>"
+    write(tmp_path, "tokenizer_config.json")
+    write(tmp_path, "special_tokens_map.json", eos_token="<nowhere>")
+    with pytest.raises(ValueError, match=r"is the eos_token of special_tokens_map\.json and is not"):
+        Tokenizer.load(folder)
 
 
 @pytest.mark.parametrize(
