@@ -208,7 +208,8 @@ def make_room(folder: Path, final: Path) -> Path:
         os.rename(final, half)
         return half
     aside = move_aside(folder, [final])
-    warn(f"[checkpoint] {final} was not written by this run: moved into {aside.name}")
+    whose = "is not whole" if isinstance(found, CheckpointError) else "was not written by this run"
+    warn(f"[checkpoint] {final} {whose}: moved into {aside.name}")
     return aside / final.name
 
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from cktrain.checkpoint import MARKER, complete_checkpoints, load_checkpoint
+from cktrain.best_effort import warn
+from cktrain.checkpoint import MARKER, load_checkpoint
+from cktrain.checkpoint_folder import find_candidates
 from cktrain.config import ModelConfig
 from cktrain.config_file import load_config
 from cktrain.data.same_tokenizer import (
@@ -95,16 +97,22 @@ class SavedModel:
 def find_saved_model(path: str | Path) -> SavedModel:
     """What `path` holds: the newest complete checkpoint of a run, a checkpoint, or a Hugging Face folder.
 
-    Raises ValueError when it is none of them.
+    Newer ones that are not complete are named in a warning. Raises ValueError when it is none of these.
     """
     path = Path(path)
     if (path / MARKER).is_file():
         return _from_checkpoint(path)
     if (path / "checkpoints").is_dir():
-        found = complete_checkpoints(path / "checkpoints")
-        if not found:
-            raise ValueError(f"[saved_model] {path} has no complete checkpoint. Train until one is written.")
-        return _from_checkpoint(found[-1])
+        candidates = find_candidates(path / "checkpoints")
+        if not candidates.found:
+            why = f" ({'; '.join(candidates.passed_over[:3])})" if candidates.passed_over else ""
+            raise ValueError(
+                f"[saved_model] {path} has no complete checkpoint{why}. Train until one is written."
+            )
+        newest = candidates.found[0].path
+        for text in candidates.passed_over:
+            warn(f"[saved_model] passed over {text}; taken instead: {newest}")
+        return _from_checkpoint(newest)
     if (path / CONFIG_FILE).is_file():
         return SavedModel(path, read_model_config(path), read_side_files(path), True)
     raise ValueError(

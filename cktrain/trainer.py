@@ -23,6 +23,7 @@ from typing import Any
 from cktrain.agreed import AgreedError, AgreedFault, Trouble, agree
 from cktrain.best_effort import BestEffort
 from cktrain.checkpoint import CheckpointError, Progress, save_checkpoint
+from cktrain.checkpoint_folder import step_name
 from cktrain.comm.errors import CommError
 from cktrain.config import Config
 from cktrain.data.loader import Batch, BatchLoader, empty_batch
@@ -196,6 +197,9 @@ class Trainer:
                     self._log(step, result, window, metrics)
                     window = _Window()
             self._check_finite(step, result)
+            every = self.config.checkpoint.every
+            if step == last or result.stop or (every and step % every == 0):
+                self.save()  # before validation, which may take longer than a run that is stopped has left
             try:
                 self._validate(step, last, metrics, watching)
             except (AgreedError, CommError):
@@ -208,19 +212,16 @@ class Trainer:
             if step == last or result.stop:
                 self._end_together(self._trouble)
             if result.stop and step < last:
-                path = self.save()
+                path = self.checkpoint_folder / step_name(step)
                 log.info("stopped by %s after step %d; checkpoint %s", self.flag.reason, step, path)
                 return False
-            every = self.config.checkpoint.every
-            if step == last or (every and step % every == 0):
-                self.save()
         with watching:
             self._log_bubble()
         return True
 
     def save(self, keep: int | None = None) -> Path:
         """Write a checkpoint and keep so many (None: as configured). Collective; all ranks learn whether it worked."""
-        path = self.checkpoint_folder / f"step-{self.progress.step:08d}"
+        path = self.checkpoint_folder / step_name(self.progress.step)
         save_checkpoint(
             self.checkpoint_folder,
             self.progress,

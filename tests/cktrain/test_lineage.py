@@ -14,6 +14,7 @@ import pytest
 from cktrain import checkpoint_folder
 from cktrain.checkpoint import CheckpointError, complete_checkpoints
 from cktrain.checkpoint_folder import LINEAGE_FILE, find_candidates
+from cktrain.saved_model import find_saved_model
 
 FP64 = {"precision": "fp64", "checkpoint.keep": 3, "run.steps": 6, "checkpoint.every": 2}
 
@@ -146,6 +147,21 @@ def test_skipped_ones_are_named(used, checkpoints, said):
     assert "passed over step-00000006: no COMPLETE marker" in text
     assert f"taken instead: {checkpoints / 'step-00000004'}" in text
     assert (checkpoints / "step-00000006").exists()
+
+
+def test_whoever_opens_a_run_hears_what_is_passed_over(used, checkpoints, said):
+    """Generate, export and report."""
+    (checkpoints / "step-00000006" / "COMPLETE").unlink()
+    assert find_saved_model(checkpoints.parent).path == checkpoints / "step-00000004"
+    text = "".join(said)
+    assert (
+        f"passed over step-00000006: no COMPLETE marker, so it was not written to its end; taken instead: {checkpoints}"
+        in text
+    )
+    for path in checkpoints.glob("step-*"):
+        (path / "COMPLETE").unlink(missing_ok=True)
+    with pytest.raises(ValueError, match=r"has no complete checkpoint \(step-00000006: no COMPLETE marker"):
+        find_saved_model(checkpoints.parent)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_does_not_start_afresh(used, checkpoints):

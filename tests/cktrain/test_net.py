@@ -58,6 +58,17 @@ def test_a_bad_id_in_the_validation_split(tiny, composed, tokens_file, tmp_path)
     assert saved(config) == ["step-00000004"]
 
 
+def test_a_stopped_run_saves_before_it_validates(tiny, composed, tokens_file, tmp_path, monkeypatch):
+    """Validation may take longer than what is left until it is killed."""
+    config, _ = validated(tiny, tokens_file, tmp_path)
+    trainer = composed(config).trainer
+    step, validate, seen = trainer.step, trainer.validator.run, []
+    monkeypatch.setattr(trainer, "step", lambda number, stop=False: step(number, number == 4))
+    monkeypatch.setattr(trainer.validator, "run", lambda: seen.append(saved(config)) or validate())
+    assert trainer.run() is False
+    assert seen == [["step-00000004"]]
+
+
 @pytest.mark.parametrize("broken", ["validator", "evaluate", "forward", "update", "loader"])
 def test_alone(tiny, composed, tokens_file, tmp_path, monkeypatch, broken):
     """A run alone saves wherever it fails, but in the middle of an update."""
@@ -126,7 +137,8 @@ def test_one_rank_of_two(tiny, composed, tokens_file, tmp_path, monkeypatch, cre
     for outcome in outcomes:
         assert isinstance(outcome, AgreedInputError if broken == "bad id" else AgreedFault), outcome
     assert str(outcomes[0]) == str(outcomes[1])
-    assert f"(rank 1) {steps} steps are saved in" in str(outcomes[0])
+    fate = "were saved before" if broken == "last step" else "are saved in"
+    assert f"(rank 1) {steps} steps {fate}" in str(outcomes[0])
     if broken == "bad id":
         assert "held_out.bin: token id" in str(outcomes[0])
     assert saved(config) == [f"step-{steps:08d}"]
