@@ -33,7 +33,7 @@ def test_every_op_is_measured(kernels: Any, precision: str) -> None:
     for r in results:
         rate = r.gflops if r.gbs is None else r.gbs
         assert rate is not None and math.isclose(rate / r.limit, r.roofline, rel_tol=1e-6)
-        assert r.s > 0 and 0 < r.roofline < 5
+        assert r.s > 0 and r.roofline > 0
         assert (r.torch_s is None) == (r.vs_torch is None)
     assert len(ops.ops_table(results).splitlines()) == len(results) + 1
     assert ops.ops_json(results)[0]["precision"] == precision
