@@ -26,7 +26,7 @@ LIMIT_BYTES = 256 << 20
 """Of a file; the largest tokenizer.json has some tens of MB."""
 PIPE_PATIENCE_S = 10.0
 """How long a pipe that is given as a file may say nothing."""
-_PIECE_BYTES = 1 << 20
+_PIECE_BYTES = 1 << 16
 
 # How files begin, in lower case, that are taken for text by mistake, and what they are.
 _OTHER_KINDS = (
