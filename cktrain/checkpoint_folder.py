@@ -172,6 +172,10 @@ def begin_lineage(folder: Path, lineage: Lineage, source: Checkpoint | None) -> 
 
     What is incomplete is moved too when a run starts afresh. Raises OSError when that fails; nothing is lost then.
     """
+    if folder.exists():  # another user's, or read-only: found now, not when there is something to save
+        probe = free_name(folder / f".{step_name(0)}.tmp")
+        os.mkdir(probe)
+        os.rmdir(probe)
     foreign = []
     for path in step_folders(folder):
         found = try_checkpoint(path)

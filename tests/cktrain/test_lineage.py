@@ -149,6 +149,20 @@ def test_skipped_ones_are_named(used, checkpoints, said):
     assert (checkpoints / "step-00000006").exists()
 
 
+def test_a_folder_that_takes_no_checkpoint_is_found_before_the_first_step(used, checkpoints, monkeypatch):
+    """The run's folder may be written, that of its checkpoints is another user's."""
+    make = os.mkdir
+
+    def refuse(path, *mode):
+        if Path(path).parent == checkpoints:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        make(path, *mode)
+
+    monkeypatch.setattr(os, "mkdir", refuse)
+    with pytest.raises(ValueError, match=r"run/checkpoints/.*Permission denied"):
+        used()
+
+
 def test_whoever_opens_a_run_hears_what_is_passed_over(used, checkpoints, said):
     """Generate, export and report."""
     (checkpoints / "step-00000006" / "COMPLETE").unlink()
