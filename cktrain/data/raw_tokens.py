@@ -9,6 +9,7 @@ blocks show when they are of another width or byte order than they are read with
 
 from __future__ import annotations
 
+import logging
 import struct
 import zlib
 from dataclasses import dataclass
@@ -20,6 +21,8 @@ import numpy.typing as npt
 
 from cktrain.data.sniff import HEAD_BYTES, Kind, binary_kind, shown
 from cktrain.data.token_file import TokenFile
+
+log = logging.getLogger("cktrain")
 
 UINT16: np.dtype[Any] = np.dtype("<u2")
 UINT32: np.dtype[Any] = np.dtype("<u4")
@@ -163,6 +166,13 @@ def _look_at_ids(path: Path, tokens: TokenFile, vocab_size: int | None) -> None:
     starts = sorted({int(at) // 4 * 4 for at in np.linspace(0, max(0, len(tokens) - _BLOCK), _BLOCKS)})
     blocks = [tokens[start : start + _BLOCK] for start in starts]
     ids = np.concatenate(blocks)
+    if len(ids) >= _BLOCK and (ids == ids[0]).all():
+        log.warning(
+            "[data.shards] warning: %s: all %s ids that were looked at are %d. Was it written to its end?",
+            path,
+            f"{len(ids):,}",
+            ids[0],
+        )
     wider = _wider(np.concatenate([block[: len(block) // 4 * 4] for block in blocks]))
     if wider is not None:
         remedy = "Set data.dtype: uint32." if wider == "int32" else _rewrite(path, wider)

@@ -87,12 +87,10 @@ _GPT2_NAMES = {
 def read_model_config(folder: str | Path) -> ModelConfig:
     """The architecture that a folder's config.json describes. Raises ValueError for what is not supported."""
     path = Path(folder) / CONFIG_FILE
-    values = read_json(
-        path,
-        dict[str, Any],
-        area="hugging_face",
-        remedy="Give a folder with a Hugging Face model in it, or fetch the file again.",
-    )
+    remedy = "Give a folder with a Hugging Face model in it, or fetch the file again."
+    if not path.exists():
+        remedy = _what_it_holds(Path(folder)) or remedy
+    values = read_json(path, dict[str, Any], area="hugging_face", remedy=remedy)
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ValueError(
@@ -109,6 +107,16 @@ def read_model_config(folder: str | Path) -> ModelConfig:
         ) from None
     except ValueError as error:
         raise ValueError(f"[hugging_face] {path}: {error}") from None
+
+
+def _what_it_holds(folder: Path) -> str | None:
+    """What to do with a folder that has no config.json and is known to be something else."""
+    if (folder / "adapter_config.json").exists():
+        return "The folder holds an adapter (LoRA), not a model: merge it with peft's merge_and_unload and save that."
+    snapshots = folder / "snapshots"
+    if snapshots.is_dir():
+        return f"The folder is one of the hub's cache: give one of those in {snapshots}."
+    return None
 
 
 def _read(model_type: str, values: Mapping[str, Any]) -> ModelConfig:

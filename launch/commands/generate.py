@@ -105,6 +105,11 @@ def _run(options: argparse.Namespace) -> int:
         count += 1
     _write(stream.finish() + "\n")
     seconds = time.perf_counter() - start
+    if count == limit - len(prompt) + 1 < options.max_tokens:
+        print(
+            f"cktrain: note: after {count} of {options.max_tokens} tokens the model's {limit:,} positions are full",
+            file=sys.stderr,
+        )
     print(f"{count} tokens, {count / seconds:.1f} tokens/s, {saved.path}", file=sys.stderr)
     return 0
 

@@ -99,6 +99,14 @@ def test_ids_that_are_right_are_read(tmp_path, ids, dtype, vocab):
     assert np.array_equal(source.read(0, len(source)), np.asarray(ids))
 
 
+def test_a_file_that_was_allocated_and_not_written_is_told(tmp_path, caplog):
+    open_source(write(tmp_path / "a.bin", np.zeros(5000), "<u2"), vocab_size=300)
+    assert "ids that were looked at are 0. Was it written" in caplog.text
+    caplog.clear()
+    open_source(write(tmp_path / "b.bin", IDS, "<u2"), vocab_size=50257)
+    assert not caplog.text
+
+
 def test_a_few_ids_beyond_the_vocabulary_are_told_where_they_are_met(tmp_path):
     ids = IDS % 300
     ids[17] = 999

@@ -355,3 +355,12 @@ def test_json_that_is_no_config(tmp_path, text):
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ValueError, match=r"^\[hugging_face\] .*config\.json: "):
         read_model_config(tmp_path)
+
+
+def test_an_adapter_and_a_folder_of_the_cache_are_named(tmp_path):
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"an adapter .LoRA., not a model: merge it"):
+        read_model_config(tmp_path)
+    (tmp_path / "cache" / "snapshots").mkdir(parents=True)
+    with pytest.raises(ValueError, match=r"hub's cache: give one of those in .*snapshots"):
+        read_model_config(tmp_path / "cache")

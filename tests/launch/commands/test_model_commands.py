@@ -71,6 +71,9 @@ def test_generate_from_a_run_and_from_its_export_gives_the_same_text(run, capfdb
     assert main(["generate", "hf", *options]) == 0
     assert capfdbinary.readouterr().out == first.out
     assert main(["generate", "hf", "--max-tokens", "5"]) == 0  # from the start of a document
+    assert b"positions are full" not in capfdbinary.readouterr().err
+    assert main(["generate", "hf", "--max-tokens", "500", "--top-k", "1"]) == 0
+    assert b"after 32 of 500 tokens the model's 32 positions are full" in capfdbinary.readouterr().err
 
 
 def test_generate_as_a_process_writes_utf8_in_any_locale(run):
