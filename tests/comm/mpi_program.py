@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import traceback
+from pathlib import Path
 
 import conformance
 import numpy as np
@@ -129,15 +130,23 @@ def fail_without_a_frame(group: Group) -> None:
     group.barrier()
 
 
-def cpu_time_of_waiting(group: Group) -> None:
+def sleep_in_a_wait(group: Group) -> None:
+    """How long this thread computed, stood in line for a core, and slept, in a wait of 2 s."""
     group.barrier()
     if group.rank == 1:
         time.sleep(2)
-    began = os.times()
+    began, (ran, queued) = time.perf_counter(), _scheduled()
     group.barrier()
-    ended = os.times()
+    elapsed, (ran_after, queued_after) = time.perf_counter() - began, _scheduled()
     if group.rank == 0:
-        print(f"cpu: {ended.user - began.user + ended.system - began.system}", flush=True)
+        ran, queued = ran_after - ran, queued_after - queued
+        print(f"ran: {ran} queued: {queued} slept: {elapsed - ran - queued}", flush=True)
+
+
+def _scheduled() -> tuple[float, float]:
+    """Seconds that this thread has run, and has waited for a core."""
+    ran, queued, _ = Path("/proc/thread-self/schedstat").read_text().split()
+    return int(ran) / 1e9, int(queued) / 1e9
 
 
 PROGRAMS = {
@@ -151,7 +160,7 @@ PROGRAMS = {
         exit_with,
         fail_on_one_rank,
         fail_without_a_frame,
-        cpu_time_of_waiting,
+        sleep_in_a_wait,
     )
 }
 
