@@ -44,7 +44,6 @@ from cktrain.checkpoint_folder import (
     make_room,
     rotate,
     step_name,
-    sync,
 )
 from cktrain.checkpoint_record import (
     CONFIG_FILE,
@@ -61,6 +60,7 @@ from cktrain.checkpoint_record import (
 from cktrain.comm.group import Group
 from cktrain.config import Config
 from cktrain.config_file import save_config
+from cktrain.durable import sync
 from cktrain.file_identity import sha256_of_file
 from cktrain.folder_lock import FolderInUse, refuse_if_taken_over
 from cktrain.nn.params import FlatParams, Param

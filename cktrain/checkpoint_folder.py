@@ -35,6 +35,7 @@ from cktrain.checkpoint_record import (
     reason_of,
     try_checkpoint,
 )
+from cktrain.durable import sync
 from cktrain.foreign_file import read_json
 
 LINEAGE_FILE = "lineage.json"
@@ -265,12 +266,3 @@ def free_name(path: Path) -> Path:
     """`path`, or with a number behind it, so that nothing stands there."""
     names = (path, *(path.with_name(f"{path.name}.{number}") for number in range(1, 1000)))
     return next((name for name in names if not os.path.lexists(name)), path)
-
-
-def sync(path: Path) -> None:
-    """Make a file, or the names in a folder, durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -26,11 +26,12 @@ from cktrain.data.corpus import Corpus
 from cktrain.data.documents import SEPARATOR
 from cktrain.data.reuse import made_from, why_again
 from cktrain.data.round_trip import RoundTrip
-from cktrain.data.shards import DATASET_FILE, SUFFIX, VERSION, ShardWriter, Split, sync_directory
+from cktrain.data.shards import DATASET_FILE, SUFFIX, VERSION, ShardWriter, Split
 from cktrain.data.sniff import shown
 from cktrain.data.special_tokens import special_ids
 from cktrain.data.target import Target
 from cktrain.data.tokenizer import Tokenizer
+from cktrain.durable import sync
 from cktrain.file_identity import sha256_of_bytes, sha256_of_files
 from cktrain.side_files import TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, SideFiles, SpecialTokens, read_tokenizer
 
@@ -335,7 +336,7 @@ def _write_synced(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    sync_directory(path.parent)
+    sync(path.parent)
 
 
 def _progress(shown: bool) -> Progress:

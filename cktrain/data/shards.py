@@ -39,6 +39,7 @@ from pydantic import BaseModel
 
 from cktrain.data.raw_tokens import open_raw
 from cktrain.data.token_file import TokenFile
+from cktrain.durable import sync
 from cktrain.foreign_file import checked, read_json
 
 MAGIC = b"CKTOKENS"
@@ -145,7 +146,7 @@ class ShardWriter:
         os.fsync(self._file.fileno())
         self._file.close()
         os.replace(self._temporary, self.path)
-        sync_directory(self.path.parent)
+        sync(self.path.parent)
 
     def abort(self) -> None:
         """Drop what was written."""
@@ -167,15 +168,6 @@ class ShardWriter:
         except BaseException:
             self.abort()
             raise
-
-
-def sync_directory(path: Path) -> None:
-    """Make the renames inside a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def read_shard(path: str | Path) -> Shard:

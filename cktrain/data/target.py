@@ -21,8 +21,9 @@ from types import TracebackType
 from typing import Any
 
 from cktrain.data.listing import ancestors
-from cktrain.data.shards import DATASET_FILE, read_dataset, sync_directory
+from cktrain.data.shards import DATASET_FILE, read_dataset
 from cktrain.data.sniff import shown
+from cktrain.durable import sync
 from cktrain.folder_lock import LOCK_FILE, FolderInUse, FolderLock, lock_folder, refuse_if_taken_over
 
 # What versions that did not write down their files have written besides the shards.
@@ -109,7 +110,7 @@ class Target:
             except BaseException:  # a signal between the two, too
                 self._put_back()
                 raise
-        sync_directory(self.out.parent)
+        sync(self.out.parent)
 
     def _check(self, replace: bool) -> None:
         if not os.path.lexists(self.out):

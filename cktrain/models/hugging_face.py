@@ -16,6 +16,7 @@ from typing import Any, Literal
 from cktrain.config import ModelConfig
 from cktrain.data.special_tokens import KEYS, end_token, special_ids
 from cktrain.data.tokenizer_backend import read_backend
+from cktrain.durable import sync
 from cktrain.models.hf_config import ARCHITECTURES, CONFIG_FILE, read_model_config, write_model_config
 from cktrain.models.hf_weights import check_weights, load_weights, save_weights
 from cktrain.nn.params import FlatParams
@@ -79,10 +80,10 @@ def save_folder(
             _write_json(temporary / name, values)
         _write_config(temporary, plain, side)
         for path in temporary.iterdir():
-            _sync(path)
-        _sync(temporary)
+            sync(path)
+        sync(temporary)
         os.rename(temporary, folder)
-        _sync(folder.parent)
+        sync(folder.parent)
     except BaseException as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if isinstance(error, OSError):
@@ -123,11 +124,3 @@ def _tokenizer_config(side: SideFiles) -> dict[str, Any]:
 
 def _write_json(path: Path, values: dict) -> None:
     path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
