@@ -63,7 +63,7 @@ from cktrain.config_file import save_config
 from cktrain.durable import sync
 from cktrain.file_identity import sha256_of_file
 from cktrain.folder_lock import FolderInUse, refuse_if_taken_over
-from cktrain.nn.params import FlatParams, Param
+from cktrain.memory.params import FlatParams, Param
 from cktrain.optim.optimizer import Optimizer
 from cktrain.parallel.blocks import blocks_of, read_label
 from cktrain.safetensors_file import StoredTensor, read_header, write_safetensors

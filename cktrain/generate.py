@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from cktrain.memory.slot import Slot, plan_slot
 from cktrain.models.transformer import Transformer
-from cktrain.nn.slot import Slot, plan_slot
 
 PROMPT_CHUNK = 256
 

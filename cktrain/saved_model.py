@@ -17,11 +17,11 @@ from cktrain.data.same_tokenizer import (
     with_other_tokenizer,
 )
 from cktrain.data.tokenizer import Tokenizer
+from cktrain.memory.params import FlatParams
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import load_weights, read_model_config, resolve_model
 from cktrain.models.transformer import Transformer
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
 from cktrain.run_files import read_prepared
 from cktrain.side_files import (
     CONFIG_FILE,

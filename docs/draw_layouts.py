@@ -12,8 +12,8 @@ from pathlib import Path
 
 from cktrain import cython_kernels
 from cktrain.config import Config
+from cktrain.memory.arena import planning
 from cktrain.models.build import build_model
-from cktrain.nn.arena import planning
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel.buckets import overlap
 from cktrain.parallel.mesh import Mesh

@@ -62,14 +62,14 @@ MUTANTS = [
     ),
     Mutant(
         "gradients not cleared between steps",
-        "cktrain/nn/params.py",
+        "cktrain/memory/params.py",
         "param.stale = True",
         "param.stale = False",
         "tests/cktrain/test_trainer.py::test_a_step_starts_from_no_gradient",
     ),
     Mutant(
         "gradients of ops that can only add not cleared",
-        "cktrain/nn/params.py",
+        "cktrain/memory/params.py",
         "kernels.zero(self.grad)",
         "pass",
         "tests/cktrain/test_trainer.py::test_a_step_starts_from_no_gradient_after_a_skipped_one",

@@ -20,7 +20,7 @@ import numpy as np
 
 from cktrain import cython_kernels
 from cktrain.bench.peak import SPIN_SECONDS, cpu_name, measure_flops
-from cktrain.nn.arena import Arena
+from cktrain.memory.arena import Arena
 from cktrain.nn.numerics import PRECISIONS
 
 SHAPES = {

@@ -21,7 +21,7 @@ import numpy as np
 
 from cktrain.bench.peak import measure_flops, settle
 from cktrain.bench.trials import Trial, Workbench, attention_trials, memory_trials
-from cktrain.nn.arena import Arena
+from cktrain.memory.arena import Arena
 
 
 @dataclass(frozen=True)

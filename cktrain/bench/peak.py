@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from cktrain import cython_kernels
-from cktrain.nn.arena import Arena
+from cktrain.memory.arena import Arena
 
 MIXES = {
     "read": (1, 0, 0),

@@ -26,7 +26,7 @@ def traffic_bound(group: Group, op: str, array: np.ndarray) -> Contender | None:
         return None
     from cktrain import cython_kernels
     from cktrain.comm import _engine
-    from cktrain.nn.arena import Arena
+    from cktrain.memory.arena import Arena
 
     kernels = cython_kernels.load(cython_kernels.best())
     part = array.size // group.size

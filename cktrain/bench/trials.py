@@ -16,7 +16,7 @@ import numpy as np
 
 from cktrain.bench.peak import last_level_cache_bytes
 from cktrain.bench.profile import attention_flops
-from cktrain.nn.arena import Arena
+from cktrain.memory.arena import Arena
 from cktrain.nn.numerics import PRECISIONS
 
 C = 768

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 
 from cktrain.config import ModelConfig
+from cktrain.memory.params import Param
 from cktrain.models.transformer import Block, TokenEmbedding, Transformer
 from cktrain.nn.attention import Attention, AttentionShape
 from cktrain.nn.embedding import Embedding
@@ -17,7 +18,6 @@ from cktrain.nn.head import CrossEntropyHead
 from cktrain.nn.mlp import GeluMLP
 from cktrain.nn.norm import LayerNorm
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import Param
 
 STYLES = {
     "transformer.wte": "vocabulary",

@@ -21,7 +21,7 @@ import numpy as np
 from pydantic import BaseModel
 
 from cktrain.foreign_file import read_json, shorten
-from cktrain.nn.params import FlatParams, Param
+from cktrain.memory.params import FlatParams, Param
 from cktrain.safetensors_file import DTYPES, StoredTensor, read_header, to_finite, write_safetensors
 
 WEIGHTS_FILE = "model.safetensors"

@@ -17,9 +17,9 @@ from cktrain.config import ModelConfig
 from cktrain.data.special_tokens import KEYS, end_token, special_ids
 from cktrain.data.tokenizer_backend import read_backend
 from cktrain.durable import sync
+from cktrain.memory.params import FlatParams
 from cktrain.models.hf_config import ARCHITECTURES, CONFIG_FILE, read_model_config, write_model_config
 from cktrain.models.hf_weights import check_weights, load_weights, save_weights
-from cktrain.nn.params import FlatParams
 from cktrain.side_files import GENERATION_FILE, TOKENIZER_CONFIG_FILE, SideFiles
 
 __all__ = ["check_weights", "load_weights", "read_model_config", "resolve_model", "save_folder"]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 
 from cktrain.config import ModelConfig
+from cktrain.memory.params import Param
 from cktrain.models.transformer import Block, TokenEmbedding, Transformer
 from cktrain.nn.attention import Attention, AttentionShape, Rotary
 from cktrain.nn.embedding import Embedding
@@ -18,7 +19,6 @@ from cktrain.nn.head import CrossEntropyHead
 from cktrain.nn.mlp import SwiGLU
 from cktrain.nn.norm import RMSNorm
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import Param
 from cktrain.nn.rope_tables import rope_tables
 
 STYLES = {

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from cktrain.memory.slot import Slot, SlotPlan, plan_slot
 from cktrain.nn.attention import Attention
 from cktrain.nn.embedding import Embedding
 from cktrain.nn.head import CrossEntropyHead
@@ -24,7 +25,6 @@ from cktrain.nn.mlp import FeedForward
 from cktrain.nn.module import Module
 from cktrain.nn.norm import Norm
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.slot import Slot, SlotPlan, plan_slot
 
 
 class Block(Module):

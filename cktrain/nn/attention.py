@@ -12,11 +12,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cktrain.memory.params import Param
+from cktrain.memory.slot import Slot
 from cktrain.nn.linear import Linear
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import Param
-from cktrain.nn.slot import Slot
 
 
 @dataclass(frozen=True)

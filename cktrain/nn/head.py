@@ -13,11 +13,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from cktrain.memory.params import Param
+from cktrain.memory.slot import Slot
 from cktrain.nn.module import Module
 from cktrain.nn.norm import Norm
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import Param
-from cktrain.nn.slot import Slot
 
 IGNORE_INDEX = -100
 CHUNK_BYTES = 26 << 20

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import numpy as np
 
-from cktrain.nn.arena import CACHE_LINE
+from cktrain.memory.arena import CACHE_LINE
+from cktrain.memory.slot import Slot
 from cktrain.nn.linear import Linear
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.slot import Slot
 
 
 class FeedForward(Module):

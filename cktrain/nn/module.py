@@ -15,9 +15,9 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from cktrain.memory.params import Param
+from cktrain.memory.slot import Slot
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import Param
-from cktrain.nn.slot import Slot
 
 
 class Module:

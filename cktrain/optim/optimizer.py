@@ -15,8 +15,8 @@ from typing import ClassVar
 import numpy as np
 
 from cktrain.config import OptimizerConfig
-from cktrain.nn.arena import Arena
-from cktrain.nn.params import FlatParams
+from cktrain.memory.arena import Arena
+from cktrain.memory.params import FlatParams
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cktrain.nn.params import Param
+from cktrain.memory.params import Param
 
 _LABEL = re.compile(r"(.+)\[(\d+):\d+(?:,(\d+):\d+)?\]")
 

@@ -13,8 +13,8 @@ from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 from cktrain.comm.group import even_counts, offsets_of
-from cktrain.nn.arena import CACHE_LINE
-from cktrain.nn.params import FlatParams, Param
+from cktrain.memory.arena import CACHE_LINE
+from cktrain.memory.params import FlatParams, Param
 
 BUCKET_BYTES = 25 << 20
 

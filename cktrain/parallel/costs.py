@@ -18,11 +18,11 @@ import numpy as np
 
 from cktrain.bench.profile import FLOPS, ProfiledKernels, bytes_moved
 from cktrain.config import Config
+from cktrain.memory.params import FlatParams
+from cktrain.memory.slot import Slot
 from cktrain.models.build import STYLES, build_model
 from cktrain.models.transformer import Block, Transformer
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
-from cktrain.nn.slot import Slot
 from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.planned import planned_ranks
 from cktrain.parallel.tensor import divide_layers

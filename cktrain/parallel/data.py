@@ -31,8 +31,8 @@ import numpy as np
 
 from cktrain.comm.group import Group, offsets_of
 from cktrain.comm.work import Work
-from cktrain.nn.arena import Arena
-from cktrain.nn.params import FlatParams, Param
+from cktrain.memory.arena import Arena
+from cktrain.memory.params import FlatParams, Param
 from cktrain.optim.optimizer import Optimizer
 from cktrain.parallel.buckets import BUCKET_BYTES, Bucket, Span, join, overlap, plan_buckets
 from cktrain.parallel.waiting import Waiting

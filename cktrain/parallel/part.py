@@ -6,9 +6,9 @@ from functools import cached_property
 
 from cktrain.comm.group import Group
 from cktrain.config import Config
+from cktrain.memory.params import FlatParams, Param
 from cktrain.models.build import STYLES
 from cktrain.models.transformer import Transformer
-from cktrain.nn.params import FlatParams, Param
 from cktrain.parallel.buckets import Span, without
 from cktrain.parallel.data import DataParallel
 from cktrain.parallel.pipeline import Stage

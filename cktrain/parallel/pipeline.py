@@ -20,8 +20,8 @@ import numpy as np
 from cktrain.comm.group import Group
 from cktrain.comm.work import Work
 from cktrain.data.loader import Batch
+from cktrain.memory.slot import Slot
 from cktrain.models.transformer import Transformer
-from cktrain.nn.slot import Slot
 from cktrain.parallel.schedules import Action
 from cktrain.parallel.waiting import Waiting
 

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from cktrain.comm.group import Group
-from cktrain.nn.arena import Arena
-from cktrain.nn.params import FlatParams
+from cktrain.memory.arena import Arena
+from cktrain.memory.params import FlatParams
 from cktrain.parallel.buckets import Span, overlap
 from cktrain.parallel.waiting import Waiting
 

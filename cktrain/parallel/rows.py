@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 
 from cktrain.comm.group import Group
+from cktrain.memory.slot import Slot
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.slot import Slot
 from cktrain.parallel.waiting import Waiting
 
 

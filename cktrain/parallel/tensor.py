@@ -23,14 +23,14 @@ from typing import Any
 import numpy as np
 
 from cktrain.comm.group import Group
+from cktrain.memory.params import Place
+from cktrain.memory.slot import Slot
 from cktrain.models.transformer import Transformer
 from cktrain.nn.attention import Attention
 from cktrain.nn.embedding import Embedding
 from cktrain.nn.head import CrossEntropyHead
 from cktrain.nn.linear import Linear
 from cktrain.nn.module import Module
-from cktrain.nn.params import Place
-from cktrain.nn.slot import Slot
 from cktrain.parallel.buckets import Span
 from cktrain.parallel.rows import Rows
 from cktrain.parallel.vocabulary import VocabularyEmbedding, VocabularyHead

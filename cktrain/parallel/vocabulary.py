@@ -11,11 +11,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from cktrain.memory.params import Param, Place
+from cktrain.memory.slot import Slot
 from cktrain.nn.embedding import Embedding
 from cktrain.nn.head import IGNORE_INDEX, CrossEntropyHead
 from cktrain.nn.norm import Norm
-from cktrain.nn.params import Param, Place
-from cktrain.nn.slot import Slot
 from cktrain.parallel.rows import Rows
 
 

@@ -1,6 +1,6 @@
 """Memory of a rank by kind, found by composing the rank with arenas that take no memory.
 
-The same code that will ask for the arrays is asked here (`nn/arena.py`, `planning`), so the sizes are those of the
+The same code that will ask for the arrays is asked here (`memory/arena.py`, `planning`), so the sizes are those of the
 arenas' accounting. One rank of each stage stands for all: its data and tensor peers hold as much, but for a cache line.
 """
 
@@ -10,8 +10,8 @@ from dataclasses import dataclass, fields
 
 from cktrain import cython_kernels
 from cktrain.config import Config
+from cktrain.memory.arena import planning
 from cktrain.models.build import build_model
-from cktrain.nn.arena import planning
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.optimizer import OPTIMIZERS
 from cktrain.parallel.mesh import Mesh

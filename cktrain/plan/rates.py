@@ -11,9 +11,9 @@ import numpy as np
 
 from cktrain.comm.group import Group
 from cktrain.config import Config
-from cktrain.nn.arena import Arena
+from cktrain.memory.arena import Arena
+from cktrain.memory.params import FlatParams, Param
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams, Param
 from cktrain.optim.optimizer import OPTIMIZERS
 from cktrain.parallel.ranks import Ranks
 

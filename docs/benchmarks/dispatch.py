@@ -16,9 +16,9 @@ import numpy as np
 
 from cktrain import cython_kernels
 from cktrain.config import ModelConfig
+from cktrain.memory.params import FlatParams
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
 
 
 def best(call: Callable[[], Any], repetitions: int) -> float:

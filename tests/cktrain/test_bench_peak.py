@@ -7,7 +7,7 @@ import pytest
 
 from cktrain import cython_kernels
 from cktrain.bench import peak
-from cktrain.nn.arena import Arena
+from cktrain.memory.arena import Arena
 
 COMPILED = [isa for isa in cython_kernels.available() if isa != "reference"]
 LANES = {"generic": 4, "avx2": 8, "avx512": 16, "avx512bf16": 16, "amx": 16}

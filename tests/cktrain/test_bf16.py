@@ -11,11 +11,11 @@ import numpy as np
 import pytest
 
 from cktrain import cython_kernels
+from cktrain.memory.params import FlatParams, Param
+from cktrain.memory.slot import plan_slot
 from cktrain.nn import head as head_module
 from cktrain.nn.head import CrossEntropyHead
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams, Param
-from cktrain.nn.slot import plan_slot
 
 SIZES = {
     "model.hidden_size": 64,

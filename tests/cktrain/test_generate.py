@@ -13,10 +13,10 @@ from cktrain import generate as generate_module
 from cktrain.config import ModelConfig
 from cktrain.data.tokenizer import Tokenizer
 from cktrain.generate import Decoder, Sampler, generate
+from cktrain.memory.params import FlatParams
 from cktrain.models.build import build_model
 from cktrain.models.transformer import Transformer
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
 from cktrain.side_files import Encoding, read_side_files
 from cktrain.text_stream import Codec, TextStream
 

@@ -20,10 +20,10 @@ from cktrain.data.prepare import prepare
 from cktrain.launch import bind
 from cktrain.launch.cli import main
 from cktrain.launch.compose import compose
+from cktrain.memory.params import FlatParams
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import save_folder
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
 from cktrain.saved_model import find_saved_model
 
 TEXT = "one two three four five. " * 40

@@ -15,11 +15,11 @@ from safetensors import safe_open
 
 from cktrain import cython_kernels, safetensors_file
 from cktrain.config import ModelConfig
+from cktrain.memory.arena import arena_accounts
+from cktrain.memory.params import FlatParams
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import save_folder
-from cktrain.nn.arena import arena_accounts
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
 from cktrain.saved_model import find_saved_model
 
 pytestmark = pytest.mark.mpi

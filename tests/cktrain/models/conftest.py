@@ -10,10 +10,10 @@ import pytest
 
 from cktrain import cython_kernels
 from cktrain.config import ModelConfig
+from cktrain.memory.params import FlatParams
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import save_folder
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
 
 SMALL = {
     "hidden_size": 12,

@@ -26,10 +26,10 @@ from hf_parity import (
 from cktrain import cython_kernels
 from cktrain.config import ModelConfig
 from cktrain.data.tokenizer import Tokenizer
+from cktrain.memory.params import FlatParams
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import load_weights, read_model_config, save_folder
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
 from cktrain.side_files import read_tokenizer
 
 torch = pytest.importorskip("torch")

@@ -20,7 +20,11 @@ pytestmark = pytest.mark.judge
 
 @pytest.mark.parametrize(
     ("bos", "config"),
-    [(bos, config) for bos in (False, True) for config in ({}, {"add_bos_token": bos}, {"add_eos_token": False})],
+    [
+        (bos, config)
+        for bos in (False, True)
+        for config in ({}, {"add_bos_token": bos}, {"add_eos_token": False})
+    ],
 )
 def test_a_prompt_has_the_ids_that_transformers_gives_it(tmp_path, bos, config):
     write_tokenizer(tmp_path, backend(bos=bos), **config)

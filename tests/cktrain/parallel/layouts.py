@@ -25,7 +25,7 @@ from cktrain.comm import bootstrap
 from cktrain.comm.group import Group
 from cktrain.config import Config
 from cktrain.launch.compose import compose
-from cktrain.nn import arena
+from cktrain.memory import arena
 
 
 def checksum(array: np.ndarray) -> bytes:

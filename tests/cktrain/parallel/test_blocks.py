@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cktrain.nn.params import Param, Place
+from cktrain.memory.params import Param, Place
 from cktrain.parallel.blocks import Block, blocks_of, read_label
 
 

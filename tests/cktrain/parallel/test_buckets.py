@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cktrain import cython_kernels
+from cktrain.memory.params import FlatParams
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
 from cktrain.parallel.buckets import join, overlap, plan_buckets, without
 
 

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from cktrain import cython_kernels
-from cktrain.nn.arena import arena_accounts
+from cktrain.memory.arena import arena_accounts
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel import cuts as module
 from cktrain.parallel.costs import Cost, ModelCosts, measure_costs

@@ -9,9 +9,9 @@ from cktrain import cython_kernels
 from cktrain.comm.solo_group import SoloGroup
 from cktrain.comm.work import CompletedWork
 from cktrain.data.loader import empty_batch
+from cktrain.memory.params import FlatParams
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
 from cktrain.parallel.data import DataParallel
 from cktrain.parallel.pipeline import Stage
 from cktrain.parallel.schedules import make_schedule

@@ -7,7 +7,7 @@ import resource
 import pytest
 
 from cktrain.config import Config
-from cktrain.nn.arena import arena_accounts
+from cktrain.memory.arena import arena_accounts
 from cktrain.parallel.costs import Cost, ModelCosts, PredictedKernels
 from cktrain.parallel.mesh import Mesh
 from cktrain.plan.memory import plan_rank

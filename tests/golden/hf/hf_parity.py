@@ -20,11 +20,11 @@ from typing import Any
 import numpy as np
 
 from cktrain import cython_kernels
+from cktrain.memory.params import FlatParams
 from cktrain.models.build import build_model
 from cktrain.models.hf_weights import hf_tensors
 from cktrain.models.hugging_face import load_weights, read_model_config
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
 
 HERE = Path(__file__).resolve().parent
 IGNORE = -100

@@ -12,10 +12,10 @@ import pytest
 
 from cktrain import cython_kernels
 from cktrain.bench.step import RandomLoader
+from cktrain.memory.params import FlatParams
+from cktrain.memory.slot import Slot, SlotPlan, plan_slot
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
-from cktrain.nn.slot import Slot, SlotPlan, plan_slot
 
 FP32 = np.dtype(np.float32)
 

@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from cktrain.nn.arena import CACHE_LINE, Arena, Shape, nbytes_of, round_up, shape_alone
+from cktrain.memory.arena import CACHE_LINE, Arena, Shape, nbytes_of, round_up, shape_alone
 
 if TYPE_CHECKING:
     from cktrain.nn.module import Module

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from cktrain.nn.arena import CACHE_LINE, Allocate, Arena
+from cktrain.memory.arena import CACHE_LINE, Allocate, Arena
 from cktrain.nn.numerics import Numerics
 
 STREAM_BLOCK = 1 << 16

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cktrain.nn.arena import CACHE_LINE, HUGE_PAGE, Arena, arena_accounts, planning
+from cktrain.memory.arena import CACHE_LINE, HUGE_PAGE, Arena, arena_accounts, planning
 
 FP32 = np.dtype(np.float32)
 

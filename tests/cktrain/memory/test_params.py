@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from cktrain import cython_kernels
+from cktrain.memory.params import FlatParams
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
-from cktrain.nn.params import FlatParams
 
 
 def build(config, precision: str = "fp32") -> FlatParams:
