@@ -1,4 +1,4 @@
-"""Hosts, NUMA topology, placement, binding and the command line.
+"""Hosts, jobs of ranks and the command line.
 
-Nothing is imported here: `cktrain.launch.bind` must run before numpy loads.
+Nothing is imported here: a command binds its process (`cktrain.host.bind`) before numpy loads.
 """

@@ -28,9 +28,9 @@ from typing import Any
 
 from cktrain import __version__
 from cktrain.comm.rendezvous import own_addresses
-from cktrain.launch.allowance import read_allowance
+from cktrain.host.cpu_limits import read_cpu_limits
+from cktrain.host.topology import format_cpulist, read_topology
 from cktrain.launch.messages import PROTOCOL, Lines, decode, encode
-from cktrain.launch.topology import format_cpulist, read_topology
 from cktrain.stop import SIGNALS, catchable
 
 START = "import sys; sys.path[:] = [p for p in sys.path if p]; from {module} import main; sys.exit(main())"
@@ -72,9 +72,9 @@ def facts() -> dict[str, Any]:
     }
     try:
         topology = read_topology()
-        allowance = read_allowance(topology)
+        limits = read_cpu_limits(topology)
         known["topology"] = asdict(topology)
-        known["cpus"] = format_cpulist(allowance.mask & allowance.cpuset or allowance.cpuset)
+        known["cpus"] = format_cpulist(limits.mask & limits.cpuset or limits.cpuset)
     except (OSError, ValueError) as error:
         known["no_topology"] = str(error)
     return known

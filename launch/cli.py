@@ -98,7 +98,7 @@ def _run(arguments: list[str], flag: StopFlag | None) -> int:
         _give_up_output()
         return 1
     except OSError as error:
-        from cktrain.launch.system_error import in_words
+        from cktrain.system_error import in_words
 
         print(f"cktrain: {in_words(error)}", file=sys.stderr)
         _give_up_output()

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from cktrain.launch.allowance import Allowance, read_allowance
-from cktrain.launch.memory_policy import why_refused
-from cktrain.launch.topology import Topology, format_cpulist, read_topology
+from cktrain.host.cpu_limits import CpuLimits, read_cpu_limits
+from cktrain.host.memory_policy import why_refused
+from cktrain.host.topology import Topology, format_cpulist, read_topology
 
 _MIB = 1 << 20
 # Where tmpfs pages can be gathered into huge ones whatever the settings say (MADV_COLLAPSE).
@@ -91,7 +91,7 @@ class Diagnosis:
 
 
 @dataclass(frozen=True)
-class Place:
+class HostPaths:
     """Where to look."""
 
     sysfs: Path = Path("/sys")
@@ -100,7 +100,7 @@ class Place:
     environ: Mapping[str, str] = field(default_factory=lambda: os.environ)
 
 
-def software(place: Place) -> Section:
+def software(place: HostPaths) -> Section:
     """Python, and whether the launcher's variables make sense."""
     from cktrain import __version__
     from cktrain.comm.environment import read_process_environment
@@ -121,7 +121,7 @@ def software(place: Place) -> Section:
     return section
 
 
-def processor(place: Place) -> Section:
+def processor(place: HostPaths) -> Section:
     """Instruction sets, as the kernels see them."""
     from cktrain import cython_kernels
 
@@ -166,7 +166,7 @@ def processor(place: Place) -> Section:
     return section
 
 
-def cores(place: Place) -> Section:
+def cores(place: HostPaths) -> Section:
     """Sockets, NUMA nodes, and how many cores the mask and the cgroup leave."""
     section = Section("cores")
     try:
@@ -174,7 +174,7 @@ def cores(place: Place) -> Section:
     except (OSError, ValueError) as error:
         section.add(f"the topology cannot be read ({error})", "Mount sysfs: mount -t sysfs sysfs /sys")
         return section
-    allowance = read_allowance(topology, place.sysfs, place.proc)
+    limits = read_cpu_limits(topology, place.sysfs, place.proc)
     every = topology.cores()
     packages, nodes = {core.package for core in every}, {core.node for core in every}
     threads = f", {len(topology.cpus)} hardware threads" if len(topology.cpus) > len(every) else ""
@@ -188,42 +188,38 @@ def cores(place: Place) -> Section:
             f"memory cannot be bound to NUMA nodes ({why}): a rank's arrays may lie on another node's memory",
             "Allow it to the container (docker: --cap-add SYS_NICE; podman: the same)",
         )
-    _judge_allowance(section, topology, allowance)
+    _judge_limits(section, topology, limits)
     return section
 
 
-def _judge_allowance(section: Section, topology: Topology, allowance: Allowance) -> None:
-    mine, granted = topology.cores(allowance.mask), topology.cores(allowance.cpuset)
-    quota = "" if allowance.quota is None else f", of which the cgroup grants the time of {allowance.quota:g}"
-    section.facts["for this process"] = (
-        f"{_count(len(mine), 'core')} ({format_cpulist(allowance.mask)}){quota}"
-    )
-    if allowance.quota is not None and allowance.quota < len(mine):
+def _judge_limits(section: Section, topology: Topology, limits: CpuLimits) -> None:
+    mine, granted = topology.cores(limits.mask), topology.cores(limits.cpuset)
+    quota = "" if limits.quota is None else f", of which the cgroup grants the time of {limits.quota:g}"
+    section.facts["for this process"] = f"{_count(len(mine), 'core')} ({format_cpulist(limits.mask)}){quota}"
+    if limits.quota is not None and limits.quota < len(mine):
         section.add(
-            f"the cgroup grants the CPU time of {allowance.quota:g} of {_count(len(mine), 'core')}: threads beyond "
+            f"the cgroup grants the CPU time of {limits.quota:g} of {_count(len(mine), 'core')}: threads beyond "
             "it are stopped again and again",
-            f"Set launch.threads: {max(1, int(allowance.quota))}, or raise the limit (docker: --cpus, Slurm: "
+            f"Set launch.threads: {max(1, int(limits.quota))}, or raise the limit (docker: --cpus, Slurm: "
             "--cpus-per-task, Kubernetes: resources.limits.cpu)",
         )
     if len(granted) < len(topology.cores()):
-        section.facts["cgroup's cpuset"] = (
-            f"{_count(len(granted), 'core')} ({format_cpulist(allowance.cpuset)})"
-        )
+        section.facts["cgroup's cpuset"] = f"{_count(len(granted), 'core')} ({format_cpulist(limits.cpuset)})"
     if len(mine) < len(granted):
         section.add(
             f"this process was started on {_count(len(mine), 'core')} of {len(granted)}",
-            f"taskset -c {format_cpulist(allowance.cpuset)} cktrain ... (a launcher's ranks take their share "
+            f"taskset -c {format_cpulist(limits.cpuset)} cktrain ... (a launcher's ranks take their share "
             "themselves)",
         )
 
 
-def _describe_node(place: Place, topology: Topology, node: int) -> str:
+def _describe_node(place: HostPaths, topology: Topology, node: int) -> str:
     cpus = format_cpulist(thread.cpu for thread in topology.threads if thread.node == node)
     total = _meminfo(place.sysfs / "devices" / "system" / "node" / f"node{node}" / "meminfo", "MemTotal")
     return f"CPUs {cpus}" + (f", {_gib(total)}" if total else "")
 
 
-def memory(place: Place) -> Section:
+def memory(place: HostPaths) -> Section:
     """How much there is, and huge pages."""
     section = Section("memory")
     meminfo = place.proc / "meminfo"
@@ -255,7 +251,7 @@ def memory(place: Place) -> Section:
     return section
 
 
-def _memory_limit(place: Place) -> int | None:
+def _memory_limit(place: HostPaths) -> int | None:
     """The smallest memory limit on the way from this process's cgroup to the root, bytes."""
     limits = []
     for line in _read(place.proc / "self" / "cgroup").splitlines():

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from cktrain.launch import diagnosis
-from cktrain.launch.diagnosis import Choice, Diagnosis, Place, Section, Transport
+from cktrain.launch.diagnosis import Choice, Diagnosis, HostPaths, Section, Transport
 
 if TYPE_CHECKING:
     from cktrain.comm.transport.rdma_device import PortDescription
@@ -30,7 +30,7 @@ _RDMA_MTUS, _ROCE_HEADER_BYTES = (4096, 2048, 1024, 512, 256), 80
 
 
 def diagnose(
-    place: Place | None = None,
+    place: HostPaths | None = None,
     *,
     transport: str = "auto",
     device: str | None = None,
@@ -38,7 +38,7 @@ def diagnose(
     interface: str | None = None,
 ) -> Diagnosis:
     """Look at everything; the options are the keys of `comm:` that a run would have."""
-    place = place or Place()
+    place = place or HostPaths()
     shared, mpi, rdma, tcp = (
         shared_memory(),
         message_passing(place),
@@ -108,7 +108,7 @@ def shared_memory() -> Section:
     return section
 
 
-def message_passing(place: Place) -> Section:
+def message_passing(place: HostPaths) -> Section:
     """mpi4py, the MPI that it loads, and the mpirun on the PATH."""
     section = Section("MPI")
     remedy = 'pip install "cktrain[mpi]", or mpi4py for the MPI that you have'
@@ -159,7 +159,7 @@ def flavour(text: str) -> str:
     return "an unknown MPI"
 
 
-def verbs(place: Place, device: str | None = None, gid_index: int | None = None) -> Section:
+def verbs(place: HostPaths, device: str | None = None, gid_index: int | None = None) -> Section:
     """libibverbs and its providers, devices with their ports and GIDs, locked memory."""
     from cktrain.comm import bootstrap
     from cktrain.comm.transport import rdma_device, verbs_problems
@@ -216,7 +216,7 @@ def _providers() -> dict[str, Problem | None]:
     return found
 
 
-def _describe_port(place: Place, section: Section, device: str, port: PortDescription) -> str:
+def _describe_port(place: HostPaths, section: Section, device: str, port: PortDescription) -> str:
     from cktrain.comm.transport.gid import NoUsableGid, choose_gid
 
     words = [port.state, port.link_layer]
@@ -238,7 +238,7 @@ def _describe_port(place: Place, section: Section, device: str, port: PortDescri
     return ", ".join(words)
 
 
-def sockets(place: Place, interface: str | None = None) -> Section:
+def sockets(place: HostPaths, interface: str | None = None) -> Section:
     """The address that other hosts reach this one at, and the secret."""
     from cktrain.comm.errors import RendezvousError
     from cktrain.comm.rendezvous import reachable_address, read_secret

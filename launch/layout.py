@@ -1,6 +1,6 @@
 """The whole job on all its hosts: which rank runs where, as rows of a table, before anything is started.
 
-Pure arithmetic on the hosts' topologies; each rank later works out its own row in the same way (`cktrain.launch.bind`).
+Pure arithmetic on the hosts' topologies; each rank later works out its own row in the same way (`cktrain.host.bind`).
 """
 
 from __future__ import annotations
@@ -9,9 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cktrain.config import LaunchConfig
-from cktrain.launch.memory_policy import policy_of
-from cktrain.launch.placement import Place, place_ranks
-from cktrain.launch.topology import Topology, format_cpulist
+from cktrain.host.memory_policy import policy_of
+from cktrain.host.placement import Placement, place_ranks
+from cktrain.host.topology import Topology, format_cpulist
 from cktrain.parallel.mesh import Mesh
 
 
@@ -35,7 +35,7 @@ class Row:
 
     rank: int
     host: str
-    place: Place
+    place: Placement
     coordinates: tuple[int, int, int]
     """(data, pipeline, tensor)."""
 

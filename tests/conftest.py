@@ -11,7 +11,7 @@ from pathlib import Path
 import hypothesis
 import pytest
 
-# Tests of all folders share machine_load.
+# Tests of all folders share machine_load and made_machines.
 sys.path.insert(0, str(Path(__file__).parent))
 
 # A deadline per example measures the machine's load, not the code.

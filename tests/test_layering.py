@@ -36,7 +36,9 @@ ONLY_IN = {
     "mpi4py": {"comm/mpi_group.py", "comm/bootstrap.py"},
 }
 # Files that may read environment variables: what a process was told from outside enters through these doors.
-ENVIRONMENT = re.compile(r"launch/.*|comm/(bootstrap|environment)\.py|cython_kernels/__init__\.py")
+ENVIRONMENT = re.compile(
+    r"launch/.*|cktrain/host/.*|comm/(bootstrap|environment)\.py|cython_kernels/__init__\.py"
+)
 READS_ENVIRONMENT = re.compile(r"\bos\.(environb?|getenv)\b|from os import .*\b(environ|getenv)\b|\bgetenv\(")
 # Headers that the C core must not see: it knows no MPI and no network, and Python only where the glue is.
 NETWORK_HEADERS = re.compile(r'#\s*include\s*[<"](mpi\.h|infiniband/|rdma/|sys/socket\.h)')
@@ -185,7 +187,7 @@ def environment(path: str, source: str) -> Iterator[str]:
         return
     for number, line in enumerate(source.splitlines(), 1):
         if READS_ENVIRONMENT.search(line):
-            yield f"{path}:{number}: environment variables are read in launch/ and comm's bootstrap, not here"
+            yield f"{path}:{number}: environment variables are read in launch/, cktrain/host/ and comm's bootstrap, not here"
 
 
 def c_core(path: str, source: str) -> Iterator[str]:
@@ -216,7 +218,7 @@ VIOLATIONS = [
     ("comm/group.py", "from .. import cython_kernels", "comm must not import cktrain.cython_kernels"),
     ("comm/group.py", "def f():\n    from cktrain.trainer import Trainer", "not import cktrain.trainer"),
     ("comm/transport/tcp.py", "from ...launch import spawn", "comm must not import cktrain.launch"),
-    ("cktrain/trainer.py", "from .launch.bind import bind", "cktrain must not import cktrain.launch.bind"),
+    ("cktrain/trainer.py", "from .launch.job import Job", "cktrain must not import cktrain.launch.job"),
     ("cktrain/data/loader.py", "from cktrain import config, launch", "not import cktrain.launch"),
     ("cktrain/nn/layers.py", "import importlib\nimportlib.import_module('cktrain.launch')", "cktrain.launch"),
     ("cktrain/trainer.py", "import comm", "write cktrain.comm, not comm"),
@@ -300,7 +302,7 @@ def test_the_tree_keeps_the_layers() -> None:
 EARLY = (
     "cktrain",
     "cktrain.launch.cli",
-    "cktrain.launch.bind",
+    "cktrain.host.bind",
     "cktrain.config_file",
     "cktrain.comm.environment",
 )

@@ -50,7 +50,7 @@ CASES = {
 def cktrain_steps(case: Case, precision: str) -> Run:
     """Training steps of cktrain on this rank's cores, over the group of all ranks."""
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind
+    from cktrain.host.bind import bind
 
     binding = bind(read_process_environment(os.environ))
     from cktrain import cython_kernels

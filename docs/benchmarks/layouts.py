@@ -116,7 +116,7 @@ def run_case(name: str, group: Any, threads: int, precision: str, steps: int, fo
 def work(cases: list[str], precision: str, steps: int, folder: str) -> None:
     """One rank: the cases in turn; rank 0 prints a line of JSON for each."""
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind
+    from cktrain.host.bind import bind
 
     binding = bind(read_process_environment(os.environ))
     from cktrain.comm import bootstrap

@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _overlap(options: argparse.Namespace) -> int:
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind
+    from cktrain.host.bind import bind
 
     cores = sorted(os.sched_getaffinity(0))
     threads = options.threads or max(1, len(cores) - 1)
@@ -106,7 +106,7 @@ def _overlap(options: argparse.Namespace) -> int:
 
 def _peak(options: argparse.Namespace) -> int:
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind
+    from cktrain.host.bind import bind
 
     binding = bind(read_process_environment({}), mode="auto", threads=options.threads)
     from cktrain import cython_kernels
@@ -121,7 +121,7 @@ def _gemm(options: argparse.Namespace) -> int:
     threads = options.threads or len(os.sched_getaffinity(0))
     os.environ.setdefault("OPENBLAS_NUM_THREADS", str(threads))  # numpy competes with as many
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind
+    from cktrain.host.bind import bind
 
     binding = bind(read_process_environment({}), mode="auto", threads=options.threads)
     from cktrain import cython_kernels
@@ -137,7 +137,7 @@ def _gemm(options: argparse.Namespace) -> int:
 
 def _ops(options: argparse.Namespace) -> int:
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind
+    from cktrain.host.bind import bind
 
     binding = bind(read_process_environment({}), mode="auto", threads=options.threads)
     from cktrain import cython_kernels
@@ -156,14 +156,14 @@ def _step(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind
+    from cktrain.host.bind import bind
 
     binding = bind(read_process_environment({}), mode=config.launch.bind, threads=config.launch.threads)
     from cktrain import cython_kernels
     from cktrain.bench.step import bench_step
     from cktrain.bench.table import step_table
-    from cktrain.launch.precision import choose_precision
     from cktrain.models.hugging_face import resolve_model
+    from cktrain.precision import choose_precision
 
     kernels = cython_kernels.load()
     kernels.set_num_threads(binding.threads)
@@ -177,7 +177,7 @@ def _step(options: argparse.Namespace) -> int:
 
 def _collectives(options: argparse.Namespace) -> int:
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind
+    from cktrain.host.bind import bind
 
     process = read_process_environment(os.environ)
     bind(process)

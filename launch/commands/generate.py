@@ -63,7 +63,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(options: argparse.Namespace) -> int:
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind
+    from cktrain.host.bind import bind
 
     binding = bind(read_process_environment(os.environ), threads=options.threads)
     from cktrain import cython_kernels

@@ -15,12 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from cktrain.config import Config, LaunchConfig, ParallelConfig
+from cktrain.host.topology import HardwareThread, Nic, Topology, parse_cpulist
 from cktrain.launch import arguments
 from cktrain.launch.agent import facts
 from cktrain.launch.hosts import Host, parse_hosts
 from cktrain.launch.job import DEFAULT_SHELL, Job, LaunchError
 from cktrain.launch.layout import HostFacts, lay_out, table, warnings
-from cktrain.launch.topology import HardwareThread, Nic, Topology, parse_cpulist
 from cktrain.parallel.mesh import Mesh, resolve_mesh
 
 HERE = "localhost"
@@ -97,7 +97,7 @@ def run(options: argparse.Namespace) -> int:
             )
     config = _train_config(options.command)
     if options.topology is not None:
-        from cktrain.launch.described import read_description
+        from cktrain.launch.topology_file import read_description
 
         hosts = [HostFacts(*host) for host in read_description(options.topology)]
         return _show(hosts, _spread(options.ranks, hosts), config)

@@ -19,7 +19,7 @@ from cktrain.launch import arguments
 if TYPE_CHECKING:
     from cktrain.comm.group import Group
     from cktrain.config import Config
-    from cktrain.launch.bind import Binding
+    from cktrain.host.bind import Binding
     from cktrain.nn.numerics import Numerics
     from cktrain.parallel.mesh import Mesh
     from cktrain.plan.plan import Machine
@@ -120,7 +120,7 @@ def run(options: argparse.Namespace) -> int:
 
     config = load_config(options.config, options.overrides)
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind
+    from cktrain.host.bind import bind
 
     process = read_process_environment(os.environ)
     binding = bind(
@@ -160,13 +160,13 @@ def run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> int:
     from cktrain import cython_kernels
-    from cktrain.launch.precision import agree_on_precision
     from cktrain.metrics import proportional_set_size
     from cktrain.models.hugging_face import resolve_model
     from cktrain.nn.numerics import Numerics
     from cktrain.parallel.mesh import resolve_mesh
     from cktrain.plan.plan import Machine, gib, make_plan, remedy
     from cktrain.plan.text import plan_text
+    from cktrain.precision import agree_on_precision
 
     kernels = cython_kernels.load()
     config = config.model_copy(update={"model": resolve_model(config.model)[0]})

@@ -30,7 +30,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def _run(options: argparse.Namespace) -> int:
     from cktrain.checkpoint import MARKER
     from cktrain.comm.environment import read_process_environment
-    from cktrain.launch.bind import bind
+    from cktrain.host.bind import bind
 
     binding = bind(read_process_environment({}))
     from cktrain import cython_kernels
@@ -87,8 +87,8 @@ def _newest(given: Path, kernels: Any) -> tuple[Path, int, Config, Transformer]:
     """
     from cktrain.config_file import load_config
     from cktrain.foreign_file import read_json
-    from cktrain.launch.precision import choose_precision
     from cktrain.nn.numerics import Numerics
+    from cktrain.precision import choose_precision
     from cktrain.report import State
     from cktrain.saved_model import find_saved_model
 

@@ -17,14 +17,14 @@ from typing import TYPE_CHECKING
 from cktrain.config import Config
 from cktrain.config_file import load_config
 from cktrain.launch import arguments
-from cktrain.launch.system_error import in_words
+from cktrain.system_error import in_words
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from cktrain.comm.environment import ProcessEnvironment
     from cktrain.comm.group import Group
-    from cktrain.launch.bind import Binding
+    from cktrain.host.bind import Binding
     from cktrain.nn.numerics import Numerics
     from cktrain.stop import StopFlag
     from cktrain.trainer import Trainer
@@ -91,7 +91,7 @@ def _run(options: argparse.Namespace, start: Start) -> int:
         if process.rank > 0:
             time.sleep(AFTER_RANK_0_S)
         raise
-    from cktrain.launch.bind import bind
+    from cktrain.host.bind import bind
 
     binding = bind(
         process,
@@ -117,7 +117,7 @@ def _meet_and_train(
     from cktrain.agreed import AgreedError
     from cktrain.comm import bootstrap
     from cktrain.folder_lock import lock_folder
-    from cktrain.launch.logs import set_up_logging
+    from cktrain.logs import set_up_logging
     from cktrain.stop import StopRequested
 
     problem, console = "", None
@@ -181,9 +181,9 @@ def _train(
     from cktrain import __version__, cython_kernels
     from cktrain.agreed import AgreedError
     from cktrain.comm import bootstrap
-    from cktrain.launch.agreement import check_agreement
-    from cktrain.launch.compose import compose
-    from cktrain.launch.end_of_time import stop_time
+    from cktrain.compose import compose
+    from cktrain.consistency_check import check_agreement
+    from cktrain.host.walltime import stop_time
     from cktrain.launch.progress import StepBar
 
     built = stop_at = None
@@ -276,7 +276,7 @@ def _agree(problem: str, group: Group, flag: StopFlag) -> str:
 
     Raises StopRequested on all ranks when one of them was asked to stop.
     """
-    from cktrain.launch.agreement import agree_on_problem
+    from cktrain.consistency_check import agree_on_problem
     from cktrain.stop import StopRequested
 
     if any(group.all_gather_bytes(b"stop" if flag.signal else b"")):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from cktrain import cython_kernels
+from cktrain.compose import Run, compose
 from cktrain.config import Config
-from cktrain.launch.compose import Run, compose
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tokenizers_made_here
 

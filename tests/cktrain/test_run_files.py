@@ -14,12 +14,12 @@ from tokenizers_made_here import SIDE_FILES, backend, write_side_files, write_to
 
 from cktrain import cython_kernels
 from cktrain.comm.solo_group import SoloGroup
+from cktrain.compose import compose
 from cktrain.config import Config, ModelConfig
 from cktrain.config_file import load_config
 from cktrain.data.prepare import prepare
-from cktrain.launch import bind
+from cktrain.host import bind
 from cktrain.launch.cli import main
-from cktrain.launch.compose import compose
 from cktrain.memory.params import FlatParams
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import save_folder

@@ -120,7 +120,7 @@ def test_binding_needs_no_numpy():
     code = (
         "import sys\n"
         "import cktrain.comm, cktrain.comm.environment, cktrain.comm.errors\n"
-        "import cktrain.launch, cktrain.launch.bind, cktrain.launch.topology\n"
+        "import cktrain.launch, cktrain.host.bind, cktrain.host.topology\n"
         "assert 'numpy' not in sys.modules and 'mpi4py' not in sys.modules\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

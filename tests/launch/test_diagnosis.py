@@ -11,7 +11,7 @@ from cktrain import cython_kernels
 from cktrain.comm.transport import verbs, verbs_problems
 from cktrain.comm.transport.verbs_problems import Problem
 from cktrain.launch import diagnosis, diagnosis_comm
-from cktrain.launch.diagnosis import Place, Section
+from cktrain.launch.diagnosis import HostPaths, Section
 from cktrain.launch.diagnosis_comm import diagnose, flavour
 
 IPV4 = "0000:0000:0000:0000:0000:ffff:0a09:0001"
@@ -24,9 +24,11 @@ def write(path: Path, text: str) -> None:
 
 
 @pytest.fixture
-def place(make_sysfs, tmp_path, monkeypatch) -> Place:
+def place(make_sysfs, tmp_path, monkeypatch) -> HostPaths:
     """Two sockets of 4 cores with SMT, all of them allowed, 64 GiB, huge pages by madvise, nothing else."""
-    place = Place(make_sysfs(packages=2, cores=4, smt=2), tmp_path / "proc", tmp_path / "dev", {"PATH": ""})
+    place = HostPaths(
+        make_sysfs(packages=2, cores=4, smt=2), tmp_path / "proc", tmp_path / "dev", {"PATH": ""}
+    )
     write(place.proc / "cpuinfo", "processor\t: 0\nmodel name\t: Made-up 9000")
     write(place.proc / "meminfo", f"MemTotal: {64 << 20} kB\nMemAvailable: {60 << 20} kB")
     write(place.proc / "self" / "cgroup", "0::/job")
@@ -37,7 +39,7 @@ def place(make_sysfs, tmp_path, monkeypatch) -> Place:
     return place
 
 
-def huge_pages(place: Place, anonymous: str, shared: str) -> None:
+def huge_pages(place: HostPaths, anonymous: str, shared: str) -> None:
     folder = place.sysfs / "kernel" / "mm" / "transparent_hugepage"
     write(folder / "enabled", anonymous)
     write(folder / "shmem_enabled", shared)
@@ -89,7 +91,7 @@ def test_a_cpuset(place, monkeypatch):
 
 
 def test_no_sysfs(tmp_path):
-    (problem,) = problems(diagnosis.cores(Place(sysfs=tmp_path)))
+    (problem,) = problems(diagnosis.cores(HostPaths(sysfs=tmp_path)))
     assert "the topology cannot be read" in problem
 
 
@@ -119,7 +121,7 @@ def test_no_huge_pages(place, monkeypatch):
 
 
 def test_isa_that_is_not_here(place):
-    section = diagnosis.processor(Place(place.sysfs, place.proc, place.dev, {"CKTRAIN_ISA": "sve"}))
+    section = diagnosis.processor(HostPaths(place.sysfs, place.proc, place.dev, {"CKTRAIN_ISA": "sve"}))
     assert section.facts["model"] == "Made-up 9000"
     assert section.findings[-1].blocks and "CKTRAIN_ISA is 'sve'" in problems(section)[-1]
 
@@ -127,7 +129,7 @@ def test_isa_that_is_not_here(place):
 def test_onednn_without_a_library(place, monkeypatch):
     monkeypatch.setattr("cktrain.cython_kernels.available", lambda: ["reference", *cython_kernels.ISAS])
     environ = {"CKTRAIN_ISA": "onednn", "CKTRAIN_LIBDNNL": "/nowhere/libdnnl.so.3"}
-    finding = diagnosis.processor(Place(place.sysfs, place.proc, place.dev, environ)).findings[-1]
+    finding = diagnosis.processor(HostPaths(place.sysfs, place.proc, place.dev, environ)).findings[-1]
     assert finding.blocks and "no libdnnl fits (/nowhere/libdnnl.so.3: " in finding.problem
     assert "cktrain[onednn]" in finding.remedy
 
@@ -143,14 +145,14 @@ def test_amx_that_is_not_used(place, monkeypatch):
 
 def test_contradicting_launcher(place):
     environ = {"RANK": "3", "WORLD_SIZE": "2"}
-    (finding,) = diagnosis.software(Place(place.sysfs, place.proc, place.dev, environ)).findings
+    (finding,) = diagnosis.software(HostPaths(place.sysfs, place.proc, place.dev, environ)).findings
     assert finding.blocks and "rank 3 of size 2" in finding.problem
 
 
 # --------------------------------------------------------------------------------------------------------- RDMA
 
 
-def add_device(place: Place, *gids: str, state: str = "4: ACTIVE", mtu: int = 9000) -> None:
+def add_device(place: HostPaths, *gids: str, state: str = "4: ACTIVE", mtu: int = 9000) -> None:
     port = place.sysfs / "class/infiniband/rxe0/ports/1"
     write(port / "state", state)
     write(port / "link_layer", "Ethernet")
@@ -250,7 +252,7 @@ def test_mpirun_of_another_mpi(place, monkeypatch, tmp_path):
     (tmp_path / "bin").mkdir()
     (tmp_path / "bin" / "mpirun").write_text("#!/bin/sh\n")
     (tmp_path / "bin" / "mpirun").chmod(0o755)
-    place = Place(place.sysfs, place.proc, place.dev, {"PATH": str(tmp_path / "bin")})
+    place = HostPaths(place.sysfs, place.proc, place.dev, {"PATH": str(tmp_path / "bin")})
     monkeypatch.setattr("importlib.metadata.version", lambda name: "4.1.2")
     loaded = subprocess.CompletedProcess([], 0, "Open MPI v5.0.8\n", "")
     monkeypatch.setattr("subprocess.run", run_with(loaded, "mpirun (Open MPI) 5.0.8"))
@@ -271,14 +273,14 @@ def test_secret_that_others_may_read(place, tmp_path):
     secret.write_bytes(b"x" * 32)
     secret.chmod(0o644)
     environ = {"CKTRAIN_SECRET_FILE": str(secret)}
-    section = diagnosis_comm.sockets(Place(place.sysfs, place.proc, place.dev, environ), "lo")
+    section = diagnosis_comm.sockets(HostPaths(place.sysfs, place.proc, place.dev, environ), "lo")
     assert [f.remedy for f in section.findings if "0644" in f.problem] == [f"chmod 600 {secret}"]
     assert any("no route to another one" in problem for problem in problems(section))
 
 
 @pytest.fixture
 def no_mpi(monkeypatch):
-    def section(place: Place) -> Section:
+    def section(place: HostPaths) -> Section:
         found = Section("MPI")
         found.add("mpi4py does not load: none", "install it", prevents=True)
         return found

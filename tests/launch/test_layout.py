@@ -8,8 +8,8 @@ import pytest
 
 from cktrain.config import LaunchConfig
 from cktrain.launch.cli import main
-from cktrain.launch.described import HostDescription, read_description
 from cktrain.launch.layout import HostFacts, lay_out, table, warnings
+from cktrain.launch.topology_file import HostDescription, read_description
 from cktrain.parallel.mesh import Mesh
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples"

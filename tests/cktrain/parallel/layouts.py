@@ -23,8 +23,8 @@ import numpy as np
 
 from cktrain.comm import bootstrap
 from cktrain.comm.group import Group
+from cktrain.compose import compose
 from cktrain.config import Config
-from cktrain.launch.compose import compose
 from cktrain.memory import arena
 
 

@@ -13,12 +13,12 @@ import pytest
 import yaml
 
 from cktrain.comm.solo_group import SoloGroup
+from cktrain.compose import compose
 from cktrain.config import Config
 from cktrain.config_file import load_config
 from cktrain.data.prepare import prepare
-from cktrain.launch import bind
+from cktrain.host import bind
 from cktrain.launch.cli import main
-from cktrain.launch.compose import compose
 from cktrain.models.hf_weights import hf_tensors
 from cktrain.safetensors_file import read_header
 

@@ -19,7 +19,7 @@ RUNS = [path for path in EXAMPLES if "model:" in path.read_text()]
 @pytest.fixture
 def run_plan(monkeypatch, capsys):
     """`run_plan(*arguments)` -> (exit status, stdout, stderr), without binding this process."""
-    monkeypatch.setattr("cktrain.launch.bind._apply", lambda binding, *_, **__: binding)
+    monkeypatch.setattr("cktrain.host.bind._apply", lambda binding, *_, **__: binding)
 
     def run(*arguments: str) -> tuple[int, str, str]:
         status = main(["plan", *arguments])

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from cktrain.comm.solo_group import SoloGroup
+from cktrain.compose import compose
 from cktrain.config import Config
 from cktrain.data.prepare import prepare
-from cktrain.launch import bind
+from cktrain.host import bind
 from cktrain.launch.cli import main
-from cktrain.launch.compose import compose
 from cktrain.report import read_curve
 
 

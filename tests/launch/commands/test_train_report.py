@@ -12,7 +12,7 @@ import pytest
 from cktrain.agreed import AgreedFault, AgreedInputError
 from cktrain.comm.errors import CommError
 from cktrain.launch.commands.train import Start, _report
-from cktrain.launch.logs import set_up_logging
+from cktrain.logs import set_up_logging
 from cktrain.stop import StopFlag
 
 OPTIONS = argparse.Namespace(config="run.yaml", overrides=[])

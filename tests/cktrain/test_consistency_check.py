@@ -10,7 +10,7 @@ import pytest
 
 from cktrain.comm.group import Group
 from cktrain.config import Config
-from cktrain.launch.agreement import check_agreement
+from cktrain.consistency_check import check_agreement
 
 
 def config(**blocks: Any) -> Config:

@@ -6,8 +6,8 @@ import os
 
 import pytest
 
-from cktrain.launch.allowance import read_allowance, read_cgroup
-from cktrain.launch.topology import read_topology
+from cktrain.host.cpu_limits import read_cgroup, read_cpu_limits
+from cktrain.host.topology import read_topology
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_nothing_told(tree):
 
 def test_without_a_cpuset_all_that_is_online_may_be_had(tree, make_sysfs):
     sysfs = make_sysfs(cores=6)
-    allowance = read_allowance(read_topology(sysfs), sysfs, tree({})[1])
-    assert allowance.cpuset == frozenset(range(6))
-    assert allowance.mask == frozenset(os.sched_getaffinity(0))
-    assert allowance.quota is None
+    limits = read_cpu_limits(read_topology(sysfs), sysfs, tree({})[1])
+    assert limits.cpuset == frozenset(range(6))
+    assert limits.mask == frozenset(os.sched_getaffinity(0))
+    assert limits.quota is None

@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from cktrain.launch.memory_policy import policy_of
+from cktrain.host.memory_policy import policy_of
 
 PROGRAM = """
 import mmap, re, sys
-from cktrain.launch.memory_policy import set_memory_policy
+from cktrain.host.memory_policy import set_memory_policy
 set_memory_policy([int(node) for node in sys.argv[1].split(",")])
 region = mmap.mmap(-1, 1 << 22)
 region.write(b"x" * (1 << 22))

@@ -11,16 +11,15 @@ from typing import Any
 
 from cktrain import cython_kernels
 from cktrain.checkpoint import Progress, load_checkpoint
+from cktrain.checkpoint_choice import agree_on_checkpoint, begin_run
 from cktrain.checkpoint_folder import find_candidates
 from cktrain.comm.group import Group
 from cktrain.config import Config, ModelConfig
 from cktrain.config_file import save_config
+from cktrain.consistency_check import agree_on_data, together
 from cktrain.data.fingerprint import fingerprint
 from cktrain.data.loader import BatchLoader
 from cktrain.data.shards import TokenSource, open_source
-from cktrain.launch.agreement import agree_on_data, together
-from cktrain.launch.precision import agree_on_precision
-from cktrain.launch.resume import agree_on_checkpoint, begin_run
 from cktrain.models.build import build_model
 from cktrain.models.hf_weights import hf_tensors, load_weights
 from cktrain.models.hugging_face import resolve_model
@@ -30,6 +29,7 @@ from cktrain.parallel.cuts import choose_cuts
 from cktrain.parallel.mesh import resolve_mesh
 from cktrain.parallel.part import Part
 from cktrain.parallel.ranks import Ranks, divide_world
+from cktrain.precision import agree_on_precision
 from cktrain.resume import consumed_examples, model_differences, other_changes, saved_config
 from cktrain.run_files import agree_on_side_files
 from cktrain.shared_folder import check_shared_folder

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from cktrain.launch.topology import Core, Nic, Topology
+from cktrain.host.topology import Core, Nic, Topology
 
 STAYING_INSIDE = 7 / 8
 """The smallest share may be so much of an even one, for the sake of cuts between sockets, nodes and caches."""
@@ -37,7 +37,7 @@ class Share:
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Where one rank of a node runs."""
 
     cpus: tuple[int, ...]
@@ -62,7 +62,7 @@ def place_ranks(
     threads: int | None = None,
     progress_core: int | None = None,
     alone: bool = False,
-) -> list[Place]:
+) -> list[Placement]:
     """Place the `ranks` of a node.
 
     Args:
@@ -87,7 +87,7 @@ def place_ranks(
         own = [core_of[cpu] for cpu in share.cpus]
         nodes = tuple(sorted({core.node for core in own}))
         nic = None if alone else nearest_nic(topology, nodes, seen)
-        place = Place(
+        place = Placement(
             tuple(sorted(share.cpus)),
             share.threads if threads is None else min(threads, share.threads),
             tuple(sorted({core.package for core in own})),
@@ -102,7 +102,9 @@ def place_ranks(
     return places
 
 
-def _with_progress(place: Place, cpus: Sequence[int], chosen: bool, progress_core: int | None) -> Place:
+def _with_progress(
+    place: Placement, cpus: Sequence[int], chosen: bool, progress_core: int | None
+) -> Placement:
     """Take a core out of the rank's for its communication thread, where that leaves it enough."""
     if progress_core == -1:
         return place

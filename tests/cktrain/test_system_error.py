@@ -8,7 +8,7 @@ import os
 import pytest
 
 from cktrain.launch import cli
-from cktrain.launch.system_error import in_words
+from cktrain.system_error import in_words
 
 
 @pytest.mark.parametrize(
@@ -41,7 +41,7 @@ def test_any_command_ends_with_status_2_and_the_path(monkeypatch, capsys, error)
         raise error
 
     monkeypatch.setattr("cktrain.models.hf_config.read_json", refused)
-    monkeypatch.setattr("cktrain.launch.bind.bind", lambda *_, **__: None)
+    monkeypatch.setattr("cktrain.host.bind.bind", lambda *_, **__: None)
     assert cli.main(["import", "folder"]) == 2
     err = capsys.readouterr().err
     assert f"{error.filename}: {error.strerror} (on {os.uname().nodename})" in err and err.count("\n") == 1

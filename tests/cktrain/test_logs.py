@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from cktrain.best_effort import WatchedStream
-from cktrain.launch.logs import set_up_logging
 from cktrain.launch.progress import StepBar
+from cktrain.logs import set_up_logging
 
 
 @pytest.fixture(autouse=True)

@@ -14,8 +14,8 @@ from typing import Any, TypeVar
 from cktrain.agreed import AgreedError
 from cktrain.comm.group import Group
 from cktrain.config import Config
-from cktrain.launch.system_error import in_words
-from cktrain.launch.topology import format_cpulist
+from cktrain.host.topology import format_cpulist
+from cktrain.system_error import in_words
 
 log = logging.getLogger("cktrain")
 

@@ -6,7 +6,7 @@ import logging
 
 import pytest
 
-from cktrain.launch.precision import choose_precision
+from cktrain.precision import choose_precision
 
 
 @pytest.mark.parametrize(

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cktrain.launch.topology import Topology, parse_cpulist
+from cktrain.host.topology import Topology, parse_cpulist
 
 
 @dataclass(frozen=True)
-class Allowance:
+class CpuLimits:
     """Logical CPUs and CPU time that a process may use."""
 
     mask: frozenset[int]
@@ -32,12 +32,12 @@ class Allowance:
     """Logical CPUs of this node that Slurm says it granted to the job; None: nobody says."""
 
 
-def read_allowance(
+def read_cpu_limits(
     topology: Topology,
     sysfs: str | Path = "/sys",
     proc: str | Path = "/proc",
     environ: Mapping[str, str] = os.environ,
-) -> Allowance:
+) -> CpuLimits:
     """Return what the calling process may use."""
     mask = frozenset(os.sched_getaffinity(0))
     try:
@@ -48,7 +48,7 @@ def read_allowance(
     told = environ.get("SLURM_CPUS_ON_NODE", "")
     granted = int(told) if re.fullmatch("[0-9]{1,6}", told) else None
     cpuset = (cpuset & topology.cpus) if cpuset else topology.cpus
-    return Allowance(mask, parent_mask, cpuset, quota, granted)
+    return CpuLimits(mask, parent_mask, cpuset, quota, granted)
 
 
 def read_cgroup(sysfs: str | Path, proc: str | Path) -> tuple[frozenset[int], float | None]:

@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cktrain.launch.described import HostDescription
-from cktrain.launch.placement import STAYING_INSIDE, place_ranks, split_groups
-from cktrain.launch.topology import Nic, Topology, read_topology
+from cktrain.host.placement import STAYING_INSIDE, place_ranks, split_groups
+from cktrain.host.topology import Nic, Topology, read_topology
+from cktrain.launch.topology_file import HostDescription
 
 
 @pytest.fixture

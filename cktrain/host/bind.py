@@ -2,7 +2,7 @@
 
 mpirun and srun hand a rank one core, or all of them, or a socket shared with other ranks, depending on their
 defaults; a training rank wants a share of its own. `bind: auto` splits what the job may use on this node
-among the node's ranks (`cktrain.launch.placement`): neighbouring cores, one hardware thread each, memory from
+among the node's ranks (`cktrain.host.placement`): neighbouring cores, one hardware thread each, memory from
 the NUMA nodes of those cores. `inherit` keeps the mask that the launcher gave. `none` leaves the mask alone
 too, but takes it as shared by the node's ranks, so it divides the threads. Both leave the memory policy alone.
 
@@ -32,10 +32,10 @@ from functools import partial
 from pathlib import Path
 
 from cktrain.comm.environment import ProcessEnvironment
-from cktrain.launch.allowance import Allowance, read_allowance
-from cktrain.launch.memory_policy import policy_of, set_memory_policy
-from cktrain.launch.placement import Place, nearest_nic, place_ranks
-from cktrain.launch.topology import Core, Topology, format_cpulist, read_topology
+from cktrain.host.cpu_limits import CpuLimits, read_cpu_limits
+from cktrain.host.memory_policy import policy_of, set_memory_policy
+from cktrain.host.placement import Placement, nearest_nic, place_ranks
+from cktrain.host.topology import Core, Topology, format_cpulist, read_topology
 
 MODES = ("auto", "inherit", "none")
 _OPENMP_PLACES = ("OMP_PLACES", "OMP_PROC_BIND", "KMP_AFFINITY", "GOMP_CPU_AFFINITY")
@@ -96,13 +96,13 @@ def bind(
         raise ValueError(f"[launch] bind: {mode!r} is unknown. Give one of {', '.join(MODES)}.")
     try:
         topology = read_topology(sysfs)
-        allowance = read_allowance(topology, sysfs, proc, environ)
+        limits = read_cpu_limits(topology, sysfs, proc, environ)
     except (OSError, ValueError) as error:
         binding = _unpinned(threads, error)
     else:
-        binding = plan_binding(topology, allowance, process, mode, threads, tensor, progress_core)
+        binding = plan_binding(topology, limits, process, mode, threads, tensor, progress_core)
         if mode == "auto":
-            binding = _apply(binding, allowance, several_nodes=len({t.node for t in topology.threads}) > 1)
+            binding = _apply(binding, limits, several_nodes=len({t.node for t in topology.threads}) > 1)
     for line in _set_thread_variables(binding.threads, environ):
         binding = _with_line(binding, line)
     if "numpy" in sys.modules:
@@ -113,7 +113,7 @@ def bind(
 
 def plan_binding(
     topology: Topology,
-    allowance: Allowance,
+    limits: CpuLimits,
     process: ProcessEnvironment,
     mode: str,
     threads: int | None = None,
@@ -129,10 +129,10 @@ def plan_binding(
         )
         mode = "inherit"
     if mode == "auto":
-        cores, place = _own_share(topology, allowance, process, threads, tensor, progress_core, lines)
+        cores, place = _own_share(topology, limits, process, threads, tensor, progress_core, lines)
     else:
-        cores, place = _as_given(topology, allowance, process, mode, threads, progress_core, lines)
-    lines += _warnings(topology, allowance, process, mode, cores, place)
+        cores, place = _as_given(topology, limits, process, mode, threads, progress_core, lines)
+    lines += _warnings(topology, limits, process, mode, cores, place)
 
     device = None
     if place.nic is not None and sum(nic.rdma and nic.up for nic in topology.nics) > 1:
@@ -151,31 +151,31 @@ def plan_binding(
 
 def _own_share(
     topology: Topology,
-    allowance: Allowance,
+    limits: CpuLimits,
     process: ProcessEnvironment,
     threads: int | None,
     tensor: int,
     progress_core: int | None,
     lines: list[str],
-) -> tuple[list[Core], Place]:
+) -> tuple[list[Core], Placement]:
     """`auto`: the cores that the ranks share, and this rank's place among them. What is to be said goes to `lines`."""
     assert process.local_rank is not None and process.local_size is not None
-    if _chosen_by_slurm(topology, allowance, process):
-        job, sharing, index = allowance.mask & allowance.cpuset, 1, 0
-        lines.append(f"srun gave this rank cpu {format_cpulist(allowance.mask)}: it keeps to these.")
+    if _chosen_by_slurm(topology, limits, process):
+        job, sharing, index = limits.mask & limits.cpuset, 1, 0
+        lines.append(f"srun gave this rank cpu {format_cpulist(limits.mask)}: it keeps to these.")
     else:
-        job, sharing, index = _job_cpus(allowance, process), process.local_size, process.local_rank
+        job, sharing, index = _job_cpus(limits, process), process.local_size, process.local_rank
     place_with = partial(place_ranks, topology, job, sharing, tensor=tensor, alone=process.size == 1)
     available = len(place_with(progress_core=-1)[index].cpus)
     _check_threads(threads, available, process)
-    limit = _quota_limit(allowance, process, threads, available, lines)
+    limit = _quota_limit(limits, process, threads, available, lines)
     if limit != threads and progress_core is None:
         progress_core = -1  # a quota leaves cores over, but no time for them
     place = place_with(threads=limit, progress_core=progress_core)[index]
-    if not allowance.mask.issuperset(place.cpus):
-        how = "widened" if allowance.mask.issubset(place.cpus) else "moved"
+    if not limits.mask.issuperset(place.cpus):
+        how = "widened" if limits.mask.issubset(place.cpus) else "moved"
         lines.append(
-            f"mask {how} from cpu {format_cpulist(allowance.mask)}, given by the launcher, to "
+            f"mask {how} from cpu {format_cpulist(limits.mask)}, given by the launcher, to "
             f"{format_cpulist(place.cpus)}."
         )
     return topology.cores(job), place
@@ -183,22 +183,22 @@ def _own_share(
 
 def _as_given(
     topology: Topology,
-    allowance: Allowance,
+    limits: CpuLimits,
     process: ProcessEnvironment,
     mode: str,
     threads: int | None,
     progress_core: int | None,
     lines: list[str],
-) -> tuple[list[Core], Place]:
+) -> tuple[list[Core], Placement]:
     """`inherit` and `none`: the mask as it is, all of its cores' threads or the rank's part of them."""
     ranks = process.local_size or 1
-    cores = topology.cores(allowance.mask)
+    cores = topology.cores(limits.mask)
     count = len(cores) if mode == "inherit" else max(1, len(cores) // ranks)
     _check_threads(threads, len(cores), process)
-    limit = _quota_limit(allowance, process, threads, count, lines)
+    limit = _quota_limit(limits, process, threads, count, lines)
     nodes = tuple(sorted({core.node for core in cores}))
-    place = Place(
-        cpus=tuple(sorted(allowance.mask)),
+    place = Placement(
+        cpus=tuple(sorted(limits.mask)),
         threads=count if limit is None else limit,
         packages=tuple(sorted({core.package for core in cores})),
         nodes=nodes,
@@ -211,11 +211,11 @@ def _as_given(
 
 def _warnings(
     topology: Topology,
-    allowance: Allowance,
+    limits: CpuLimits,
     process: ProcessEnvironment,
     mode: str,
     cores: list[Core],
-    place: Place,
+    place: Placement,
 ) -> list[str]:
     """Ranks that are in each other's way, and a rank that was given less than it could use."""
     ranks, every = process.local_size or 1, len(topology.cores())
@@ -225,14 +225,14 @@ def _warnings(
             "the others. Start fewer ranks, or give the job more cores (srun --cpus-per-task, "
             "mpirun --map-by)."
         ]
-    if mode == "inherit" and ranks > 1 and allowance.mask == allowance.cpuset:
+    if mode == "inherit" and ranks > 1 and limits.mask == limits.cpuset:
         return [
             f"warning: launch.bind is inherit, and each of the {ranks} ranks was given all "
             f"{_count(len(cores), 'core')}, so their threads collide. Let the launcher bind, or set "
             "launch.bind: auto."
         ]
     if process.source not in _BINDS_NOTHING and len(cores) == 1 < every:
-        held = "cgroup" if len(topology.cores(allowance.cpuset)) == 1 else "job's mask"
+        held = "cgroup" if len(topology.cores(limits.cpuset)) == 1 else "job's mask"
         return [
             f"warning: the {held} holds 1 of this node's {every} cores, so the rank runs one thread and communicates "
             "on the same core. Ask for more: srun or sbatch --cpus-per-task=N."
@@ -249,17 +249,17 @@ def _check_threads(threads: int | None, available: int, process: ProcessEnvironm
 
 
 def _quota_limit(
-    allowance: Allowance, process: ProcessEnvironment, threads: int | None, available: int, lines: list[str]
+    limits: CpuLimits, process: ProcessEnvironment, threads: int | None, available: int, lines: list[str]
 ) -> int | None:
     """Threads as asked for, else as the cgroup's quota allows; None: as many as cores."""
-    if threads is not None or allowance.quota is None:
+    if threads is not None or limits.quota is None:
         return threads
     ranks = process.local_size or 1
-    granted = max(1, int(allowance.quota / ranks))
+    granted = max(1, int(limits.quota / ranks))
     if granted >= available:
         return None
     lines.append(
-        f"the cgroup's quota of {allowance.quota:g} CPUs for {_count(ranks, 'rank')} allows "
+        f"the cgroup's quota of {limits.quota:g} CPUs for {_count(ranks, 'rank')} allows "
         f"{granted} of {available} threads."
     )
     return granted
@@ -269,7 +269,7 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}{'s' * (number != 1)}"
 
 
-def _chosen_by_slurm(topology: Topology, allowance: Allowance, process: ProcessEnvironment) -> bool:
+def _chosen_by_slurm(topology: Topology, limits: CpuLimits, process: ProcessEnvironment) -> bool:
     """Slurm gave this rank a mask of its own that is to be kept.
 
     Several cores, and not so many that the node's ranks must share them, are somebody's choice (--cpus-per-task,
@@ -278,40 +278,40 @@ def _chosen_by_slurm(topology: Topology, allowance: Allowance, process: ProcessE
     """
     if process.source != "slurm":
         return False
-    mask = allowance.mask & allowance.cpuset
+    mask = limits.mask & limits.cpuset
     if len(topology.cores(mask)) > 1:
         ranks = process.local_size or 1
-        own = len(topology.cores(mask)) * ranks <= len(topology.cores(allowance.cpuset))
+        own = len(topology.cores(mask)) * ranks <= len(topology.cores(limits.cpuset))
         return ranks > 1 and own
-    return allowance.granted is not None and allowance.granted < len(allowance.cpuset)
+    return limits.granted is not None and limits.granted < len(limits.cpuset)
 
 
-def _job_cpus(allowance: Allowance, process: ProcessEnvironment) -> frozenset[int]:
+def _job_cpus(limits: CpuLimits, process: ProcessEnvironment) -> frozenset[int]:
     """Return the CPUs that are the job's on this node, all its ranks together."""
-    mask = allowance.mask & allowance.cpuset or allowance.cpuset
+    mask = limits.mask & limits.cpuset or limits.cpuset
     alone = process.local_size == 1
     if process.source in _BINDS_NOTHING or (alone and len(mask) > 1):
         return mask
-    parent = allowance.parent_mask & allowance.cpuset
+    parent = limits.parent_mask & limits.cpuset
     if parent and not parent <= mask:
         return parent
     # The parent has our mask: the launcher bound nothing, or a shell stands between it and us.
-    return mask if len(mask) > 1 else allowance.cpuset
+    return mask if len(mask) > 1 else limits.cpuset
 
 
 def _with_line(binding: Binding, line: str) -> Binding:
     return replace(binding, message=f"{binding.message}\n[launch] {line}") if line else binding
 
 
-def _apply(binding: Binding, allowance: Allowance, *, several_nodes: bool) -> Binding:
+def _apply(binding: Binding, limits: CpuLimits, *, several_nodes: bool) -> Binding:
     try:
         os.sched_setaffinity(0, binding.cpus)
     except OSError as error:
-        mask = format_cpulist(allowance.mask)
+        mask = format_cpulist(limits.mask)
         binding = replace(
             binding,
-            cpus=tuple(sorted(allowance.mask)),
-            threads=min(binding.threads, len(allowance.mask)),
+            cpus=tuple(sorted(limits.mask)),
+            threads=min(binding.threads, len(limits.mask)),
             nodes=(),
             progress_core=None,
         )

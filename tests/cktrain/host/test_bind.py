@@ -13,10 +13,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cktrain.comm.environment import ProcessEnvironment
-from cktrain.launch.allowance import Allowance
-from cktrain.launch.bind import bind, plan_binding
-from cktrain.launch.placement import STAYING_INSIDE, split_cores
-from cktrain.launch.topology import HardwareThread, Topology, read_topology
+from cktrain.host.bind import bind, plan_binding
+from cktrain.host.cpu_limits import CpuLimits
+from cktrain.host.placement import STAYING_INSIDE, split_cores
+from cktrain.host.topology import HardwareThread, Topology, read_topology
 
 
 def machine(cores_per_node, nodes_per_package=1, smt=1) -> Topology:
@@ -35,10 +35,10 @@ def machine(cores_per_node, nodes_per_package=1, smt=1) -> Topology:
     return Topology(tuple(sorted(threads, key=lambda thread: thread.cpu)))
 
 
-def allowance(topology, mask=None, parent=None, cpuset=None, quota=None) -> Allowance:
+def limits(topology, mask=None, parent=None, cpuset=None, quota=None) -> CpuLimits:
     everything = topology.cpus
     mask = everything if mask is None else frozenset(mask)
-    return Allowance(
+    return CpuLimits(
         mask,
         mask if parent is None else frozenset(parent),
         everything if cpuset is None else frozenset(cpuset),
@@ -113,19 +113,19 @@ class TestSplit:
 
 class TestAuto:
     def test_single_process_takes_all_cores(self):
-        binding = plan_binding(machine([4, 4], smt=2), allowance(machine([4, 4], smt=2)), ALONE, "auto")
+        binding = plan_binding(machine([4, 4], smt=2), limits(machine([4, 4], smt=2)), ALONE, "auto")
         assert (binding.cpus, binding.threads, binding.node) == (tuple(range(8)), 8, None)
 
     def test_taskset_is_obeyed(self):
         topology = machine([4])
-        binding = plan_binding(topology, allowance(topology, mask={2}, parent=range(4)), ALONE, "auto")
+        binding = plan_binding(topology, limits(topology, mask={2}, parent=range(4)), ALONE, "auto")
         assert binding.cpus == (2,)
 
     @pytest.mark.parametrize("parent", [{0}, set(range(8))])
     def test_single_core_mask_of_mpirun_is_widened(self, parent):
         """With a shell between mpirun and us the parent's mask is the same single core."""
         topology = machine([4, 4])
-        given_core = allowance(topology, mask={0}, parent=parent)
+        given_core = limits(topology, mask={0}, parent=parent)
         binding = plan_binding(topology, given_core, under_mpirun(0, 2), "auto")
         assert (binding.cpus, binding.threads, binding.node) == ((0, 1, 2, 3), 4, 0)
         assert "mask widened from cpu 0, given by the launcher, to 0-3" in binding.message
@@ -133,19 +133,19 @@ class TestAuto:
     def test_mpirun_with_one_rank_is_widened(self):
         topology = machine([4])
         binding = plan_binding(
-            topology, allowance(topology, mask={0}, parent=range(4)), under_mpirun(0, 1), "auto"
+            topology, limits(topology, mask={0}, parent=range(4)), under_mpirun(0, 1), "auto"
         )
         assert binding.cpus == (0, 1, 2, 3)
 
     def test_widening_stops_at_the_cpuset(self):
         topology = machine([8])
-        held = allowance(topology, mask={4}, parent=range(8), cpuset={4, 5})
+        held = limits(topology, mask={4}, parent=range(8), cpuset={4, 5})
         binding = plan_binding(topology, held, under_mpirun(0, 1), "auto")
         assert binding.cpus == (4, 5)
 
     def test_widening_stops_at_the_launchers_own_mask(self):
         topology = machine([8])
-        held = allowance(topology, mask={2}, parent=range(2, 6))
+        held = limits(topology, mask={2}, parent=range(2, 6))
         shares = [plan_binding(topology, held, under_mpirun(r, 2), "auto").cpus for r in range(2)]
         assert shares == [(2, 3), (4, 5)]
 
@@ -155,7 +155,7 @@ class TestAuto:
         shares = []
         for rank in range(4):
             mask = range(4) if rank % 2 == 0 else range(4, 8)
-            held = allowance(topology, mask=mask, parent=range(8))
+            held = limits(topology, mask=mask, parent=range(8))
             shares.append(plan_binding(topology, held, under_mpirun(rank, 4), "auto").cpus)
         assert shares == [(0, 1), (2, 3), (4, 5), (6, 7)]
 
@@ -164,7 +164,7 @@ class TestAuto:
     def test_ranks_never_meet(self, sizes, ranks):
         topology = machine(sizes, smt=2)
         bindings = [
-            plan_binding(topology, allowance(topology), under_mpirun(rank, ranks), "auto")
+            plan_binding(topology, limits(topology), under_mpirun(rank, ranks), "auto")
             for rank in range(ranks)
         ]
         cpus = [cpu for binding in bindings for cpu in binding.cpus]
@@ -176,32 +176,32 @@ class TestAuto:
     def test_more_ranks_than_cores_is_said(self):
         topology = machine([2])
         for rank in range(3):
-            binding = plan_binding(topology, allowance(topology), under_mpirun(rank, 3), "auto")
+            binding = plan_binding(topology, limits(topology), under_mpirun(rank, 3), "auto")
             assert binding.threads == 1
             assert "warning: 3 ranks share 2 cores" in binding.message
             assert "--cpus-per-task" in binding.message
 
     def test_cgroup_with_one_core_is_said(self):
         topology = machine([8])
-        held = allowance(topology, mask={3}, cpuset={3})
+        held = limits(topology, mask={3}, cpuset={3})
         binding = plan_binding(topology, held, under_mpirun(1, 2), "auto")
         assert "2 ranks share 1 core;" in binding.message
 
     @pytest.mark.parametrize("quota, ranks, threads", [(4.0, 1, 4), (2.5, 1, 2), (3.0, 2, 1), (0.5, 1, 1)])
     def test_quota_limits_threads(self, quota, ranks, threads):
         topology = machine([8])
-        binding = plan_binding(topology, allowance(topology, quota=quota), under_mpirun(0, ranks), "auto")
+        binding = plan_binding(topology, limits(topology, quota=quota), under_mpirun(0, ranks), "auto")
         assert binding.threads == threads
         assert f"quota of {quota:g} CPUs" in binding.message
 
     def test_generous_quota_is_not_mentioned(self):
         topology = machine([8])
-        binding = plan_binding(topology, allowance(topology, quota=8.0), ALONE, "auto")
+        binding = plan_binding(topology, limits(topology, quota=8.0), ALONE, "auto")
         assert binding.threads == 8 and "quota" not in binding.message
 
     def test_cgroup_with_one_core_is_said_to_a_rank_that_has_it_alone(self):
         topology = machine([8])
-        held = allowance(topology, mask={3}, cpuset={3})
+        held = limits(topology, mask={3}, cpuset={3})
         binding = plan_binding(topology, held, under_mpirun(0, 1), "auto")
         assert binding.cpus == (3,)
         assert "warning: the cgroup holds 1 of this node's 8 cores" in binding.message
@@ -210,7 +210,7 @@ class TestAuto:
     def test_own_launcher_keeps_to_its_mask(self):
         """`taskset -c 2,3 cktrain launch`: the agent's mask is the user's."""
         topology = machine([8])
-        held = allowance(topology, mask={2, 3}, parent=range(8))
+        held = limits(topology, mask={2, 3}, parent=range(8))
         shares = [
             plan_binding(topology, held, ProcessEnvironment(r, 2, r, 2, "cktrain"), "auto").cpus
             for r in (0, 1)
@@ -220,7 +220,7 @@ class TestAuto:
     def test_launcher_that_tells_no_count_keeps_the_mask(self):
         topology = machine([8])
         process = ProcessEnvironment(1, None, None, None, "pmix")
-        binding = plan_binding(topology, allowance(topology, mask={1, 2}), process, "auto")
+        binding = plan_binding(topology, limits(topology, mask={1, 2}), process, "auto")
         assert (binding.cpus, binding.threads) == ((1, 2), 2)
         assert "warning" in binding.message
 
@@ -232,7 +232,7 @@ def under_srun(local_rank, local_size) -> ProcessEnvironment:
 class TestSlurm:
     def test_single_core_mask_is_widened_to_the_cpuset(self):
         topology = machine([4, 4])
-        held = allowance(topology, mask={0}, parent=range(8))
+        held = limits(topology, mask={0}, parent=range(8))
         binding = plan_binding(topology, held, under_srun(1, 2), "auto")
         assert binding.cpus == (4, 5, 6, 7)
         assert "mask widened" in binding.message or "mask moved" in binding.message
@@ -240,20 +240,20 @@ class TestSlurm:
     def test_masks_of_several_cores_are_kept(self):
         """--cpus-per-task=2 --cpu-bind: the choice of whoever wrote the script."""
         topology = machine([8], smt=2)
-        held = allowance(topology, mask={2, 3, 10, 11}, parent=range(16))
+        held = limits(topology, mask={2, 3, 10, 11}, parent=range(16))
         binding = plan_binding(topology, held, under_srun(1, 2), "auto")
         assert (binding.cpus, binding.threads) == ((2, 3), 2)
         assert "srun gave this rank cpu 2-3,10-11: it keeps to these" in binding.message
 
     def test_a_mask_that_all_ranks_have_is_divided(self):
         topology = machine([8])
-        binding = plan_binding(topology, allowance(topology), under_srun(1, 2), "auto")
+        binding = plan_binding(topology, limits(topology), under_srun(1, 2), "auto")
         assert binding.cpus == (4, 5, 6, 7)
 
     def test_nothing_is_taken_from_another_job(self):
         """A cpuset of the whole node, of which Slurm granted two CPUs to this job."""
         topology = machine([8])
-        held = replace(allowance(topology, mask={5}, parent=range(8)), granted=2)
+        held = replace(limits(topology, mask={5}, parent=range(8)), granted=2)
         binding = plan_binding(topology, held, under_srun(1, 2), "auto")
         assert binding.cpus == (5,)
         assert "--cpus-per-task=N" in binding.message
@@ -262,26 +262,26 @@ class TestSlurm:
 class TestProgressCore:
     def test_none_where_cores_are_few(self):
         topology = machine([30])
-        assert plan_binding(topology, allowance(topology), under_mpirun(0, 2), "auto").progress_core is None
+        assert plan_binding(topology, limits(topology), under_mpirun(0, 2), "auto").progress_core is None
 
     def test_one_of_sixteen(self):
         topology = machine([32])
-        binding = plan_binding(topology, allowance(topology), under_mpirun(1, 2), "auto")
+        binding = plan_binding(topology, limits(topology), under_mpirun(1, 2), "auto")
         assert (binding.cpus, binding.progress_core, binding.threads) == (tuple(range(16, 31)), 31, 15)
         assert "communication on cpu 31" in binding.message
 
     def test_a_rank_alone_has_nobody_to_talk_to(self):
         topology = machine([32])
-        assert plan_binding(topology, allowance(topology), ALONE, "auto").progress_core is None
+        assert plan_binding(topology, limits(topology), ALONE, "auto").progress_core is None
 
     def test_a_core_that_threads_leave_over(self):
         topology = machine([8])
-        binding = plan_binding(topology, allowance(topology), under_mpirun(0, 2), "auto", threads=3)
+        binding = plan_binding(topology, limits(topology), under_mpirun(0, 2), "auto", threads=3)
         assert (binding.cpus, binding.progress_core, binding.threads) == ((0, 1, 2), 3, 3)
 
     def test_as_asked(self):
         topology = machine([32])
-        held = allowance(topology)
+        held = limits(topology)
         given = plan_binding(topology, held, under_mpirun(0, 2), "auto", progress_core=2)
         assert (given.progress_core, given.threads) == (2, 15) and 2 not in given.cpus
         other = plan_binding(topology, held, under_mpirun(1, 2), "auto", progress_core=2)
@@ -291,36 +291,36 @@ class TestProgressCore:
 
     def test_a_quota_leaves_cores_over_but_no_time(self):
         topology = machine([64])
-        binding = plan_binding(topology, allowance(topology, quota=8.0), under_mpirun(0, 2), "auto")
+        binding = plan_binding(topology, limits(topology, quota=8.0), under_mpirun(0, 2), "auto")
         assert (binding.threads, binding.progress_core) == (4, None)
 
 
 def test_each_rank_is_told_the_nearest_of_several_rdma_devices(make_sysfs):
     nics = [("mlx5_0", 0, True, True), ("mlx5_1", 1, True, True), ("eno1", 1, False, True)]
     topology = read_topology(make_sysfs(packages=2, cores=4, nics=nics))
-    bindings = [plan_binding(topology, allowance(topology), under_mpirun(r, 4), "auto") for r in range(4)]
+    bindings = [plan_binding(topology, limits(topology), under_mpirun(r, 4), "auto") for r in range(4)]
     assert [binding.rdma_device for binding in bindings] == ["mlx5_0", "mlx5_0", "mlx5_1", "mlx5_1"]
     assert "RDMA by mlx5_1" in bindings[3].message
     only = read_topology(make_sysfs(packages=2, cores=4, nics=[nics[0], ("mlx5_1", 1, True, False), nics[2]]))
-    binding = plan_binding(only, allowance(only), under_mpirun(3, 4), "auto")
+    binding = plan_binding(only, limits(only), under_mpirun(3, 4), "auto")
     assert binding.rdma_device is None
 
 
 class TestOtherModes:
     def test_inherit_keeps_the_mask(self):
         topology = machine([4], smt=2)
-        held = allowance(topology, mask={0, 4, 1}, parent=range(8))
+        held = limits(topology, mask={0, 4, 1}, parent=range(8))
         binding = plan_binding(topology, held, under_mpirun(0, 2), "inherit")
         assert (binding.cpus, binding.threads) == ((0, 1, 4), 2)  # two cores, three hardware threads
 
     def test_inherit_warns_where_nobody_bound(self):
         topology = machine([4])
-        binding = plan_binding(topology, allowance(topology), under_mpirun(0, 2), "inherit")
+        binding = plan_binding(topology, limits(topology), under_mpirun(0, 2), "inherit")
         assert "warning" in binding.message and "all 4 cores" in binding.message
 
     def test_none_divides_threads_but_not_cpus(self):
         topology = machine([4])
-        binding = plan_binding(topology, allowance(topology), under_mpirun(0, 2), "none")
+        binding = plan_binding(topology, limits(topology), under_mpirun(0, 2), "none")
         assert (binding.cpus, binding.threads) == ((0, 1, 2, 3), 2)
 
 
@@ -329,7 +329,7 @@ class TestOtherModes:
 def test_threads_beyond_the_cores(mode, threads):
     topology = machine([4], smt=2)
     with pytest.raises(ValueError, match=rf"threads: {threads} on rank 0, which has 4 cores. Give 1 to 4"):
-        plan_binding(topology, allowance(topology), ALONE, mode, threads)
+        plan_binding(topology, limits(topology), ALONE, mode, threads)
 
 
 def test_unknown_mode():
@@ -339,13 +339,13 @@ def test_unknown_mode():
 
 def test_threads_override():
     topology = machine([4])
-    assert plan_binding(topology, allowance(topology), ALONE, "auto", 3).threads == 3
+    assert plan_binding(topology, limits(topology), ALONE, "auto", 3).threads == 3
 
 
 def test_described_machine(make_sysfs):
     """Two sockets of 64 cores, SMT, in eight nodes: sysfs to shares."""
     topology = read_topology(make_sysfs(packages=2, nodes=4, cores=16, smt=2))
-    bindings = [plan_binding(topology, allowance(topology), under_mpirun(r, 8), "auto") for r in range(8)]
+    bindings = [plan_binding(topology, limits(topology), under_mpirun(r, 8), "auto") for r in range(8)]
     assert [binding.node for binding in bindings] == list(range(8))
     assert (bindings[7].cpus, bindings[7].progress_core) == (tuple(range(112, 127)), 127)
 
@@ -354,7 +354,7 @@ PROGRAM = """
 import json, os, sys
 os.sched_setaffinity(0, json.loads(sys.argv[1]))
 from cktrain.comm.environment import read_process_environment
-from cktrain.launch.bind import bind
+from cktrain.host.bind import bind
 binding = bind(read_process_environment(os.environ), **json.loads(sys.argv[2]))
 names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 print(json.dumps({
@@ -432,7 +432,7 @@ def test_blas_variables_of_the_user_are_kept():
     ],
 )  # fmt: skip
 def test_every_variable_that_is_replaced_kept_or_without_effect_is_said(environ, said):
-    from cktrain.launch.bind import _set_thread_variables
+    from cktrain.host.bind import _set_thread_variables
 
     lines = _set_thread_variables(2, environ)
     assert len(lines) == len(said)

@@ -16,7 +16,7 @@ from pydantic import Field, ValidationError, model_validator
 
 from cktrain.config import MOST_CPUS, NonNegative, Positive, Section
 from cktrain.foreign_file import spell
-from cktrain.launch.topology import HardwareThread, Nic, Topology, parse_cpulist
+from cktrain.host.topology import HardwareThread, Nic, Topology, parse_cpulist
 from cktrain.yaml_text import read_yaml
 
 

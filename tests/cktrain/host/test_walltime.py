@@ -6,7 +6,7 @@ import time
 
 import pytest
 
-from cktrain.launch.end_of_time import stop_time
+from cktrain.host.walltime import stop_time
 from cktrain.stop import StopFlag
 
 

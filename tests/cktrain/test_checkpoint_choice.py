@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-import cktrain.launch.resume as resume
+import cktrain.checkpoint_choice as resume
 from cktrain.checkpoint_record import CheckpointError, read_checkpoint
 from cktrain.comm.solo_group import SoloGroup
+from cktrain.consistency_check import agree_on_data, together
 from cktrain.file_identity import sha256_of_file
-from cktrain.launch.agreement import agree_on_data, together
 
 
 class Board:

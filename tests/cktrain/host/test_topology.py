@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cktrain.launch.topology import Nic, Topology, describe, format_cpulist, parse_cpulist, read_topology
+from cktrain.host.topology import Nic, Topology, describe, format_cpulist, parse_cpulist, read_topology
 
 
 @pytest.mark.parametrize(

@@ -31,7 +31,7 @@ from cktrain.checkpoint_record import (
     read_checkpoint,
 )
 from cktrain.comm.group import Group
-from cktrain.launch.agreement import together
+from cktrain.consistency_check import together
 from cktrain.shared_folder import PATIENCE
 
 log = logging.getLogger("cktrain")
