@@ -15,8 +15,13 @@ import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from cktrain.cython_kernels.ops import OPS
+
 if TYPE_CHECKING:
     from cktrain.cython_kernels.onednn import Library
+    from cktrain.cython_kernels.signatures import Ops
+else:
+    Ops = object
 
 AVX512BF16, AMX = "avx512bf16", "amx"
 ISAS = ("generic", "avx2", "avx512", AVX512BF16, AMX)
@@ -30,56 +35,17 @@ ONEDNN = "onednn"
 
 ONEDNN_REMEDY = "pip install 'cktrain[onednn]', or set CKTRAIN_LIBDNNL to a libdnnl.so.3 built for OpenMP"
 
-OPS = {
-    "linear": ("linear_forward", "linear_backward_input", "linear_backward_weight", "matmul"),
-    "embedding": ("embedding_forward", "embedding_backward"),
-    "norm": ("rms_norm_forward", "rms_norm_backward", "layer_norm_forward", "layer_norm_backward"),
-    "rope": ("rope_forward", "rope_backward"),
-    "attention": ("attention_forward", "attention_backward"),
-    "activation": ("swiglu_forward", "swiglu_backward", "gelu_forward", "gelu_backward", "add"),
-    "cross_entropy": ("cross_entropy_forward", "cross_entropy_backward"),
-    "optimizer": ("adamw_step", "sgd_step", "sum_of_squares"),
-    "cast": ("cast", "zero"),
-}
-"""The ops of each compiled module."""
 
-
-class KernelSet:
+class KernelSet(Ops):
     """The ops as attributes, and `isa`, `set_num_threads(n)`, `num_threads()`.
 
     `label` is the isa, with the library and its version where one computes; `why` says why this set was chosen.
     """
 
-    linear_forward: Callable[..., None]
-    linear_backward_input: Callable[..., None]
-    linear_backward_weight: Callable[..., None]
-    matmul: Callable[..., None]
-    embedding_forward: Callable[..., None]
-    embedding_backward: Callable[..., None]
-    rms_norm_forward: Callable[..., None]
-    rms_norm_backward: Callable[..., None]
-    layer_norm_forward: Callable[..., None]
-    layer_norm_backward: Callable[..., None]
-    rope_forward: Callable[..., None]
-    rope_backward: Callable[..., None]
-    attention_forward: Callable[..., None]
-    attention_backward: Callable[..., None]
-    swiglu_forward: Callable[..., None]
-    swiglu_backward: Callable[..., None]
-    gelu_forward: Callable[..., None]
-    gelu_backward: Callable[..., None]
-    add: Callable[..., None]
-    cross_entropy_forward: Callable[..., None]
-    cross_entropy_backward: Callable[..., None]
-    adamw_step: Callable[..., None]
-    sgd_step: Callable[..., None]
-    sum_of_squares: Callable[..., float]
-    cast: Callable[..., None]
-    zero: Callable[..., None]
     set_num_threads: Callable[[int], None]
     num_threads: Callable[[], int]
     reduction: Any
-    """The capsule of reduce.pyx, for `Group.use_reduction`."""
+    """The capsule of reduce.pyx, for `Group.use_reduction`; the reference has none."""
 
     def __init__(
         self, isa: str, ops: dict[str, Callable[..., Any]], table: Any, label: str = "", why: str = ""
@@ -92,6 +58,8 @@ class KernelSet:
 
     def activate(self) -> None:
         """Put this set's kernels in force again, after another compiled set was loaded."""
+        if self._table is None:  # the reference
+            return
         from cktrain.cython_kernels import _runtime
 
         _runtime.activate(self._table)
@@ -184,9 +152,11 @@ def load(isa: str | None = None) -> KernelSet:
         elif name not in (*ISAS, ONEDNN):
             reason = "there is no such set"
         raise ValueError(f"[kernels.load] {source} is {name!r}: {reason}. Use one of {', '.join(legal)}.")
-    if name == "reference":  # the package has the attributes of a set
-        reference: Any = importlib.import_module("cktrain.cython_kernels.reference")
-        return reference
+    if name == "reference":
+        ops = _ops_of("cktrain.cython_kernels.reference")
+        threads = importlib.import_module("cktrain.cython_kernels.reference.threads")
+        ops |= {"set_num_threads": threads.set_num_threads, "num_threads": threads.num_threads}
+        return KernelSet(name, ops, None, name, why)
 
     from cktrain.cython_kernels import _runtime
 
@@ -202,10 +172,14 @@ def load(isa: str | None = None) -> KernelSet:
     if name == ONEDNN:
         table = importlib.import_module("cktrain.cython_kernels._onednn").table(table)
     _runtime.activate(table)
-    ops: dict[str, Callable[..., Any]] = {}
-    for theme, names in OPS.items():
-        module = importlib.import_module(f"cktrain.cython_kernels.{theme}")
-        ops |= {op: getattr(module, op) for op in names}
+    ops = _ops_of("cktrain.cython_kernels")
     ops |= {"set_num_threads": _runtime.set_num_threads, "num_threads": _runtime.num_threads}
     ops["reduction"] = importlib.import_module("cktrain.cython_kernels.reduce").capsule
     return KernelSet(name, ops, table, label, why)
+
+
+def _ops_of(package: str) -> dict[str, Callable[..., Any]]:
+    """Every op of the table, from the module of its theme in a package."""
+    return {
+        op.name: getattr(importlib.import_module(f"{package}.{op.theme}"), op.name) for op in OPS.values()
+    }

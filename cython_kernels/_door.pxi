@@ -9,35 +9,7 @@ from cktrain.cython_kernels import _runtime
 cdef extern from "runtime.h" nogil:
     ctypedef struct ck_team
     ctypedef void (*ck_kernel)(const void *args, const ck_team *team) noexcept nogil
-    ctypedef struct ck_table:
-        ck_kernel gemm[2]
-        ck_kernel gemm_f32[2]
-        ck_kernel embedding_forward[2]
-        ck_kernel embedding_backward[2]
-        ck_kernel rms_norm_forward[2]
-        ck_kernel rms_norm_backward[2]
-        ck_kernel layer_norm_forward[2]
-        ck_kernel layer_norm_backward[2]
-        ck_kernel rope[2]
-        ck_kernel attention_forward[2]
-        ck_kernel attention_backward[2]
-        ck_kernel swiglu_forward[2]
-        ck_kernel swiglu_backward[2]
-        ck_kernel gelu_forward[2]
-        ck_kernel gelu_backward[2]
-        ck_kernel add[2]
-        ck_kernel cross_entropy_forward[2]
-        ck_kernel cross_entropy_backward[2]
-        ck_kernel cross_entropy_backward_from_f32[2]
-        ck_kernel sum_of_squares[2]
-        ck_kernel cast_to_f32[2]
-        ck_kernel cast_to_bf16[2]
-        ck_kernel adamw_step
-        ck_kernel sgd_step
-        ck_kernel zero
-        ck_kernel peak_f32
-        ck_kernel peak_bf16
-        ck_kernel stream
+    ctypedef struct ck_table  # each module of ops declares the kernels that it calls
     ctypedef struct ck_array:
         void *data
         int64_t shape[4]

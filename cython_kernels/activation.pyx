@@ -6,6 +6,12 @@ Shapes: N rows of I (SwiGLU: gate and up side by side, 2I) or of C elements; rea
 include "_door.pxi"
 
 cdef extern from "kernels.h" nogil:
+    ctypedef struct ck_table:
+        ck_kernel swiglu_forward[2]
+        ck_kernel swiglu_backward[2]
+        ck_kernel gelu_forward[2]
+        ck_kernel gelu_backward[2]
+        ck_kernel add[2]
     ctypedef struct ck_swiglu_args:
         void *y
         void *dgate_up

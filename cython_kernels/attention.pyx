@@ -8,6 +8,9 @@ window + 1, up to its own. csrc/attention.h has the algorithm.
 include "_door.pxi"
 
 cdef extern from "kernels.h" nogil:
+    ctypedef struct ck_table:
+        ck_kernel attention_forward[2]
+        ck_kernel attention_backward[2]
     ctypedef struct ck_strides:
         int64_t batch, row, head
     ctypedef struct ck_attention_args:

@@ -3,6 +3,10 @@
 include "_door.pxi"
 
 cdef extern from "kernels.h" nogil:
+    ctypedef struct ck_table:
+        ck_kernel cast_to_f32[2]
+        ck_kernel cast_to_bf16[2]
+        ck_kernel zero
     ctypedef struct ck_cast_args:
         void *dst
         const void *src

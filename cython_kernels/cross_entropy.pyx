@@ -7,6 +7,10 @@ Shapes: logits real, strided (N,V); targets int32 (N); row_max, row_sum, target_
 include "_door.pxi"
 
 cdef extern from "kernels.h" nogil:
+    ctypedef struct ck_table:
+        ck_kernel cross_entropy_forward[2]
+        ck_kernel cross_entropy_backward_from_f32[2]
+        ck_kernel cross_entropy_backward[2]
     ctypedef struct ck_cross_entropy_args:
         float *row_max
         float *row_sum

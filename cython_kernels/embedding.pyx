@@ -6,6 +6,9 @@ Shapes: N ids, V vocabulary, C hidden size. Ids are int32 and checked: one outsi
 include "_door.pxi"
 
 cdef extern from "kernels.h" nogil:
+    ctypedef struct ck_table:
+        ck_kernel embedding_forward[2]
+        ck_kernel embedding_backward[2]
     ctypedef struct ck_embedding_args:
         void *y
         const void *x

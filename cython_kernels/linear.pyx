@@ -8,6 +8,9 @@ rounded once.
 include "_door.pxi"
 
 cdef extern from "kernels.h" nogil:
+    ctypedef struct ck_table:
+        ck_kernel gemm_f32[2]
+        ck_kernel gemm[2]
     ctypedef struct ck_gemm_args:
         void *c
         const void *a

@@ -8,6 +8,11 @@ threads.
 include "_door.pxi"
 
 cdef extern from "kernels.h" nogil:
+    ctypedef struct ck_table:
+        ck_kernel layer_norm_forward[2]
+        ck_kernel rms_norm_forward[2]
+        ck_kernel layer_norm_backward[2]
+        ck_kernel rms_norm_backward[2]
     const int CK_SCRATCH_BYTES
     ctypedef struct ck_norm_forward_args:
         void *y

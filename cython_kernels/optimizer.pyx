@@ -5,6 +5,10 @@ include "_door.pxi"
 from libc.stdint cimport uint16_t
 
 cdef extern from "kernels.h" nogil:
+    ctypedef struct ck_table:
+        ck_kernel adamw_step
+        ck_kernel sgd_step
+        ck_kernel sum_of_squares[2]
     ctypedef struct ck_optimizer_args:
         float *param
         float *m

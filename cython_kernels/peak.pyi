@@ -1,5 +1,8 @@
-"""A compiled module; its functions are documented in peak.pyx."""
+"""Types of the loops that measure the machine's limits, documented in peak.pyx."""
 
-from typing import Any
+from collections.abc import Sequence
 
-def __getattr__(name: str) -> Any: ...
+import numpy as np
+
+def multiply_adds(bf16: bool, steps: int) -> int: ...
+def stream(out: Sequence[np.ndarray], inputs: Sequence[np.ndarray], streaming: bool = False) -> int: ...

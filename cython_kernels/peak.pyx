@@ -6,6 +6,10 @@ For benchmarks (cktrain/bench/peak.py); no op of a model is here.
 include "_door.pxi"
 
 cdef extern from "kernels.h" nogil:
+    ctypedef struct ck_table:
+        ck_kernel peak_bf16
+        ck_kernel peak_f32
+        ck_kernel stream
     const int CK_STREAMS
     ctypedef struct ck_peak_args:
         int64_t steps, flops

@@ -11,6 +11,8 @@ include "_door.pxi"
 from cpython.pycapsule cimport PyCapsule_New
 
 cdef extern from "kernels.h" nogil:
+    ctypedef struct ck_table:
+        ck_kernel reduce_n
     ctypedef struct ck_reduce_args:
         void **dst
         const void **src
@@ -32,10 +34,6 @@ cdef extern from *:
     bint ck_owns_pool() nogil
     void ck_run_alone(ck_kernel kernel, const void *args) nogil
 
-cdef extern from "kernels.h" nogil:
-    ctypedef struct ck_reduce_table "ck_table":
-        ck_kernel reduce_n
-
 # Below this a wake-up of the pool costs more than it saves; comm's small reductions are far below.
 cdef int64_t POOL_BYTES = 1 << 20
 
@@ -43,7 +41,7 @@ cdef int64_t POOL_BYTES = 1 << 20
 cdef void _reduce_n(void **dst, int n_dst, const void **src, int n_src, int64_t count, int dtype,
                     int op) noexcept nogil:
     cdef ck_reduce_args a
-    cdef ck_kernel kernel = (<const ck_reduce_table *> rt.table).reduce_n
+    cdef ck_kernel kernel = rt.table.reduce_n
     a.dst, a.src, a.count = dst, src, count
     a.n_dst, a.n_src, a.dtype, a.op, a.stream = n_dst, n_src, dtype, op & 255, op >= 256
     if count * 4 >= POOL_BYTES and ck_owns_pool():

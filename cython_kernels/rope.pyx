@@ -6,6 +6,8 @@ Shapes: x, y real, strided (N,H,D); cos, sin float32 (P,D/2); positions int32 (N
 include "_door.pxi"
 
 cdef extern from "kernels.h" nogil:
+    ctypedef struct ck_table:
+        ck_kernel rope[2]
     ctypedef struct ck_rope_args:
         void *y
         const void *x

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from cktrain.bench.peak import last_level_cache_bytes
-from cktrain.bench.profile import attention_flops
+from cktrain.cython_kernels.ops import OPS
 from cktrain.memory.arena import Arena
 from cktrain.nn.numerics import PRECISIONS
 
@@ -416,7 +416,8 @@ def _attention(w: Workbench, b: int, t: int, h: int, d: int) -> Iterator[Trial]:
             torch_backward()
 
         rivals = [torch_forward, torch_backward, torch_both]
-    flops = attention_flops(q, key)
+    row = OPS["attention_forward"]
+    flops = row.flops_of(row.sizes({"q": q, "k": key}))
     for name, run, factor, rival in zip(
         ("attention_forward", "attention_backward", "attention_both"),
         (forward, backward, both),

@@ -16,8 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from cktrain.bench.profile import FLOPS, ProfiledKernels, bytes_moved
+from cktrain.bench.profile import ProfiledKernels
 from cktrain.config import Config
+from cktrain.cython_kernels.ops import OPS
 from cktrain.memory.params import FlatParams
 from cktrain.memory.slot import Slot
 from cktrain.models.build import STYLES, build_model
@@ -79,12 +80,12 @@ class PredictedKernels:
 
     def __getattr__(self, name: str) -> Callable[..., None]:
         """An op that takes its time, whichever of the two limits is the longer."""
-        flops = FLOPS.get(name)
+        cost_of = OPS[name].cost
         flops_rate, bytes_rate = self._rates
 
-        def op(*args: Any, **_kwargs: Any) -> None:
-            arithmetic = flops(*args) / flops_rate if flops else 0.0
-            self.seconds += max(arithmetic, bytes_moved(name, args) / bytes_rate)
+        def op(*args: Any, **kwargs: Any) -> None:
+            cost = cost_of(args, kwargs)
+            self.seconds += max(cost.flops / flops_rate, cost.bytes / bytes_rate)
 
         setattr(self, name, op)
         return op

@@ -1,5 +1,27 @@
-/* Optimizer steps on flat fp32 buffers, one element independent of the next. */
+/* Optimizer steps on flat fp32 buffers, one element independent of the next, and the sum of squares that clipping
+ * needs. */
 
+/* fp64 sums: each thread one, added by the first in the order of the threads. */
+static void FN(sum_of_squares)(const void *args, const ck_team *team) {
+    const ck_sum_of_squares_args *a = args;
+    const ck_range part = ck_split(a->n, 64, team->size, team->index);
+    const real *x = (const real *)a->x + part.begin;
+    const int64_t n = part.end - part.begin, whole = n / (4 * VL) * (4 * VL);
+    vd sum[4] = {vd_zero(), vd_zero(), vd_zero(), vd_zero()};
+    for (int64_t i = 0; i < whole; i += 4 * VL)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) sum[j] = vd_add_squares(sum[j], r_load_n(x + i + j * VL, VL));
+    EACH_VECTOR(i, m, n - whole, sum[0] = vd_add_squares(sum[0], r_load_n(x + whole + i, m)););
+    *(double *)team->scratch = (vd_sum(sum[0]) + vd_sum(sum[1])) + (vd_sum(sum[2]) + vd_sum(sum[3]));
+    ck_barrier(team);
+    if (team->index == 0) {
+        double total = 0.0;
+        for (int t = 0; t < team->size; t++) total += *(const double *)ck_scratch_of(team, t);
+        *a->sum = total;
+    }
+}
+
+#if CK_STORAGE == CK_F32  /* of fp32 whatever the storage type: once */
 /* AdamW (Loshchilov & Hutter 2019): decoupled decay, bias-corrected moments. The bf16 copy of the parameters rides along,
  * which would be a pass over memory of its own. */
 static void adamw_step(const void *args, const ck_team *team) {
@@ -46,15 +68,4 @@ static void sgd_step(const void *args, const ck_team *team) {
         v_store_n(buffer + i, b, n);
         v_store_n(param + i, v_sub(p, v_mul(lr, a->nesterov ? v_fma(momentum, b, g) : b)), n););
 }
-
-/* dst = 0, of which n counts fp32. */
-static void zero(const void *args, const ck_team *team) {
-    const ck_cast_args *a = args;
-    const ck_range part = ck_split(a->n, 64, team->size, team->index);
-    float *dst = (float *)a->dst + part.begin;
-    const int streaming = ck_streams(team, a->dst, a->n * sizeof *dst, 0);
-    EACH_VECTOR(i, m, part.end - part.begin,
-        if (streaming && m == VL) v_stream(dst + i, v_zero());
-        else v_store_n(dst + i, v_zero(), m););
-    if (streaming) ck_store_fence();
-}
+#endif

@@ -20,11 +20,15 @@
 #include "gemm_pack.h"
 #include "gemm_narrow.h"
 #include "gemm.h"
+#include "ops_embedding.h"
 #include "ops_norm.h"
-#include "ops_pointwise.h"
-#include "ops_cross_entropy.h"
+#include "ops_rope.h"
 #include "attention_tile.h"
 #include "attention.h"
+#include "ops_activation.h"
+#include "ops_cross_entropy.h"
+#include "ops_optimizer.h"
+#include "ops_cast.h"
 
 #undef CK_STORAGE
 #define CK_STORAGE 1
@@ -32,13 +36,16 @@
 #include "gemm_pack.h"
 #include "gemm_narrow.h"
 #include "gemm.h"
+#include "ops_embedding.h"
 #include "ops_norm.h"
-#include "ops_pointwise.h"
-#include "ops_cross_entropy.h"
+#include "ops_rope.h"
 #include "attention_tile.h"
 #include "attention.h"
-
+#include "ops_activation.h"
+#include "ops_cross_entropy.h"
 #include "ops_optimizer.h"
+#include "ops_cast.h"
+
 #include "ops_vmath.h"
 #include "peak.h"
 #include "reduce.h"

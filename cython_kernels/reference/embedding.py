@@ -28,6 +28,8 @@ def embedding_backward(dtable: Array, dy: Array, ids: Array) -> None:
     door.inside("ids", ids, v)
     if not dtable.flags.c_contiguous:
         door.refuse("dtable", f"has strides {dtable.strides}, a contiguous array is needed")
+    if not dtable.flags.writeable:  # ufunc.at does not ask
+        door.refuse("dtable", "is read-only, an array to write is needed")
     # One index per element: ufunc.at is an order of magnitude faster in one dimension than row by row.
     elements = ids.astype(np.int64)[:, None] * c + np.arange(c)
     np.add.at(dtable.reshape(-1), elements.reshape(-1), widen(dy).reshape(-1))

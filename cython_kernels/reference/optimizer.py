@@ -1,4 +1,4 @@
-"""Optimizer steps on flat f32 arrays, the sum of squares behind the gradient norm, the cast, and zero."""
+"""Optimizer steps on flat f32 arrays, and the sum of squares behind the gradient norm."""
 
 from __future__ import annotations
 
@@ -83,18 +83,3 @@ def sum_of_squares(x: Array) -> float:
         for start in range(0, flat.size, _SQUARES_BLOCK):
             total += float(np.square(widen(flat[start : start + _SQUARES_BLOCK]), dtype=np.float64).sum())
     return total
-
-
-def cast(dst: Array, src: Array) -> None:
-    """Write src into dst of the same shape and any of the float types, rounding to nearest even."""
-    Door("cast", dst)
-    door = Door("cast", src)
-    if dst.shape != src.shape:
-        door.refuse("dst", f"has shape {dst.shape}, {src.shape} is needed")
-    dst[...] = src
-
-
-def zero(x: Array) -> None:
-    """Set x, float32 or float64, to zero."""
-    Door("zero", x)
-    x.fill(0)
