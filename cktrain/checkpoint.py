@@ -63,7 +63,8 @@ from cktrain.config_file import save_config
 from cktrain.durable import sync
 from cktrain.file_identity import sha256_of_file
 from cktrain.folder_lock import FolderInUse, refuse_if_taken_over
-from cktrain.memory.params import FlatParams, Param
+from cktrain.memory.param import Param
+from cktrain.memory.param_store import ParamStore
 from cktrain.optim.optimizer import Optimizer
 from cktrain.parallel.blocks import blocks_of, read_label
 from cktrain.safetensors_file import StoredTensor, read_header, write_safetensors
@@ -114,7 +115,7 @@ def save_checkpoint(
     folder: Path,
     progress: Progress,
     config: Config,
-    params: FlatParams,
+    params: ParamStore,
     optimizer: Optimizer,
     owned: Sequence[tuple[int, int]],
     group: Group,
@@ -132,7 +133,10 @@ def save_checkpoint(
     temporary = folder / f".{final.name}.tmp"
     _together(group, final, temporary, [_make_folder] if group.rank == 0 else [])
     file = temporary / f"rank{group.rank}.safetensors"
-    mine: dict[str, Any] = {"shapes": {param.name: param.whole_shape for param in params.params}, "files": {}}
+    mine: dict[str, Any] = {
+        "shapes": {param.name: param.global_shape for param in params.params},
+        "files": {},
+    }
 
     def write_part(_final: Path, _temporary: Path) -> None:
         if not temporary.is_dir():
@@ -175,7 +179,7 @@ def save_checkpoint(
 
 def load_checkpoint(
     path: Path | Checkpoint,
-    params: FlatParams,
+    params: ParamStore,
     optimizer: Optimizer | None,
     shapes: Shapes | None = None,
     differences: Sequence[str] = (),
@@ -197,7 +201,7 @@ def load_checkpoint(
         )
     state = checkpoint.state
     if shapes is None:
-        shapes = {param.name: param.whole_shape for param in params.params}
+        shapes = {param.name: param.global_shape for param in params.params}
     moments = [] if optimizer is None else list(optimizer.state)
     _check_same_model(path, state, shapes, moments, differences)
     try:
@@ -303,7 +307,7 @@ def _wait_for(file: Path, size: int) -> None:
 
 
 def _owned_blocks(
-    params: FlatParams, optimizer: Optimizer, owned: Sequence[tuple[int, int]]
+    params: ParamStore, optimizer: Optimizer, owned: Sequence[tuple[int, int]]
 ) -> list[tuple[str, np.ndarray]]:
     found = []
     for param in params.params:

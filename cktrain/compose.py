@@ -27,7 +27,7 @@ from cktrain.nn.numerics import Numerics
 from cktrain.optim.optimizer import OPTIMIZERS
 from cktrain.parallel.cuts import choose_cuts
 from cktrain.parallel.mesh import resolve_mesh
-from cktrain.parallel.part import Part
+from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.ranks import Ranks, divide_world
 from cktrain.precision import agree_on_precision
 from cktrain.resume import consumed_examples, model_differences, other_changes, saved_config
@@ -107,7 +107,7 @@ def compose(
     )
     model = build_model(model_config, numerics, length, config.memory.checkpointing == "block")
     names = [tensor.name for tensor in hf_tensors(model.params())]
-    part = Part(config, model, ranks, choose_cuts(config, numerics, ranks))
+    part = ModelShard(config, model, ranks, choose_cuts(config, numerics, ranks))
     params = part.params
     optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer, part.data.update_spans)
     if checkpoint is not None:

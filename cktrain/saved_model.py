@@ -17,7 +17,7 @@ from cktrain.data.same_tokenizer import (
     with_other_tokenizer,
 )
 from cktrain.data.tokenizer import Tokenizer
-from cktrain.memory.params import FlatParams
+from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import load_weights, read_model_config, resolve_model
 from cktrain.models.transformer import Transformer
@@ -45,10 +45,10 @@ class SavedModel:
     """Tokenizer and so on; None for a checkpoint of before they were kept in it."""
     hugging_face: bool
 
-    def load(self, numerics: Numerics, positions: int) -> tuple[Transformer, FlatParams]:
+    def load(self, numerics: Numerics, positions: int) -> tuple[Transformer, ParamStore]:
         """The model with its weights, for up to `positions` tokens. Raises ValueError for bad files."""
         model = build_model(self.config, numerics, positions)
-        params = FlatParams(model.params(), numerics, train=False)
+        params = ParamStore(model.params(), numerics, train=False)
         if self.hugging_face:
             load_weights(self.path, params)
         else:

@@ -2,7 +2,7 @@
 
 Loss and gradient are means over the valid tokens of the global batch, whatever the split in micro-batches and ranks:
 each adds unnormalised sums and counts, and the division by the global count happens once, in the optimizer's scale.
-The trainer knows nothing of how the model is divided: its rank's `Part` does.
+The trainer knows nothing of how the model is divided: its rank's `ModelShard` does.
 
 Whatever ends a run between two steps, on one rank or on all, what was trained is saved: a rank that meets trouble raises
 its flag in the next sums that all reduce, and all save and raise together (`cktrain/agreed.py`). What fails inside a step
@@ -31,7 +31,7 @@ from cktrain.metrics import MetricsFile, StepMetrics, proportional_set_size
 from cktrain.optim.optimizer import Optimizer
 from cktrain.optim.schedule import learning_rate
 from cktrain.parallel.bubble import measure_bubble
-from cktrain.parallel.part import Part
+from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.pipeline import Clock
 from cktrain.parallel.sums import reduce_sums
 from cktrain.side_files import SideFiles
@@ -66,7 +66,7 @@ class Trainer:
     def __init__(
         self,
         config: Config,
-        part: Part,
+        part: ModelShard,
         optimizer: Optimizer,
         loader: BatchLoader,
         progress: Progress,
@@ -113,7 +113,7 @@ class Trainer:
         part.data.begin()
         losses, count = self.stage.train(batches, self._actions, part.data.end_micro_batch)
         part.data.finish()
-        part.replicas.sum_gradients()
+        part.partial.sum()
         sums = reduce_sums(part.ranks, losses, count, part.squared_norm(), stop, trouble is not None)
         if sums.trouble:
             self._end_together(trouble)

@@ -17,7 +17,7 @@ from cktrain.agreed import Trouble, agree
 from cktrain.config import Config
 from cktrain.data.loader import Batch, ValidationBatches, empty_batch
 from cktrain.data.shards import TokenSource
-from cktrain.parallel.part import Part
+from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.sums import reduce_sums
 
 log = logging.getLogger("cktrain")
@@ -35,7 +35,7 @@ class ValidationResult:
 class Validator:
     """Evaluates the model on the validation split, divided over the data ranks."""
 
-    def __init__(self, config: Config, part: Part, source: TokenSource) -> None:
+    def __init__(self, config: Config, part: ModelShard, source: TokenSource) -> None:
         self.config = config
         self.source = source
         self.ranks = part.ranks

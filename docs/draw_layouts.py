@@ -17,7 +17,7 @@ from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel.buckets import overlap
 from cktrain.parallel.mesh import Mesh
-from cktrain.parallel.part import Part
+from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.planned import PlannedGroup
 from cktrain.parallel.ranks import Ranks
 
@@ -63,7 +63,7 @@ def shares(mesh: Mesh, rank: int) -> dict[str, tuple[float, float]]:
         whole: dict[str, int] = {}
         for param in model.params():
             whole[layer_of(param.name)] = whole.get(layer_of(param.name), 0) + param.size
-        part = Part(config, model, ranks, cuts)
+        part = ModelShard(config, model, ranks, cuts)
     found = {layer: (0.0, 0.0) for layer in LAYERS}
     for param in part.params.params:
         layer = layer_of(param.name)

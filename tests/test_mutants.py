@@ -62,14 +62,14 @@ MUTANTS = [
     ),
     Mutant(
         "gradients not cleared between steps",
-        "cktrain/memory/params.py",
-        "param.stale = True",
-        "param.stale = False",
+        "cktrain/memory/param.py",
+        "self._written = False",
+        "self._written = True",
         "tests/cktrain/test_trainer.py::test_a_step_starts_from_no_gradient",
     ),
     Mutant(
         "gradients of ops that can only add not cleared",
-        "cktrain/memory/params.py",
+        "cktrain/memory/param.py",
         "kernels.zero(self.grad)",
         "pass",
         "tests/cktrain/test_trainer.py::test_a_step_starts_from_no_gradient_after_a_skipped_one",
@@ -122,7 +122,7 @@ EQUALITY = "tests/integration/test_parallel_equality.py::test_one_layout_in_fp64
 PARALLEL_MUTANTS = [
     Mutant(
         "a tied gradient dropped: first and last stage each keep their own",
-        "cktrain/parallel/part.py",
+        "cktrain/parallel/model_shard.py",
         "[*self._on_tensor_ranks(), *self._on_two_stages(tied)]",
         "self._on_tensor_ranks()",
         f"{EQUALITY}[llama tied-pipeline 2]",
@@ -144,16 +144,16 @@ PARALLEL_MUTANTS = [
     ),
     Mutant(
         "a replicated key/value head's gradient summed twice",
-        "cktrain/parallel/part.py",
-        "replicas += [_rows_of(param, rows, group) for rows in column.copied_rows]",
-        "replicas += [_rows_of(param, rows, g) for rows in column.copied_rows for g in (group, tensor)]",
+        "cktrain/parallel/model_shard.py",
+        "spans += [_rows_of(param, rows, group) for rows in column.copied_rows]",
+        "spans += [_rows_of(param, rows, g) for rows in column.copied_rows for g in (group, tensor)]",
         f"{EQUALITY}[llama-tensor 4]",
     ),
     Mutant(
         "a replicated gradient counted by every rank in the norm",
-        "cktrain/parallel/replicas.py",
-        "for r in replicas if r.group.rank != 0)",
-        "for r in replicas if r.group.rank > 99)",
+        "cktrain/parallel/partial_gradients.py",
+        "for p in partial if p.group.rank != 0)",
+        "for p in partial if p.group.rank > 99)",
         f"{EQUALITY}[gpt2-tensor 2]",
     ),
     Mutant(

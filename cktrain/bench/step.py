@@ -26,7 +26,7 @@ from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.optimizer import OPTIMIZERS
 from cktrain.parallel.mesh import Mesh
-from cktrain.parallel.part import Part
+from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.ranks import divide_world
 from cktrain.trainer import Trainer
 
@@ -84,7 +84,7 @@ def bench_step(config: Config, kernels: Any, precision: str, steps: int) -> Step
         config.model, numerics, config.data.sequence_length, config.memory.checkpointing == "block"
     )
     mesh = Mesh(data=1, pipeline=1, tensor=1)
-    part = Part(config, model, divide_world(SoloGroup(), mesh))
+    part = ModelShard(config, model, divide_world(SoloGroup(), mesh))
     part.params.initialize(config.run.seed)
     optimizer = OPTIMIZERS[config.optimizer.name](part.params, config.optimizer)
     assert config.model.vocab_size is not None

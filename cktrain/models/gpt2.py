@@ -27,8 +27,11 @@ STYLES = {
     "transformer.h.mlp.c_fc": "column",
     "transformer.h.mlp.c_proj": "row",
     "lm_head": "vocabulary",
+    "transformer.h.ln_1": "replicated",
+    "transformer.h.ln_2": "replicated",
+    "transformer.ln_f": "replicated",
 }
-"""How tensor ranks divide each module, by role (`parallel/tensor.py`); what is not named stands on all of them."""
+"""How tensor ranks divide each module, by role (`parallel/tensor.py`, `parallel/roles.py`)."""
 
 
 def build_gpt2(

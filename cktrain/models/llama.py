@@ -28,8 +28,13 @@ STYLES = {
     "model.layers.mlp.gate_up_proj": "column",
     "model.layers.mlp.down_proj": "row",
     "lm_head": "vocabulary",
+    "model.layers.self_attn.q_norm": "replicated",
+    "model.layers.self_attn.k_norm": "replicated",
+    "model.layers.input_layernorm": "replicated",
+    "model.layers.post_attention_layernorm": "replicated",
+    "model.norm": "replicated",
 }
-"""How tensor ranks divide each module, by role (`parallel/tensor.py`); what is not named stands on all of them."""
+"""How tensor ranks divide each module, by role (`parallel/tensor.py`, `parallel/roles.py`)."""
 
 
 def build_llama(

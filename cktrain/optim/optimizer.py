@@ -16,7 +16,7 @@ import numpy as np
 
 from cktrain.config import OptimizerConfig
 from cktrain.memory.arena import Arena
-from cktrain.memory.params import FlatParams
+from cktrain.memory.param_store import ParamStore
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Optimizer:
     moments: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
-        self, params: FlatParams, config: OptimizerConfig, spans: Sequence[tuple[int, int]] | None = None
+        self, params: ParamStore, config: OptimizerConfig, spans: Sequence[tuple[int, int]] | None = None
     ) -> None:
         """`spans` are [start, stop) in order, apart from each other; None is everything."""
         self.params = params
@@ -55,7 +55,7 @@ class Optimizer:
                 there = slice(segment.start - start + offset, segment.stop - start + offset)
                 moments = [self.state[name][there] for name in self.moments]
                 decay = config.weight_decay if segment.decay else 0.0
-                copy = None if params.copy is None else params.copy[here]
+                copy = None if params.compute_weights is None else params.compute_weights[here]
                 pieces.append(Piece(params.data[here], params.grad[here], copy, moments, decay))
             self._pieces.append(pieces)
 

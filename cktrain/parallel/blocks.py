@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from cktrain.memory.params import Param
+from cktrain.memory.param import Param
 
 _LABEL = re.compile(r"(.+)\[(\d+):\d+(?:,(\d+):\d+)?\]")
 
@@ -54,19 +54,19 @@ def blocks_of(param: Param, start: int, stop: int) -> Iterator[tuple[Block, slic
     """The blocks of a param's elements [start, stop), and where in that run each stands. Padding is left out."""
     width = 1 if len(param.shape) == 1 else param.shape[1]
     for low, high in _at_rows(start, stop, width):
-        for place in param.places:
-            first = max(low, place.row * width)
-            last = min(high, (place.row + place.rows) * width)
+        for region in param.regions:
+            first = max(low, region.row * width)
+            last = min(high, (region.row + region.rows) * width)
             if first >= last:
                 continue
-            row = first // width - place.row + place.whole_row
+            row = first // width - region.row + region.global_row
             run = slice(first - start, last - start)
             if len(param.shape) == 1:
                 yield Block(row, last - first), run
             elif first % width or last % width:  # a part of one row
-                yield Block(row, 1, place.column + first % width, last - first), run
+                yield Block(row, 1, region.column + first % width, last - first), run
             else:
-                yield Block(row, (last - first) // width, place.column, width), run
+                yield Block(row, (last - first) // width, region.column, width), run
 
 
 def _at_rows(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 
 from cktrain.comm.group import even_counts, offsets_of
 from cktrain.memory.arena import CACHE_LINE
-from cktrain.memory.params import FlatParams, Param
+from cktrain.memory.param import Param
+from cktrain.memory.param_store import ParamStore
 
 BUCKET_BYTES = 25 << 20
 
@@ -38,7 +39,7 @@ class Bucket:
 
 
 def plan_buckets(
-    params: FlatParams, ranks: int, alone: Collection[Param] = (), nbytes: int = BUCKET_BYTES
+    params: ParamStore, ranks: int, alone: Collection[Param] = (), nbytes: int = BUCKET_BYTES
 ) -> list[Bucket]:
     """Cut the flat buffers in buckets of at least `nbytes`, the last one excepted.
 
@@ -47,7 +48,7 @@ def plan_buckets(
     line = CACHE_LINE // 4
     groups: list[list[Param]] = [[]]
     held = 0
-    for param in params.params:
+    for param in params.trainable:
         if groups[-1] and (
             held * params.grad.itemsize >= nbytes or param in alone or groups[-1][-1] in alone
         ):

@@ -36,7 +36,7 @@ class _Decided(BaseModel):
 
 
 def choose_cuts(config: Config, numerics: Numerics, ranks: Ranks) -> Cuts | None:
-    """The blocks of each stage, the same on all ranks; None: `Part` cuts by floating-point operations.
+    """The blocks of each stage, the same on all ranks; None: `ModelShard` cuts by floating-point operations.
 
     `config.model` is resolved. Collective. Raises ValueError for a list that does not fit the model.
     """

@@ -32,7 +32,8 @@ import numpy as np
 from cktrain.comm.group import Group, offsets_of
 from cktrain.comm.work import Work
 from cktrain.memory.arena import Arena
-from cktrain.memory.params import FlatParams, Param
+from cktrain.memory.param import Param
+from cktrain.memory.param_store import ParamStore
 from cktrain.optim.optimizer import Optimizer
 from cktrain.parallel.buckets import BUCKET_BYTES, Bucket, Span, join, overlap, plan_buckets
 from cktrain.parallel.waiting import Waiting
@@ -44,7 +45,7 @@ class DataParallel:
     def __init__(
         self,
         group: Group,
-        params: FlatParams,
+        params: ParamStore,
         waiting: Waiting,
         *,
         zero: int = 1,
@@ -76,7 +77,7 @@ class DataParallel:
         self.pieces = join(bucket.piece(group.rank) for bucket in self.buckets)
         """What of the flat buffers is this rank's to count and to save, as spans."""
         self._bucket_of = {param: i for i, bucket in enumerate(self.buckets) for param in bucket.params}
-        self._contributions: dict[Param, int] = dict.fromkeys(params.params, 0)
+        self._contributions: dict[Param, int] = dict.fromkeys(params.trainable, 0)
         self._missing: dict[Param, int] = {}
         self._incomplete: list[int] = []
         self._works: list[Work | None] = [None] * len(self.buckets)
@@ -85,8 +86,8 @@ class DataParallel:
             bf16 = np.dtype(ml_dtypes.bfloat16)
             self._wire = Arena("gradients on the wire", params.size * 2).array((params.size,), bf16)
         self._kept = self._buffers()
-        assert params.copy is not None or not weights_bf16
-        self._weights = params.copy if self.weights_bf16 else None
+        assert params.compute_weights is not None or not weights_bf16
+        self._weights = params.compute_weights if self.weights_bf16 else None
         self._unrounded = _Unrounded(params, self.buckets, group) if self._weights is not None else None
 
     @property
@@ -120,7 +121,7 @@ class DataParallel:
         def count(param: Param) -> None:
             self._contributions[param] += 1
 
-        self._contributions = dict.fromkeys(self.params.params, 0)
+        self._contributions = dict.fromkeys(self.params.trainable, 0)
         self._listen(count)
         try:
             yield
@@ -206,7 +207,7 @@ class DataParallel:
         return [arena.array((size,), f32) for _ in range(count)]
 
     def _listen(self, call: object) -> None:
-        for param in self.params.params:
+        for param in self.params.trainable:
             param.on_grad = call  # type: ignore[assignment]
 
     def _contributed(self, param: Param) -> None:
@@ -260,10 +261,10 @@ class DataParallel:
 class _Unrounded:
     """The parameters that kernels read in fp32 while the others travel as bf16: gathered in one message."""
 
-    def __init__(self, params: FlatParams, buckets: Sequence[Bucket], group: Group) -> None:
+    def __init__(self, params: ParamStore, buckets: Sequence[Bucket], group: Group) -> None:
         self.group = group
         self.data = params.data
-        read = [(p.start, p.start + p.size) for p in params.params if p.compute == "f32"]
+        read = [(p.start, p.start + p.size) for p in params.trainable if p.spec.compute == "f32"]
         self.spans = [overlap(read, [b.piece(rank) for b in buckets]) for rank in range(group.size)]
         self.counts = [sum(stop - start for start, stop in spans) for spans in self.spans]
         size, f32 = sum(self.counts), params.numerics.f32

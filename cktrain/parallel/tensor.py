@@ -9,7 +9,7 @@ column-divided one the stream, its norms and residuals are divided by rows (sequ
 
 Which module is divided how stands in a table beside each model, by the module's role; divided modules take the place of
 whole ones. What stands on all ranks (norms, biases after a row-divided product, position tables) gets a part of its
-gradient on each: `replicas.py` sums them. Such a bias is added, and its gradient computed, by tensor rank 0.
+gradient on each: `partial_gradients.py` sums them. Such a bias is added, and its gradient computed, by tensor rank 0.
 
 Shapes: t tensor ranks; N rows of a micro-batch; C hidden size; O, I output and input features of the whole matrix.
 """
@@ -52,7 +52,7 @@ def divide_layers(
             _divide_heads(module, group.size)
         for name, child in list(vars(module).items()):
             style = styles.get(child.role) if isinstance(child, Module) else None
-            if style is not None:
+            if style is not None and style != "replicated":
                 setattr(module, name, _STYLES[style](child, border))
     if rows % group.size:
         raise ValueError(

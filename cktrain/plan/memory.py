@@ -15,13 +15,14 @@ from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.optimizer import OPTIMIZERS
 from cktrain.parallel.mesh import Mesh
-from cktrain.parallel.part import Part
+from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.pipeline import Stage
 from cktrain.parallel.planned import planned_ranks
 from cktrain.parallel.stages import Cuts
 
 KINDS = {
     "parameters": "weights",
+    "frozen weights": "weights",
     "compute weights": "bf16_copy",
     "gradients": "gradients",
     "gradients of single micro-batches": "gradients",
@@ -29,7 +30,7 @@ KINDS = {
     "activations": "activations",
     "gradients on the wire": "comm_buffers",
     "fp32 weights on the wire": "comm_buffers",
-    "replicated gradients": "comm_buffers",
+    "partial gradients": "comm_buffers",
 }
 """What each of a run's arenas is for."""
 
@@ -60,7 +61,7 @@ class RankMemory:
 class PlannedRank:
     """A rank that was composed without memory."""
 
-    part: Part
+    part: ModelShard
     stage: Stage
     arenas: dict[str, int]
     """Bytes by the arena's name, as `arena_accounts` of the real rank will say."""
@@ -77,7 +78,7 @@ def plan_rank(
     assert kv_heads is not None
     with planning() as arenas:
         model = build_model(config.model, numerics, length, config.memory.checkpointing == "block")
-        part = Part(config, model, planned_ranks(mesh, stage, kv_heads), cuts)
+        part = ModelShard(config, model, planned_ranks(mesh, stage, kv_heads), cuts)
         OPTIMIZERS[config.optimizer.name](part.params, config.optimizer, part.data.update_spans)
         training = part.stage
     by_kind = dict.fromkeys((kind.name for kind in fields(RankMemory)), 0)

@@ -12,7 +12,8 @@ import numpy as np
 from cktrain.comm.group import Group
 from cktrain.config import Config
 from cktrain.memory.arena import Arena
-from cktrain.memory.params import FlatParams, Param
+from cktrain.memory.param import Param
+from cktrain.memory.param_store import ParamStore
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.optimizer import OPTIMIZERS
 from cktrain.parallel.ranks import Ranks
@@ -53,7 +54,7 @@ class UpdateRates:
 
 def measure_update(config: Config, numerics: Numerics) -> UpdateRates:
     """Time what a step does per parameter, on 8 million of them."""
-    params = FlatParams([Param("probe", (PROBE_ROWS, PROBE_COLUMNS))], numerics)
+    params = ParamStore([Param("probe", (PROBE_ROWS, PROBE_COLUMNS))], numerics)
     params.data[...] = 1e-2
     params.grad[...] = 1e-3
     optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer)
@@ -67,7 +68,7 @@ def measure_update(config: Config, numerics: Numerics) -> UpdateRates:
         clear=per_element(lambda: params.grad.fill(0)),
         norm=per_element(lambda: kernels.sum_of_squares(params.grad)),
         update=per_element(lambda: optimizer.step(1e-3, 1.0, 2)),
-        refresh=0.0 if params.copy is None else per_element(params.refresh),
+        refresh=0.0 if params.compute_weights is None else per_element(params.refresh),
     )
 
 

@@ -155,7 +155,7 @@ def _wire(rank: PlannedRank, tensor_bytes_of_a_micro_batch: float) -> WireBytes:
         )
     number, last = ranks.pipeline.rank, ranks.last_stage
     sends = (number != last) + (number != 0)
-    replicas = sum(all_reduce_bytes(nbytes, group.size) for group, nbytes in part.replicas.messages)
+    replicas = sum(all_reduce_bytes(nbytes, group.size) for group, nbytes in part.partial.messages)
     return WireBytes(
         gradients=gradients,
         weights=weights,

@@ -62,7 +62,7 @@ def cktrain_steps(case: Case, precision: str) -> Run:
     from cktrain.nn.numerics import Numerics
     from cktrain.optim.optimizer import OPTIMIZERS
     from cktrain.parallel.mesh import Mesh
-    from cktrain.parallel.part import Part
+    from cktrain.parallel.model_shard import ModelShard
     from cktrain.parallel.ranks import divide_world
     from cktrain.trainer import Trainer
 
@@ -89,7 +89,7 @@ def cktrain_steps(case: Case, precision: str) -> Run:
     kernels.set_num_threads(binding.threads)
     group.use_reduction(getattr(kernels, "reduction", None))
     numerics = Numerics(kernels, precision)
-    part = Part(
+    part = ModelShard(
         config,
         build_model(config.model, numerics, case.sequence),
         divide_world(group, Mesh(group.size, 1, 1)),

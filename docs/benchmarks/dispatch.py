@@ -16,7 +16,7 @@ import numpy as np
 
 from cktrain import cython_kernels
 from cktrain.config import ModelConfig
-from cktrain.memory.params import FlatParams
+from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
 
@@ -50,7 +50,7 @@ def modules(layers: int) -> tuple[Callable[[], None], Counter]:
     sizes = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 128}
     config = ModelConfig(family="llama", num_hidden_layers=layers, vocab_size=64, **sizes)
     model = build_model(config, numerics, 8)
-    FlatParams(model.params(), numerics)
+    ParamStore(model.params(), numerics)
     slot = model.plan(1, 8).allocate()[0]
     ids = np.ones((1, 8), np.int32)
 

@@ -49,7 +49,7 @@ def run_case(name: str, group: Any, threads: int, precision: str, steps: int, fo
     from cktrain.parallel.costs import measure_costs
     from cktrain.parallel.cuts import choose_cuts, mean_costs
     from cktrain.parallel.mesh import resolve_mesh
-    from cktrain.parallel.part import Part
+    from cktrain.parallel.model_shard import ModelShard
     from cktrain.parallel.pipeline import Clock
     from cktrain.parallel.ranks import divide_world
     from cktrain.plan.plan import Machine, make_plan
@@ -83,7 +83,7 @@ def run_case(name: str, group: Any, threads: int, precision: str, steps: int, fo
         config = config.model_copy(update={"parallel": lists})
     plan = make_plan(config, mesh, precision, Machine(threads, group.size, 1 << 40), costs, rates, links)
 
-    part = Part(config, build_model(config.model, numerics, 512), ranks, cuts)
+    part = ModelShard(config, build_model(config.model, numerics, 512), ranks, cuts)
     part.params.initialize(0)
     optimizer = OPTIMIZERS["adamw"](part.params, config.optimizer, part.data.update_spans)
     loader: Any = RandomLoader(config, config.model.vocab_size or 1)

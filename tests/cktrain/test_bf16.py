@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from cktrain import cython_kernels
-from cktrain.memory.params import FlatParams, Param
+from cktrain.memory.param import Param
+from cktrain.memory.param_store import ParamStore
 from cktrain.memory.slot import plan_slot
 from cktrain.nn import head as head_module
 from cktrain.nn.head import CrossEntropyHead
@@ -32,7 +33,7 @@ def test_logits_are_not_rounded(monkeypatch):
     rng = np.random.default_rng(0)
     numerics = Numerics(cython_kernels.load(), "bf16")
     weight = Param("head.weight", (words, size))
-    params = FlatParams([weight], numerics)
+    params = ParamStore([weight], numerics)
     weight.data[...] = 0.1 * rng.standard_normal((words, size))
     weight.data[:, 0] = 10.0
     params.refresh()

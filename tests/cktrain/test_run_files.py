@@ -20,7 +20,7 @@ from cktrain.config_file import load_config
 from cktrain.data.prepare import prepare
 from cktrain.host import bind
 from cktrain.launch.cli import main
-from cktrain.memory.params import FlatParams
+from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import save_folder
 from cktrain.nn.numerics import Numerics
@@ -41,7 +41,7 @@ def write_model(folder: Path, **config: Any) -> None:
     """config.json and weights beside what is in the folder."""
     model = ModelConfig(**MODEL)
     numerics = Numerics(cython_kernels.load(), "fp32")
-    params = FlatParams(build_model(model, numerics, 32).params(), numerics)
+    params = ParamStore(build_model(model, numerics, 32).params(), numerics)
     params.initialize(seed=1)
     save_folder(folder.with_name("weights"), model, params)
     values = json.loads((folder.with_name("weights") / "config.json").read_text())

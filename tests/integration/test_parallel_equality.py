@@ -16,7 +16,7 @@ from safetensors import safe_open
 from cktrain import cython_kernels, safetensors_file
 from cktrain.config import ModelConfig
 from cktrain.memory.arena import arena_accounts
-from cktrain.memory.params import FlatParams
+from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import save_folder
 from cktrain.nn.numerics import Numerics
@@ -262,7 +262,7 @@ def test_a_hugging_face_folder_is_read_by_parts(run_cases, tmp_path, model):
     """Each rank reads what it holds of the weights: the losses of one process, to 1e-10."""
     numerics = Numerics(cython_kernels.load("reference"), "fp32")
     config = ModelConfig.model_validate({**MODELS[model], "max_position_embeddings": 16})
-    params = FlatParams(build_model(config, numerics, 16).params(), numerics)
+    params = ParamStore(build_model(config, numerics, 16).params(), numerics)
     params.initialize(seed=11)
     save_folder(tmp_path / "pretrained", config, params)
     layouts = ("", "tensor 2", "tensor 4", "pipeline 2", "pipeline 2 x tensor 2")
@@ -383,7 +383,7 @@ def test_export_from_any_layout_holds_the_model_once(run_cases, tmp_path, monkey
         arenas, (_, peak) = arena_accounts() - held, tracemalloc.get_traced_memory()
         tracemalloc.stop()
         once = 4 * params.size
-        assert sum(arenas.values()) == arenas["parameters"] == once
+        assert sum(arenas.values()) == arenas["frozen weights"] == once
         assert peak < 0.25 * once, (
             peak,
             once,

@@ -12,7 +12,7 @@ import pytest
 
 from cktrain import cython_kernels
 from cktrain.bench.step import RandomLoader
-from cktrain.memory.params import FlatParams
+from cktrain.memory.param_store import ParamStore
 from cktrain.memory.slot import Slot, SlotPlan, plan_slot
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
@@ -28,7 +28,7 @@ def span(array: np.ndarray) -> tuple[int, int]:
 def slots(composed_model, count: int, checkpointing: bool = False):
     config, numerics = composed_model
     model = build_model(config.model, numerics, 16, checkpointing)
-    FlatParams(model.params(), numerics)
+    ParamStore(model.params(), numerics)
     return model, model.plan(2, 16), model.plan(2, 16).allocate(count)
 
 
@@ -113,7 +113,7 @@ def test_nothing_is_read_outside_its_phase(tiny, family, checkpointing):
     config = tiny(**{"model.family": family})
     numerics = Numerics(cython_kernels.load(), "fp32")
     model = build_model(config.model, numerics, 16, checkpointing)
-    params = FlatParams(model.params(), numerics)
+    params = ParamStore(model.params(), numerics)
     params.initialize(3)
     plan = model.plan(2, 16)
     poisoned = PoisonedSlot(plan)

@@ -10,7 +10,7 @@ import pytest
 
 from cktrain import cython_kernels
 from cktrain.config import ModelConfig
-from cktrain.memory.params import FlatParams
+from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import save_folder
 from cktrain.nn.numerics import Numerics
@@ -27,12 +27,12 @@ SMALL = {
 
 
 @pytest.fixture
-def small_params() -> Callable[[ModelConfig], FlatParams]:
+def small_params() -> Callable[[ModelConfig], ParamStore]:
     """`small_params(config)`: the model's parameters with drawn weights."""
 
-    def make(config: ModelConfig) -> FlatParams:
+    def make(config: ModelConfig) -> ParamStore:
         numerics = Numerics(cython_kernels.load("reference"), "fp32")
-        params = FlatParams(build_model(config, numerics, 24).params(), numerics)
+        params = ParamStore(build_model(config, numerics, 24).params(), numerics)
         params.initialize(seed=3)
         return params
 
@@ -40,10 +40,10 @@ def small_params() -> Callable[[ModelConfig], FlatParams]:
 
 
 @pytest.fixture
-def saved(tmp_path: Path, small_params: Any) -> Callable[..., tuple[Path, FlatParams]]:
+def saved(tmp_path: Path, small_params: Any) -> Callable[..., tuple[Path, ParamStore]]:
     """`saved(max_shard_bytes=…, **model keys)` -> a saved folder and the parameters in it."""
 
-    def make(max_shard_bytes: int = 10**9, **keys: Any) -> tuple[Path, FlatParams]:
+    def make(max_shard_bytes: int = 10**9, **keys: Any) -> tuple[Path, ParamStore]:
         config = ModelConfig(**{**SMALL, **keys})
         params = small_params(config)
         folder = tmp_path / f"saved{len(list(tmp_path.iterdir()))}"

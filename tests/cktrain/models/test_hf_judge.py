@@ -26,7 +26,7 @@ from hf_parity import (
 from cktrain import cython_kernels
 from cktrain.config import ModelConfig
 from cktrain.data.tokenizer import Tokenizer
-from cktrain.memory.params import FlatParams
+from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.models.hugging_face import load_weights, read_model_config, save_folder
 from cktrain.nn.numerics import Numerics
@@ -120,7 +120,7 @@ MODELS: dict[str, dict[str, Any]] = {
 def test_a_model_made_here_gives_the_same_results_there(name: str, tmp_path: Path) -> None:
     config = ModelConfig(**{**FRESH, **MODELS[name], "initializer_range": 0.2})
     numerics = Numerics(cython_kernels.load("reference"), "fp32")
-    params = FlatParams(build_model(config, numerics, 32).params(), numerics)
+    params = ParamStore(build_model(config, numerics, 32).params(), numerics)
     params.initialize(seed=5)
     save_folder(tmp_path / "saved", config, params)
     loaded, report = _from_pretrained(tmp_path / "saved")
@@ -140,7 +140,7 @@ def test_a_trained_tokenizer_loads_with_the_model(name: str, tmp_path: Path) -> 
     tokenizer.save(tmp_path / "data")
     config = ModelConfig(**{**FRESH, **MODELS[name]})
     numerics = Numerics(cython_kernels.load("reference"), "fp32")
-    params = FlatParams(build_model(config, numerics, 32).params(), numerics)
+    params = ParamStore(build_model(config, numerics, 32).params(), numerics)
     params.initialize(seed=5)
     save_folder(tmp_path / "saved", config, params, side=read_tokenizer(tmp_path / "data"))
     # For model_type qwen2 AutoTokenizer of transformers 5 takes Qwen's own class, whatever
@@ -155,9 +155,9 @@ def test_a_trained_tokenizer_loads_with_the_model(name: str, tmp_path: Path) -> 
     assert json.loads((tmp_path / "saved" / "config.json").read_text())["eos_token_id"] == tokenizer.eos_id
 
 
-def _load(folder: Path, config: ModelConfig) -> FlatParams:
+def _load(folder: Path, config: ModelConfig) -> ParamStore:
     numerics = Numerics(cython_kernels.load("reference"), "fp32")
-    params = FlatParams(build_model(config, numerics, 8).params(), numerics)
+    params = ParamStore(build_model(config, numerics, 8).params(), numerics)
     load_weights(folder, params)
     return params
 

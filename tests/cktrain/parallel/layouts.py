@@ -36,7 +36,7 @@ def copies_are_equal(part: Any) -> bool:
     """Whether data ranks compute with the same weights, and replicated spans are the same on all their ranks."""
     data = part.params.data
     checks = [(part.ranks.data, param.value) for param in part.params.params]
-    checks += [(r.group, data[r.start : r.stop]) for r in part.replicas.replicas]
+    checks += [(r.group, data[r.start : r.stop]) for r in part.partial.spans]
     return all(len(set(group.all_gather_bytes(checksum(array)))) == 1 for group, array in checks)
 
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cktrain.memory.params import Param, Place
+from cktrain.memory.param import Param, ShardRegion
 from cktrain.parallel.blocks import Block, blocks_of, read_label
 
 
@@ -15,11 +15,11 @@ def matrix(kind: str) -> Param:
     """Of a whole (12, 6): all of it; rows of two parts and a row of padding; some columns; of a vector (12): some."""
     param = Param("w", (12,) if kind == "vector" else (12, 6))
     if kind == "rows":
-        param.divide((6, 6), (Place(0, 2, 2), Place(2, 9, 3)))
+        param.shard((6, 6), (ShardRegion(0, 2, 2), ShardRegion(2, 9, 3)))
     elif kind == "columns":
-        param.divide((12, 3), (Place(0, 0, 12, 3),))
+        param.shard((12, 3), (ShardRegion(0, 0, 12, 3),))
     elif kind == "vector":
-        param.divide((5,), (Place(0, 1, 2), Place(2, 7, 3)))
+        param.shard((5,), (ShardRegion(0, 1, 2), ShardRegion(2, 7, 3)))
     return param
 
 
@@ -27,7 +27,7 @@ def matrix(kind: str) -> Param:
 @given(data=st.data())
 def test_blocks_hold_the_elements_of_the_whole(kind, data):
     param = matrix(kind)
-    whole = np.arange(1.0, 1 + np.prod(param.whole_shape)).reshape(param.whole_shape)
+    whole = np.arange(1.0, 1 + np.prod(param.global_shape)).reshape(param.global_shape)
     here = np.zeros(param.shape)
     param.put(here, whole)
     start = data.draw(st.integers(0, param.size))

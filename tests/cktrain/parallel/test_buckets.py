@@ -8,16 +8,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cktrain import cython_kernels
-from cktrain.memory.params import FlatParams
+from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel.buckets import join, overlap, plan_buckets, without
 
 
 @pytest.fixture
-def params(tiny) -> FlatParams:
+def params(tiny) -> ParamStore:
     numerics = Numerics(cython_kernels.load(), "fp32")
-    return FlatParams(build_model(tiny().model, numerics, 16).params(), numerics)
+    return ParamStore(build_model(tiny().model, numerics, 16).params(), numerics)
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])

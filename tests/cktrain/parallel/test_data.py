@@ -9,7 +9,7 @@ from cktrain import cython_kernels
 from cktrain.comm.solo_group import SoloGroup
 from cktrain.comm.work import CompletedWork
 from cktrain.data.loader import empty_batch
-from cktrain.memory.params import FlatParams
+from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel.data import DataParallel
@@ -49,7 +49,7 @@ def step(tiny, monkeypatch):
         monkeypatch.setenv("CKTRAIN_ISA", "reference")
         config = tiny(**{"model.tie_word_embeddings": tied, "model.num_hidden_layers": 2})
         model = build_model(config.model, Numerics(cython_kernels.load(), "fp64"), 16)
-        params = FlatParams(model.params(), model.num)
+        params = ParamStore(model.params(), model.num)
         params.initialize(1)
         group = TwoRanks()
         data = DataParallel(

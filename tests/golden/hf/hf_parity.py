@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from cktrain import cython_kernels
-from cktrain.memory.params import FlatParams
+from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.models.hf_weights import hf_tensors
 from cktrain.models.hugging_face import load_weights, read_model_config
@@ -188,7 +188,7 @@ def our_results(
     config = read_model_config(folder)
     numerics = Numerics(kernels, precision)
     model = build_model(config, numerics, tokens.shape[1])
-    params = FlatParams(model.params(), numerics)
+    params = ParamStore(model.params(), numerics)
     load_weights(folder, params)
     slot = model.plan(*tokens.shape).allocate()[0]
     params.begin_sums()

@@ -6,20 +6,22 @@ from functools import cached_property
 
 from cktrain.comm.group import Group
 from cktrain.config import Config
-from cktrain.memory.params import FlatParams, Param
+from cktrain.memory.param import Param
+from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import STYLES
 from cktrain.models.transformer import Transformer
 from cktrain.parallel.buckets import Span, without
 from cktrain.parallel.data import DataParallel
+from cktrain.parallel.partial_gradients import PartialGradients, PartialSpan
 from cktrain.parallel.pipeline import Stage
 from cktrain.parallel.ranks import Ranks
-from cktrain.parallel.replicas import Replica, Replicas
+from cktrain.parallel.roles import tag_by_role
 from cktrain.parallel.schedules import Schedule, make_schedule, slots_needed
 from cktrain.parallel.stages import Cuts, cut_by_flops, keep_stage
 from cktrain.parallel.tensor import ColumnLinear, divide_layers
 
 
-class Part:
+class ModelShard:
     """A rank's part of the model: its stage and tensor share, its parameters, and their sums over other ranks."""
 
     def __init__(self, config: Config, model: Transformer, ranks: Ranks, cuts: Cuts | None = None) -> None:
@@ -47,11 +49,14 @@ class Part:
         self._slot_shape = batch.micro_batch_size, length
         if cuts is None:
             cuts = cut_by_flops(model, ranks.pipeline.size, length)
+        tag_by_role(model.params(), STYLES[config.model.family])
         tied = _tied_weight(model) if ranks.pipeline.size > 1 else None
+        if tied is not None:
+            tied.tag(reduce_axes=tied.spec.reduce_axes | {"pipeline"})
         rows = batch.micro_batch_size * length
         divide_layers(model, STYLES[config.model.family], ranks.tensor, ranks.waiting, rows)
         keep_stage(model, cuts[ranks.pipeline.rank], ranks.pipeline.rank, ranks.pipeline.size)
-        self.params = FlatParams(model.params(), model.num, ranks.world.allocate)
+        self.params = ParamStore(model.params(), model.num, ranks.world.allocate)
         self.data = DataParallel(
             ranks.data,
             self.params,
@@ -63,15 +68,15 @@ class Part:
             micro_batches=self.micro_batches,
             alone={tied} if tied is not None else (),
         )
-        self.replicas = Replicas(
+        self.partial = PartialGradients(
             self.params,
             [*self._on_tensor_ranks(), *self._on_two_stages(tied)],
             self.data.summed_spans,
             ranks.waiting,
         )
-        self.owned: list[Span] = without(self.data.pieces, self.replicas.uncounted)
+        self.owned: list[Span] = without(self.data.pieces, self.partial.uncounted)
         """What of the flat buffers is this rank's to save: over all ranks, every element of the model once."""
-        self._normed = without(self.data.norm_spans, self.replicas.uncounted)
+        self._normed = without(self.data.norm_spans, self.partial.uncounted)
 
     @cached_property
     def stage(self) -> Stage:
@@ -86,15 +91,15 @@ class Part:
         kernels, grad = self.model.num.kernels, self.params.grad
         return sum(kernels.sum_of_squares(grad[start:stop]) for start, stop in self._normed)
 
-    def _on_tensor_ranks(self) -> list[Replica]:
-        """Parameters that are whole on every tensor rank, and key/value heads that several of them have."""
+    def _on_tensor_ranks(self) -> list[PartialSpan]:
+        """Parameters of which every tensor rank has a part of the gradient, and key/value heads that several have."""
         tensor = self.ranks.tensor
         if tensor.size == 1:
             return []
-        replicas = [
-            Replica(tensor, param.start, param.start + param.size)
-            for param in self.params.params
-            if param.shape == param.whole_shape
+        spans = [
+            PartialSpan(tensor, param.start, param.start + param.size)
+            for param in self.params.trainable
+            if "tensor" in param.spec.reduce_axes
         ]
         columns = [module for module in self.model.modules() if isinstance(module, ColumnLinear)]
         for copies in sorted({column.copies for column in columns} - {1}):
@@ -103,17 +108,17 @@ class Part:
                 if column.copies == copies:
                     for param in (column.weight, column.bias):
                         if param is not None:
-                            replicas += [_rows_of(param, rows, group) for rows in column.copied_rows]
-        return replicas
+                            spans += [_rows_of(param, rows, group) for rows in column.copied_rows]
+        return spans
 
-    def _on_two_stages(self, tied: Param | None) -> list[Replica]:
+    def _on_two_stages(self, tied: Param | None) -> list[PartialSpan]:
         """A tied weight, of which the first and the last stage have a copy."""
         if tied is None:
             return []
         pipeline = self.ranks.pipeline
         at_an_end = pipeline.rank in (0, pipeline.size - 1)
         group = pipeline.split(0 if at_an_end else 1 + pipeline.rank, pipeline.rank)
-        return [Replica(group, tied.start, tied.start + tied.size)] if at_an_end else []
+        return [PartialSpan(group, tied.start, tied.start + tied.size)] if at_an_end else []
 
 
 def micro_batches_per_rank(config: Config, ranks: Ranks) -> int:
@@ -141,6 +146,6 @@ def _tied_weight(model: Transformer) -> Param | None:
     return model.head.weight if model.head.weight is model.embedding.tokens.weight else None
 
 
-def _rows_of(param: Param, rows: Span, group: Group) -> Replica:
+def _rows_of(param: Param, rows: Span, group: Group) -> PartialSpan:
     width = param.size // param.shape[0]
-    return Replica(group, param.start + rows[0] * width, param.start + rows[1] * width)
+    return PartialSpan(group, param.start + rows[0] * width, param.start + rows[1] * width)

@@ -6,15 +6,16 @@ import numpy as np
 import pytest
 
 from cktrain import cython_kernels
-from cktrain.memory.params import FlatParams
+from cktrain.memory.arena import arena_accounts
+from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
 
 
-def build(config, precision: str = "fp32") -> FlatParams:
+def build(config, precision: str = "fp32") -> ParamStore:
     numerics = Numerics(cython_kernels.load(), precision)
     model = build_model(config.model, numerics, 16)
-    return FlatParams(model.params(), numerics)
+    return ParamStore(model.params(), numerics)
 
 
 def test_the_backward_fills_the_buffer_from_its_start(tiny):
@@ -79,3 +80,35 @@ def test_bf16_copies_follow_the_master_weights(tiny):
             np.testing.assert_array_equal(param.value, param.data.astype(param.value.dtype))
         else:
             assert param.value is param.data
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_frozen_parameters_are_held_once_without_gradient_or_master(tiny, precision):
+    numerics = Numerics(cython_kernels.load(), precision)
+    params = build_model(tiny().model, numerics, 16).params()
+    frozen = [param for param in params if ".layers.0." in param.name]
+    for param in frozen:
+        param.tag(trainable=False)
+    before = arena_accounts()
+    store = ParamStore(params, numerics)
+    taken = arena_accounts() - before
+    elements = sum(-(-p.size // 16) * 16 for p in params if p.trainable)
+    assert store.size == elements
+    assert taken["parameters"] == taken["gradients"] == 4 * elements
+    itemsize = {"fp32": 4, "bf16": 2}[precision]
+    held = sum(-(-p.size * (itemsize if len(p.shape) == 2 else 4) // 64) * 64 for p in frozen)
+    assert taken["frozen weights"] == held
+    for param in frozen:
+        assert param.value is param.data and not hasattr(param, "grad") and param.start == -1
+    assert [p for p in store.params if p.trainable] == store.trainable
+
+
+def test_a_frozen_parameter_is_drawn_as_a_trained_one(tiny):
+    numerics = Numerics(cython_kernels.load(), "fp32")
+    trained = ParamStore(build_model(tiny().model, numerics, 16).params(), numerics)
+    frozen = ParamStore(build_model(tiny().model, numerics, 16).params(), numerics, train=False)
+    for store in (trained, frozen):
+        store.initialize(5)
+    assert frozen.size == 0 and frozen.count == trained.count
+    for param in trained.params:
+        np.testing.assert_array_equal(frozen[param.name].value, param.value)

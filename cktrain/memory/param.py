@@ -1,0 +1,207 @@
+"""A parameter: what is known of it (`ParamSpec`), and what this rank holds of it (`Param`).
+
+    spec      name, global shape, tags          the same on every rank
+    shape     the shard that stands here        `regions` say which part of the global parameter it is
+    data      master weights, or the frozen weights     grad: the gradient     value: what kernels read
+
+A spec is never changed: whoever decides something (which patterns freeze it, over which ranks its gradient is summed)
+gives the parameter a new one, before the parameter has memory. The arrays come from a `ParamStore`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class ParamSpec:
+    """What every rank knows of a parameter, before any of them gives it memory."""
+
+    name: str
+    global_shape: tuple[int, ...]
+    """(rows,) or (rows, columns) of the undivided parameter."""
+    init: Literal["normal", "ones", "zeros"] = "normal"
+    std: float = 0.02
+    """Of fresh weights, where `init` is normal."""
+    parts: tuple[int, ...] = ()
+    """Rows of the matrices that are fused along the first dimension, e.g. (query, key, value)."""
+    compute: Literal["real", "f32"] = "real"
+    """The dtype in which kernels read it: the compute dtype, or fp32 also in bf16 runs."""
+    decay: bool = True
+    """Whether weight decay applies: matrices yes, biases and norm weights no."""
+    optimizer: Literal["elementwise", "matrix"] = "elementwise"
+    """Whether an optimizer that works on whole matrices (Muon) takes it, or always an elementwise one."""
+    trainable: bool = True
+    """Frozen parameters have no gradient, no moments and no master weights."""
+    reduce_axes: frozenset[str] = frozenset({"data"})
+    """Axes of the mesh over which each rank has only a part of its gradient (`cktrain/parallel/roles.py`)."""
+
+    @property
+    def role(self) -> str:
+        """The name without the layer's number: model.layers.mlp.down_proj.weight."""
+        return ".".join(part for part in self.name.split(".") if not part.isdigit())
+
+
+@dataclass(frozen=True)
+class ShardRegion:
+    """`rows` rows of a shard, from `row` on, are the global parameter's rows from `global_row` on.
+
+    Of a matrix they are its columns from `column` on, as many as the shard has.
+    """
+
+    row: int
+    global_row: int
+    rows: int
+    column: int = 0
+
+
+class Param:
+    """One parameter, or what a rank holds of it. A `ParamStore` gives it its arrays.
+
+    `data` is the fp32 master weights, `grad` the fp32 gradient, views of the store's flat buffers; `value` is what
+    kernels read: `data` itself, or its compute copy. A frozen parameter has `data`, in the dtype in which it is held,
+    and `value`, the same array. Rows of the shard in no region are padding and stay zero.
+    """
+
+    data: np.ndarray
+    grad: np.ndarray
+    value: np.ndarray
+
+    def __init__(self, name: str, shape: tuple[int, ...], **tags: Any) -> None:
+        """`shape` is the global one; `tags` are the other fields of `ParamSpec`."""
+        self.spec = ParamSpec(name, shape, **tags)
+        self.shape = shape
+        """Of the shard that stands here."""
+        self.regions: tuple[ShardRegion, ...] = (ShardRegion(0, 0, shape[0]),)
+        self.start = -1
+        """Offset of the first element in the flat buffers; -1: in none."""
+        self.on_grad: Callable[[Param], None] | None = None
+        """Called after each contribution to `grad`."""
+        self.has_memory = False
+        self._written = True
+
+    def __repr__(self) -> str:
+        return f"Param({self.name!r}, {self.shape} of {self.global_shape})"
+
+    @property
+    def name(self) -> str:
+        """Unique in the model; fresh weights are drawn from it."""
+        return self.spec.name
+
+    @property
+    def global_shape(self) -> tuple[int, ...]:
+        """Of the undivided parameter."""
+        return self.spec.global_shape
+
+    @property
+    def parts(self) -> tuple[int, ...]:
+        """Rows of the matrices that are fused along the first dimension of the global parameter."""
+        return self.spec.parts
+
+    @property
+    def trainable(self) -> bool:
+        """Whether it has a gradient."""
+        return self.spec.trainable
+
+    @property
+    def size(self) -> int:
+        """Number of elements that stand here."""
+        return int(np.prod(self.shape, dtype=np.int64))
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether other ranks hold other elements of it."""
+        return self.shape != self.global_shape
+
+    def tag(self, **tags: Any) -> None:
+        """Decide something of it: a new spec with these fields. Before it has memory."""
+        assert not self.has_memory, self.name
+        self.spec = dataclasses.replace(self.spec, **tags)
+
+    def shard(self, shape: tuple[int, ...], regions: tuple[ShardRegion, ...]) -> None:
+        """Hold only these regions of the global parameter, in an array of this shape. Before it has memory."""
+        assert not self.has_memory and not self.is_sharded, self.name
+        self.shape, self.regions = shape, regions
+
+    # The former names, until all modules use the new ones.
+    whole_shape = global_shape
+    places = property(lambda self: self.regions)
+    divide = shard
+
+    def adds(self) -> bool:
+        """`should_accumulate`, and `grad_written`."""
+        adds, self._written = self._written, True
+        return adds
+
+    def sums(self, kernels: Any) -> np.ndarray:
+        """`accumulator`."""
+        return self.accumulator(kernels)
+
+    @property
+    def stale(self) -> bool:
+        """Not `should_accumulate`."""
+        return not self._written
+
+    @stale.setter
+    def stale(self, stale: bool) -> None:
+        """`begin_step`, or `grad_written`."""
+        self._written = not stale
+
+    # ------------------------------------------------------------------------------------------ its gradient
+
+    def begin_step(self) -> None:
+        """What `grad` holds is an earlier step's: the next contribution overwrites it."""
+        self._written = False
+
+    def should_accumulate(self) -> bool:
+        """Whether a contribution is added to `grad`. False for a step's first one, which overwrites all of it."""
+        return self._written
+
+    def accumulator(self, kernels: Any) -> np.ndarray:
+        """`grad` for an op that can only add: set to zero before the first contribution of a step."""
+        if not self._written:
+            kernels.zero(self.grad)
+            self._written = True
+        return self.grad
+
+    def grad_written(self) -> None:
+        """To be called after a part of a contribution was written over `grad`, so that the next part is added."""
+        self._written = True
+
+    def grad_added(self) -> None:
+        """To be called by a module when its contribution to `grad` is complete."""
+        self._written = True
+        if self.on_grad is not None:
+            self.on_grad(self)
+
+    # ------------------------------------------------------------------------------------ its global elements
+
+    def put(self, array: np.ndarray, values: np.ndarray, row: int = 0, column: int = 0) -> None:
+        """Copy what stands here of a block of the global parameter into `array`, which has the shard's shape.
+
+        `values` is the block whose first element is (row, column) of the global parameter.
+        """
+        for here, block in self.overlaps(values.shape, row, column):
+            array[here] = values[block]
+
+    def overlaps(
+        self, shape: tuple[int, ...], row: int = 0, column: int = 0
+    ) -> Iterator[tuple[tuple[slice, ...], tuple[slice, ...]]]:
+        """(index here, index in the block) for each region that the global block at (row, column) meets."""
+        for region in self.regions:
+            low, high = max(row, region.global_row), min(row + shape[0], region.global_row + region.rows)
+            shift = region.row - region.global_row
+            here: tuple[slice, ...] = (slice(low + shift, high + shift),)
+            block: tuple[slice, ...] = (slice(low - row, high - row),)
+            if len(shape) == 2:
+                left = max(column, region.column)
+                right = min(column + shape[1], region.column + self.shape[1])
+                here += (slice(left - region.column, right - region.column),)
+                block += (slice(left - column, right - column),)
+            if all(s.start < s.stop for s in here):
+                yield here, block
