@@ -75,9 +75,9 @@ def compose(
     )
     model_config, pretrained = together(group, lambda: _architecture(config.model, before))
     config = config.model_copy(update={"model": model_config})
-    origin = (0, 0)
+    examples = 0
     if checkpoint is not None and before is not None:
-        origin = checkpoint.state.step, consumed_examples(checkpoint, before, config)
+        examples = consumed_examples(checkpoint, before, config)
     data, length = config.data, config.data.sequence_length
     longest = model_config.max_position_embeddings
     if longest is not None and length > longest:
@@ -103,7 +103,6 @@ def compose(
         data_ranks=ranks.data.size,
         document_mask=data.document_mask,
         vocab_size=model_config.vocab_size,
-        origin=origin,
     )
     model = build_model(model_config, numerics, length, config.memory.checkpointing == "block")
     names = [tensor.name for tensor in hf_tensors(model.params())]
@@ -143,7 +142,7 @@ def compose(
     progress = replace(
         progress,
         precision=precision,
-        examples=origin[1],
+        examples=examples,
         run=lineage.run,
         parents=tuple(lineage.parents),
         data=tokens,

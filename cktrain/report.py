@@ -107,11 +107,13 @@ def measure(model: Transformer, config: Config, source: TokenSource) -> Validati
         vocab_size=config.model.vocab_size,
     ):
         slot.describe(each.positions, each.first)
-        loss, valid = model.forward_loss(each.tokens, each.targets, slot, train=False)
+        loss, valid = model.forward_loss(each.ids, each.labels, slot, train=False)
         loss_sum += loss
         count += valid
     loss = loss_sum / max(count, 1)
-    bits = loss / math.log(2) * (len(source) - 1) / source.text_bytes if source.text_bytes else None
+    bits = None
+    if source.text_bytes and not source.has_loss_mask:
+        bits = loss / math.log(2) * (len(source) - 1) / source.text_bytes
     return ValidationResult(loss, count, bits)
 
 

@@ -105,10 +105,11 @@ class Trainer:
         """Where this run's checkpoints stand."""
         return Path(self.config.run.dir) / "checkpoints"
 
-    def step(self, step: int, stop: bool = False) -> StepResult:
-        """Compute step number `step` (from 1) and update the weights."""
+    def step(self, *, stop: bool = False) -> StepResult:
+        """Compute the next step and update the weights; `stop`: tell the other ranks that it is to be the last one."""
         part, waited_before = self.part, self.part.ranks.waiting.seconds
-        batches, trouble = self._batches(step)
+        step = self.progress.step + 1
+        batches, trouble = self._batches()
         trouble = self._trouble or trouble
         part.data.begin()
         losses, count = self.stage.train(batches, self._actions, part.data.end_micro_batch)
@@ -138,13 +139,13 @@ class Trainer:
         waited = part.ranks.waiting.seconds - waited_before
         return StepResult(loss, norm, lr, sums.tokens, applied, sums.stop, waited)
 
-    def _batches(self, step: int) -> tuple[list[Batch], Trouble | None]:
-        """The micro-batches of a step, and what is wrong with them.
+    def _batches(self) -> tuple[list[Batch], Trouble | None]:
+        """The micro-batches of the next step, and what is wrong with them.
 
         Bad ones are replaced by empty ones: the other ranks compute with this one before all hear of it.
         """
         try:
-            return self.loader.batch(step), None
+            return self.loader.batch(self.progress.examples), None
         except Exception as error:
             shape = self.config.batch.micro_batch_size, self.config.data.sequence_length
             return [empty_batch(*shape)] * self.part.micro_batches, Trouble.of(error)
@@ -186,7 +187,7 @@ class Trainer:
         watching = BestEffort("[trainer] the run cannot say how it goes", "It goes on.")
         for step in range(first, last + 1):
             data_before = self.loader.wait_seconds
-            result = self.step(step, bool(self.flag))
+            result = self.step(stop=bool(self.flag))
             with watching:
                 window.add(result, self.loader.wait_seconds - data_before)
                 if step == first:

@@ -1,7 +1,7 @@
 """Validation: mean loss over tokens of the validation split, and bits per byte where the text's bytes are known.
 
 Bits per byte compare models with different tokenizers: (sum of the losses in bits) / (bytes of the text that the
-counted tokens encode), with the split's own bytes per token.
+counted tokens encode), with the split's own bytes per token. They are unknown where a loss mask leaves tokens out.
 
 A rank that cannot read its data, or cannot evaluate it, takes part in the sums all the same, and all raise one error.
 """
@@ -89,6 +89,6 @@ class Validator:
             raise agreed
         loss = sums.loss_sum / max(sums.tokens, 1)
         bits = None
-        if self.source.text_bytes:
+        if self.source.text_bytes and not self.source.has_loss_mask:
             bits = loss / math.log(2) * (len(self.source) - 1) / self.source.text_bytes
         return ValidationResult(loss, sums.tokens, bits)

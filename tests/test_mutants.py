@@ -84,7 +84,7 @@ MUTANTS = [
     Mutant(
         "the loss of a document's end looks into the next document",
         "cktrain/data/loader.py",
-        "targets[tokens == source.eos_id] = IGNORE_INDEX",
+        "labels[ids == source.eos_id] = IGNORE_INDEX",
         "pass",
         "tests/cktrain/test_packed_documents.py::test_two_documents_in_one_sequence_are_the_two_alone",
     ),

@@ -43,7 +43,7 @@ class RandomLoader:
         ids = [rng.integers(0, vocab_size, shape, dtype=np.int32) for _ in range(count)]
         self._batches = [Batch(np.ascontiguousarray(a[:, :-1]), np.ascontiguousarray(a[:, 1:])) for a in ids]
 
-    def batch(self, step: int) -> list[Batch]:
+    def batch(self, consumed: int) -> list[Batch]:
         """The micro-batches, the same in every step."""
         return self._batches
 
@@ -90,13 +90,13 @@ def bench_step(config: Config, kernels: Any, precision: str, steps: int) -> Step
     assert config.model.vocab_size is not None
     loader: Any = RandomLoader(config, config.model.vocab_size)
     trainer = Trainer(config, part, optimizer, loader, Progress(0, 0, 0, precision))
-    for step in (1, 2):
-        trainer.step(step)
+    for _ in range(2):
+        trainer.step()
     times: list[float] = []
     rates: list[float] = []
-    for step in range(3, 3 + steps):
+    for _ in range(steps):
         began = time.perf_counter()
-        trainer.step(step)
+        trainer.step()
         times.append(time.perf_counter() - began)
         rates += flop_rates(kernels, precision, LOOP_SECONDS)
     seconds, peak_flops = statistics.median(times), max(rates)
@@ -126,11 +126,11 @@ def _profile(trainer: Trainer, numerics: Numerics, steps: int, peak_flops: float
     plain, profiled = numerics.kernels, ProfiledKernels(numerics.kernels)
     numerics.kernels = profiled
     try:
-        trainer.step(3 + steps)
+        trainer.step()
         profiled.reset()
         began = time.perf_counter()
-        for step in range(4 + steps, 4 + 2 * steps):
-            trainer.step(step)
+        for _ in range(steps):
+            trainer.step()
         whole = (time.perf_counter() - began - profiled.own_seconds) / steps
     finally:
         numerics.kernels = plain

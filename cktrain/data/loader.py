@@ -2,10 +2,10 @@
 
 The stream is cut in windows: window i holds the sequence_length + 1 ids from i * sequence_length on, so that
 windows do not overlap but in the last target, which is the next window's first input. Training takes the
-windows of step s at the positions [(s - 1) * G, s * G) of an endless order: the windows one after the other,
-again and again, each round (epoch) either as they stand or in a shuffled order of its own. Data rank r of R
-takes rows [r * G / R, (r + 1) * G / R) of the global batch, cut in micro-batches. A run that goes on with another
-G begins at the first position that was not consumed (`origin`). No other state, so a run resumes at any step.
+windows of a step, which has `consumed` sequences before it, at the positions [consumed, consumed + G) of an endless
+order: the windows one after the other, again and again, each round (epoch) either as they stand or in a shuffled order of
+its own. Data rank r of R takes rows [r * G / R, (r + 1) * G / R) of the global batch, cut in micro-batches. There is no
+other state, so a run resumes at any step, also with another G; a checkpoint keeps the sequences consumed.
 
 Shapes: G sequences in the global batch, B sequences in a micro-batch, T = sequence_length.
 """
@@ -30,27 +30,28 @@ IGNORE_INDEX = -100
 class Batch:
     """One micro-batch; all arrays int32 (B, T).
 
-    `targets` is -100 where there is nothing to predict. With a document mask, `first` is the index in the row
-    of the first token of the same document (what attention may see at most) and `positions` counts from it;
-    both are None without. The mask also takes the target of a document's end, which is the next one's first token.
+    `labels[b, t]` is the id that follows `ids[b, t]`, and -100 where there is nothing to predict or to learn: where the
+    stream ends, and where the data's loss mask says so of the id that follows. With a document mask, `first` is the index
+    in the row of the first token of the same document (what attention may see at most) and `positions` counts from it;
+    both are None without. It also takes the label of a document's end, which is the next one's first token.
     """
 
-    tokens: npt.NDArray[np.int32]
-    targets: npt.NDArray[np.int32]
-    first: npt.NDArray[np.int32] | None = None
+    ids: npt.NDArray[np.int32]
+    labels: npt.NDArray[np.int32]
     positions: npt.NDArray[np.int32] | None = None
+    first: npt.NDArray[np.int32] | None = None
 
 
 def empty_batch(micro_batch_size: int, sequence_length: int) -> Batch:
     """A micro-batch in which there is nothing to predict."""
-    tokens = np.zeros((micro_batch_size, sequence_length), dtype=np.int32)
-    return Batch(tokens, np.full_like(tokens, IGNORE_INDEX))
+    ids = np.zeros((micro_batch_size, sequence_length), dtype=np.int32)
+    return Batch(ids, np.full_like(ids, IGNORE_INDEX))
 
 
 class BatchLoader:
     """Training batches.
 
-    `batch(step)` prepares the next steps in the background; `micro_batches(step)` is pure.
+    `batch(consumed)` prepares the batches that follow in the background; `micro_batches(consumed)` is pure.
     """
 
     def __init__(
@@ -66,12 +67,8 @@ class BatchLoader:
         document_mask: bool = False,
         vocab_size: int | None = None,
         prefetch: int = 2,
-        origin: tuple[int, int] = (0, 0),
     ):
-        """`origin`: after that many steps that many sequences had been consumed.
-
-        Raises ValueError when sizes do not divide or the source is shorter than one sequence.
-        """
+        """Raises ValueError when sizes do not divide or the source is shorter than one sequence."""
         assert 0 <= data_rank < data_ranks, (data_rank, data_ranks)
         if global_batch_size % (micro_batch_size * data_ranks):
             raise ValueError(
@@ -98,39 +95,35 @@ class BatchLoader:
         self.data_ranks = data_ranks
         self.document_mask = document_mask
         self.vocab_size = vocab_size
-        self.origin = origin
         self._prefetch = prefetch
         self._prefetcher: Prefetcher[list[Batch]] | None = None
 
-    def rows(self, step: int) -> npt.NDArray[np.int64]:
-        """The window of each sequence of the whole global batch of `step` (from 1): int64 (G)."""
-        done, consumed = self.origin
-        assert step > done, (step, done)
-        start = consumed + (step - 1 - done) * self.global_batch_size
-        epochs, rows = np.divmod(
-            np.arange(start, start + self.global_batch_size, dtype=np.int64), self.windows
-        )
+    def rows(self, consumed: int) -> npt.NDArray[np.int64]:
+        """The window of each sequence of the global batch that follows `consumed` sequences: int64 (G)."""
+        assert consumed >= 0, consumed
+        order = np.arange(consumed, consumed + self.global_batch_size, dtype=np.int64)
+        epochs, rows = np.divmod(order, self.windows)
         if self.shuffle:
             for epoch in np.unique(epochs):
                 here = epochs == epoch
                 rows[here] = Permutation(self.windows, self.seed, int(epoch))(rows[here])
         return rows
 
-    def micro_batches(self, step: int) -> list[Batch]:
-        """This data rank's micro-batches of `step`, in order.
+    def micro_batches(self, consumed: int) -> list[Batch]:
+        """This data rank's micro-batches of the global batch that follows `consumed` sequences, in order.
 
         Raises ValueError on an id beyond the vocabulary.
         """
         share = self.global_batch_size // self.data_ranks
-        rows = self.rows(step)[self.data_rank * share : (self.data_rank + 1) * share]
+        rows = self.rows(consumed)[self.data_rank * share : (self.data_rank + 1) * share]
         size = self.micro_batch_size
         return [self._micro_batch(rows[begin : begin + size]) for begin in range(0, share, size)]
 
-    def batch(self, step: int) -> list[Batch]:
-        """The same as `micro_batches(step)`, prepared in the background when steps are asked in order."""
+    def batch(self, consumed: int) -> list[Batch]:
+        """The same as `micro_batches(consumed)`, prepared in the background when batches are asked in order."""
         if self._prefetcher is None:
-            self._prefetcher = Prefetcher(self.micro_batches, self._prefetch)
-        return self._prefetcher.get(step)
+            self._prefetcher = Prefetcher(self.micro_batches, self._prefetch, self.global_batch_size)
+        return self._prefetcher.get(consumed)
 
     @property
     def wait_seconds(self) -> float:
@@ -166,7 +159,7 @@ class ValidationBatches:
 
     The windows are the same whatever the ranks: micro-batches are dealt to the data ranks in turn. Every
     micro-batch has the full shape and every rank gets as many: what lies beyond the windows or the stream is
-    padding with targets -100. So the targets of the whole split are every token but the stream's first, once
+    padding with labels -100. So the labels of the whole split are every token but the stream's first, once
     each. Raises ValueError when the source has fewer than two tokens.
     """
 
@@ -237,33 +230,35 @@ def _read_windows(
     vocab_size: int | None,
 ) -> Batch:
     """The given windows as one micro-batch; missing windows and what lies beyond the stream are padding."""
-    tokens = np.zeros((micro_batch_size, sequence_length), dtype=np.int32)
-    targets = np.full((micro_batch_size, sequence_length), IGNORE_INDEX, dtype=np.int32)
+    ids = np.zeros((micro_batch_size, sequence_length), dtype=np.int32)
+    labels = np.full((micro_batch_size, sequence_length), IGNORE_INDEX, dtype=np.int32)
     for row, window in enumerate(windows):
         start = window * sequence_length
         count = min(sequence_length + 1, len(source) - start)
-        ids = source.read(start, count)
+        read = source.read(start, count)
         if vocab_size is not None:
-            source.check_ids(ids, start, vocab_size)
-        tokens[row, : count - 1] = ids[:-1]
-        targets[row, : count - 1] = ids[1:]
+            source.check_ids(read, start, vocab_size)
+        ids[row, : count - 1] = read[:-1]
+        labels[row, : count - 1] = read[1:]
+        if source.has_loss_mask:
+            labels[row, : count - 1][~source.learned(start + 1, count - 1)] = IGNORE_INDEX
     if not document_mask:
-        return Batch(tokens, targets)
+        return Batch(ids, labels)
     assert source.eos_id is not None
-    first, positions = document_bounds(tokens, source.eos_id)
-    targets[tokens == source.eos_id] = IGNORE_INDEX
-    return Batch(tokens, targets, first, positions)
+    first, positions = document_bounds(ids, source.eos_id)
+    labels[ids == source.eos_id] = IGNORE_INDEX
+    return Batch(ids, labels, positions, first)
 
 
 def document_bounds(
-    tokens: npt.NDArray[np.int32], eos_id: int
+    ids: npt.NDArray[np.int32], eos_id: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
     """First index of each token's document in its row, and the token's position in it: two int32 (B, T).
 
     A document ends with its eos. The one that a row opens with counts from the row's start.
     """
-    columns = np.arange(tokens.shape[1], dtype=np.int32)
-    starts = np.zeros_like(tokens)
-    starts[:, 1:] = np.where(tokens[:, :-1] == eos_id, columns[1:], 0)
+    columns = np.arange(ids.shape[1], dtype=np.int32)
+    starts = np.zeros_like(ids)
+    starts[:, 1:] = np.where(ids[:, :-1] == eos_id, columns[1:], 0)
     first = np.maximum.accumulate(starts, axis=1)
     return first, columns - first

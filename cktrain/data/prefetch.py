@@ -1,8 +1,8 @@
-"""Compute the next steps' values in a background thread.
+"""Compute the values that the caller will ask next in a background thread.
 
-One thread computes `compute(step)` for the steps from the one that the caller will ask next; the caller takes
-them in any order. Asking for another step than the expected one only costs waiting: the value is a pure
-function of the step.
+One thread computes `compute(place)` for the places from the one that the caller will ask next, `stride` apart; the caller
+takes them in any order. Asking for another place than the expected one only costs waiting: the value is a pure function of
+the place.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ Value = TypeVar("Value")
 
 
 class Prefetcher(Generic[Value]):
-    """Keeps `depth` steps ahead of the caller.
+    """Keeps `depth` places ahead of the caller.
 
     `wait_seconds` is the time the caller has spent in `get` so far.
     """
 
-    def __init__(self, compute: Callable[[int], Value], depth: int = 2):
-        assert depth >= 1, depth
+    def __init__(self, compute: Callable[[int], Value], depth: int = 2, stride: int = 1):
+        assert depth >= 1 and stride >= 1, (depth, stride)
         self.wait_seconds = 0.0
         self._compute = compute
         self._depth = depth
+        self._stride = stride
         self._condition = threading.Condition()
         self._ready: dict[int, Value | _Failure] = {}
         self._next: int | None = None
@@ -34,15 +35,15 @@ class Prefetcher(Generic[Value]):
         self._thread = threading.Thread(target=self._run, name="cktrain-prefetch", daemon=True)
         self._thread.start()
 
-    def get(self, step: int) -> Value:
-        """The value of `step`, waited for if need be. An exception of `compute(step)` is raised here."""
+    def get(self, place: int) -> Value:
+        """The value of `place`, waited for if need be. An exception of `compute(place)` is raised here."""
         began = time.perf_counter()
         with self._condition:
             assert not self._closed, "get after close"
-            self._expect(step)
-            self._condition.wait_for(lambda: step in self._ready)
-            value = self._ready.pop(step)
-            self._expect(step + 1)
+            self._expect(place)
+            self._condition.wait_for(lambda: place in self._ready)
+            value = self._ready.pop(place)
+            self._expect(place + self._stride)
         self.wait_seconds += time.perf_counter() - began
         if isinstance(value, _Failure):
             raise value.error
@@ -56,17 +57,19 @@ class Prefetcher(Generic[Value]):
             self._condition.notify_all()
         self._thread.join()
 
-    def _expect(self, step: int) -> None:
-        self._next = step
-        for other in [other for other in self._ready if not step <= other < step + self._depth]:
+    def _expect(self, place: int) -> None:
+        self._next = place
+        for other in [other for other in self._ready if other not in self._wanted(place)]:
             del self._ready[other]
         self._condition.notify_all()
+
+    def _wanted(self, place: int) -> range:
+        return range(place, place + self._depth * self._stride, self._stride)
 
     def _missing(self) -> int | None:
         if self._next is None:
             return None
-        steps = range(self._next, self._next + self._depth)
-        return next((step for step in steps if step not in self._ready), None)
+        return next((place for place in self._wanted(self._next) if place not in self._ready), None)
 
     def _run(self) -> None:
         while True:
@@ -74,15 +77,15 @@ class Prefetcher(Generic[Value]):
                 self._condition.wait_for(lambda: self._closed or self._missing() is not None)
                 if self._closed:
                     return
-                step = self._missing()
-            assert step is not None
+                place = self._missing()
+            assert place is not None
             value: Value | _Failure
             try:
-                value = self._compute(step)
+                value = self._compute(place)
             except BaseException as error:  # handed to the caller, whatever it is
                 value = _Failure(error)
             with self._condition:
-                self._ready[step] = value
+                self._ready[place] = value
                 assert self._next is not None
                 self._expect(self._next)
 

@@ -26,7 +26,7 @@ from cktrain.data.corpus import Corpus
 from cktrain.data.documents import SEPARATOR
 from cktrain.data.reuse import made_from, why_again
 from cktrain.data.round_trip import RoundTrip
-from cktrain.data.shards import DATASET_FILE, SUFFIX, VERSION, ShardWriter, Split
+from cktrain.data.shards import DATASET_FILE, DATASET_VERSION, SUFFIX, ShardWriter, Split
 from cktrain.data.sniff import shown
 from cktrain.data.special_tokens import special_ids
 from cktrain.data.target import Target
@@ -100,7 +100,11 @@ def prepare(
             return target.existing
         say(f"[data.prepare] {target.name}: prepared again, because {why}.")
     fingerprint = hashlib.sha256(json.dumps(made, sort_keys=True).encode()).hexdigest()
-    summary = {"version": VERSION, "fingerprint": fingerprint, "validation_fraction": validation_fraction}
+    summary = {
+        "version": DATASET_VERSION,
+        "fingerprint": fingerprint,
+        "validation_fraction": validation_fraction,
+    }
     try:
         with target, _progress(progress) as bar:
             side = given or _train_tokenizer(corpus, vocab_size, validation_fraction, bar)

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from cktrain.data.corpus import Corpus
-from cktrain.data.shards import VERSION
+from cktrain.data.shards import DATASET_VERSION
 from cktrain.file_identity import changed_files, sha256_of_bytes, sha256_of_set
 from cktrain.side_files import SideFiles
 
 
 def made_from(corpus: Corpus, tokenizer: SideFiles | None, options: dict[str, Any]) -> dict[str, Any]:
     """What a prepared folder depends on; `tokenizer` is the one that was given, None where one is trained."""
-    found = {"format": VERSION, "source": corpus.fingerprint(), **options}
+    found = {"format": DATASET_VERSION, "source": corpus.fingerprint(), **options}
     if tokenizer is not None:
         digests = {name: sha256_of_bytes(data) for name, data in tokenizer.files.items()}
         ids = json.dumps(dict(tokenizer.special_ids), sort_keys=True)

@@ -1,18 +1,21 @@
 """Token shard files, and a split of them read as one stream of ids.
 
-A shard is a header of 64 bytes and then the ids, all little-endian:
+A shard is a header of 64 bytes, then the ids, then the loss mask if it has one, all little-endian:
 
     offset  size  field
     0       8     magic, b"CKTOKENS"
-    8       4     format version
+    8       4     format version: 1, or 2 for a shard with a loss mask
     12      4     bytes of the header (the ids start here)
     16      4     bytes of one id: 2 = uint16, 4 = uint32
-    20      4     zero
+    20      4     bytes of the loss mask per token: 0 = there is none, every token is learned; 1 (format version 2)
     24      8     number of ids
     32      8     vocabulary size: every id is below it
     40      8     id of the end-of-document token, or -1 (signed)
     48      8     bytes of UTF-8 text that the ids encode (for bits per byte)
     56      8     zero
+
+The loss mask has a byte per token, in the order of the ids: 1 where the token is a label, which the model is to learn, 0
+where it is only read (a prompt, another speaker's turn).
 
 The writer works on a temporary name, syncs and renames, so a file under its final name is a whole one.
 Readers keep the file open and read what they are asked for (`token_file.py`). A raw file of ids without a header is
@@ -24,10 +27,12 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import shutil
 import stat
 import struct
+import tempfile
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -43,7 +48,8 @@ from cktrain.durable import sync
 from cktrain.foreign_file import checked, read_json
 
 MAGIC = b"CKTOKENS"
-VERSION = 1
+VERSION = 2
+DATASET_VERSION = 1
 SUFFIX = ".cktok"
 DATASET_FILE = "dataset.json"
 
@@ -62,13 +68,17 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 
 @dataclass(frozen=True)
 class Shard:
-    """One open file. `vocab_size`, `eos_id` and `text_bytes` are None where the file does not say."""
+    """One open file. `vocab_size`, `eos_id` and `text_bytes` are None where the file does not say.
+
+    `loss_mask` is uint8 per token, 1 where it is learned; None: all are.
+    """
 
     path: Path
     tokens: TokenFile | npt.NDArray[Any]
     vocab_size: int | None = None
     eos_id: int | None = None
     text_bytes: int | None = None
+    loss_mask: TokenFile | npt.NDArray[Any] | None = None
 
 
 class _Version(BaseModel):
@@ -100,7 +110,10 @@ class ShardWriter:
     Used as a context manager it closes on success and removes what it wrote on an exception.
     """
 
-    def __init__(self, path: str | Path, vocab_size: int, eos_id: int | None = None):
+    def __init__(
+        self, path: str | Path, vocab_size: int, eos_id: int | None = None, *, loss_mask: bool = False
+    ):
+        """`loss_mask`: the shard says of each token whether it is learned."""
         self.path = Path(path)
         self.vocab_size = vocab_size
         self.eos_id = eos_id
@@ -110,9 +123,20 @@ class ShardWriter:
         self._temporary = self.path.with_name(self.path.name + ".tmp")
         self._file = open(self._temporary, "wb")  # noqa: SIM115  (closed by close or abort)
         self._file.write(bytes(_HEADER.size))
+        # It stands behind the ids, whose number is not known before the end.
+        self._mask = tempfile.TemporaryFile(dir=self.path.parent) if loss_mask else None  # noqa: SIM115
 
-    def append(self, ids: Sequence[int] | npt.NDArray[Any], text_bytes: int) -> None:
-        """Add ids, 0 <= id < vocab_size, that encode `text_bytes` bytes of UTF-8 text."""
+    def append(
+        self,
+        ids: Sequence[int] | npt.NDArray[Any],
+        text_bytes: int,
+        learned: Sequence[bool] | npt.NDArray[Any] | None = None,
+    ) -> None:
+        """Add ids, 0 <= id < vocab_size, that encode `text_bytes` bytes of UTF-8 text.
+
+        `learned`, where the shard has a loss mask: whether each of them is a label; None: all are. Raises ValueError for
+        an id beyond the vocabulary.
+        """
         array = np.asarray(ids, dtype=np.int64)
         if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
             wrong = array[(array < 0) | (array >= self.vocab_size)][0]
@@ -122,20 +146,30 @@ class ShardWriter:
                 "Use the tokenizer that the vocabulary size was taken from."
             )
         self._file.write(array.astype(self.dtype).tobytes())
+        if self._mask is not None:
+            mask = np.ones(array.size, bool) if learned is None else np.asarray(learned, dtype=bool)
+            assert mask.shape == array.shape, (mask.shape, array.shape)
+            self._mask.write(mask.astype(np.uint8).tobytes())
+        else:
+            assert learned is None, "a shard without a loss mask"
         self.tokens += array.size
         self.text_bytes += text_bytes
 
     def close(self) -> None:
         """Write the header, sync to disk and rename to the final name."""
         eos_id = -1 if self.eos_id is None else self.eos_id
+        if self._mask is not None:
+            self._mask.seek(0)
+            shutil.copyfileobj(self._mask, self._file)
+            self._mask.close()
         self._file.seek(0)
         self._file.write(
             _HEADER.pack(
                 MAGIC,
-                VERSION,
+                1 if self._mask is None else VERSION,
                 _HEADER.size,
                 self.dtype.itemsize,
-                0,
+                0 if self._mask is None else 1,
                 self.tokens,
                 self.vocab_size,
                 eos_id,
@@ -150,8 +184,12 @@ class ShardWriter:
 
     def abort(self) -> None:
         """Drop what was written."""
-        with contextlib.suppress(OSError):  # on a full disk the last flush fails again; the file goes anyway
-            self._file.close()
+        for file in (self._file, self._mask):
+            with contextlib.suppress(
+                OSError
+            ):  # on a full disk the last flush fails again; the file goes anyway
+                if file is not None:
+                    file.close()
         self._temporary.unlink(missing_ok=True)
 
     def __enter__(self) -> ShardWriter:
@@ -180,7 +218,7 @@ def read_shard(path: str | Path) -> Shard:
             "Prepare the data again."
         )
     with open(path, "rb") as file:
-        magic, version, header_bytes, item, _, count, vocab_size, eos_id, text_bytes = _HEADER.unpack(
+        magic, version, header_bytes, item, mask_item, count, vocab_size, eos_id, text_bytes = _HEADER.unpack(
             file.read(_HEADER.size)
         )
     if magic != MAGIC:
@@ -193,12 +231,12 @@ def read_shard(path: str | Path) -> Shard:
             f"[data.shards] {path}: format version {version}, this cktrain reads up to {VERSION}. Upgrade "
             "cktrain."
         )
-    if item not in _DTYPES or header_bytes < _HEADER.size or vocab_size < 1:
+    if item not in _DTYPES or header_bytes < _HEADER.size or vocab_size < 1 or mask_item != version - 1:
         raise ValueError(
-            f"[data.shards] {path}: damaged header (id size {item} bytes, header {header_bytes} bytes, "
-            f"vocabulary {vocab_size}). Prepare the data again."
+            f"[data.shards] {path}: damaged header (id size {item} bytes, loss mask {mask_item} bytes, header "
+            f"{header_bytes} bytes, vocabulary {vocab_size}). Prepare the data again."
         )
-    held = max(0, size - header_bytes) / item
+    held = max(0, size - header_bytes) / (item + mask_item)
     if held != count:
         what = "truncated" if held < count else "too long"
         raise ValueError(
@@ -209,7 +247,10 @@ def read_shard(path: str | Path) -> Shard:
     if count == 0:
         raise ValueError(f"[data.shards] {path}: empty, it holds 0 tokens. Prepare the data again.")
     tokens = TokenFile(path, _DTYPES[item], header_bytes, count)
-    return Shard(path, tokens, vocab_size, None if eos_id < 0 else eos_id, text_bytes)
+    mask = None
+    if mask_item:
+        mask = TokenFile(path, np.dtype(np.uint8), header_bytes + count * item, count)
+    return Shard(path, tokens, vocab_size, None if eos_id < 0 else eos_id, text_bytes, mask)
 
 
 def read_raw(path: str | Path, dtype: npt.DTypeLike | None = None, vocab_size: int | None = None) -> Shard:
@@ -253,7 +294,7 @@ class TokenSource:
     """The shards of one split, in order, as one stream of ids.
 
     `vocab_size`, `eos_id` and `text_bytes` (UTF-8 bytes that the whole stream encodes) are None when the
-    files are raw.
+    files are raw. `has_loss_mask`: some tokens may not be learned.
     """
 
     def __init__(self, shards: Sequence[Shard]):
@@ -272,6 +313,7 @@ class TokenSource:
         self.eos_id = first.eos_id
         sizes = [shard.text_bytes for shard in shards]
         self.text_bytes = None if None in sizes else sum(size for size in sizes if size is not None)
+        self.has_loss_mask = any(shard.loss_mask is not None for shard in shards)
         self._starts = [0]
         for shard in shards:
             self._starts.append(self._starts[-1] + len(shard.tokens))
@@ -281,18 +323,30 @@ class TokenSource:
 
     def read(self, start: int, count: int) -> npt.NDArray[np.int32]:
         """Ids [start, start + count) of the stream, int32 (count); ids from 2**31 on come out negative."""
-        assert 0 <= start <= start + count <= len(self), (start, count, len(self))
         out = np.empty(count, dtype=np.int32)
+        for shard, there, here in self._pieces(start, count):
+            out[here] = shard.tokens[there]
+        return out
+
+    def learned(self, start: int, count: int) -> npt.NDArray[np.bool_]:
+        """Whether each of the tokens [start, start + count) is a label: bool (count)."""
+        out = np.ones(count, dtype=bool)
+        for shard, there, here in self._pieces(start, count):
+            if shard.loss_mask is not None:
+                out[here] = shard.loss_mask[there]
+        return out
+
+    def _pieces(self, start: int, count: int) -> Iterator[tuple[Shard, slice, slice]]:
+        """(shard, the part of it, where it lies in the result) for the tokens [start, start + count)."""
+        assert 0 <= start <= start + count <= len(self), (start, count, len(self))
         index = bisect_right(self._starts, start) - 1
         done = 0
         while done < count:
-            tokens = self.shards[index].tokens
             begin = start + done - self._starts[index]
-            part = tokens[begin : begin + count - done]
-            out[done : done + len(part)] = part
-            done += len(part)
+            size = min(count - done, len(self.shards[index].tokens) - begin)
+            yield self.shards[index], slice(begin, begin + size), slice(done, done + size)
+            done += size
             index += 1
-        return out
 
     def check_ids(self, ids: npt.NDArray[np.int32], start: int, vocab_size: int) -> None:
         """Raise ValueError (file, position) when an id that was read at `start` is not below `vocab_size`."""
@@ -406,9 +460,9 @@ def read_dataset(folder: str | Path) -> dict[str, Any]:
     remedy = "Prepare the data again."
     dataset: dict[str, Any] = read_json(path, dict[str, Any], area="data.shards", remedy=remedy)
     version = checked(dataset, _Version, name=str(path), area="data.shards", remedy=remedy).version
-    if version > VERSION:
+    if version > DATASET_VERSION:
         raise ValueError(
-            f"[data.shards] {path}: format version {version}, this cktrain reads up to {VERSION}. "
+            f"[data.shards] {path}: format version {version}, this cktrain reads up to {DATASET_VERSION}. "
             "Upgrade cktrain."
         )
     shape = checked(dataset, _Dataset, name=str(path), area="data.shards", remedy=remedy)

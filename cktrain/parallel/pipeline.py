@@ -76,7 +76,7 @@ class Stage:
                 losses[action.micro_batch], valid = self._forward(batch, slot, number, train=True)
                 count += valid
             else:
-                self.model.backward_loss(batch.tokens, slot)
+                self.model.backward_loss(batch.ids, slot)
                 if not self._first:
                     gradient = self.model.stream_gradient(slot)
                     self._sent["backward", number] = self.group.send(
@@ -103,10 +103,10 @@ class Stage:
 
     def _forward(self, batch: Batch, slot: Slot, number: int, train: bool) -> tuple[float, int]:
         slot.describe(batch.positions, batch.first)
-        x = self.model.hidden(batch.tokens, slot)
+        x = self.model.hidden(batch.ids, slot)
         if self._last:
             self._wait_for_send("backward", number)  # the loss leaves its gradient where that one lies
-            return self.model.loss(x, batch.targets, slot, train)
+            return self.model.loss(x, batch.labels, slot, train)
         self._sent["forward", number] = self.group.send(x, self.group.rank + 1, async_=True)
         return 0.0, 0
 

@@ -67,7 +67,9 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     print(f"validation after step {step}: loss {result.loss:.4f} over {result.tokens:,} tokens")
     if result.bits_per_byte is None:
-        print("bits per byte: unknown, since raw token files don't say how much text they encode")
+        print(
+            "bits per byte: unknown, since the data has a loss mask or does not say how much text it encodes"
+        )
         return 0
     from cktrain.report import compare_with_ngrams
 

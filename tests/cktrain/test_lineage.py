@@ -71,7 +71,7 @@ def test_an_older_one_that_is_resumed_is_not_rotated_for_the_later(used, checkpo
     trainer = used(**{"checkpoint.resume": str(checkpoints / "step-00000002") + "/", "checkpoint.keep": 1})
     assert trainer.progress.step == 2
     assert aside(checkpoints) == ["step-00000004", "step-00000006"]
-    trainer.step(3)
+    trainer.step()
     trainer.save()
     assert steps(checkpoints) == [3]
     assert [parent.step for parent in used().progress.parents] == [2, 3]
@@ -81,7 +81,7 @@ def test_a_chain_of_resumes_stays_one_lineage(used, checkpoints):
     for step in (7, 8, 9):
         trainer = used()
         assert trainer.progress.step == step - 1
-        trainer.step(step)
+        trainer.step()
         trainer.save()
     assert steps(checkpoints) == [7, 8, 9]
     assert not list(checkpoints.glob("set-aside-*"))
@@ -130,8 +130,8 @@ def test_what_appears_under_a_name_while_a_run_goes_on_is_kept(
     other = composed(tiny(**{**FP64, "run.dir": str(tmp_path / "other"), "run.steps": 8})).trainer
     other.run()
     trainer = used(**{"checkpoint.keep": 1})
-    for step in (7, 8):
-        trainer.step(step)
+    for _ in range(2):
+        trainer.step()
     shutil.copytree(other.checkpoint_folder / "step-00000008", checkpoints / "step-00000008")
     shutil.copytree(other.checkpoint_folder / "step-00000006", checkpoints / "step-00000005")
     trainer.save()
@@ -259,7 +259,7 @@ def test_of_two_halves_the_newer_is_recovered(used, checkpoints):
     (checkpoints / ".step-00000006.tmp" / "new").write_text("")
     trainer = used()
     assert (checkpoints / "step-00000006" / "new").exists()
-    trainer.step(7)
+    trainer.step()
     trainer.save()
     assert not list(checkpoints.glob(".step-*"))
 
@@ -362,7 +362,7 @@ def test_what_cannot_be_moved_aside_ends_the_start_and_loses_nothing(used, check
 @pytest.mark.parametrize("broken", ["fsync", "rename"])
 def test_a_save_that_fails_leaves_the_last_one(used, checkpoints, monkeypatch, broken, number):
     trainer = used()
-    trainer.step(7)
+    trainer.step()
     real, calls, passed = getattr(os, broken), 0, 0
 
     def fail(*arguments: object, **named: object) -> object:
@@ -396,7 +396,7 @@ def test_a_folder_copied_but_for_its_lineage_goes_on_from_the_newest(used, check
     """The copy's lineage.json is of an earlier run; what went on from that run is newer all the same."""
     before = (checkpoints.parent / LINEAGE_FILE).read_text()
     trainer = used()
-    trainer.step(7)
+    trainer.step()
     trainer.save()
     (checkpoints.parent / LINEAGE_FILE).write_text(before)
     assert used().progress.step == 7
@@ -419,7 +419,7 @@ def test_a_run_killed_at_any_point_of_a_save_goes_on(used, checkpoints, monkeypa
     """At each rename, fsync, deletion and write: the next start finds the last checkpoint or the new one."""
     trainer = used(**{"checkpoint.keep": 1})
     if not again:
-        trainer.step(7)
+        trainer.step()
     reached = 7 - again
     calls = passed = 0
 

@@ -50,11 +50,11 @@ def train(tiny, composed, tmp_path):
         }
         made = composed(tiny(precision=precision, **values), isa=None)
         part, trainer = made.trainer.part, made.trainer
-        (batch,) = made.loader.micro_batches(1)
+        (batch,) = made.loader.micro_batches(0)
         if ignored is not None:
-            targets = batch.targets.copy()
-            targets[:, ignored] = -100
-            batch = replace(batch, targets=targets)
+            labels = batch.labels.copy()
+            labels[:, ignored] = -100
+            batch = replace(batch, labels=labels)
         part.data.begin()
         (loss,), count = part.stage.train([batch], part.schedule[0])
         return Result(loss, count, trainer.params.grad.copy())

@@ -162,21 +162,20 @@ def test_another_batch_size_skips_and_repeats_nothing(tiny, composed, tmp_path, 
     first = composed(tiny(**{**FP64, "batch.global_batch_size": before})).trainer
     first.run()
     again = composed(tiny(**{**FP64, "run.steps": 9, "batch.global_batch_size": after})).trainer
-    rows = [first.loader.rows(step) for step in range(1, 5)] + [
-        again.loader.rows(step) for step in range(5, 8)
-    ]
+    rows = [first.loader.rows(before * step) for step in range(4)]
+    rows += [again.loader.rows(again.progress.examples + after * step) for step in range(3)]
     whole = composed(
         tiny(**{**FP64, "run.dir": str(tmp_path / "whole"), "batch.global_batch_size": 2})
     ).loader
     sequences = 4 * before + 3 * after
-    expected = [whole.rows(step) for step in range(1, sequences // 2 + 1)]
+    expected = [whole.rows(consumed) for consumed in range(0, sequences, 2)]
     np.testing.assert_array_equal(np.concatenate(rows), np.concatenate(expected))
-    again.step(5)
+    again.step()
     again.save()
     third = composed(tiny(**{**FP64, "run.steps": 9, "batch.global_batch_size": before})).trainer
     assert third.progress.examples == 4 * before + after
-    start = (4 * before + after) // 2
-    np.testing.assert_array_equal(third.loader.rows(6)[:2], whole.rows(start + 1))
+    consumed = third.progress.examples
+    np.testing.assert_array_equal(third.loader.rows(consumed)[:2], whole.rows(consumed))
 
 
 def as_format_2(path: Path) -> None:

@@ -11,13 +11,14 @@ import numpy as np
 import pytest
 
 from cktrain.data.loader import Batch
+from cktrain.data.shards import ShardWriter
 from cktrain.trainer import TrainingDiverged
 
 FP64 = {"precision": "fp64"}
 
 
 def losses(run, steps: int) -> list[float]:
-    return [run.trainer.step(step).loss for step in range(1, steps + 1)]
+    return [run.trainer.step().loss for _ in range(steps)]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -54,7 +55,7 @@ class UnequalLoader:
         flat[2, :] = -100
         self.batches = [Batch(tokens[i : i + micro], targets[i : i + micro]) for i in range(0, 8, micro)]
 
-    def batch(self, step: int) -> list[Batch]:
+    def batch(self, consumed: int) -> list[Batch]:
         return self.batches
 
 
@@ -64,10 +65,28 @@ def test_unequal_ignore_counts_are_weighted_by_token(tiny, composed, tmp_path):
     for i, micro in enumerate((2, 8)):
         run = composed(tiny(**FP64, **{"batch.micro_batch_size": micro, "run.dir": str(tmp_path / str(i))}))
         run.trainer.loader = UnequalLoader(micro)
-        steps = [run.trainer.step(s) for s in range(1, 6)]
+        steps = [run.trainer.step() for _ in range(5)]
         results.append([(s.loss, s.grad_norm, s.tokens) for s in steps])
     np.testing.assert_allclose(results[0], results[1], rtol=0, atol=1e-10)
     assert results[0][0][2] == 64
+
+
+def test_tokens_outside_the_loss_mask_do_not_train(tiny, composed, tmp_path):
+    """Of two ids in turn only one is learned: the loss is that of its labels alone, and so is the count."""
+    path = tmp_path / "masked.cktok"
+    with ShardWriter(path, 61, loss_mask=True) as writer:
+        writer.append([7, 9] * 400, 0, [True, False] * 400)
+    trainer = composed(tiny(**FP64, **{"data.path": str(path)})).trainer
+    assert trainer.step().tokens == 8 * 16 // 2
+    for _ in range(19):
+        result = trainer.step()
+    assert result.loss < 0.5
+    (batch,) = trainer.loader.micro_batches(0)[:1]
+    both = {}
+    for label in (7, 9):
+        labels = np.where(batch.labels == -100, -100, label).astype(np.int32)
+        both[label] = trainer.stage.evaluate(Batch(batch.ids, labels))[0]
+    assert both[7] < 0.5 * both[9]
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
@@ -105,7 +124,10 @@ def test_weight_decay_spares_biases_and_norms(tiny, composed):
 def test_a_step_starts_from_no_gradient(tiny, composed):
     """The same batch at a learning rate of zero has the same gradient again."""
     trainer = composed(tiny(**FP64, **{"optimizer.lr": 0.0})).trainer
-    first, second = trainer.step(1), trainer.step(1)
+    start = trainer.progress
+    first = trainer.step()
+    trainer.progress = start
+    second = trainer.step()
     assert first.grad_norm > 0 and second.grad_norm == first.grad_norm
 
 
@@ -113,7 +135,8 @@ def test_a_step_starts_from_no_gradient(tiny, composed):
 def test_a_step_starts_from_no_gradient_after_a_skipped_one(tiny, composed, monkeypatch, name):
     """What a step leaves in the gradients is nowhere added to, were it not a number."""
     trainer = composed(tiny(**FP64, **{"optimizer.lr": 0.0, "optimizer.name": name})).trainer
-    first = trainer.step(1)
+    start = trainer.progress
+    first = trainer.step()
     assert trainer.params.grad.any()
     backward = trainer.model.backward_loss
 
@@ -123,8 +146,10 @@ def test_a_step_starts_from_no_gradient_after_a_skipped_one(tiny, composed, monk
 
     with monkeypatch.context() as patch:
         patch.setattr(trainer.model, "backward_loss", poisoned)
-        assert not trainer.step(1).applied
-    assert trainer.step(1).grad_norm == first.grad_norm
+        trainer.progress = start
+        assert not trainer.step().applied
+    trainer.progress = start
+    assert trainer.step().grad_norm == first.grad_norm
 
 
 def test_clipping_bounds_the_norm(tiny, composed):
@@ -143,7 +168,7 @@ def test_clipping_bounds_the_norm(tiny, composed):
         )
     )
     before = run.trainer.params.data.copy()
-    result = run.trainer.step(1)
+    result = run.trainer.step()
     assert result.grad_norm > 0.1
     moved = np.linalg.norm(run.trainer.params.data - before)
     np.testing.assert_allclose(moved, 0.01, rtol=1e-9)
@@ -152,7 +177,7 @@ def test_clipping_bounds_the_norm(tiny, composed):
 def test_a_non_finite_gradient_skips_the_step_and_three_end_the_run(tiny, composed, monkeypatch):
     run = composed(tiny(**FP64))
     trainer = run.trainer
-    trainer.step(1)
+    trainer.step()
     before = trainer.params.data.copy()
     moments = {k: v.copy() for k, v in trainer.optimizer.state.items()}
     backward = trainer.model.backward_loss
@@ -162,7 +187,7 @@ def test_a_non_finite_gradient_skips_the_step_and_three_end_the_run(tiny, compos
         trainer.params.grad[5] = np.inf
 
     monkeypatch.setattr(trainer.model, "backward_loss", poisoned)
-    result = trainer.step(2)
+    result = trainer.step()
     assert not result.applied
     np.testing.assert_array_equal(trainer.params.data, before)
     for name, moment in moments.items():
@@ -200,10 +225,10 @@ def test_a_signal_ends_the_run_with_a_checkpoint(tiny, composed, tmp_path, numbe
     trainer = run.trainer
     step = trainer.step
 
-    def signalled(number_of_step, stop=False):
-        if number_of_step == 4:
+    def signalled(*, stop=False):
+        if trainer.progress.step == 3:
             os.kill(os.getpid(), number)
-        return step(number_of_step, stop)
+        return step(stop=stop)
 
     monkeypatch.setattr(trainer, "step", signalled)
     assert trainer.run() is False

@@ -1,4 +1,4 @@
-"""Batches are a pure function of seed and step, whatever the ranks and the step resumed at."""
+"""Batches are a pure function of seed and sequences consumed, whatever the ranks and the place resumed at."""
 
 from pathlib import Path
 
@@ -23,23 +23,23 @@ def stream(length, eos_id=None, ids=None, shards=1):
 def same(one, other):
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
-        for name in ("tokens", "targets", "first", "positions"):
+        for name in ("ids", "labels", "positions", "first"):
             x, y = getattr(a, name), getattr(b, name)
             assert (x is None and y is None) or np.array_equal(x, y)
 
 
 def test_shapes_and_targets():
     loader = BatchLoader(stream(1000), 8, 2, 6, seed=1)
-    batches = loader.micro_batches(1)
+    batches = loader.micro_batches(0)
     assert len(batches) == 3
     for batch in batches:
-        assert batch.tokens.shape == batch.targets.shape == (2, 8)
-        assert batch.tokens.dtype == batch.targets.dtype == np.int32
-        assert batch.tokens.flags.c_contiguous and batch.targets.flags.c_contiguous
-        assert np.array_equal(batch.targets, batch.tokens + 1)  # the ids are positions
+        assert batch.ids.shape == batch.labels.shape == (2, 8)
+        assert batch.ids.dtype == batch.labels.dtype == np.int32
+        assert batch.ids.flags.c_contiguous and batch.labels.flags.c_contiguous
+        assert np.array_equal(batch.labels, batch.ids + 1)  # the ids are positions
         assert batch.first is None and batch.positions is None
-    starts = np.concatenate([batch.tokens[:, 0] for batch in batches])
-    assert np.array_equal(starts, loader.rows(1) * 8)
+    starts = np.concatenate([batch.ids[:, 0] for batch in batches])
+    assert np.array_equal(starts, loader.rows(0) * 8)
 
 
 @given(st.integers(2, 300), st.integers(1, 20), st.integers(1, 6), st.integers(1, 4))
@@ -49,7 +49,7 @@ def test_sequential_windows_cover_the_stream_and_wrap(length, sequence_length, r
         return
     loader = BatchLoader(stream(length, shards=shards), sequence_length, 1, rows, seed=0, shuffle=False)
     steps = -(-2 * windows // rows)
-    tokens = np.concatenate([b.tokens for step in range(1, steps + 1) for b in loader.micro_batches(step)])
+    tokens = np.concatenate([b.ids for step in range(steps) for b in loader.micro_batches(step * rows)])
     once = np.arange(windows * sequence_length)
     assert np.array_equal(tokens.ravel()[: 2 * len(once)], np.tile(once, 2))
 
@@ -58,23 +58,25 @@ def test_sequential_windows_cover_the_stream_and_wrap(length, sequence_length, r
 def test_shuffled_epochs_have_every_window_once(windows, rows, seed):
     loader = BatchLoader(stream(windows * 4 + 1), 4, 1, rows, seed)
     steps = -(-3 * windows // rows)
-    order = np.concatenate([loader.rows(step) for step in range(1, steps + 1)])[: 3 * windows]
+    order = np.concatenate([loader.rows(step * rows) for step in range(steps)])[: 3 * windows]
     for epoch in order.reshape(3, windows):
         assert np.array_equal(np.sort(epoch), np.arange(windows))
 
 
 def test_epochs_differ_and_seeds_differ():
-    rows = [BatchLoader(stream(401), 4, 1, 100, seed).rows(step) for seed in (1, 2) for step in (1, 2)]
+    rows = [
+        BatchLoader(stream(401), 4, 1, 100, seed).rows(consumed) for seed in (1, 2) for consumed in (0, 100)
+    ]
     assert len({tuple(row) for row in rows}) == 4
 
 
 @given(st.sampled_from([1, 2, 3, 4]), st.integers(1, 3), st.integers(1, 3), st.integers(1, 9), st.booleans())
-def test_ranks_together_are_one_rank(ranks, micro, accumulation, step, shuffle):
+def test_ranks_together_are_one_rank(ranks, micro, accumulation, consumed, shuffle):
     source = stream(203, eos_id=7, ids=np.arange(203) % 11)
     size = ranks * micro * accumulation
     whole = BatchLoader(source, 5, micro, size, 3, shuffle, document_mask=True)
     parts = [BatchLoader(source, 5, micro, size, 3, shuffle, rank, ranks, True) for rank in range(ranks)]
-    same(whole.micro_batches(step), [batch for part in parts for batch in part.micro_batches(step)])
+    same(whole.micro_batches(consumed), [batch for part in parts for batch in part.micro_batches(consumed)])
 
 
 @settings(max_examples=20, deadline=None)
@@ -86,8 +88,8 @@ def test_resume_at_any_step_gives_the_same_batches(step, shuffle):
         BatchLoader(source, 7, 2, 4, 9, shuffle) as new,
     ):
         for earlier in range(1, step):
-            never_stopped.batch(earlier)
-        for later in range(step, step + 3):
+            never_stopped.batch(4 * earlier)
+        for later in range(4 * step, 4 * step + 12, 4):
             expected = never_stopped.batch(later)
             same(expected, new.batch(later))
             same(expected, new.micro_batches(later))
@@ -97,7 +99,7 @@ def test_the_wait_is_counted_and_close_is_safe():
     loader = BatchLoader(stream(100), 4, 1, 1, 0)
     assert loader.wait_seconds == 0
     loader.close()
-    loader.batch(1)
+    loader.batch(0)
     assert loader.wait_seconds > 0
     loader.close()
 
@@ -107,12 +109,12 @@ def test_an_id_beyond_the_vocabulary_reaches_the_caller():
     ids[70] = 999
     loader = BatchLoader(stream(101, ids=ids, shards=2), 4, 1, 1, 0, shuffle=False, vocab_size=50)
     with loader:
-        for step in range(1, 18):
-            loader.batch(step)
+        for consumed in range(17):
+            loader.batch(consumed)
         # 101 ids in two shards of 51 and 50: 70 is the 19th of the second.
         message = r"train-1\.bin: token id 999 at position 19 is beyond the model's vocabulary of 50"
         with pytest.raises(ValueError, match=message):
-            loader.batch(18)
+            loader.batch(17)
 
 
 def test_bad_sizes():
@@ -147,11 +149,11 @@ def test_document_bounds_are_what_a_loop_finds(row):
 
 def test_the_mask_is_on_the_batch():
     source = stream(100, eos_id=3, ids=np.arange(100) % 5)
-    (batch,) = BatchLoader(source, 10, 2, 2, 0, shuffle=False, document_mask=True).micro_batches(1)
-    expected = document_bounds(batch.tokens, 3)
+    (batch,) = BatchLoader(source, 10, 2, 2, 0, shuffle=False, document_mask=True).micro_batches(0)
+    expected = document_bounds(batch.ids, 3)
     assert np.array_equal(batch.first, expected[0]) and np.array_equal(batch.positions, expected[1])
     assert batch.first.tolist()[0] == [0, 0, 0, 0, 4, 4, 4, 4, 4, 9]
-    assert batch.targets.tolist()[0] == [1, 2, 3, -100, 0, 1, 2, 3, -100, 0]
+    assert batch.labels.tolist()[0] == [1, 2, 3, -100, 0, 1, 2, 3, -100, 0]
 
 
 @given(st.integers(2, 200), st.integers(1, 12), st.integers(1, 4), st.integers(1, 4))
@@ -162,9 +164,9 @@ def test_the_whole_split_has_every_token_but_the_first_once(length, sequence_len
         for rank in range(ranks)
     ]
     assert len({len(batches) for batches in ranks_batches}) == 1  # collectives need as many on each rank
-    targets = np.concatenate([b.targets.ravel() for batches in ranks_batches for b in batches])
-    tokens = np.concatenate([b.tokens.ravel() for batches in ranks_batches for b in batches])
-    assert all(b.tokens.shape == (micro, sequence_length) for batches in ranks_batches for b in batches)
+    targets = np.concatenate([b.labels.ravel() for batches in ranks_batches for b in batches])
+    tokens = np.concatenate([b.ids.ravel() for batches in ranks_batches for b in batches])
+    assert all(b.ids.shape == (micro, sequence_length) for batches in ranks_batches for b in batches)
     valid = targets != -100
     assert np.array_equal(np.sort(targets[valid]), np.arange(1, length))
     assert np.array_equal(tokens[valid] + 1, targets[valid])
@@ -176,12 +178,49 @@ def test_the_first_batches_are_the_same_windows_on_any_ranks(batches, ranks):
     found = []
     for rank in range(ranks):
         for batch in ValidationBatches(source, 5, 2, 8, batches, rank, ranks):
-            found += batch.targets[batch.targets != -100].tolist()
+            found += batch.labels[batch.labels != -100].tolist()
     assert sorted(found) == list(range(1, 1 + min(200, batches * 8 * 5)))
 
 
 def test_a_validation_split_shorter_than_a_sequence_is_padded():
     (batch,) = ValidationBatches(stream(4, eos_id=1), 6, 1, 1, document_mask=True)
-    assert batch.tokens.tolist() == [[0, 1, 2, 0, 0, 0]]
-    assert batch.targets.tolist() == [[1, -100, 3, -100, -100, -100]]  # 2 begins a document
+    assert batch.ids.tolist() == [[0, 1, 2, 0, 0, 0]]
+    assert batch.labels.tolist() == [[1, -100, 3, -100, -100, -100]]  # 2 begins a document
     assert batch.first.tolist() == [[0, 0, 2, 2, 2, 2]]
+
+
+def masked(ids, learned, shards=2):
+    """A source with a loss mask on its first shard alone: the tokens of the others are all learned."""
+    parts, masks = np.array_split(np.asarray(ids, np.uint32), shards), np.array_split(learned, shards)
+    return TokenSource(
+        [
+            Shard(Path(f"{i}.cktok"), part, None, 3, 100, mask.astype(np.uint8) if i == 0 else None)
+            for i, (part, mask) in enumerate(zip(parts, masks, strict=True))
+        ]
+    )
+
+
+def test_tokens_that_are_only_read_are_no_labels():
+    """The mask is of the token that is predicted, not of the one before it."""
+    learned = np.array([1, 0, 1, 0, 0, 1, 0, 0, 0, 0], bool)
+    source = masked(np.arange(10), learned)
+    (batch,) = BatchLoader(source, 8, 1, 1, 0, shuffle=False).micro_batches(0)
+    assert batch.ids.tolist() == [[0, 1, 2, 3, 4, 5, 6, 7]]
+    assert batch.labels.tolist() == [[-100, 2, -100, -100, 5, 6, 7, 8]]
+    (batch,) = ValidationBatches(source, 12, 1, 1)
+    assert batch.labels.tolist() == [[-100, 2, -100, -100, 5, 6, 7, 8, 9, -100, -100, -100]]
+
+
+def test_a_loss_mask_and_a_document_mask_both_take_labels():
+    source = masked([0, 1, 2, 3, 4, 5, 6, 7, 0, 0], np.array([1, 1, 0, 1, 1, 1, 1, 1, 1, 1], bool), shards=1)
+    (batch,) = BatchLoader(source, 8, 1, 1, 0, shuffle=False, document_mask=True).micro_batches(0)
+    assert batch.labels.tolist() == [[1, -100, 3, -100, 5, 6, 7, 0]]
+    assert batch.first.tolist() == [[0, 0, 0, 0, 4, 4, 4, 4]]
+
+
+def test_a_mask_that_learns_all_changes_no_batch():
+    ids = np.arange(50)
+    same(
+        BatchLoader(masked(ids, np.ones(50, bool)), 6, 1, 3, 1).micro_batches(3),
+        BatchLoader(stream(50, eos_id=3), 6, 1, 3, 1).micro_batches(3),
+    )

@@ -57,6 +57,23 @@ def test_steps_that_are_no_longer_wanted_are_dropped():
     prefetcher.close()
 
 
+def test_places_may_lie_apart():
+    computed = []
+    third = threading.Event()
+
+    def compute(place):
+        computed.append(place)
+        if place == 20:
+            third.set()
+        return place
+
+    prefetcher = Prefetcher(compute, depth=2, stride=8)
+    assert prefetcher.get(4) == 4
+    assert third.wait(10)
+    assert prefetcher.get(12) == 12 and computed[:3] == [4, 12, 20]
+    prefetcher.close()
+
+
 def test_an_exception_is_raised_at_its_step_in_the_caller():
     def compute(step):
         if step == 2:

@@ -52,6 +52,28 @@ def test_the_header_is_what_the_format_says(tmp_path):
     assert read_shard(path).eos_id is None
 
 
+def test_a_shard_with_a_loss_mask(tmp_path):
+    path = tmp_path / "train-00000.cktok"
+    with ShardWriter(path, 300, eos_id=5, loss_mask=True) as writer:
+        writer.append([1, 2, 3], 10, [False, True, False])
+        writer.append([4, 5], 2)
+    assert list(tmp_path.iterdir()) == [path]
+    header = b"CKTOKENS" + struct.pack("<IIIIQQqQQ", 2, 64, 2, 1, 5, 300, 5, 12, 0)
+    assert path.read_bytes() == header + struct.pack("<5H", 1, 2, 3, 4, 5) + bytes([0, 1, 0, 1, 1])
+    source = TokenSource([read_shard(path), read_shard(write(tmp_path / "plain.cktok", [7, 8], eos_id=5))])
+    assert source.has_loss_mask and len(source) == 7
+    assert source.read(1, 6).tolist() == [2, 3, 4, 5, 7, 8]
+    assert source.learned(1, 6).tolist() == [True, False, True, True, True, True]
+    os.truncate(path, 64 + 5 * 2 + 2)
+    with pytest.raises(ValueError, match="truncated, the header says 5 tokens and the file holds 4"):
+        read_shard(path)
+
+
+def test_a_shard_without_a_mask_learns_all(tmp_path):
+    source = TokenSource([read_shard(write(tmp_path / "a.cktok", [1, 2, 3]))])
+    assert not source.has_loss_mask and source.learned(0, 3).all()
+
+
 @pytest.mark.parametrize("wrong", [-1, 300, 70000])
 def test_an_id_beyond_the_vocabulary_is_not_written(tmp_path, wrong):
     with pytest.raises(ValueError, match=rf"a.cktok: token id {wrong} does not fit a vocabulary of 300"):
@@ -96,8 +118,11 @@ def test_damaged_shards(tmp_path):
     with pytest.raises(ValueError, match="starts with b'SOMEELSE', a shard starts with b'CKTOKENS'"):
         read_shard(path)
     write(path, range(10))
+    patch(path, 8, "<I", 3)
+    with pytest.raises(ValueError, match=r"format version 3, this cktrain reads up to 2\. Upgrade"):
+        read_shard(path)
     patch(path, 8, "<I", 2)
-    with pytest.raises(ValueError, match=r"format version 2, this cktrain reads up to 1\. Upgrade"):
+    with pytest.raises(ValueError, match=r"damaged header .*loss mask 0 bytes"):
         read_shard(path)
     write(path, range(10))
     patch(path, 16, "<I", 3)
