@@ -46,9 +46,8 @@ class Decoder:
     """A model reading one sequence token by token."""
 
     def __init__(self, model: Transformer, capacity: int) -> None:
-        assert model.norm is not None and model.head is not None, "a whole model"
+        assert model.head is not None, "a whole model"
         self.model = model
-        self.norm = model.norm
         self.head = model.head
         self.cache = KeyValueCache(capacity)
         self._slots: dict[int, Slot] = {}
@@ -61,14 +60,14 @@ class Decoder:
             slot = self._slot(chunk.size)
             first = self.cache.length
             slot.describe(np.arange(first, first + chunk.size, dtype=np.int32), None)
-            normed = self._run(chunk, slot)
+            stream = self._run(chunk, slot)
             self.cache.advance(chunk.size)
-        return self.head.logits(normed[-1:])[0]
+        return self.head.logits(stream[-1:])[0]
 
     def _run(self, ids: np.ndarray, slot: Slot) -> np.ndarray:
-        """The normed stream (S, C). No backward follows, so one block's arrays serve all blocks."""
+        """The stream (S, C) after the last block. No backward follows, so one block's arrays serve all blocks."""
         with slot.recomputing():
-            return self.norm.forward(self.model.hidden(ids, slot), slot)
+            return self.model.hidden(ids, slot)
 
     def _dry_run(self, slot: Slot) -> None:
         self._run(np.zeros(slot.rows, np.int32), slot)

@@ -136,17 +136,16 @@ PARALLEL_MUTANTS = [
     ),
     Mutant(
         "padding in the softmax",
-        "cktrain/parallel/vocabulary.py",
-        "self.first_word, self.words = divide_vocabulary(self.weight, border.group.size, border.group.rank)",
-        "self.first_word, _ = divide_vocabulary(self.weight, border.group.size, border.group.rank)\n"
-        "        self.words = self.weight.shape[0]",
+        "cktrain/parallel/tensor.py",
+        "min(share, words - first)",
+        "share",
         f"{EQUALITY}[gpt2-tensor 2]",
     ),
     Mutant(
         "a replicated key/value head's gradient summed twice",
         "cktrain/parallel/model_shard.py",
-        "spans += [_rows_of(param, rows, group) for rows in column.copied_rows]",
-        "spans += [_rows_of(param, rows, g) for rows in column.copied_rows for g in (group, tensor)]",
+        "spans += [_rows_of(param, rows, group) for rows in linear.layout.copied_rows]",
+        "spans += [_rows_of(param, rows, g) for rows in linear.layout.copied_rows for g in (group, tensor)]",
         f"{EQUALITY}[llama-tensor 4]",
     ),
     Mutant(
@@ -158,9 +157,9 @@ PARALLEL_MUTANTS = [
     ),
     Mutant(
         "a bias after a row-divided product added by every rank",
-        "cktrain/parallel/tensor.py",
-        "bias = self.bias.value if self.bias is not None and self.border.group.rank == 0 else None",
-        "bias = self.bias.value if self.bias is not None else None",
+        "cktrain/parallel/layouts.py",
+        "self.adds_bias = region.group.rank == 0",
+        "self.adds_bias = True",
         f"{EQUALITY}[gpt2-tensor 2]",
     ),
 ]

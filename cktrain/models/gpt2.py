@@ -10,11 +10,12 @@ from __future__ import annotations
 import math
 
 from cktrain.config import ModelConfig
-from cktrain.memory.params import Param
-from cktrain.models.transformer import Block, TokenEmbedding, Transformer
+from cktrain.models.transformer import Transformer
 from cktrain.nn.attention import Attention, AttentionShape
-from cktrain.nn.embedding import Embedding
-from cktrain.nn.head import CrossEntropyHead
+from cktrain.nn.branch import Block, Branch
+from cktrain.nn.embedding import Embedding, TokenEmbedding
+from cktrain.nn.head import Head
+from cktrain.nn.linear import Linear
 from cktrain.nn.mlp import GeluMLP
 from cktrain.nn.norm import LayerNorm
 from cktrain.nn.numerics import Numerics
@@ -70,11 +71,21 @@ def build_gpt2(
         )
         ln_1 = LayerNorm(f"{name}.ln_1", numerics, c.hidden_size, eps)
         ln_2 = LayerNorm(f"{name}.ln_2", numerics, c.hidden_size, eps)
-        blocks.append(Block(name, numerics, ln_1, attention, ln_2, mlp))
+        blocks.append(Block(name, [Branch(ln_1, attention), Branch(ln_2, mlp)]))
     ln_f = LayerNorm("transformer.ln_f", numerics, c.hidden_size, eps)
     tied = c.tie_word_embeddings is not False
-    head_weight = tokens.weight if tied else Param("lm_head.weight", (c.vocab_size, c.hidden_size), std=std)
-    head = CrossEntropyHead("lm_head", numerics, head_weight)
-    return Transformer(
-        numerics, TokenEmbedding("transformer", numerics, tokens, wpe), blocks, ln_f, head, checkpointing
+    output = Linear(
+        "lm_head",
+        numerics,
+        c.hidden_size,
+        c.vocab_size,
+        bias=False,
+        std=std,
+        weight=tokens.weight if tied else None,
     )
+    layers = [
+        TokenEmbedding("transformer", numerics, tokens, wpe),
+        *blocks,
+        Head(ln_f, output),
+    ]
+    return Transformer(numerics, layers, c.hidden_size, checkpointing)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 
 from cktrain.config import ModelConfig
-from cktrain.memory.params import Param
-from cktrain.models.transformer import Block, TokenEmbedding, Transformer
+from cktrain.models.transformer import Transformer
 from cktrain.nn.attention import Attention, AttentionShape, Rotary
-from cktrain.nn.embedding import Embedding
-from cktrain.nn.head import CrossEntropyHead
+from cktrain.nn.branch import Block, Branch
+from cktrain.nn.embedding import Embedding, TokenEmbedding
+from cktrain.nn.head import Head
+from cktrain.nn.linear import Linear
 from cktrain.nn.mlp import SwiGLU
 from cktrain.nn.norm import RMSNorm
 from cktrain.nn.numerics import Numerics
@@ -87,13 +88,21 @@ def build_llama(
         )
         input_norm = RMSNorm(f"{name}.input_layernorm", numerics, c.hidden_size, c.rms_norm_eps)
         mlp_norm = RMSNorm(f"{name}.post_attention_layernorm", numerics, c.hidden_size, c.rms_norm_eps)
-        blocks.append(Block(name, numerics, input_norm, attention, mlp_norm, mlp))
+        blocks.append(Block(name, [Branch(input_norm, attention), Branch(mlp_norm, mlp)]))
     norm = RMSNorm("model.norm", numerics, c.hidden_size, c.rms_norm_eps)
     tied = bool(c.tie_word_embeddings)
-    head_weight = (
-        embedding.weight if tied else Param("lm_head.weight", (c.vocab_size, c.hidden_size), std=std)
+    output = Linear(
+        "lm_head",
+        numerics,
+        c.hidden_size,
+        c.vocab_size,
+        bias=False,
+        std=std,
+        weight=embedding.weight if tied else None,
     )
-    head = CrossEntropyHead("lm_head", numerics, head_weight)
-    return Transformer(
-        numerics, TokenEmbedding("model", numerics, embedding), blocks, norm, head, checkpointing
-    )
+    layers = [
+        TokenEmbedding("model", numerics, embedding),
+        *blocks,
+        Head(norm, output),
+    ]
+    return Transformer(numerics, layers, c.hidden_size, checkpointing)

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cktrain.memory.params import Param
 from cktrain.memory.slot import Slot
+from cktrain.nn.branch import Body
 from cktrain.nn.linear import Linear
-from cktrain.nn.module import Module
+from cktrain.nn.norm import RMSNorm
 from cktrain.nn.numerics import Numerics
 
 
@@ -53,7 +53,7 @@ class _Views:
     context4: np.ndarray
 
 
-class Attention(Module):
+class Attention(Body):
     """Projection, optional QK-norm, rotary embedding, attention, output projection."""
 
     def __init__(
@@ -69,35 +69,45 @@ class Attention(Module):
         qkv_bias: bool = False,
         output_bias: bool = False,
         qk_norm_eps: float | None = None,
+        scale: float | None = None,
     ) -> None:
+        """`scale` multiplies the scores: 1 / sqrt(D) unless given."""
         super().__init__(name, numerics)
         self.shape = shape
         self.rotary = rotary
         self.hidden_size = hidden_size
+        self.scale = 1.0 / math.sqrt(shape.head_dim) if scale is None else scale
         h, k, d = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.head_dim
+        self.q_norm: RMSNorm | None = None
+        self.k_norm: RMSNorm | None = None
+        if qk_norm_eps is not None:
+            self.q_norm = RMSNorm(f"{name}.q_norm", numerics, d, qk_norm_eps)
+            self.k_norm = RMSNorm(f"{name}.k_norm", numerics, d, qk_norm_eps)
         self.qkv_proj = Linear(
             f"{name}.qkv_proj", numerics, hidden_size, h + 2 * k, qkv_bias, std, parts=(h, k, k), unit=d
         )
-        self.qk_norm_eps = qk_norm_eps
-        if qk_norm_eps is not None:
-            self.q_norm = Param(f"{name}.q_norm.weight", (d,), init="ones", decay=False, compute="f32")
-            self.k_norm = Param(f"{name}.k_norm.weight", (d,), init="ones", decay=False, compute="f32")
         self.o_proj = Linear(f"{name}.o_proj", numerics, h, hidden_size, output_bias, output_std)
 
-    def forward_into(self, y: np.ndarray, x: np.ndarray, residual: np.ndarray, slot: Slot) -> np.ndarray:
-        """y (N, C) = residual + attention(x)."""
-        self.attend(x, slot)
-        return self.o_proj.apply(y, self._context(slot), slot, residual)
+    def forward(
+        self,
+        out: np.ndarray,
+        x: np.ndarray,
+        slot: Slot,
+        residual: np.ndarray | None = None,
+        alpha: float = 1.0,
+    ) -> None:
+        """out (N, C) = residual + alpha · attention(x)."""
+        self.recompute(x, slot)
+        self.o_proj.forward(out, self._context(slot), slot, residual, alpha)
 
-    def attend(self, x: np.ndarray, slot: Slot) -> None:
+    def recompute(self, x: np.ndarray, slot: Slot) -> None:
         """Everything up to the output projection, whose input stays in the slot."""
-        kernels, shape = self.num.kernels, self.shape
-        self.qkv_proj.apply(self._qkv(slot), self.qkv_proj.input(x, slot), slot)
+        kernels = self.num.kernels
+        self.qkv_proj.forward(self._qkv(slot), x, slot)
         at = slot.view(self, "views", lambda: self._views(slot))
-        if self.qk_norm_eps is not None:
-            q_rstd, k_rstd = self._rstd(slot)
-            kernels.rms_norm_forward(at.q, q_rstd, at.raw_q, self.q_norm.value, self.qk_norm_eps)
-            kernels.rms_norm_forward(at.k, k_rstd, at.raw_k, self.k_norm.value, self.qk_norm_eps)
+        if self.q_norm is not None and self.k_norm is not None:
+            self.q_norm.forward(at.q, at.raw_q, slot)
+            self.k_norm.forward(at.k, at.raw_k, slot)
         if self.rotary is not None:
             for heads in at.rotated:
                 kernels.rope_forward(heads, heads, self.rotary.cos, self.rotary.sin, slot.positions)
@@ -105,10 +115,10 @@ class Attention(Module):
         if slot.cache is not None:
             k4, v4 = slot.cache.extend(self.name, k4, v4)
         kernels.attention_forward(
-            at.context4, self._lse(slot), at.q4, k4, v4, self._scale, shape.window, slot.first
+            at.context4, self._lse(slot), at.q4, k4, v4, self.scale, self.shape.window, slot.first
         )
 
-    def backward_heads(self, dy: np.ndarray, slot: Slot) -> np.ndarray:
+    def backward_inner(self, dy: np.ndarray, slot: Slot) -> np.ndarray:
         """The gradient (N, (H + 2K)·D) of the projected input, for dy (N, C)."""
         kernels = self.num.kernels
         dqkv = slot.shared(self, "dqkv", (slot.rows, self.qkv_proj.out_features), self.num.real)
@@ -118,28 +128,28 @@ class Attention(Module):
         if self.rotary is not None:
             dqk = slot.view(self, "dqk", lambda: self._query_and_key(dqkv))
             kernels.rope_backward(dqk, dqk, self.rotary.cos, self.rotary.sin, slot.positions)
-        if self.qk_norm_eps is not None:
+        if self.q_norm is not None and self.k_norm is not None:
             at = slot.view(self, "views", lambda: self._views(slot))
-            q_rstd, k_rstd = self._rstd(slot)
-            q_grad, k_grad = self.q_norm.sums(kernels), self.k_norm.sums(kernels)
-            kernels.rms_norm_backward(dq, q_grad, dq, at.raw_q, self.q_norm.value, q_rstd, False)
-            kernels.rms_norm_backward(dk, k_grad, dk, at.raw_k, self.k_norm.value, k_rstd, False)
-            self.q_norm.grad_added()
-            self.k_norm.grad_added()
+            self.q_norm.backward(dq, dq, at.raw_q, slot)
+            self.k_norm.backward(dk, dk, at.raw_k, slot)
         return dqkv
 
-    def backward_input(self, dqkv: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """dx (N, C), in the place of x, which `forward_into` got, for what `backward_heads` gave."""
-        self.qkv_proj.backward_weight(dqkv, self.qkv_proj.input(x, slot))
-        return self.qkv_proj.backward_input(x, dqkv, slot)
+    def backward_entry(
+        self, dx: np.ndarray, dinner: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = False
+    ) -> None:
+        """dx (N, C) = or += the gradient of x."""
+        self.qkv_proj.backward(dx, dinner, x, slot, accumulate)
+
+    def flops(self, rows: int, length: int) -> int:
+        """The projections, and 12·H·D per key that a token sees: T/2 on average, or the window."""
+        seen = min(length, 2 * self.shape.window) if self.shape.window else length
+        return super().flops(rows, length) + 6 * rows * self.shape.heads * self.shape.head_dim * seen
 
     def _backward_context(self, dy: np.ndarray, dqkv: np.ndarray, slot: Slot) -> None:
         shape = self.shape
         context = self._context(slot)
-        dy = self.o_proj.output_gradient(dy, slot)
-        self.o_proj.backward_weight(dy, context)
         dcontext = slot.shared(self, "dcontext", context.shape, self.num.real)
-        self.o_proj.backward_input(dcontext, dy, slot)
+        self.o_proj.backward(dcontext, dy, context, slot)
         dq, dk, dv = slot.view(self, "dviews", lambda: self._split(dqkv))
         at = slot.view(self, "views", lambda: self._views(slot))
         by_sequence = slot.view(
@@ -158,17 +168,13 @@ class Attention(Module):
             at.v4,
             at.context4,
             self._lse(slot),
-            self._scale,
+            self.scale,
             shape.window,
             slot.first,
         )
 
-    @property
-    def _scale(self) -> float:
-        return 1.0 / math.sqrt(self.shape.head_dim)
-
     def _qkv(self, slot: Slot) -> np.ndarray:
-        return self.qkv_proj.output(slot, saved=True)
+        return slot.saved(self, "qkv", (slot.rows, self.qkv_proj.out_features), self.num.real)
 
     def _context(self, slot: Slot) -> np.ndarray:
         return slot.saved(self, "context", (slot.rows, self.shape.heads * self.shape.head_dim), self.num.real)
@@ -178,17 +184,11 @@ class Attention(Module):
             self, "lse", (slot.batch_size, self.shape.heads, slot.sequence_length), self.num.f32
         )
 
-    def _rstd(self, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
-        return (
-            slot.saved(self, "q_rstd", (slot.rows, self.shape.heads), self.num.f32),
-            slot.saved(self, "k_rstd", (slot.rows, self.shape.kv_heads), self.num.f32),
-        )
-
     def _views(self, slot: Slot) -> _Views:
         raw_q, raw_k, v = self._split(self._qkv(slot))
         q, k = raw_q, raw_k
         rotated: tuple[np.ndarray, ...] = (self._query_and_key(self._qkv(slot)),)
-        if self.qk_norm_eps is not None:
+        if self.q_norm is not None:
             q = slot.saved(self, "q_normed", raw_q.shape, self.num.real)
             k = slot.saved(self, "k_normed", raw_k.shape, self.num.real)
             rotated = (q, k)

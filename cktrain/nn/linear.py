@@ -1,20 +1,59 @@
-"""Linear: y = x · wᵀ + bias (+ residual).
+"""Linear: y = x · wᵀ + bias, put together from a weight format, a layout and adapters.
 
-Shapes: x (N, I), w (O, I), y (N, O). The input is not saved here: whoever calls `backward` gives it, since the caller
-may hold it already or compute it again.
+    x (N, I) --layout--> rows --format.product (+ adapters)--> --layout--> y (N, O)
+
+Shapes: x (N, I), w (O, I), y (N, O); under tensor parallelism N, I or O are this rank's. `format` is how the weight is
+stored (`nn/formats.py`), `layout` what enters and leaves on this rank (`nn/layout.py`), `adapters` what is added to the
+product between the two. They know nothing of each other, so any format can stand in any layout with any adapters.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from cktrain.memory.params import Param
+from cktrain.memory.param import Param
 from cktrain.memory.slot import Slot
+from cktrain.nn.formats import Dense, Widened
+from cktrain.nn.layout import Whole
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
+from cktrain.nn.scaled import add_scaled
 
 
-class Linear(Module):
+class Product(Module):
+    """A linear map of rows. Its backward has two halves, for callers whose x is only there for one of them.
+
+    dx may be x. Neither out nor dx may be x or dy, else.
+    """
+
+    def backward(
+        self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = False
+    ) -> None:
+        """dx = or += dy · w; the weight's gradient is added first, so dx may be x."""
+        self.backward_weight(dy, x, slot)
+        self.backward_input(dx, dy, slot, accumulate)
+
+    def backward_weight(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> None:
+        """Adds dyᵀ · x to the weight's gradient."""
+        raise NotImplementedError
+
+    def backward_input(self, dx: np.ndarray, dy: np.ndarray, slot: Slot, accumulate: bool = False) -> None:
+        """dx = or += dy · w."""
+        raise NotImplementedError
+
+
+class Adapter(Product):
+    """A product that is added to a linear's, between the two sides of its layout (LoRA: x · aᵀ · bᵀ).
+
+    `forward(y, x, slot, residual=y)` adds to y, `backward_input(dx, dy, slot, accumulate=True)` to dx.
+    """
+
+    def shard(self, linear: Linear) -> None:
+        """Keep the share of this rank, after the linear's weight was divided (`linear.weight.regions`)."""
+        raise NotImplementedError
+
+
+class Linear(Product):
     """A matrix and an optional bias."""
 
     def __init__(
@@ -27,55 +66,83 @@ class Linear(Module):
         std: float,
         parts: tuple[int, ...] = (),
         unit: int = 1,
+        weight: Param | None = None,
     ) -> None:
-        """`parts` are the outputs of fused projections; `unit` outputs in a row, a head's, stay together."""
+        """`parts` are the outputs of fused projections; `unit` outputs in a row, a head's, stay together.
+
+        A `weight` that is given is also another module's (a tied embedding).
+        """
         super().__init__(name, numerics)
         self.parts = parts
         self.unit = unit
         self.in_features = in_features
         self.out_features = out_features
-        self.weight = Param(f"{name}.weight", (out_features, in_features), std=std, parts=parts)
+        if weight is None:
+            weight = Param(f"{name}.weight", (out_features, in_features), std=std, parts=parts)
+        self.weight = weight
         self.bias = (
             Param(f"{name}.bias", (out_features,), init="zeros", decay=False, parts=parts, compute="f32")
             if bias
             else None
         )
+        self.format: Dense | Widened = Dense(weight)
+        self.layout: Whole = Whole()
+        self.adapters: list[Adapter] = []
 
-    def input(self, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """The rows that the product reads, for the x that enters: x itself, unless ranks divide its rows."""
-        return x
+    def forward(
+        self,
+        out: np.ndarray,
+        x: np.ndarray,
+        slot: Slot,
+        residual: np.ndarray | None = None,
+        alpha: float = 1.0,
+    ) -> None:
+        """out = residual + alpha · (x · wᵀ + bias)."""
+        if alpha != 1.0:
+            inner = slot.shared(self, "inner", out.shape, out.dtype)
+            self.forward(inner, x, slot)
+            add_scaled(self.num, out, inner, residual, alpha)
+            return
+        rows = self.layout.enter(x, slot)
+        y, added = self.layout.product(out, residual, slot)
+        bias = self.bias.value if self.bias is not None and self.layout.adds_bias else None
+        self.format.product(y, rows, bias, added, self, slot)
+        for adapter in self.adapters:
+            adapter.forward(y, rows, slot, residual=y)
+        self.layout.leave(out, y, residual)
+
+    def backward(
+        self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = False
+    ) -> None:
+        """As `Product.backward`, for the dy and x that stand on this rank."""
+        super().backward(dx, self.output_gradient(dy, slot), x, slot, accumulate)
 
     def output_gradient(self, dy: np.ndarray, slot: Slot) -> np.ndarray:
-        """What both backward products read, for the dy that enters: dy itself, unless ranks divide its rows."""
-        return dy
+        """What both halves of the backward read, for the dy that stands on this rank."""
+        return self.layout.enter_gradient(dy, slot)
 
-    def apply(
-        self, y: np.ndarray, x: np.ndarray, slot: Slot, residual: np.ndarray | None = None
-    ) -> np.ndarray:
-        """y = x · wᵀ + bias + residual into the given y, which may be the residual."""
-        self.num.kernels.linear_forward(
-            y, x, self.weight.value, None if self.bias is None else self.bias.value, residual
-        )
-        return y
-
-    def backward_input(self, dx: np.ndarray, dy: np.ndarray, slot: Slot) -> np.ndarray:
-        """dx = dy · w."""
-        self.num.kernels.linear_backward_input(dx, dy, self.weight.value)
-        return dx
-
-    def backward_weight(self, dy: np.ndarray, x: np.ndarray) -> None:
-        """Adds dyᵀ · x to the weight's gradient and the rows of dy to the bias's."""
-        bias, adds = self.bias, self.weight.adds()
-        if bias is not None:
-            bias.stale = False  # written together with the weight's
-        self.num.kernels.linear_backward_weight(
-            self.weight.grad, None if bias is None else bias.grad, dy, x, adds
-        )
+    def backward_weight(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> None:
+        """Adds dyᵀ · x to the weight's gradient and the rows of dy to the bias's; dy from `output_gradient`."""
+        rows = self.layout.enter(x, slot)
+        bias = self.bias if self.layout.adds_bias else None
+        self.format.weight_gradient(dy, rows, bias, self)
         self.weight.grad_added()
-        if bias is not None:
-            bias.grad_added()
+        if self.bias is not None:
+            if bias is None:
+                self.bias.accumulator(self.num.kernels)  # another rank's alone: nothing is added here
+            self.bias.grad_added()
+        for adapter in self.adapters:
+            adapter.backward_weight(dy, rows, slot)
 
-    def output(self, slot: Slot, name: str = "y", saved: bool = False) -> np.ndarray:
-        """An array for y, saved or shared."""
-        take = slot.saved if saved else slot.shared
-        return take(self, name, (slot.rows, self.out_features), self.num.real)
+    def backward_input(self, dx: np.ndarray, dy: np.ndarray, slot: Slot, accumulate: bool = False) -> None:
+        """dx = or += dy · w; dy from `output_gradient`."""
+        gradient, added = self.layout.gradient(dx, accumulate, slot)
+        self.format.product_transposed(gradient, dy, added, self, slot)
+        for adapter in self.adapters:
+            adapter.backward_input(gradient, dy, slot, accumulate=True)
+        self.layout.leave_gradient(dx, gradient, accumulate)
+
+    def flops(self, rows: int, length: int) -> int:
+        """6 per row and element; 4 where the weight is frozen."""
+        own = (6 if self.weight.trainable else 4) * rows * self.in_features * self.out_features
+        return own + super().flops(rows, length)

@@ -10,37 +10,49 @@ import numpy as np
 
 from cktrain.memory.arena import CACHE_LINE
 from cktrain.memory.slot import Slot
+from cktrain.nn.branch import Body
 from cktrain.nn.linear import Linear
-from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
 
 
-class FeedForward(Module):
+class FeedForward(Body):
     """An MLP with one activation between an input and an output projection."""
 
     input_proj: Linear
     output_proj: Linear
 
-    def forward_into(self, y: np.ndarray, x: np.ndarray, residual: np.ndarray, slot: Slot) -> np.ndarray:
-        """y (N, C) = residual + mlp(x)."""
-        self.expand(x, slot)
+    def forward(
+        self,
+        out: np.ndarray,
+        x: np.ndarray,
+        slot: Slot,
+        residual: np.ndarray | None = None,
+        alpha: float = 1.0,
+    ) -> None:
+        """out (N, C) = residual + alpha · mlp(x)."""
+        self.recompute(x, slot)
         hidden = self._hidden(slot)
         self._activate(hidden, self._expanded(slot))
-        return self.output_proj.apply(y, hidden, slot, residual)
+        self.output_proj.forward(out, hidden, slot, residual, alpha)
 
-    def expand(self, x: np.ndarray, slot: Slot) -> None:
+    def recompute(self, x: np.ndarray, slot: Slot) -> None:
         """The input projection, whose result stays in the slot."""
-        self.input_proj.apply(self._expanded(slot), self.input_proj.input(x, slot), slot)
+        self.input_proj.forward(self._expanded(slot), x, slot)
 
-    def backward_from(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """dx (N, C) of the MLP branch, in the place of x, for dy (N, C) and the x that `forward_into` got."""
+    def backward_inner(self, dy: np.ndarray, slot: Slot) -> np.ndarray:
+        """The gradient of the input projection's output, in its place."""
         dhidden = self._hidden(slot)
         dy = self.output_proj.output_gradient(dy, slot)
         self.output_proj.backward_input(dhidden, dy, slot)
         hidden, dexpanded = self._backward_activation(dhidden, self._expanded(slot), slot)
-        self.output_proj.backward_weight(dy, hidden)
-        self.input_proj.backward_weight(dexpanded, self.input_proj.input(x, slot))
-        return self.input_proj.backward_input(x, dexpanded, slot)
+        self.output_proj.backward_weight(dy, hidden, slot)
+        return dexpanded
+
+    def backward_entry(
+        self, dx: np.ndarray, dinner: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = False
+    ) -> None:
+        """dx (N, C) = or += the gradient of x."""
+        self.input_proj.backward(dx, dinner, x, slot, accumulate)
 
     def _activate(self, hidden: np.ndarray, expanded: np.ndarray) -> None:
         raise NotImplementedError

@@ -1,8 +1,8 @@
 """RMSNorm (Zhang & Sennrich 2019) and LayerNorm (Ba et al. 2016) over the last dimension.
 
-Shapes: x, y (N, C); weight, bias (C) f32; rstd, mean (N) f32. Only the statistics are saved: the output is computed
-again from the input where the backward of the next layer needs it (`recompute`), which costs one pass over memory and
-saves an activation per norm.
+Shapes: x, y (N, C), or (N, H, D) where heads are normed; weight, bias (C) or (D) f32; rstd, mean (N) or (N, H) f32. Only
+the statistics are saved: the output is computed again from the input where a backward needs it (`nn/branch.py`), which
+costs one pass over memory and saves an activation per norm.
 """
 
 from __future__ import annotations
@@ -11,17 +11,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from cktrain.memory.params import Param
+from cktrain.memory.param import Param
 from cktrain.memory.slot import Slot
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
+from cktrain.nn.scaled import add_scaled
 
 
 class Norm(Module):
-    """What both norms share: `forward` into a shared output, `recompute`, and a backward that adds into dx.
+    """What both norms share.
 
-    `apply` and `add_gradient` work on any rows, given these rows of the `statistics`.
+    out may be x unless there is a residual; dx may be dy or x. `apply` and `add_gradient` work on any rows, given these
+    rows of the `statistics`.
     """
+
+    statistic_names: tuple[str, ...]
 
     def __init__(self, name: str, numerics: Numerics, size: int, eps: float) -> None:
         super().__init__(name, numerics)
@@ -29,30 +33,42 @@ class Norm(Module):
         self.eps = eps
         self.weight = Param(f"{name}.weight", (size,), init="ones", decay=False, compute="f32")
 
-    def forward(self, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """(N, C) -> (N, C), in an array that the next norm of this role overwrites."""
-        y = slot.shared(self, "y", x.shape, self.num.real)
-        self.apply(y, x, self.statistics(x, slot))
-        return y
+    def forward(
+        self,
+        out: np.ndarray,
+        x: np.ndarray,
+        slot: Slot,
+        residual: np.ndarray | None = None,
+        alpha: float = 1.0,
+    ) -> None:
+        """out = residual + alpha · norm(x). A residual or a factor are a second pass, no kernel has them fused."""
+        if residual is None and alpha == 1.0:
+            self.apply(out, x, self.statistics(x, slot))
+            return
+        normed = slot.shared(self, "normed", x.shape, self.num.real)
+        self.apply(normed, x, self.statistics(x, slot))
+        add_scaled(self.num, out, normed, residual, alpha)
 
-    def recompute(self, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """The output of `forward` again, for the same x."""
-        return self.forward(x, slot)
-
-    def backward_into(
-        self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = True
-    ) -> np.ndarray:
-        """dx (N, C) = or += the gradient of x for dy (N, C); dx may be dy or x."""
+    def backward(
+        self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = False
+    ) -> None:
+        """dx = or += the gradient of x for dy, with the statistics that `forward` left."""
         self.add_gradient(dx, dy, x, self.statistics(x, slot), accumulate)
         self.grads_added()
-        return dx
 
     def statistics(self, x: np.ndarray, slot: Slot) -> tuple[np.ndarray, ...]:
-        """What backward needs of each row, (N) f32 each."""
-        raise NotImplementedError
+        """What backward needs of each row, (N) or (N, H) f32 each."""
+        shape, f32 = x.shape[:-1], self.num.f32
+        return tuple(slot.saved(self, name, shape, f32) for name in self.statistic_names)
+
+    def normalize(self, x: np.ndarray) -> np.ndarray:
+        """norm(x) in a new array, for few rows (N, C), where no backward follows."""
+        y = np.empty_like(x)
+        self.apply(y, x, [np.empty(x.shape[:-1], self.num.f32) for _ in self.statistic_names])
+        return y
 
     def apply(self, y: np.ndarray, x: np.ndarray, statistics: Sequence[np.ndarray]) -> None:
-        """Write y and the statistics of rows x."""
+        """Write y, which may be x, and the statistics of rows x."""
         raise NotImplementedError
 
     def add_gradient(
@@ -63,23 +79,18 @@ class Norm(Module):
         statistics: Sequence[np.ndarray],
         accumulate: bool,
     ) -> None:
-        """As `backward_into`, for rows x; `grads_added` must follow the last of them."""
+        """As `backward`, for rows x; `grads_added` must follow the last of them."""
         raise NotImplementedError
 
     def grads_added(self) -> None:
         """All rows of a micro-batch have added their gradients."""
         self.weight.grad_added()
 
-    def _stat(self, slot: Slot, name: str, x: np.ndarray) -> np.ndarray:
-        return slot.saved(self, name, x.shape[:1], self.num.f32)
-
 
 class RMSNorm(Norm):
     """y = x / sqrt(mean(x²) + eps) · weight."""
 
-    def statistics(self, x: np.ndarray, slot: Slot) -> tuple[np.ndarray, ...]:
-        """(1 / sqrt(mean(x²) + eps),)."""
-        return (self._stat(slot, "rstd", x),)
+    statistic_names = ("rstd",)
 
     def apply(self, y: np.ndarray, x: np.ndarray, statistics: Sequence[np.ndarray]) -> None:
         """Write y and the statistics of rows x."""
@@ -94,21 +105,19 @@ class RMSNorm(Norm):
         statistics: Sequence[np.ndarray],
         accumulate: bool,
     ) -> None:
-        """As `backward_into`, for rows x."""
+        """As `backward`, for rows x."""
         kernels, weight, (rstd,) = self.num.kernels, self.weight, statistics
-        kernels.rms_norm_backward(dx, weight.sums(kernels), dy, x, weight.value, rstd, accumulate)
+        kernels.rms_norm_backward(dx, weight.accumulator(kernels), dy, x, weight.value, rstd, accumulate)
 
 
 class LayerNorm(Norm):
     """y = (x - mean) / sqrt(var + eps) · weight + bias."""
 
+    statistic_names = ("mean", "rstd")
+
     def __init__(self, name: str, numerics: Numerics, size: int, eps: float) -> None:
         super().__init__(name, numerics, size, eps)
         self.bias = Param(f"{name}.bias", (size,), init="zeros", decay=False, compute="f32")
-
-    def statistics(self, x: np.ndarray, slot: Slot) -> tuple[np.ndarray, ...]:
-        """(mean, 1 / sqrt(variance + eps))."""
-        return self._stat(slot, "mean", x), self._stat(slot, "rstd", x)
 
     def apply(self, y: np.ndarray, x: np.ndarray, statistics: Sequence[np.ndarray]) -> None:
         """Write y and the statistics of rows x."""
@@ -123,10 +132,10 @@ class LayerNorm(Norm):
         statistics: Sequence[np.ndarray],
         accumulate: bool,
     ) -> None:
-        """As `backward_into`, for rows x."""
+        """As `backward`, for rows x."""
         kernels, weight, bias, (mean, rstd) = self.num.kernels, self.weight, self.bias, statistics
         kernels.layer_norm_backward(
-            dx, weight.sums(kernels), bias.sums(kernels), dy, x, weight.value, mean, rstd, accumulate
+            dx, weight.accumulator(kernels), bias.accumulator(kernels), dy, x, weight.value, mean, rstd, accumulate
         )
 
     def grads_added(self) -> None:

@@ -19,10 +19,11 @@ import numpy as np
 from cktrain.bench.profile import ProfiledKernels
 from cktrain.config import Config
 from cktrain.cython_kernels.ops import OPS
-from cktrain.memory.params import FlatParams
+from cktrain.memory.param_store import ParamStore
 from cktrain.memory.slot import Slot
 from cktrain.models.build import STYLES, build_model
-from cktrain.models.transformer import Block, Transformer
+from cktrain.models.transformer import Transformer
+from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.planned import planned_ranks
@@ -91,9 +92,12 @@ class PredictedKernels:
         return op
 
 
-def kinds_of(blocks: list[Block]) -> list[Any]:
-    """What tells blocks of different costs apart: they differ in their attention alone."""
-    return [block.attention.shape for block in blocks]
+def kinds_of(layers: list[Module], rows: int, length: int) -> list[Any]:
+    """What tells layers of different costs apart: their parameters' shapes and their floating-point operations."""
+    return [
+        (layer.role, tuple(param.shape for param in layer.params()), layer.flops(rows, length))
+        for layer in layers
+    ]
 
 
 def measure_costs(config: Config, numerics: Numerics, mesh: Mesh) -> ModelCosts:
@@ -103,16 +107,16 @@ def measure_costs(config: Config, numerics: Numerics, mesh: Mesh) -> ModelCosts:
     does not divide.
     """
     model = divided_model(config, numerics, mesh)
-    kinds = kinds_of(model.blocks)
+    shape = config.batch.micro_batch_size, config.data.sequence_length
+    kinds = kinds_of(model.blocks, shape[0] * shape[1], shape[1])
     first_of = {kind: kinds.index(kind) for kind in kinds}
-    model.blocks = [model.blocks[i] for i in first_of.values()]
-    params = FlatParams(model.params(), numerics)
+    model.keep_blocks([model.blocks[i] for i in first_of.values()])
+    params = ParamStore(model.params(), numerics)
     rng = np.random.default_rng(0)
     pattern = rng.standard_normal(4099) * 0.02
     for param in params.params:
         param.data.reshape(-1)[...] = np.resize(pattern, param.size)
     params.refresh()
-    shape = config.batch.micro_batch_size, config.data.sequence_length
     slot = model.plan(*shape).allocate()[0]
     ids = rng.integers(0, config.model.vocab_size or 1, (2, *shape), dtype=np.int32)
     plain, profiled = numerics.kernels, ProfiledKernels(numerics.kernels)
@@ -155,7 +159,9 @@ def divided_model(config: Config, numerics: Numerics, mesh: Mesh) -> Transformer
     """The whole depth of the model, each layer divided as tensor rank 0 divides it; no storage yet."""
     length = config.data.sequence_length
     model = build_model(config.model, numerics, length, config.memory.checkpointing == "block")
-    ranks = planned_ranks(mesh, 0, model.blocks[0].attention.shape.kv_heads)
+    kv_heads = config.model.num_key_value_heads or config.model.num_attention_heads
+    assert kv_heads is not None
+    ranks = planned_ranks(mesh, 0, kv_heads)
     rows = config.batch.micro_batch_size * length
     divide_layers(model, STYLES[config.model.family], ranks.tensor, ranks.waiting, rows)
     return model
@@ -181,12 +187,12 @@ def time_parts(
 
     watched: list[tuple[Any, str]] = []
     if model.embedding is not None:
-        watch(model.embedding, "embed", "embedding forward")
-        watch(model.embedding, "backward_ids", "embedding backward")
+        watch(model.embedding, "forward", "embedding forward")
+        watch(model.embedding, "backward", "embedding backward")
     for number, block in enumerate(model.blocks):
         watch(block, "forward", f"block {number} forward")
         watch(block, "recompute", f"block {number} backward")
-        watch(block, "backward_from", f"block {number} backward")
+        watch(block, "backward", f"block {number} backward")
     try:
         x = model.hidden(tokens, slot)
         began = clock()

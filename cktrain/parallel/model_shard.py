@@ -10,6 +10,7 @@ from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import STYLES
 from cktrain.models.transformer import Transformer
+from cktrain.nn.linear import Linear
 from cktrain.parallel.buckets import Span, without
 from cktrain.parallel.data import DataParallel
 from cktrain.parallel.partial_gradients import PartialGradients, PartialSpan
@@ -18,7 +19,7 @@ from cktrain.parallel.ranks import Ranks
 from cktrain.parallel.roles import tag_by_role
 from cktrain.parallel.schedules import Schedule, make_schedule, slots_needed
 from cktrain.parallel.stages import Cuts, cut_by_flops, keep_stage
-from cktrain.parallel.tensor import ColumnLinear, divide_layers
+from cktrain.parallel.tensor import divide_layers
 
 
 class ModelShard:
@@ -101,14 +102,14 @@ class ModelShard:
             for param in self.params.trainable
             if "tensor" in param.spec.reduce_axes
         ]
-        columns = [module for module in self.model.modules() if isinstance(module, ColumnLinear)]
-        for copies in sorted({column.copies for column in columns} - {1}):
+        linears = [module for module in self.model.modules() if isinstance(module, Linear)]
+        for copies in sorted({linear.layout.copies for linear in linears} - {1}):
             group = tensor.split(tensor.rank // copies, tensor.rank)
-            for column in columns:
-                if column.copies == copies:
-                    for param in (column.weight, column.bias):
+            for linear in linears:
+                if linear.layout.copies == copies:
+                    for param in (linear.weight, linear.bias):
                         if param is not None:
-                            spans += [_rows_of(param, rows, group) for rows in column.copied_rows]
+                            spans += [_rows_of(param, rows, group) for rows in linear.layout.copied_rows]
         return spans
 
     def _on_two_stages(self, tied: Param | None) -> list[PartialSpan]:
@@ -143,7 +144,8 @@ def _weights_travel_as_bf16(config: Config, precision: str) -> bool:
 
 def _tied_weight(model: Transformer) -> Param | None:
     assert model.embedding is not None and model.head is not None
-    return model.head.weight if model.head.weight is model.embedding.tokens.weight else None
+    weight = model.head.output.weight
+    return weight if weight is model.embedding.tokens.weight else None
 
 
 def _rows_of(param: Param, rows: Span, group: Group) -> PartialSpan:

@@ -52,19 +52,10 @@ def cut(blocks: Sequence[float], first: float, last: float, stages: int) -> Cuts
 def cut_by_flops(model: Transformer, stages: int, sequence_length: int) -> Cuts:
     """The blocks of each stage of a whole model, by floating-point operations per token."""
     assert model.head is not None
-    blocks = []
-    for block in model.blocks:
-        shape = block.attention.shape
-        matrices = sum(param.size for param in block.params() if len(param.shape) == 2)
-        seen = min(sequence_length, 2 * shape.window) if shape.window else sequence_length
-        blocks.append(6.0 * matrices + 6.0 * shape.heads * shape.head_dim * seen)
-    return cut(blocks, 0.0, 6.0 * model.head.weight.size, stages)
+    blocks = [block.flops(1, sequence_length) for block in model.blocks]
+    return cut(blocks, 0.0, model.head.flops(1, sequence_length), stages)
 
 
 def keep_stage(model: Transformer, blocks: tuple[int, int], stage: int, stages: int) -> None:
     """Leave in the model what one stage has. A tied weight stays on the first stage and on the last."""
-    model.blocks = model.blocks[slice(*blocks)]
-    if stage != 0:
-        model.embedding = None
-    if stage != stages - 1:
-        model.norm = model.head = None
+    model.keep_blocks(model.blocks[slice(*blocks)], embedding=stage == 0, head=stage == stages - 1)

@@ -1,39 +1,34 @@
 """Tensor parallelism (Shoeybi et al. 2019): each layer's matrices are divided over the ranks of the tensor group.
 
-    x (N/t, C) --gather--> (N, C) --column--> (N, O/t) …heads, activation… --row--> sum of (N, C) --scatter--> (N/t, C)
+Which module is divided how stands in a table beside each model, by the module's role. A divided module is the same
+module with another layout (`parallel/layouts.py`) and a share of the parameters:
 
-A column-divided linear has some of the outputs: whole heads, or the same features of gate and up. A row-divided one has
-the inputs that belong to them; its products are partial sums. Between a row-divided linear and the next
-column-divided one the stream, its norms and residuals are divided by rows (sequence parallelism, Korthikanti et al.
-2022): a reduce-scatter ends the one, an all-gather begins the other, which together send what an all-reduce would.
+    column      outputs: whole heads, or the same features of gate and up
+    row         the inputs that belong to them
+    vocabulary  words, of the embedding (its inputs) and of the head (its outputs)
+    sequence    nothing: each rank looks up its own rows
 
-Which module is divided how stands in a table beside each model, by the module's role; divided modules take the place of
-whole ones. What stands on all ranks (norms, biases after a row-divided product, position tables) gets a part of its
-gradient on each: `partial_gradients.py` sums them. Such a bias is added, and its gradient computed, by tensor rank 0.
+Rank r has the words [r·W, (r+1)·W), W = ceil(V/t); the last rank's end may be padding, so that all have as many. Padding
+rows stay zero: no id looks them up, their logits are left out of the softmax, and no file holds them.
 
-Shapes: t tensor ranks; N rows of a micro-batch; C hidden size; O, I output and input features of the whole matrix.
+What stands on all ranks (norms, biases after a row-divided product, position tables) gets a part of its gradient on each:
+`partial_gradients.py` sums them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from cktrain.comm.group import Group
-from cktrain.memory.params import Place
-from cktrain.memory.slot import Slot
+from cktrain.memory.param import Param, ShardRegion
 from cktrain.models.transformer import Transformer
 from cktrain.nn.attention import Attention
 from cktrain.nn.embedding import Embedding
-from cktrain.nn.head import CrossEntropyHead
 from cktrain.nn.linear import Linear
-from cktrain.nn.module import Module
-from cktrain.parallel.buckets import Span
-from cktrain.parallel.rows import Rows
-from cktrain.parallel.vocabulary import VocabularyEmbedding, VocabularyHead
+from cktrain.parallel.layouts import Column, OwnRows, Row
+from cktrain.parallel.sequence_parallel import SequenceParallelRegion
 from cktrain.parallel.waiting import Waiting
 
 
@@ -46,14 +41,13 @@ def divide_layers(
     """
     if group.size == 1:
         return
-    border = Rows(model.num, group, waiting)
+    region = SequenceParallelRegion(model.num, group, waiting)
     for module in list(model.modules()):
         if isinstance(module, Attention):
             _divide_heads(module, group.size)
-        for name, child in list(vars(module).items()):
-            style = styles.get(child.role) if isinstance(child, Module) else None
-            if style is not None and style != "replicated":
-                setattr(module, name, _STYLES[style](child, border))
+        style = styles.get(module.role)
+        if style is not None and style != "replicated":
+            _STYLES[style](module, region)
     if rows % group.size:
         raise ValueError(
             f"[parallel] tensor {group.size} does not divide the {rows} rows of a micro-batch (micro_batch_size x "
@@ -62,90 +56,67 @@ def divide_layers(
     model.row_shares = group.size
 
 
-class ColumnLinear(Linear):
-    """Some of the output features. Takes rows (N/t, C), computes on all N, and returns the rows' gradients summed."""
+def _divide_columns(linear: Linear, region: SequenceParallelRegion) -> None:
+    """Some of the outputs, of each fused part its share."""
+    ranks, rank = region.group.size, region.group.rank
+    most_copies, copied, sizes, regions, row, global_row = 1, [], [], [], 0, 0
+    for part in linear.parts or (linear.out_features,):
+        size, start, copies = _share(part, ranks, rank, linear.unit, linear.name)
+        regions.append(ShardRegion(row, global_row + start, size))
+        sizes.append(size)
+        if copies > 1:
+            most_copies = copies
+            copied.append((row, row + size))
+        row, global_row = row + size, global_row + part
+    linear.parts = tuple(sizes) if linear.parts else ()
+    linear.out_features = row
+    linear.weight.shard((row, linear.in_features), tuple(regions))
+    if linear.bias is not None:
+        linear.bias.shard((row,), tuple(regions))
+    linear.layout = Column(region, most_copies, tuple(copied))
+    _shard_adapters(linear)
 
-    def __init__(self, whole: Linear, border: Rows) -> None:
-        _take_over(self, whole)
-        self.border = border
-        ranks, rank = border.group.size, border.group.rank
-        self.copies = 1
-        """Tensor ranks, neighbours, that hold the same `copied_rows`: key/value heads, where there are too few."""
-        self.copied_rows: list[Span] = []
-        sizes, places, row, whole_row = [], [], 0, 0
-        for part in whole.parts or (whole.out_features,):
-            size, start, copies = _share(part, ranks, rank, whole.unit, whole.name)
-            places.append(Place(row, whole_row + start, size))
-            sizes.append(size)
-            if copies > 1:
-                self.copies = copies
-                self.copied_rows.append((row, row + size))
-            row, whole_row = row + size, whole_row + part
-        self.parts = tuple(sizes) if whole.parts else ()
-        self.out_features = row
-        self.weight.divide((row, self.in_features), tuple(places))
-        if self.bias is not None:
-            self.bias.divide((row,), tuple(places))
 
-    def input(self, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """All rows (N, C)."""
-        return self.border.gather(x, slot, "gathered")
+def _divide_rows(linear: Linear, region: SequenceParallelRegion) -> None:
+    """Some of the inputs."""
+    size, start, _ = _share(linear.in_features, region.group.size, region.group.rank, 1, linear.name)
+    linear.in_features = size
+    linear.weight.shard((linear.out_features, size), (ShardRegion(0, 0, linear.out_features, start),))
+    linear.layout = Row(region)
+    _shard_adapters(linear)
 
-    def backward_input(self, dx: np.ndarray, dy: np.ndarray, slot: Slot) -> np.ndarray:
-        """dx (N/t, C): this rank's rows, summed over the ranks' features."""
-        return self.border.scatter(
-            dx, super().backward_input(self.border.partial(slot, dx.shape[1]), dy, slot)
+
+def _divide_vocabulary(module: Linear | Embedding, region: SequenceParallelRegion) -> None:
+    """Some of the words: the outputs of the head's linear, the inputs of an embedding."""
+    _divide_words(module.weight, region.group.size, region.group.rank)
+    if isinstance(module, Linear):
+        module.out_features = module.weight.shape[0]
+        module.layout = Column(region)
+    else:
+        module.layout = Row(region)
+
+
+def _divide_words(table: Param, ranks: int, rank: int) -> None:
+    """Divide a table (V, C); a tied one, which comes twice, once. Raises ValueError when a rank would have no words."""
+    words, size = table.global_shape
+    share = -(-words // ranks)
+    first = rank * share
+    if share * (ranks - 1) >= words:
+        raise ValueError(
+            f"[parallel] tensor {ranks}: a vocabulary of {words} in shares of {share} leaves a rank without words. "
+            "Use fewer tensor ranks."
         )
+    if table.shape == table.global_shape:
+        table.shard((share, size), (ShardRegion(0, first, min(share, words - first)),))
 
 
-class RowLinear(Linear):
-    """Some of the input features. Its products are partial sums; the sums' rows (N/t, C) come back."""
-
-    def __init__(self, whole: Linear, border: Rows) -> None:
-        _take_over(self, whole)
-        self.border = border
-        size, start, _ = _share(whole.in_features, border.group.size, border.group.rank, 1, whole.name)
-        self.in_features = size
-        self.weight.divide((self.out_features, size), (Place(0, 0, self.out_features, start),))
-
-    def output_gradient(self, dy: np.ndarray, slot: Slot) -> np.ndarray:
-        """All rows (N, C)."""
-        return self.border.gather(dy, slot, "gathered_gradient")
-
-    def apply(
-        self, y: np.ndarray, x: np.ndarray, slot: Slot, residual: np.ndarray | None = None
-    ) -> np.ndarray:
-        """y (N/t, C) = rows of the sum + bias + residual (N/t, C), each added once."""
-        partial = self.border.partial(slot, self.out_features)
-        bias = self.bias.value if self.bias is not None and self.border.group.rank == 0 else None
-        self.num.kernels.linear_forward(partial, x, self.weight.value, bias)
-        return self.border.scatter(y, partial, residual)
-
-    def backward_weight(self, dy: np.ndarray, x: np.ndarray) -> None:
-        """As Linear's, for all rows; the bias's gradient is that of tensor rank 0."""
-        if self.bias is None or self.border.group.rank == 0:
-            super().backward_weight(dy, x)
-            return
-        self.num.kernels.linear_backward_weight(self.weight.grad, None, dy, x, self.weight.adds())
-        self.bias.sums(self.num.kernels)
-        self.weight.grad_added()
-        self.bias.grad_added()
+def _own_rows(module: Embedding, region: SequenceParallelRegion) -> None:
+    module.layout = OwnRows(region)
 
 
-class SequenceEmbedding(Embedding):
-    """A whole table, looked up for this rank's rows alone (GPT-2's positions)."""
-
-    def __init__(self, whole: Embedding, border: Rows) -> None:
-        _take_over(self, whole)
-        self.border = border
-
-    def look_up(self, y: np.ndarray, ids: np.ndarray, slot: Slot) -> np.ndarray:
-        """y (N/t, C) = table[this rank's rows of ids (N)]."""
-        return super().look_up(y, self.border.own(ids), slot)
-
-    def backward_ids(self, dy: np.ndarray, ids: np.ndarray, slot: Slot) -> None:
-        """Adds dy (N/t, C) to the gradient rows of this rank's ids."""
-        super().backward_ids(dy, self.border.own(ids), slot)
+def _shard_adapters(linear: Linear) -> None:
+    for adapter in linear.adapters:
+        adapter.shard(linear)
 
 
 def _share(size: int, ranks: int, rank: int, unit: int, name: str) -> tuple[int, int, int]:
@@ -176,20 +147,9 @@ def _divide_heads(attention: Attention, ranks: int) -> None:
     attention.shape = replace(shape, heads=shape.heads // ranks, kv_heads=max(1, shape.kv_heads // ranks))
 
 
-def _take_over(module: Module, whole: Module) -> None:
-    """The divided module has everything that the whole one has."""
-    vars(module).update(vars(whole))
-
-
-def _vocabulary(whole: Any, border: Rows) -> Module:
-    if isinstance(whole, CrossEntropyHead):
-        return VocabularyHead(whole, border)
-    return VocabularyEmbedding(whole, border)
-
-
-_STYLES: dict[str, Any] = {
-    "column": ColumnLinear,
-    "row": RowLinear,
-    "vocabulary": _vocabulary,
-    "sequence": SequenceEmbedding,
+_STYLES: dict[str, Callable[[Any, SequenceParallelRegion], None]] = {
+    "column": _divide_columns,
+    "row": _divide_rows,
+    "vocabulary": _divide_vocabulary,
+    "sequence": _own_rows,
 }

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from cktrain import cython_kernels
-from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore
 from cktrain.memory.slot import plan_slot
 from cktrain.nn import head as head_module
-from cktrain.nn.head import CrossEntropyHead
+from cktrain.nn.head import Head
+from cktrain.nn.linear import Linear
+from cktrain.nn.norm import RMSNorm
 from cktrain.nn.numerics import Numerics
 
 SIZES = {
@@ -32,7 +33,8 @@ def test_logits_are_not_rounded(monkeypatch):
     rows, words, size = 37, 75, 33
     rng = np.random.default_rng(0)
     numerics = Numerics(cython_kernels.load(), "bf16")
-    weight = Param("head.weight", (words, size))
+    output = Linear("head", numerics, size, words, bias=False, std=0.02)
+    weight = output.weight
     params = ParamStore([weight], numerics)
     weight.data[...] = 0.1 * rng.standard_normal((words, size))
     weight.data[:, 0] = 10.0
@@ -42,7 +44,7 @@ def test_logits_are_not_rounded(monkeypatch):
     dx = np.zeros_like(x)
     targets = rng.integers(0, words, rows, dtype=np.int32)
     targets[5] = -100
-    head = CrossEntropyHead("head", numerics, weight)
+    head = Head(RMSNorm("norm", numerics, size, 1e-5), output)
 
     def run(slot):
         return head.normed_loss(x, dx, targets, slot)

@@ -58,14 +58,14 @@ def step(tiny, monkeypatch):
         with data.counting():
             plan = model.plan(2, 16)
         for block in model.blocks:
-            backward = block.backward_from
+            backward = block.backward
 
             def noted(*args, name=block.name, backward=backward):
                 result = backward(*args)
                 group.events.append(name)
                 return result
 
-            monkeypatch.setattr(block, "backward_from", noted)
+            monkeypatch.setattr(block, "backward", noted)
         stage = Stage(model, SoloGroup(), plan.allocate(), Waiting())
         data.begin()
         actions = make_schedule("1f1b", 1, MICRO_BATCHES)[0]

@@ -195,10 +195,7 @@ def our_results(
     loss, count = model.forward_loss(tokens, targets, slot)
     assert count == np.count_nonzero(targets != IGNORE)
     model.backward_loss(tokens, slot)
-    stream = model.hidden(tokens, slot)
-    normed = np.empty_like(stream)
-    model.norm.apply(normed, stream, model.norm.statistics(stream, slot))
-    logits = model.head.logits(normed)
+    logits = model.head.logits(model.hidden(tokens, slot))
     grads = {f"grad.{t.name}": t.view(t.param.grad).copy() for t in hf_tensors(params.params)}
     return {"logits": logits.reshape(*tokens.shape, -1), "loss": np.array(loss), **grads}
 

@@ -1,4 +1,4 @@
-"""The border between rows that tensor ranks divide among them and rows that all of them have.
+"""The sequence-parallel region (Korthikanti et al. 2022): where tensor ranks divide the rows of the stream among them.
 
 Shapes: N rows of a micro-batch, t tensor ranks; rank r has rows [r·N/t, (r+1)·N/t) of the divided arrays.
 """
@@ -14,11 +14,11 @@ from cktrain.nn.numerics import Numerics
 from cktrain.parallel.waiting import Waiting
 
 
-class Rows(Module):
-    """Gathers and scatters rows over the tensor group. Its arrays are had once for all layers."""
+class SequenceParallelRegion(Module):
+    """Gathers rows where the region ends, scatters them where it begins. Its arrays are had once for all layers."""
 
     def __init__(self, numerics: Numerics, group: Group, waiting: Waiting) -> None:
-        super().__init__("tensor_rows", numerics)
+        super().__init__("sequence_parallel", numerics)
         self.group = group
         self.waiting = waiting
 
@@ -39,7 +39,7 @@ class Rows(Module):
         """The array (N, width) for partial sums that `scatter` is given next."""
         return slot.shared(self, "partial", (slot.rows, width), self.num.real)
 
-    def scatter(self, y: np.ndarray, partial: np.ndarray, residual: np.ndarray | None = None) -> np.ndarray:
+    def scatter(self, y: np.ndarray, partial: np.ndarray, residual: np.ndarray | None = None) -> None:
         """y (N/t, C) = this rank's rows of the sum over ranks of partial (N, C), plus residual (N/t, C).
 
         y may be the residual; `partial` is used up.
@@ -50,7 +50,6 @@ class Rows(Module):
         if not self.num.is_dry:
             with self.waiting:
                 self.group.reduce_scatter(y, partial, "sum")
-        return y
 
     def all_reduce(self, array: np.ndarray, op: str) -> None:
         """Reduce a small array over the group, in place."""

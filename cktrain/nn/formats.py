@@ -1,0 +1,102 @@
+"""The format of a weight: how its numbers are stored, and the three products that read or fill them.
+
+Shapes: w (O, I); x, dx (N, I); y, dy (N, O). `Dense` keeps the weight in the compute dtype, which the kernels multiply.
+`Widened` is read-only: bf16 or fp16 as a file has it, widened to the compute dtype by blocks of rows just before each
+is multiplied, so that a frozen weight is held once and in its own dtype. No kernel widens while it packs yet: the block
+costs one pass over a few MiB that stay in the cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from cktrain.memory.param import Param
+from cktrain.memory.slot import Slot
+from cktrain.nn.module import Module
+
+BLOCK_BYTES = 2 << 20
+"""Of a block of a widened weight: it is read from the cache that it was written to."""
+
+
+class Dense:
+    """A weight in the compute dtype, trained or not."""
+
+    def __init__(self, weight: Param) -> None:
+        self.weight = weight
+
+    def product(
+        self,
+        y: np.ndarray,
+        x: np.ndarray,
+        bias: np.ndarray | None,
+        residual: np.ndarray | None,
+        module: Module,
+        slot: Slot,
+    ) -> None:
+        """y = x · wᵀ + bias + residual, which may be y; bias f32 (O)."""
+        module.num.kernels.linear_forward(y, x, self.weight.value, bias, residual)
+
+    def product_transposed(
+        self, dx: np.ndarray, dy: np.ndarray, accumulate: bool, module: Module, slot: Slot
+    ) -> None:
+        """dx = or += dy · w."""
+        module.num.kernels.linear_backward_input(dx, dy, self.weight.value, accumulate)
+
+    def weight_gradient(self, dy: np.ndarray, x: np.ndarray, bias: Param | None, module: Module) -> None:
+        """Add dyᵀ · x to the weight's gradient, and the rows of dy to the bias's; `grad_added` must follow."""
+        weight = self.weight
+        module.num.kernels.linear_backward_weight(
+            weight.grad, None if bias is None else bias.grad, dy, x, weight.should_accumulate()
+        )
+        weight.grad_written()
+
+
+class Widened:
+    """A frozen weight of bf16 or fp16 (O, I), on any CPU."""
+
+    def __init__(self, weight: Param) -> None:
+        """`weight.value` is the weight as its file has it; widening is exact."""
+        self.weight = weight
+
+    def product(
+        self,
+        y: np.ndarray,
+        x: np.ndarray,
+        bias: np.ndarray | None,
+        residual: np.ndarray | None,
+        module: Module,
+        slot: Slot,
+    ) -> None:
+        """y = x · wᵀ + bias + residual, which may be y; bias f32 (O). A block of w gives some columns of y."""
+        for rows, block in self._blocks(module, slot):
+            module.num.kernels.linear_forward(
+                y[:, rows],
+                x,
+                block,
+                None if bias is None else bias[rows],
+                None if residual is None else residual[:, rows],
+            )
+
+    def product_transposed(
+        self, dx: np.ndarray, dy: np.ndarray, accumulate: bool, module: Module, slot: Slot
+    ) -> None:
+        """dx = or += dy · w, the sum over blocks of w."""
+        for rows, block in self._blocks(module, slot):
+            module.num.kernels.linear_backward_input(dx, dy[:, rows], block, accumulate or rows.start > 0)
+
+    def weight_gradient(self, dy: np.ndarray, x: np.ndarray, bias: Param | None, module: Module) -> None:
+        """Nothing: the weight is frozen, and its bias with it."""
+
+    def _blocks(self, module: Module, slot: Slot) -> Iterator[tuple[slice, np.ndarray]]:
+        """(rows of w, those rows in the compute dtype), one block after the other in one array."""
+        stored = self.weight.value
+        count, width = stored.shape
+        height = min(count, max(1, BLOCK_BYTES // (width * module.num.real.itemsize)))
+        block = slot.shared(module, "widened", (height, width), module.num.real)
+        for start in range(0, count, height):
+            rows = slice(start, min(start + height, count))
+            part = block[: rows.stop - start]
+            np.copyto(part, stored[rows], casting="unsafe")
+            yield rows, part
