@@ -14,15 +14,16 @@ from cktrain.checkpoint import Progress, load_checkpoint
 from cktrain.checkpoint_choice import agree_on_checkpoint, begin_run
 from cktrain.checkpoint_folder import find_candidates
 from cktrain.comm.group import Group
-from cktrain.config import Config, ModelConfig
+from cktrain.config import Config
 from cktrain.config_file import save_config
 from cktrain.consistency_check import agree_on_data, together
 from cktrain.data.fingerprint import fingerprint
 from cktrain.data.loader import BatchLoader
 from cktrain.data.shards import TokenSource, open_source
+from cktrain.hf.folder import resolve_model
+from cktrain.hf.tensors import hf_tensors, load_weights
 from cktrain.models.build import build_model
-from cktrain.models.hf_weights import hf_tensors, load_weights
-from cktrain.models.hugging_face import resolve_model
+from cktrain.models.family import ModelConfig
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.optimizer import OPTIMIZERS
 from cktrain.parallel.cuts import choose_cuts
@@ -105,7 +106,7 @@ def compose(
         vocab_size=model_config.vocab_size,
     )
     model = build_model(model_config, numerics, length, config.memory.checkpointing == "block")
-    names = [tensor.name for tensor in hf_tensors(model.params())]
+    names = [tensor.name for tensor in hf_tensors(model_config, model.params())]
     part = ModelShard(config, model, ranks, choose_cuts(config, numerics, ranks))
     params = part.params
     optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer, part.data.update_spans)
@@ -119,7 +120,7 @@ def compose(
                 log.info("changed on resume: %s", change)
     else:
         if pretrained is not None:
-            together(group, partial(load_weights, pretrained, params, names))
+            together(group, partial(load_weights, pretrained, model_config, params, names))
             log.info("weights from %s", pretrained)
         else:
             params.initialize(config.run.seed)

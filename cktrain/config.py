@@ -2,81 +2,32 @@
 
 Every field's description is its documentation; `docs/configuration.md` is generated from them. Unknown keys and
 wrong types are errors (`config_file.py` adds the file, the line and the closest known key). Sizes that must divide
-are checked here, where both numbers are known.
-
-Every number is one of few types: no number is NaN or infinite, here or in fp32, in which the kernels take it, and no
-integer is beyond what an array's index or a file's position holds.
+are checked here, where both numbers are known. The `model:` block is one of the families' (`cktrain/models/`).
 """
 
 from __future__ import annotations
 
-import math
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
-from cktrain.rope_scaling import check_rope_scaling
-from cktrain.user_path import user_path
-
-LARGEST = 2**53
-"""Of all integers: JSON's readers and fp64 hold them exactly up to here."""
-LARGEST_SIZE = 2**31 - 1
-"""Of a model's or batch's dimensions, which the kernels count in 32 bits."""
-LARGEST_FP32 = 3.4e38
-SMALLEST_FP32 = 1.2e-38
-YEAR_S = 31_622_400
-LARGEST_ARRAY = 2**40
-MOST_LAYERS = 100_000
-MOST_CPUS = 8192
-
-
-def _held(value: int) -> int:
-    if value > LARGEST:
-        raise ValueError(f"{value:.3e} is more than 2^53, the largest that is counted. Give less")
-    return value
-
-
-def _sized(value: int) -> int:
-    if value > LARGEST_SIZE:
-        raise ValueError(f"{value:,} is more than 2^31 - 1, the largest size of a dimension. Give less")
-    return value
-
-
-def _finite(value: float) -> float:
-    if not math.isfinite(value):
-        raise ValueError(f"{value} is no finite number. Give one")
-    if abs(value) > LARGEST_FP32:
-        raise ValueError(f"{value:g} is infinite in fp32. Give at most {LARGEST_FP32:g}")
-    return value
-
-
-def _not_lost(value: float) -> float:
-    if value < SMALLEST_FP32:
-        raise ValueError(f"{value:g} is 0 in fp32. Give at least {SMALLEST_FP32:g}")
-    return value
-
-
-Positive = Annotated[int, Field(gt=0), AfterValidator(_held)]
-NonNegative = Annotated[int, Field(ge=0), AfterValidator(_held)]
-Size = Annotated[int, Field(gt=0), AfterValidator(_sized)]
-"""Of a dimension of an array."""
-FiniteNonNegative = Annotated[float, Field(ge=0), AfterValidator(_finite)]
-FinitePositive = Annotated[float, Field(gt=0), AfterValidator(_finite), AfterValidator(_not_lost)]
-"""Also in fp32."""
-Degree = Annotated[int, Field(ge=-1, le=LARGEST_SIZE)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
-"""The share of the old in a running mean."""
-Seconds = Annotated[float, Field(gt=0, le=YEAR_S)]
-"""A deadline, up to a year."""
-PathText = Annotated[str, AfterValidator(user_path)]
-"""A path, with `~` expanded."""
-
-
-class Section(BaseModel):
-    """A block of the configuration: strict types, no unknown keys, never changed after it is made."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, use_attribute_docstrings=True)
+from cktrain.config_types import (
+    LARGEST_SIZE,
+    MOST_CPUS,
+    YEAR_S,
+    Decay,
+    Degree,
+    FiniteNonNegative,
+    FinitePositive,
+    Fraction,
+    NonNegative,
+    PathText,
+    Positive,
+    Seconds,
+    Section,
+    Size,
+)
+from cktrain.models import AnyModel
 
 
 class RunConfig(Section):
@@ -90,131 +41,6 @@ class RunConfig(Section):
     """Optimizer steps in the whole run."""
     deterministic: bool = False
     """Add the micro-batches' gradients along one fixed order, whatever the number of data ranks."""
-
-
-_LLAMA_ONLY = {
-    "num_key_value_heads",
-    "rms_norm_eps",
-    "rope_theta",
-    "rope_scaling",
-    "attention_bias",
-    "qkv_bias",
-    "mlp_bias",
-    "qk_norm",
-    "sliding_window",
-    "layer_types",
-}
-
-
-class ModelConfig(Section):
-    """The architecture, in Hugging Face's names; or a Hugging Face folder to start from."""
-
-    from_pretrained: PathText | None = None
-    """Hugging Face folder (config.json, safetensors, tokenizer) to start from; its config.json gives the other keys."""
-    family: Literal["llama", "gpt2"] = "llama"
-    """`llama` also covers Mistral, Qwen2 (qkv_bias) and Qwen3 (qk_norm)."""
-    hidden_size: Size | None = None
-    """Width of the residual stream."""
-    num_hidden_layers: Annotated[int, Field(gt=0, le=MOST_LAYERS)] | None = None
-    """Number of transformer blocks."""
-    num_attention_heads: Size | None = None
-    """Query heads."""
-    num_key_value_heads: Size | None = None
-    """Key/value heads; a divisor of the query heads. Default: as many as query heads."""
-    head_dim: Size | None = None
-    """Size of a head. Default: hidden_size / num_attention_heads."""
-    intermediate_size: Size | None = None
-    """Width inside the MLP. GPT-2's default: 4 x hidden_size."""
-    vocab_size: Size | None = None
-    """Number of token ids."""
-    max_position_embeddings: Size | None = None
-    """Longest sequence that the positions cover. Default: data.sequence_length."""
-    tie_word_embeddings: bool | None = None
-    """Use the embedding as the output head too. Default: false for llama, true for gpt2."""
-    rms_norm_eps: FinitePositive = 1e-5
-    """Added to the mean square in RMSNorm."""
-    layer_norm_epsilon: FinitePositive = 1e-5
-    """Added to the variance in LayerNorm (gpt2)."""
-    rope_theta: FinitePositive = 10000.0
-    """Base of the rotary frequencies."""
-    rope_scaling: dict[str, Any] | None = None
-    """Rotary scaling as in config.json: rope_type `linear` or `llama3`, factor and so on."""
-    attention_bias: bool = False
-    """Biases on the query, key, value and output projections (llama)."""
-    qkv_bias: bool = False
-    """Biases on the query, key and value projections only (Qwen2)."""
-    mlp_bias: bool = False
-    """Biases in the MLP (llama)."""
-    qk_norm: bool = False
-    """RMSNorm on each query and key head (Qwen3)."""
-    sliding_window: Positive | None = None
-    """A token attends to the last so many tokens, itself included. Default: to all."""
-    layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
-    """Which layers use the sliding window. Default: all of them when sliding_window is set."""
-    activation_function: Literal["gelu_new", "gelu"] = "gelu_new"
-    """GELU's form in gpt2: gelu_new is the tanh form, gelu the erf form."""
-    initializer_range: FiniteNonNegative = 0.02
-    """Standard deviation of fresh weights; projections into the residual stream are divided by sqrt(2 x layers)."""
-
-    @model_validator(mode="after")
-    def _check(self) -> ModelConfig:
-        if self.from_pretrained is not None and self.hidden_size is None:
-            extra = sorted(self.model_fields_set - {"from_pretrained"})
-            if extra:
-                raise ValueError(
-                    f"from_pretrained takes the architecture from its config.json; remove {', '.join(extra)}"
-                )
-            return self
-        needed = ["hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size"]
-        if self.family == "llama":
-            needed.append("intermediate_size")
-        missing = [name for name in needed if getattr(self, name) is None]
-        if missing:
-            raise ValueError(f"a fresh {self.family} needs {', '.join(missing)}")
-        heads = self.num_attention_heads or 0
-        kv_heads = self.num_key_value_heads or heads
-        if heads % kv_heads:
-            raise ValueError(
-                f"num_attention_heads {heads} is not a multiple of num_key_value_heads {kv_heads}. "
-                f"Choose a divisor of {heads}"
-            )
-        if self.head_dim is None and (self.hidden_size or 0) % heads:
-            raise ValueError(
-                f"hidden_size {self.hidden_size} is not a multiple of num_attention_heads {heads}. "
-                "Change one of them or give head_dim"
-            )
-        if self.family == "llama" and self.resolved_head_dim % 2:
-            raise ValueError(
-                f"head_dim {self.resolved_head_dim} is odd: rotary embedding pairs its two halves"
-            )
-        if self.family == "gpt2":
-            fields = type(self).model_fields
-            foreign = sorted(name for name in _LLAMA_ONLY if getattr(self, name) != fields[name].default)
-            if foreign:
-                raise ValueError(f"gpt2 has no {', '.join(foreign)}. Remove it, or use family: llama")
-        if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
-            raise ValueError(
-                f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} num_hidden_layers"
-            )
-        if self.rope_scaling is not None:
-            check_rope_scaling(self.rope_scaling)
-        width, hidden = heads * self.resolved_head_dim, self.hidden_size or 0
-        for what, rows in (
-            ("vocab_size", self.vocab_size or 0),
-            ("num_attention_heads x head_dim", width),
-            ("intermediate_size", self.intermediate_size or 0),
-        ):
-            if rows * hidden > LARGEST_ARRAY:
-                raise ValueError(
-                    f"{what} {rows:,} x hidden_size {hidden:,} are more than 2^40 elements in one weight. Give less"
-                )
-        return self
-
-    @property
-    def resolved_head_dim(self) -> int:
-        """Size of a head, given or derived."""
-        assert self.hidden_size is not None and self.num_attention_heads is not None
-        return self.head_dim or self.hidden_size // self.num_attention_heads
 
 
 class ValidationConfig(Section):
@@ -274,7 +100,7 @@ class OptimizerConfig(Section):
     """adamw (Loshchilov & Hutter 2019) or sgd with momentum."""
     lr: FiniteNonNegative = 3.0e-4
     """Peak learning rate."""
-    betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.95]
+    betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.95]  # noqa: RUF012
     """Decay of AdamW's first and second moments."""
     eps: FinitePositive = 1.0e-8
     """Added to the root of AdamW's second moment."""
@@ -391,7 +217,7 @@ class Config(Section):
     """A whole run."""
 
     run: RunConfig
-    model: ModelConfig
+    model: AnyModel
     data: DataConfig
     batch: BatchConfig
     optimizer: OptimizerConfig = OptimizerConfig()

@@ -18,6 +18,9 @@ from pydantic import BaseModel, ValidationError
 from cktrain.checkpoint_folder import free_name
 from cktrain.config import Config
 from cktrain.foreign_file import shorten, spell
+from cktrain.foreign_keys import translated
+from cktrain.models import FAMILIES, FOLDER, families_with
+from cktrain.models.family import FromFolder, ModelConfig
 from cktrain.yaml_text import Lines, dump_yaml, parse_yaml, read_yaml
 
 log = logging.getLogger("cktrain")
@@ -50,7 +53,7 @@ def save_config(config: Config, path: str | Path) -> None:
     A file that stands there and was not written so, a user's own with comments for one, keeps its bytes under the name
     `config.yaml.before`, which is said.
     """
-    assert config.model.hidden_size is not None, "the model is resolved before it is saved"
+    assert isinstance(config.model, ModelConfig), "the model is resolved before it is saved"
     path = Path(path)
     if path.is_file() and not _was_saved(path):
         kept = free_name(path.with_name(path.name + ".before"))
@@ -109,16 +112,11 @@ def _value(parts: tuple[str, ...], text: str, said: str) -> Any:
 
 def _takes_text(parts: tuple[str, ...]) -> bool:
     """Whether the key of this path holds a text, or nothing."""
-    section: Any = Config
-    for depth, part in enumerate(parts):
-        field = section.model_fields.get(part)
-        if field is None:
-            return False
-        section = field.annotation
-        inside = isinstance(section, type) and issubclass(section, BaseModel)
-        if depth + 1 < len(parts) and not inside:
-            return False
-    return all(_is_text(kind) for kind in _kinds(section))
+    kinds: list[Any] = [Config]
+    for part in parts:
+        fields = [section.model_fields[part] for section in _blocks(kinds) if part in section.model_fields]
+        kinds = [kind for field in fields for kind in _kinds(field.annotation)]
+    return bool(kinds) and all(_is_text(kind) for kind in kinds)
 
 
 def _kinds(annotation: Any) -> list[Any]:
@@ -130,6 +128,20 @@ def _kinds(annotation: Any) -> list[Any]:
     return [annotation]
 
 
+def _blocks(kinds: list[Any]) -> list[type[BaseModel]]:
+    return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
+
+
+def _places(section: type[BaseModel], prefix: str = "") -> list[str]:
+    """The paths of all keys and blocks below a block."""
+    found = []
+    for key, field in section.model_fields.items():
+        found.append(prefix + key)
+        for block in _blocks(_kinds(field.annotation)):
+            found += _places(block, f"{prefix}{key}.")
+    return list(dict.fromkeys(found))
+
+
 def _is_text(kind: Any) -> bool:
     return kind is str or (
         get_origin(kind) is Literal and all(isinstance(arg, str) for arg in get_args(kind))
@@ -137,33 +149,61 @@ def _is_text(kind: Any) -> bool:
 
 
 def _describe(problem: Any, lines: dict[tuple, str], name: str) -> str:
-    path = tuple(problem["loc"])
+    path, block = tuple(problem["loc"]), ""
+    if path[:1] == ("model",) and len(path) > 1:  # pydantic puts in which of the families' blocks it is
+        block, path = str(path[1]), (path[0], *path[2:])
+    if problem["type"] == "union_tag_invalid":
+        path += ("family",)
     known = path
     while known and known not in lines:
         known = known[:-1]
     where = lines[known] if path else name
     key = ".".join(str(part) for part in path)
     if problem["type"] == "extra_forbidden":
-        choices = _fields_at(path[:-1])
-        block, dot, rest = str(path[-1]).partition(".")
-        if dot and block in choices:
-            return f"{where}: {key}: unknown key. Write it as a block: {block}: {{{rest}: …}}"
-        close = difflib.get_close_matches(str(path[-1]), choices, n=1, cutoff=0.5)
-        hint = (
-            f"Did you mean {'.'.join([*map(str, path[:-1]), close[0]])!r}?"
-            if close
-            else f"Known keys: {', '.join(choices)}."
-        )
-        return f"{where}: {key}: unknown key. {hint}"
+        return f"{where}: {key}: {_unknown(path, block)}"
     if problem["type"] == "missing":
-        return f"{where}: {key}: missing. It has no default; add it"
+        return f"{where}: {key}: {_missing(path, block)}"
     if problem["type"] == "model_type":
         message = f"a block of keys belongs here, found {shorten(problem['input'])}"
     elif problem["type"] == "invalid_key":
         message = f"{shorten(problem['input'])} is no key. Keys are words"
+    elif problem["type"] == "union_tag_invalid":
+        message = _unknown_family(problem["ctx"]["tag"])
     else:
         message = f"{spell(problem)}{_hint(problem)}"
     return f"{where}: {key}: {message}" if path else f"{where}: {message}"
+
+
+def _unknown(path: tuple, block: str) -> str:
+    """What to do with a key that its block does not have. `block` says which of the `model:` blocks it is."""
+    key, choices = str(path[-1]), _fields_at(path[:-1], block)
+    first, dot, rest = key.partition(".")
+    if dot and first in choices:
+        return f"unknown key. Write it as a block: {first}: {{{rest}: …}}"
+    others = families_with(key) if path[:-1] == ("model",) else []
+    if others and block == FOLDER:
+        return f"{FOLDER} takes the architecture from its config.json. Remove {key}"
+    if others:
+        return f"{block} has no {key}, {' and '.join(others)} has. Remove it, or set another family"
+    elsewhere = translated(key, _places(Config))
+    if elsewhere:
+        return f"unknown key. {elsewhere}"
+    close = difflib.get_close_matches(key, choices, n=1, cutoff=0.5)
+    if close:
+        return f"unknown key. Did you mean {'.'.join([*map(str, path[:-1]), close[0]])!r}?"
+    return f"unknown key. Known keys: {', '.join(choices)}."
+
+
+def _missing(path: tuple, block: str) -> str:
+    if block in FAMILIES:
+        return f"missing. A fresh {block} needs it; add it, or name a folder with {FOLDER}"
+    return "missing. It has no default; add it"
+
+
+def _unknown_family(found: str) -> str:
+    inside = [name for name, family in FAMILIES.items() if found in family.model_types]
+    hint = f"{found} is a model of family {inside[0]}" if inside else f"Use one of {', '.join(FAMILIES)}"
+    return f"there is no family {shorten(found)}. {hint}"
 
 
 def _hint(problem: Any) -> str:
@@ -190,7 +230,9 @@ def _hint(problem: Any) -> str:
     return ""
 
 
-def _fields_at(path: tuple) -> list[str]:
+def _fields_at(path: tuple, block: str) -> list[str]:
+    if path == ("model",):
+        return list((FAMILIES[block].config if block in FAMILIES else FromFolder).model_fields)
     section: type[BaseModel] = Config
     for part in path:
         annotation = section.model_fields[part].annotation

@@ -16,11 +16,13 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from cktrain.config import Config
+from cktrain.models import DEFAULT_FAMILY, FAMILIES
+from cktrain.models.family import ModelConfig
 
 INTRODUCTION = """\
 # Configuration
 
-Made from `cktrain/config.py` by `python -m cktrain.config_reference`; do not edit.
+Made from `cktrain/config.py` and `cktrain/models/` by `python -m cktrain.config_reference`; do not edit.
 
 A run is one YAML file. Unknown keys and wrong types are errors that name the line, the key and the closest known key.
 `--set block.key=value` overrides a key on the command line; where a text belongs, all after the `=` is that text.
@@ -35,7 +37,9 @@ def reference() -> str:
     parts = [INTRODUCTION]
     for name, field in Config.model_fields.items():
         section = field.annotation
-        if isinstance(section, type) and issubclass(section, BaseModel):
+        if name == "model":
+            parts += _models()
+        elif isinstance(section, type) and issubclass(section, BaseModel):
             parts.append(_section(name, section))
         else:
             parts.append(
@@ -44,15 +48,32 @@ def reference() -> str:
     return "\n".join(parts)
 
 
-def _section(name: str, section: type[BaseModel]) -> str:
+def _models() -> list[str]:
+    """The keys that all families have, then those of each."""
+    names = " \\| ".join(f"`{name}`" for name in FAMILIES)
+    shared = _section("model", ModelConfig).replace(
+        "| `family` | text | required |", f"| `family` | {names} | `{DEFAULT_FAMILY}` |"
+    )
+    parts = [shared]
+    for name, family in FAMILIES.items():
+        own = {
+            key: field
+            for key, field in family.config.model_fields.items()
+            if key != "family" and repr(field) != repr(ModelConfig.model_fields.get(key))
+        }
+        parts.append(_section(f"model, family: {name}", family.config, own))
+    return parts
+
+
+def _section(name: str, section: type[BaseModel], fields: dict[str, FieldInfo] | None = None) -> str:
     lines = [
         f"## {name}",
-        f"{(section.__doc__ or '').strip()}\n",
+        f"{' '.join((section.__doc__ or '').split())}\n",
         "| key | type | default | meaning |",
         "|---|---|---|---|",
     ]
     nested = []
-    for key, field in section.model_fields.items():
+    for key, field in (section.model_fields if fields is None else fields).items():
         if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
             nested.append(_section(f"{name}.{key}", field.annotation))
             continue

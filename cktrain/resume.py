@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from cktrain.checkpoint_record import CONFIG_FILE, Checkpoint, CheckpointError
-from cktrain.config import Config, ModelConfig
+from cktrain.config import Config
 from cktrain.config_file import load_config
 from cktrain.optim.schedule import learning_rate
 
@@ -121,52 +121,19 @@ def _rate(old: Config, new: Config, step: int) -> str:
 
 
 def _meaning(config: Config) -> dict[str, Any]:
-    """The model's keys that change its results, with the values that they have when they are not given."""
-    model = config.model
-    llama = model.family == "llama"
-    found = {
-        key: getattr(model, key)
-        for key in ("family", "hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
-    }
-    heads, width = model.num_attention_heads, model.hidden_size
-    found["num_key_value_heads"] = model.num_key_value_heads or heads
-    found["head_dim"] = model.resolved_head_dim
-    found["intermediate_size"] = model.intermediate_size or 4 * (width or 0)
-    tied = model.tie_word_embeddings
-    found["tie_word_embeddings"] = not llama if tied is None else tied
-    if not llama:
-        found["layer_norm_epsilon"] = model.layer_norm_epsilon
-        found["activation_function"] = model.activation_function
-        found["max_position_embeddings"] = model.max_position_embeddings or config.data.sequence_length
-        return found
-    for key in ("rms_norm_eps", "rope_theta", "attention_bias", "qkv_bias", "mlp_bias", "qk_norm"):
-        found[key] = getattr(model, key)
-    scaling = model.rope_scaling
-    plain = scaling is None or scaling.get("rope_type", scaling.get("type")) == "default"
-    found["rope_scaling"] = None if plain else scaling
-    return found | _windows(model)
-
-
-def _windows(model: ModelConfig) -> dict[str, Any]:
-    types = model.layer_types
-    if model.sliding_window is None or (types is not None and "sliding_attention" not in types):
-        return {"sliding_window": None, "layer_types": None}
-    everywhere = types is None or "full_attention" not in types
-    return {"sliding_window": model.sliding_window, "layer_types": None if everywhere else types}
+    return config.model.meaning(config.data.sequence_length)
 
 
 def _flat(config: Config) -> Iterator[tuple[str, Any]]:
     """Every key that is not part of the model's meaning, with its value."""
     values = config.model_dump(mode="json")
-    mentioned = {"model.from_pretrained", "model.initializer_range"}
-    if config.model.family == "llama":  # gpt2 has a weight per position
-        mentioned.add("model.max_position_embeddings")
+    meaning = _meaning(config)
 
     def walk(block: dict[str, Any], prefix: str) -> Iterator[tuple[str, Any]]:
         for key, value in block.items():
             if isinstance(value, dict) and prefix != "model.":
                 yield from walk(value, f"{prefix}{key}.")
-            elif prefix != "model." or prefix + key in mentioned:
+            elif prefix != "model." or key not in meaning:
                 yield prefix + key, value
 
     return walk(values, "")

@@ -8,7 +8,6 @@ from pathlib import Path
 from cktrain.best_effort import warn
 from cktrain.checkpoint import MARKER, load_checkpoint
 from cktrain.checkpoint_folder import find_candidates
-from cktrain.config import ModelConfig
 from cktrain.config_file import load_config
 from cktrain.data.same_tokenizer import (
     other_tokenizer_error,
@@ -17,9 +16,12 @@ from cktrain.data.same_tokenizer import (
     with_other_tokenizer,
 )
 from cktrain.data.tokenizer import Tokenizer
+from cktrain.hf.config_json import read_model_config
+from cktrain.hf.folder import resolve_model
+from cktrain.hf.tensors import load_weights
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
-from cktrain.models.hugging_face import load_weights, read_model_config, resolve_model
+from cktrain.models.family import ModelConfig
 from cktrain.models.transformer import Transformer
 from cktrain.nn.numerics import Numerics
 from cktrain.run_files import read_prepared
@@ -50,7 +52,7 @@ class SavedModel:
         model = build_model(self.config, numerics, positions)
         params = ParamStore(model.params(), numerics, train=False)
         if self.hugging_face:
-            load_weights(self.path, params)
+            load_weights(self.path, self.config, params)
         else:
             load_checkpoint(self.path, params, None)
         return model, params

@@ -44,7 +44,7 @@ MUTANTS = [
         "cython_kernels/reference/rope.py",
         "low, high = wide[..., : d // 2], wide[..., d // 2 :]",
         "low, high = wide[..., 0::2], wide[..., 1::2]",
-        "tests/cktrain/models/test_hf_golden.py",
+        "tests/cktrain/models/test_golden.py",
     ),
     Mutant(
         "no decay group: norm weights and biases decay too",

@@ -1,19 +1,22 @@
-"""From a `ModelConfig` to a model."""
+"""From a config to a model."""
 
 from __future__ import annotations
 
-from cktrain.config import ModelConfig
-from cktrain.models import gpt2, llama
+from collections.abc import Mapping
+
+from cktrain.models import FAMILIES
+from cktrain.models.family import ModelConfig
 from cktrain.models.transformer import Transformer
 from cktrain.nn.numerics import Numerics
-
-FAMILIES = {"llama": llama.build_llama, "gpt2": gpt2.build_gpt2}
-STYLES = {"llama": llama.STYLES, "gpt2": gpt2.STYLES}
-"""Each family's table of tensor-parallel styles."""
 
 
 def build_model(
     config: ModelConfig, numerics: Numerics, positions: int, checkpointing: bool = False
 ) -> Transformer:
-    """The model of `config.family`, its parameters without storage (`FlatParams` gives it)."""
-    return FAMILIES[config.family](config, numerics, positions, checkpointing)
+    """The model, its parameters without storage (`FlatParams` gives it); `positions`: the longest sequence it will see."""
+    return FAMILIES[config.family].build(config, numerics, positions, checkpointing)
+
+
+def styles_of(config: ModelConfig) -> Mapping[str, str]:
+    """How tensor ranks divide the model's modules."""
+    return FAMILIES[config.family].styles

@@ -2,23 +2,48 @@
 
     wte + wpe -> N x [ ln_1 -> attn (+)  ln_2 -> mlp (+) ] -> ln_f -> wteᵀ
 
-Names follow Hugging Face. Its Conv1D matrices are (in, out) there and (out, in) here (`hugging_face.py` transposes).
+Names follow Hugging Face, except for the attention's projections. Its Conv1D matrices are (in, out) there and (out, in)
+here.
 """
 
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from cktrain.config import ModelConfig
-from cktrain.models.transformer import Transformer
-from cktrain.nn.attention import Attention, AttentionShape
-from cktrain.nn.branch import Block, Branch
-from cktrain.nn.embedding import Embedding, TokenEmbedding
-from cktrain.nn.head import Head
-from cktrain.nn.linear import Linear
-from cktrain.nn.mlp import GeluMLP
-from cktrain.nn.norm import LayerNorm
-from cktrain.nn.numerics import Numerics
+from cktrain.config_types import FinitePositive, Size
+from cktrain.hf.config_keys import ConfigKeys
+from cktrain.models.family import Family, ModelConfig, TensorNames, TransformersClass
+
+if TYPE_CHECKING:
+    from cktrain.models.transformer import Transformer
+    from cktrain.nn.numerics import Numerics
+
+
+class GPT2Config(ModelConfig):
+    """GPT-2: learned positions, LayerNorm, biases everywhere, GELU."""
+
+    TIED: ClassVar[bool] = True
+
+    family: Literal["gpt2"] = "gpt2"
+    intermediate_size: Size | None = None
+    """Width inside the MLP. Default: 4 x hidden_size."""
+    tie_word_embeddings: bool | None = None
+    """Use the embedding as the output head too. Default: true."""
+    layer_norm_epsilon: FinitePositive = 1e-5
+    """Added to the variance in LayerNorm."""
+    activation_function: Literal["gelu_new", "gelu"] = "gelu_new"
+    """GELU's form: gelu_new is the tanh form, gelu the erf form."""
+
+    @property
+    def resolved_intermediate_size(self) -> int:
+        """Width inside the MLP, given or derived."""
+        return self.intermediate_size or 4 * self.hidden_size
+
+    def meaning(self, length: int) -> dict[str, Any]:
+        """As `ModelConfig.meaning`."""
+        return super().meaning(length) | {"intermediate_size": self.resolved_intermediate_size}
+
 
 STYLES = {
     "transformer.wte": "vocabulary",
@@ -32,16 +57,20 @@ STYLES = {
     "transformer.h.ln_2": "replicated",
     "transformer.ln_f": "replicated",
 }
-"""How tensor ranks divide each module, by role (`parallel/tensor.py`, `parallel/roles.py`)."""
 
 
-def build_gpt2(
-    config: ModelConfig, numerics: Numerics, positions: int, checkpointing: bool = False
-) -> Transformer:
-    """The model, its parameters without storage yet; it learns max_position_embeddings (or `positions`) positions."""
-    c = config
-    assert c.hidden_size and c.num_hidden_layers and c.num_attention_heads and c.vocab_size
-    std, eps = c.initializer_range, c.layer_norm_epsilon
+def build(config: GPT2Config, numerics: Numerics, positions: int, checkpointing: bool = False) -> Transformer:
+    """The model; it learns max_position_embeddings (or `positions`) positions."""
+    from cktrain.models.transformer import Transformer
+    from cktrain.nn.attention import Attention, AttentionShape
+    from cktrain.nn.branch import Block, Branch
+    from cktrain.nn.embedding import Embedding, TokenEmbedding
+    from cktrain.nn.head import Head
+    from cktrain.nn.linear import Linear
+    from cktrain.nn.mlp import GeluMLP
+    from cktrain.nn.norm import LayerNorm
+
+    c, std, eps = config, config.initializer_range, config.layer_norm_epsilon
     output_std = std / math.sqrt(2 * c.num_hidden_layers)
     tokens = Embedding("transformer.wte", numerics, c.vocab_size, c.hidden_size, std)
     wpe = Embedding("transformer.wpe", numerics, c.max_position_embeddings or positions, c.hidden_size, std)
@@ -64,7 +93,7 @@ def build_gpt2(
             f"{name}.mlp",
             numerics,
             c.hidden_size,
-            c.intermediate_size or 4 * c.hidden_size,
+            c.resolved_intermediate_size,
             tanh=c.activation_function == "gelu_new",
             std=std,
             output_std=output_std,
@@ -73,19 +102,53 @@ def build_gpt2(
         ln_2 = LayerNorm(f"{name}.ln_2", numerics, c.hidden_size, eps)
         blocks.append(Block(name, [Branch(ln_1, attention), Branch(ln_2, mlp)]))
     ln_f = LayerNorm("transformer.ln_f", numerics, c.hidden_size, eps)
-    tied = c.tie_word_embeddings is not False
-    output = Linear(
-        "lm_head",
-        numerics,
-        c.hidden_size,
-        c.vocab_size,
-        bias=False,
-        std=std,
-        weight=tokens.weight if tied else None,
-    )
-    layers = [
-        TokenEmbedding("transformer", numerics, tokens, wpe),
-        *blocks,
-        Head(ln_f, output),
-    ]
+    weight = tokens.weight if c.tied else None
+    output = Linear("lm_head", numerics, c.hidden_size, c.vocab_size, bias=False, std=std, weight=weight)
+    layers = [TokenEmbedding("transformer", numerics, tokens, wpe), *blocks, Head(ln_f, output)]
     return Transformer(numerics, layers, c.hidden_size, checkpointing)
+
+
+def read_config(keys: ConfigKeys) -> dict[str, Any]:
+    """config.json to the keys of `GPT2Config`."""
+    return {
+        "activation_function": keys.choice("activation_function", ("gelu_new", "gelu")),
+        "layer_norm_epsilon": keys.get("layer_norm_epsilon", 1e-5),
+    }
+
+
+def write_config(config: GPT2Config) -> dict[str, Any]:
+    """The way back. Raises ValueError for heads that are not hidden_size wide together."""
+    if config.resolved_head_dim * config.num_attention_heads != config.hidden_size:
+        raise ValueError("[hugging_face] no model_type is gpt2 with head_dim. Export without.")
+    return {
+        "model_type": "gpt2",
+        "activation_function": config.activation_function,
+        "layer_norm_epsilon": config.layer_norm_epsilon,
+        "attn_pdrop": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+    }
+
+
+FAMILY = Family(
+    config=GPT2Config,
+    build=build,
+    styles=STYLES,
+    model_types={"gpt2": TransformersClass("GPT2LMHeadModel", {"tie_word_embeddings": True})},
+    read_config=read_config,
+    write_config=write_config,
+    size_keys={
+        "hidden_size": "n_embd",
+        "num_hidden_layers": "n_layer",
+        "num_attention_heads": "n_head",
+        "max_position_embeddings": "n_positions",
+        "intermediate_size": "n_inner",
+    },
+    tensors=TensorNames(
+        base="transformer.",
+        embedding="transformer.wte.weight",
+        renamed={".attn.qkv_proj.": ".attn.c_attn.", ".attn.o_proj.": ".attn.c_proj."},
+        transposed=r"transformer\.h\.\d+\.(attn|mlp)\.\w+\.weight",
+        buffers=r"transformer\.h\.\d+\.attn\.(bias|masked_bias)",
+    ),
+)

@@ -21,7 +21,7 @@ from cktrain.config import Config
 from cktrain.cython_kernels.ops import OPS
 from cktrain.memory.param_store import ParamStore
 from cktrain.memory.slot import Slot
-from cktrain.models.build import STYLES, build_model
+from cktrain.models.build import build_model, styles_of
 from cktrain.models.transformer import Transformer
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
@@ -118,7 +118,7 @@ def measure_costs(config: Config, numerics: Numerics, mesh: Mesh) -> ModelCosts:
         param.data.reshape(-1)[...] = np.resize(pattern, param.size)
     params.refresh()
     slot = model.plan(*shape).allocate()[0]
-    ids = rng.integers(0, config.model.vocab_size or 1, (2, *shape), dtype=np.int32)
+    ids = rng.integers(0, config.model.vocab_size, (2, *shape), dtype=np.int32)
     plain, profiled = numerics.kernels, ProfiledKernels(numerics.kernels)
     numerics.kernels = profiled
     rounds: list[dict[str, float]] = []
@@ -159,11 +159,9 @@ def divided_model(config: Config, numerics: Numerics, mesh: Mesh) -> Transformer
     """The whole depth of the model, each layer divided as tensor rank 0 divides it; no storage yet."""
     length = config.data.sequence_length
     model = build_model(config.model, numerics, length, config.memory.checkpointing == "block")
-    kv_heads = config.model.num_key_value_heads or config.model.num_attention_heads
-    assert kv_heads is not None
-    ranks = planned_ranks(mesh, 0, kv_heads)
+    ranks = planned_ranks(mesh, 0, config.model.kv_heads)
     rows = config.batch.micro_batch_size * length
-    divide_layers(model, STYLES[config.model.family], ranks.tensor, ranks.waiting, rows)
+    divide_layers(model, styles_of(config.model), ranks.tensor, ranks.waiting, rows)
     return model
 
 

@@ -42,7 +42,6 @@ def choose_cuts(config: Config, numerics: Numerics, ranks: Ranks) -> Cuts | None
     """
     wanted, stages = config.parallel.cut, ranks.pipeline.size
     layers = config.model.num_hidden_layers
-    assert layers is not None
     if isinstance(wanted, list):
         return cuts_from_list(wanted, layers, stages)
     if stages == 1 or stages > layers or wanted == "flops" or config.run.deterministic:

@@ -8,7 +8,7 @@ from cktrain.comm.group import Group
 from cktrain.config import Config
 from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore
-from cktrain.models.build import STYLES
+from cktrain.models.build import styles_of
 from cktrain.models.transformer import Transformer
 from cktrain.nn.linear import Linear
 from cktrain.parallel.buckets import Span, without
@@ -50,12 +50,12 @@ class ModelShard:
         self._slot_shape = batch.micro_batch_size, length
         if cuts is None:
             cuts = cut_by_flops(model, ranks.pipeline.size, length)
-        tag_by_role(model.params(), STYLES[config.model.family])
+        tag_by_role(model.params(), styles_of(config.model))
         tied = _tied_weight(model) if ranks.pipeline.size > 1 else None
         if tied is not None:
             tied.tag(reduce_axes=tied.spec.reduce_axes | {"pipeline"})
         rows = batch.micro_batch_size * length
-        divide_layers(model, STYLES[config.model.family], ranks.tensor, ranks.waiting, rows)
+        divide_layers(model, styles_of(config.model), ranks.tensor, ranks.waiting, rows)
         keep_stage(model, cuts[ranks.pipeline.rank], ranks.pipeline.rank, ranks.pipeline.size)
         self.params = ParamStore(model.params(), model.num, ranks.world.allocate)
         self.data = DataParallel(

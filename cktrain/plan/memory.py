@@ -74,11 +74,9 @@ def plan_rank(
     """The first rank of a pipeline stage. `config.model` is resolved; ValueError for what does not divide."""
     numerics = Numerics(cython_kernels.load(), precision)
     length = config.data.sequence_length
-    kv_heads = config.model.num_key_value_heads or config.model.num_attention_heads
-    assert kv_heads is not None
     with planning() as arenas:
         model = build_model(config.model, numerics, length, config.memory.checkpointing == "block")
-        part = ModelShard(config, model, planned_ranks(mesh, stage, kv_heads), cuts)
+        part = ModelShard(config, model, planned_ranks(mesh, stage, config.model.kv_heads), cuts)
         OPTIMIZERS[config.optimizer.name](part.params, config.optimizer, part.data.update_spans)
         training = part.stage
     by_kind = dict.fromkeys((kind.name for kind in fields(RankMemory)), 0)

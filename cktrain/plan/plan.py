@@ -111,8 +111,7 @@ def make_plan(
     memory = [replace(rank.memory, process=machine.process_bytes) for rank in ranks]
     layers = [len(rank.part.model.blocks) for rank in ranks]
     first, model = ranks[0].part, config.model
-    heads = model.num_key_value_heads or model.num_attention_heads
-    assert heads is not None and model.num_hidden_layers is not None
+    heads = model.kv_heads
     plan = Plan(
         mesh=mesh,
         precision=precision,

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from cktrain import cython_kernels
-from cktrain.config import ModelConfig
 from cktrain.memory.param_store import ParamStore
+from cktrain.models import parse_model
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
 
@@ -48,7 +48,7 @@ def modules(layers: int) -> tuple[Callable[[], None], Counter]:
     """A micro-batch, forward and backward, of a Llama whose kernels only count: a sequence of 8 tokens."""
     numerics = Numerics(cython_kernels.load(), "fp32")
     sizes = {"hidden_size": 64, "num_attention_heads": 8, "num_key_value_heads": 4, "intermediate_size": 128}
-    config = ModelConfig(family="llama", num_hidden_layers=layers, vocab_size=64, **sizes)
+    config = parse_model({"num_hidden_layers": layers, "vocab_size": 64, **sizes})
     model = build_model(config, numerics, 8)
     ParamStore(model.params(), numerics)
     slot = model.plan(1, 8).allocate()[0]

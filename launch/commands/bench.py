@@ -162,7 +162,7 @@ def _step(options: argparse.Namespace) -> int:
     from cktrain import cython_kernels
     from cktrain.bench.step import bench_step
     from cktrain.bench.table import step_table
-    from cktrain.models.hugging_face import resolve_model
+    from cktrain.hf.folder import resolve_model
     from cktrain.precision import choose_precision
 
     kernels = cython_kernels.load()

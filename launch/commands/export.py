@@ -40,8 +40,8 @@ def _size(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from cktrain import cython_kernels
-    from cktrain.models.hf_config import model_type_of
-    from cktrain.models.hugging_face import save_folder
+    from cktrain.hf.config_json import model_type_of
+    from cktrain.hf.folder import save_folder
     from cktrain.nn.numerics import Numerics
     from cktrain.saved_model import find_saved_model
 

@@ -22,8 +22,9 @@ def _run(options: argparse.Namespace) -> int:
     from pathlib import Path
 
     from cktrain import cython_kernels
+    from cktrain.hf.config_json import read_model_config
+    from cktrain.hf.tensors import check_weights
     from cktrain.models.build import build_model
-    from cktrain.models.hugging_face import check_weights, read_model_config
     from cktrain.nn.numerics import Numerics
     from cktrain.side_files import TOKENIZER_FILE
 
@@ -32,7 +33,7 @@ def _run(options: argparse.Namespace) -> int:
     length = config.max_position_embeddings
     assert length is not None
     params = build_model(config, Numerics(cython_kernels.load(), "fp32"), positions=1).params()
-    stored = check_weights(folder, params)
+    stored = check_weights(folder, config, params)
     types = ", ".join(sorted({tensor.dtype for tensor in stored}))
     files = len({tensor.file for tensor in stored})
     print(

@@ -160,8 +160,8 @@ def run(options: argparse.Namespace) -> int:
 
 def _plan(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> int:
     from cktrain import cython_kernels
+    from cktrain.hf.folder import resolve_model
     from cktrain.metrics import proportional_set_size
-    from cktrain.models.hugging_face import resolve_model
     from cktrain.nn.numerics import Numerics
     from cktrain.parallel.mesh import resolve_mesh
     from cktrain.plan.plan import Machine, gib, make_plan, remedy

@@ -10,10 +10,10 @@ import pytest
 
 from cktrain import cython_kernels
 from cktrain import generate as generate_module
-from cktrain.config import ModelConfig
 from cktrain.data.tokenizer import Tokenizer
 from cktrain.generate import Decoder, Sampler, generate
 from cktrain.memory.param_store import ParamStore
+from cktrain.models import parse_model
 from cktrain.models.build import build_model
 from cktrain.models.transformer import Transformer
 from cktrain.nn.numerics import Numerics
@@ -52,7 +52,7 @@ def kernel_sets():
 
 def make_model(name: str, isa: str = "reference", precision: str = "fp64") -> Transformer:
     numerics = Numerics(cython_kernels.load(isa), precision)
-    model = build_model(ModelConfig(**{**SIZES, **MODELS[name]}), numerics, 40)
+    model = build_model(parse_model({**SIZES, **MODELS[name]}), numerics, 40)
     ParamStore(model.params(), numerics).initialize(seed=11)
     return model
 

@@ -11,7 +11,8 @@ import pytest
 
 from cktrain.checkpoint import CheckpointError
 from cktrain.checkpoint_folder import find_candidates
-from cktrain.models.hugging_face import save_folder
+from cktrain.hf.folder import save_folder
+from cktrain.models import parse_model
 from cktrain.resume import model_differences
 
 FP64 = {"precision": "fp64", "run.steps": 4}
@@ -56,8 +57,8 @@ MODELS = {
     "norm": ({"model.rms_norm_eps": 1e-6}, "model.rms_norm_eps is 1e-05 in the checkpoint and 1e-06 here"),
     "heads of equal shapes": (
         {"model.num_attention_heads": 2, "model.num_key_value_heads": 1},
-        "model.num_attention_heads is 4 in the checkpoint and 2 here; model.num_key_value_heads is 2 in the checkpoint "
-        "and 1 here; model.head_dim is 6 in the checkpoint and 12 here",
+        "model.num_attention_heads is 4 in the checkpoint and 2 here; model.head_dim is 6 in the checkpoint and 12 here; "
+        "model.num_key_value_heads is 2 in the checkpoint and 1 here",
     ),
     "tied": (
         {"model.tie_word_embeddings": True},
@@ -207,7 +208,7 @@ def test_a_hugging_face_folder_that_is_gone_is_not_needed(trained, tiny, compose
     model = trained.config.model.model_copy(update={"max_position_embeddings": 16})
     save_folder(tmp_path / "hf", model, trained.params)
     config = tiny(**{**FP64, "run.dir": str(tmp_path / "tuned")})
-    config = config.model_copy(update={"model": type(model)(from_pretrained=str(tmp_path / "hf"))})
+    config = config.model_copy(update={"model": parse_model({"from_pretrained": str(tmp_path / "hf")})})
     tuned = composed(config).trainer
     tuned.run()
     (tmp_path / "hf").rename(tmp_path / "moved")
@@ -215,6 +216,6 @@ def test_a_hugging_face_folder_that_is_gone_is_not_needed(trained, tiny, compose
     assert again.progress.step == 4
     np.testing.assert_array_equal(again.params.data, tuned.params.data)
     assert any("hf is gone; the architecture is the checkpoint's" in line for line in said)
-    other = config.model_copy(update={"model": type(model)(from_pretrained=str(tmp_path / "typo"))})
+    other = config.model_copy(update={"model": parse_model({"from_pretrained": str(tmp_path / "typo")})})
     with pytest.raises(ValueError, match="typo"):
         composed(other)

@@ -15,14 +15,15 @@ from tokenizers_made_here import SIDE_FILES, backend, write_side_files, write_to
 from cktrain import cython_kernels
 from cktrain.comm.solo_group import SoloGroup
 from cktrain.compose import compose
-from cktrain.config import Config, ModelConfig
+from cktrain.config import Config
 from cktrain.config_file import load_config
 from cktrain.data.prepare import prepare
+from cktrain.hf.folder import save_folder
 from cktrain.host import bind
 from cktrain.launch.cli import main
 from cktrain.memory.param_store import ParamStore
+from cktrain.models import parse_model
 from cktrain.models.build import build_model
-from cktrain.models.hugging_face import save_folder
 from cktrain.nn.numerics import Numerics
 from cktrain.saved_model import find_saved_model
 
@@ -39,7 +40,7 @@ MODEL = {
 
 def write_model(folder: Path, **config: Any) -> None:
     """config.json and weights beside what is in the folder."""
-    model = ModelConfig(**MODEL)
+    model = parse_model(MODEL)
     numerics = Numerics(cython_kernels.load(), "fp32")
     params = ParamStore(build_model(model, numerics, 32).params(), numerics)
     params.initialize(seed=1)

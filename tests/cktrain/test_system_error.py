@@ -40,7 +40,7 @@ def test_any_command_ends_with_status_2_and_the_path(monkeypatch, capsys, error)
     def refused(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("cktrain.models.hf_config.read_json", refused)
+    monkeypatch.setattr("cktrain.hf.config_json.read_json", refused)
     monkeypatch.setattr("cktrain.host.bind.bind", lambda *_, **__: None)
     assert cli.main(["import", "folder"]) == 2
     err = capsys.readouterr().err
@@ -51,7 +51,7 @@ def test_too_little_memory_is_one_line(monkeypatch, capsys):
     def refused(*_: object, **__: object) -> None:
         raise MemoryError("Unable to allocate 9.1 TiB")
 
-    monkeypatch.setattr("cktrain.models.hf_config.read_json", refused)
+    monkeypatch.setattr("cktrain.hf.config_json.read_json", refused)
     assert cli.main(["import", "folder"]) == 1
     assert "[memory] there is not enough: Unable to allocate 9.1 TiB" in capsys.readouterr().err
 

@@ -14,11 +14,11 @@ import pytest
 from safetensors import safe_open
 
 from cktrain import cython_kernels, safetensors_file
-from cktrain.config import ModelConfig
+from cktrain.hf.folder import save_folder
 from cktrain.memory.arena import arena_accounts
 from cktrain.memory.param_store import ParamStore
+from cktrain.models import parse_model
 from cktrain.models.build import build_model
-from cktrain.models.hugging_face import save_folder
 from cktrain.nn.numerics import Numerics
 from cktrain.saved_model import find_saved_model
 
@@ -261,7 +261,7 @@ def test_a_run_resumes_under_any_other_layout(run_cases, tmp_path, saved_under):
 def test_a_hugging_face_folder_is_read_by_parts(run_cases, tmp_path, model):
     """Each rank reads what it holds of the weights: the losses of one process, to 1e-10."""
     numerics = Numerics(cython_kernels.load("reference"), "fp32")
-    config = ModelConfig.model_validate({**MODELS[model], "max_position_embeddings": 16})
+    config = parse_model({**MODELS[model], "max_position_embeddings": 16})
     params = ParamStore(build_model(config, numerics, 16).params(), numerics)
     params.initialize(seed=11)
     save_folder(tmp_path / "pretrained", config, params)

@@ -6,7 +6,8 @@ import pytest
 
 from cktrain import cython_kernels
 from cktrain.memory.param import Param
-from cktrain.models.build import STYLES, build_model
+from cktrain.models import FAMILIES
+from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel.roles import tag_by_role
 
@@ -18,7 +19,7 @@ def params_of(config):
 @pytest.mark.parametrize("overrides", [{}, {"model.qk_norm": True, "model.attention_bias": True}])
 def test_every_parameter_of_a_llama_has_a_role(tiny, overrides):
     params = {param.spec.role: param for param in params_of(tiny(**overrides))}
-    tag_by_role(params.values(), STYLES["llama"])
+    tag_by_role(params.values(), FAMILIES["llama"].styles)
     partial = {role for role, param in params.items() if "tensor" in param.spec.reduce_axes}
     norms = {role for role in params if "norm" in role}
     biases = {role for role in params if role.endswith("o_proj.bias")}
@@ -29,7 +30,7 @@ def test_every_parameter_of_a_llama_has_a_role(tiny, overrides):
 
 def test_every_parameter_of_a_gpt2_has_a_role(tiny):
     params = {param.spec.role: param for param in params_of(tiny(**{"model.family": "gpt2"}))}
-    tag_by_role(params.values(), STYLES["gpt2"])
+    tag_by_role(params.values(), FAMILIES["gpt2"].styles)
     assert "tensor" in params["transformer.wpe.weight"].spec.reduce_axes
     assert "tensor" not in params["transformer.h.mlp.c_fc.bias"].spec.reduce_axes
     assert "tensor" in params["transformer.h.mlp.c_proj.bias"].spec.reduce_axes
@@ -45,4 +46,4 @@ def test_every_parameter_of_a_gpt2_has_a_role(tiny):
 )
 def test_a_role_that_is_not_listed_is_an_error(name, words):
     with pytest.raises(ValueError, match=words):
-        tag_by_role([Param(name, (4, 4))], STYLES["llama"])
+        tag_by_role([Param(name, (4, 4))], FAMILIES["llama"].styles)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import json
 import sys
 import tempfile
 from pathlib import Path
@@ -20,106 +21,52 @@ from typing import Any
 import numpy as np
 
 from cktrain import cython_kernels
+from cktrain.hf.config_json import read_model_config
+from cktrain.hf.tensors import hf_tensors, load_weights
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
-from cktrain.models.hf_weights import hf_tensors
-from cktrain.models.hugging_face import load_weights, read_model_config
 from cktrain.nn.numerics import Numerics
 
 HERE = Path(__file__).resolve().parent
 IGNORE = -100
 
-# name: (class, its config); the sizes are `build_judge`'s.
-_LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 16,
-}
-_LINEAR = {"rope_type": "linear", "rope_theta": 10000.0, "factor": 2.0}
-CASES: dict[str, tuple[str, dict[str, Any]]] = {
-    "llama": ("Llama", {"rope_parameters": _LLAMA3, "tie_word_embeddings": False, "rms_norm_eps": 1e-5}),
-    "llama tied, biases": (
-        "Llama",
-        {"rope_parameters": _LINEAR, "tie_word_embeddings": True, "attention_bias": True, "mlp_bias": True},
-    ),
-    "mistral": ("Mistral", {"sliding_window": 7, "head_dim": 8, "tie_word_embeddings": False}),
-    "qwen2": ("Qwen2", {"tie_word_embeddings": False}),
-    "qwen2 tied, window": (
-        "Qwen2",
-        {
-            "tie_word_embeddings": True,
-            "use_sliding_window": True,
-            "sliding_window": 5,
-            "max_window_layers": 1,
-        },
-    ),
-    "qwen3": ("Qwen3", {"tie_word_embeddings": True, "head_dim": 12}),
-    "qwen3 biases, window": (
-        "Qwen3",
-        {
-            "tie_word_embeddings": False,
-            "head_dim": 8,
-            "attention_bias": True,
-            "use_sliding_window": True,
-            "sliding_window": 6,
-            "layer_types": ["sliding_attention", "full_attention"],
-        },
-    ),
-    "gpt2": ("GPT2", {}),
-    "gpt2 untied, gelu": (
-        "GPT2",
-        {"tie_word_embeddings": False, "activation_function": "gelu", "n_inner": 40},
-    ),
-}
+CASES = sorted(path.parent.name for path in HERE.glob("*/config.json"))
+"""Each folder is a case: its config.json says the class and the sizes."""
 
 Result = dict[str, np.ndarray]
 """`logits` (B, T, V), `loss` () the sum over valid targets, `grad.NAME` of each Hugging Face tensor."""
 
 
-def build_judge(case: str, hidden_size: int, seed: int = 0) -> Any:
+def judge_config(case: str, hidden_size: int | None = None) -> tuple[Any, str]:
+    """The case's configuration for transformers, of another width if one is given, and the type of its stored weights."""
+    import transformers
+
+    values = json.loads((golden_folder(case) / "config.json").read_text())
+    width = "n_embd" if "n_embd" in values else "hidden_size"
+    if hidden_size is not None:
+        derived = values.get("head_dim") == values[width] // values.get("num_attention_heads", 1)
+        values |= {width: hidden_size, "vocab_size": 2 * hidden_size + 1}
+        if "intermediate_size" in values:
+            values["intermediate_size"] = hidden_size * 3 // 2 + 1
+        if derived:
+            values["head_dim"] = hidden_size // values["num_attention_heads"]
+    dtype = values.pop("dtype")
+    config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
+    # sdpa: the eager path computes its softmax in fp32 even in an fp64 model.
+    config._attn_implementation = "sdpa"
+    return config, dtype
+
+
+def build_judge(case: str, hidden_size: int | None = None, seed: int = 0) -> Any:
     """The case's transformers model in fp32: weights of standard deviation 0.2, norm weights around 1."""
     import torch
     import transformers
 
-    kind, given = CASES[case]
-    sizes: dict[str, Any]
-    if kind == "GPT2":
-        sizes = {
-            "n_embd": hidden_size,
-            "n_layer": 2,
-            "n_head": 4,
-            "n_positions": 64,
-            "vocab_size": 2 * hidden_size + 1,
-        }
-        sizes |= {
-            "attn_pdrop": 0.0,
-            "embd_pdrop": 0.0,
-            "resid_pdrop": 0.0,
-            "bos_token_id": None,
-            "eos_token_id": None,
-        }
-    else:
-        sizes = {
-            "hidden_size": hidden_size,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "intermediate_size": hidden_size * 3 // 2 + 1,
-            "vocab_size": 2 * hidden_size + 1,
-            "max_position_embeddings": 64,
-            "bos_token_id": None,
-            "eos_token_id": None,
-        }
-    config = getattr(transformers, f"{kind}Config")(**{**sizes, **given})
-    name = "GPT2LMHeadModel" if kind == "GPT2" else f"{kind}ForCausalLM"
     torch.manual_seed(seed)
     transformers.utils.logging.disable_progress_bar()
-    # sdpa: the eager path computes its softmax in fp32 even in an fp64 model.
-    config._attn_implementation = "sdpa"
-    model = getattr(transformers, name)(config)
+    model = transformers.AutoModelForCausalLM.from_config(
+        judge_config(case, hidden_size)[0], dtype=torch.float32
+    )
     with torch.no_grad():
         for name, param in model.named_parameters():
             is_norm_weight = param.ndim == 1 and name.endswith("weight")
@@ -189,14 +136,14 @@ def our_results(
     numerics = Numerics(kernels, precision)
     model = build_model(config, numerics, tokens.shape[1])
     params = ParamStore(model.params(), numerics)
-    load_weights(folder, params)
+    load_weights(folder, config, params)
     slot = model.plan(*tokens.shape).allocate()[0]
     params.begin_sums()
     loss, count = model.forward_loss(tokens, targets, slot)
     assert count == np.count_nonzero(targets != IGNORE)
     model.backward_loss(tokens, slot)
     logits = model.head.logits(model.hidden(tokens, slot))
-    grads = {f"grad.{t.name}": t.view(t.param.grad).copy() for t in hf_tensors(params.params)}
+    grads = {f"grad.{t.name}": t.view(t.param.grad).copy() for t in hf_tensors(config, params.params)}
     return {"logits": logits.reshape(*tokens.shape, -1), "loss": np.array(loss), **grads}
 
 
@@ -235,7 +182,7 @@ def kernel_sets() -> list[tuple[str, Any, str]]:
 
 def golden_folder(case: str) -> Path:
     """Where a case's golden files stand."""
-    return HERE / case.replace(",", "").replace(" ", "_")
+    return HERE / case
 
 
 def main() -> int:

@@ -17,9 +17,9 @@ from cktrain.compose import compose
 from cktrain.config import Config
 from cktrain.config_file import load_config
 from cktrain.data.prepare import prepare
+from cktrain.hf.tensors import hf_tensors
 from cktrain.host import bind
 from cktrain.launch.cli import main
-from cktrain.models.hf_weights import hf_tensors
 from cktrain.safetensors_file import read_header
 
 
@@ -92,7 +92,7 @@ def test_export_holds_the_weights_of_the_newest_checkpoint(run, capfdbinary):
     stored = {
         tensor.name: tensor for path in Path("hf").glob("*.safetensors") for tensor in read_header(path)
     }
-    for tensor in hf_tensors(params.params):
+    for tensor in hf_tensors(load_config(folder / "config.yaml").model, params.params):
         values = np.concatenate([piece for _, piece in stored[tensor.name].pieces()])
         assert np.array_equal(values, tensor.view(tensor.param.data)), tensor.name
     assert (Path("hf") / "tokenizer.json").read_bytes() == Path("data/tokenizer.json").read_bytes()

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from cktrain.models.hf_weights import check_weights, hf_tensors, load_weights
-from cktrain.models.hugging_face import read_model_config
+from cktrain.hf.config_json import read_model_config
+from cktrain.hf.tensors import check_weights, hf_tensors, load_weights
 from cktrain.safetensors_file import read_header
 
 Q = "model.layers.1.self_attn.q_proj.weight"
@@ -37,7 +37,7 @@ def test_saved_weights_come_back(saved, small_params, keys, max_shard_bytes):
     )
     again = small_params(read_model_config(folder))
     again.data.fill(7)
-    load_weights(folder, again)
+    load_weights(folder, read_model_config(folder), again)
     for param in params.params:
         assert np.array_equal(again[param.name].data, param.data), param.name
 
@@ -75,7 +75,7 @@ def test_other_types_are_converted(saved, small_params, dtype):
     folder, params = saved()
     rewrite(folder, lambda tensors: tensors.update({name: a.astype(dtype) for name, a in tensors.items()}))
     again = small_params(read_model_config(folder))
-    load_weights(folder, again)
+    load_weights(folder, read_model_config(folder), again)
     for param in params.params:
         assert np.array_equal(again[param.name].data, param.data.astype(dtype).astype(np.float32)), param.name
 
@@ -97,7 +97,7 @@ def test_a_base_model_has_no_prefix_and_old_ones_have_buffers(saved, small_param
     rewrite(folder, change)
     again = small_params(read_model_config(folder))
     again.data.fill(7)
-    load_weights(folder, again)
+    load_weights(folder, read_model_config(folder), again)
     assert all(np.array_equal(again[p.name].data, p.data) for p in params.params)
 
 
@@ -108,12 +108,12 @@ def test_a_tied_head_in_the_file_must_be_the_embedding(saved, small_params):
         folder,
         lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}),
     )
-    load_weights(folder, again)
+    load_weights(folder, read_model_config(folder), again)
     rewrite(folder, lambda tensors: tensors["lm_head.weight"].fill(0))
     with pytest.raises(
         ValueError, match=r"lm_head\.weight \(20, 12\) differs from model\.embed_tokens\.weight"
     ):
-        load_weights(folder, again)
+        load_weights(folder, read_model_config(folder), again)
 
 
 def set_one(value, dtype):
@@ -161,17 +161,17 @@ def test_wrong_tensors_are_named(saved, small_params, change, message):
     params = small_params(read_model_config(folder))
     before = params.data.copy()
     with pytest.raises(ValueError, match=message):
-        load_weights(folder, params)
+        load_weights(folder, read_model_config(folder), params)
     with pytest.raises(ValueError, match=message):
-        check_weights(folder, params.params)
+        check_weights(folder, read_model_config(folder), params.params)
     if "NaN" not in message:
         assert np.array_equal(params.data, before)
 
 
 def test_check_weights_lists_what_is_stored(saved):
     folder, params = saved()
-    assert {t.name: t.shape for t in check_weights(folder, params.params)} == {
-        t.name: t.shape for t in hf_tensors(params.params)
+    assert {t.name: t.shape for t in check_weights(folder, read_model_config(folder), params.params)} == {
+        t.name: t.shape for t in hf_tensors(read_model_config(folder), params.params)
     }
 
 
@@ -203,7 +203,7 @@ def test_damaged_files_are_named(saved, small_params, damage, message):
     folder, _ = saved()
     damage(folder)
     with pytest.raises(ValueError, match=message):
-        load_weights(folder, small_params(read_model_config(folder)))
+        load_weights(folder, read_model_config(folder), small_params(read_model_config(folder)))
 
 
 def test_an_index_must_match_its_shards(saved, small_params):
@@ -218,10 +218,10 @@ def test_an_index_must_match_its_shards(saved, small_params):
     ):
         index.write_text(json.dumps({"weight_map": {**good["weight_map"], **change}}))
         with pytest.raises(ValueError, match=message):
-            load_weights(folder, params)
+            load_weights(folder, read_model_config(folder), params)
     index.write_text("[]")
     with pytest.raises(ValueError, match="It is no index of weights"):
-        load_weights(folder, params)
+        load_weights(folder, read_model_config(folder), params)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +249,7 @@ def test_odd_indexes_are_named(saved, small_params, index, message):
     (folder / "model.safetensors").unlink()
     (folder / "model.safetensors.index.json").write_text(index)
     with pytest.raises(ValueError, match=r"^\[hugging_face\] .*index\.json: .*" + message):
-        load_weights(folder, params)
+        load_weights(folder, read_model_config(folder), params)
 
 
 @pytest.mark.parametrize(
@@ -286,4 +286,4 @@ def test_a_weight_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, saved
 
     monkeypatch.setattr(np, "fromfile", broken)
     with pytest.raises(ValueError, match=r"model\.safetensors: .* cannot be read: Input/output error"):
-        load_weights(folder, params)
+        load_weights(folder, read_model_config(folder), params)

@@ -1,12 +1,9 @@
-"""Weights between a Hugging Face folder and `FlatParams`, one piece of a tensor in memory at a time.
+"""Weights between a Hugging Face folder and `ParamStore`, one piece of a tensor in memory at a time.
 
-A parameter here is one or several tensors there:
+A parameter here is one or several tensors there: the family's `TensorNames` say which. For Llama's:
 
     …self_attn.qkv_proj (q + k + v rows, C)   q_proj (q, C), k_proj (k, C), v_proj (v, C)
     …mlp.gate_up_proj (2I, C)                 gate_proj (I, C), up_proj (I, C)
-    GPT-2's matrices (out, in)                Conv1D's (in, out); the attention's are c_attn and c_proj
-
-All other names are the same. A tied head has no tensor of its own.
 """
 
 from __future__ import annotations
@@ -21,19 +18,15 @@ import numpy as np
 from pydantic import BaseModel
 
 from cktrain.foreign_file import read_json, shorten
-from cktrain.memory.params import FlatParams, Param
+from cktrain.memory.param import Param
+from cktrain.memory.param_store import ParamStore
+from cktrain.models import FAMILIES
+from cktrain.models.family import ModelConfig, TensorNames
 from cktrain.safetensors_file import DTYPES, StoredTensor, read_header, to_finite, write_safetensors
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-_SPLIT = {
-    ".self_attn.qkv_proj.": ("q_proj", "k_proj", "v_proj"),
-    ".mlp.gate_up_proj.": ("gate_proj", "up_proj"),
-}
-_RENAMED = {".attn.qkv_proj.": ".attn.c_attn.", ".attn.o_proj.": ".attn.c_proj."}
-_CONV1D = re.compile(r"transformer\.h\.\d+\.(attn|mlp)\.\w+\.weight")
-_BUFFERS = re.compile(r"(.*\.rotary_emb\.inv_freq|transformer\.h\.\d+\.attn\.(bias|masked_bias))")
 _HEAD = "lm_head.weight"
 
 
@@ -56,7 +49,7 @@ class HFTensor:
     @property
     def shape(self) -> tuple[int, ...]:
         """The tensor's shape in a Hugging Face file."""
-        shape = (self.rows.stop - self.rows.start, *self.param.whole_shape[1:])
+        shape = (self.rows.stop - self.rows.start, *self.param.global_shape[1:])
         return shape[::-1] if self.transposed else shape
 
     def view(self, array: np.ndarray) -> np.ndarray:
@@ -64,49 +57,54 @@ class HFTensor:
         return array[self.rows].T if self.transposed else array[self.rows]
 
 
-def hf_tensors(params: Iterable[Param]) -> list[HFTensor]:
-    """The Hugging Face tensors of these parameters, in the order given."""
+def hf_tensors(config: ModelConfig, params: Iterable[Param]) -> list[HFTensor]:
+    """The Hugging Face tensors of these parameters of a model, in the order given."""
+    names = FAMILIES[config.family].tensors
     found: list[HFTensor] = []
     for param in params:
         name = param.name
-        for fused, parts in _SPLIT.items():
-            if fused in name:
+        for fused, parts in names.split.items():
+            if f".{fused}." in name:
                 start = 0
                 for part, rows in zip(parts, param.parts, strict=True):
-                    part_name = name.replace(fused, fused.replace(fused.split(".")[2], part))
+                    part_name = name.replace(f".{fused}.", f".{part}.")
                     found.append(HFTensor(part_name, param, slice(start, start + rows), False))
                     start += rows
                 break
         else:
-            for ours, theirs in _RENAMED.items():
+            for ours, theirs in names.renamed.items():
                 name = name.replace(ours, theirs)
-            found.append(HFTensor(name, param, slice(0, param.whole_shape[0]), bool(_CONV1D.fullmatch(name))))
+            transposed = re.fullmatch(names.transposed, name) is not None
+            found.append(HFTensor(name, param, slice(0, param.global_shape[0]), transposed))
     return found
 
 
-def load_weights(folder: str | Path, params: FlatParams, whole: Iterable[str] | None = None) -> None:
+def load_weights(
+    folder: str | Path, config: ModelConfig, params: ParamStore, whole: Iterable[str] | None = None
+) -> None:
     """Read a folder's weights into the parameters: F64, F32, F16 or BF16, in one file or sharded.
 
     A rank that holds a part of the model reads that part; `whole` are the names of all the model's tensors.
     Raises ValueError, naming the tensor, the shapes and the file, for a missing, misshapen or unexpected
     tensor (before anything is changed), and for NaN or infinite weights.
     """
-    wanted = hf_tensors(params.params)
-    stored = _match(Path(folder), wanted, whole)
+    names = FAMILIES[config.family].tensors
+    wanted = hf_tensors(config, params.params)
+    stored = _match(Path(folder), names, wanted, whole)
     dtype = params.numerics.f32
     for tensor in wanted:
         source = stored[tensor.name]
         for rows, values in source.pieces():
             tensor.put(to_finite(values, dtype, f"{source.name} in {source.file}"), rows.start)
     if _HEAD in stored and _HEAD not in {tensor.name for tensor in wanted}.union(whole or ()):
-        _check_tied_head(stored[_HEAD], params)
+        _check_tied_head(stored[_HEAD], names.embedding, params)
     params.refresh()
 
 
-def check_weights(folder: str | Path, params: Iterable[Param]) -> list[StoredTensor]:
+def check_weights(folder: str | Path, config: ModelConfig, params: Iterable[Param]) -> list[StoredTensor]:
     """Read all weights without keeping them, with the checks of `load_weights`; returns what is stored."""
-    wanted = hf_tensors(params)
-    stored = _match(Path(folder), wanted)
+    wanted = hf_tensors(config, params)
+    stored = _match(Path(folder), FAMILIES[config.family].tensors, wanted)
     for tensor in wanted:
         source = stored[tensor.name]
         for _, values in source.pieces():
@@ -114,9 +112,11 @@ def check_weights(folder: str | Path, params: Iterable[Param]) -> list[StoredTen
     return list(stored.values())
 
 
-def save_weights(folder: Path, params: FlatParams, dtype: str, max_shard_bytes: int) -> None:
+def save_weights(
+    folder: Path, config: ModelConfig, params: ParamStore, dtype: str, max_shard_bytes: int
+) -> None:
     """Write model.safetensors, or shards of `max_shard_bytes` and their index; `dtype` is F32 or BF16."""
-    tensors = [(t.name, t.view(t.param.data)) for t in hf_tensors(reversed(params.params))]
+    tensors = [(t.name, t.view(t.param.data)) for t in hf_tensors(config, reversed(params.params))]
     itemsize = np.dtype(DTYPES[dtype]).itemsize
     shards = _shards(tensors, itemsize, max_shard_bytes)
     if len(shards) == 1:
@@ -152,25 +152,22 @@ def _shards(
 
 
 def _match(
-    folder: Path, wanted: Sequence[HFTensor], whole: Iterable[str] | None = None
+    folder: Path, names: TensorNames, wanted: Sequence[HFTensor], whole: Iterable[str] | None = None
 ) -> dict[str, StoredTensor]:
     """The stored tensors by our name; ValueError unless they are exactly the wanted ones, shape by shape.
 
     With `whole`, the wanted ones and the others that it names.
     """
     stored, where = _stored_tensors(folder)
-    base = "transformer." if any(tensor.name.startswith("transformer.") for tensor in wanted) else "model."
-    if not any(
-        name.startswith(base) for name in stored
-    ):  # saved from the base model, without the head's class
-        stored = {name if name == _HEAD else base + name: tensor for name, tensor in stored.items()}
-    stored = {name: tensor for name, tensor in stored.items() if not _BUFFERS.fullmatch(name)}
-    names = {tensor.name for tensor in wanted}.union(whole or ())
+    if not any(name.startswith(names.base) for name in stored):  # saved without the head's class
+        stored = {name if name == _HEAD else names.base + name: tensor for name, tensor in stored.items()}
+    stored = {name: tensor for name, tensor in stored.items() if not re.fullmatch(names.buffers, name)}
+    known = {tensor.name for tensor in wanted}.union(whole or ())
     problems = [f"{tensor.name} {tensor.shape} is missing" for tensor in wanted if tensor.name not in stored]
     problems += [
         f"{tensor.name} {tensor.shape} in {tensor.file.name} is unexpected"
         for name, tensor in stored.items()
-        if name not in names and name != _HEAD
+        if name not in known and name != _HEAD
     ]
     for tensor in wanted:
         have = stored.get(tensor.name)
@@ -191,20 +188,19 @@ def _match(
     return stored
 
 
-def _check_tied_head(head: StoredTensor, params: FlatParams) -> None:
+def _check_tied_head(head: StoredTensor, embedding: str, params: ParamStore) -> None:
     """A head that stands in the file although it is tied must be the embedding again."""
-    tables = ("model.embed_tokens.weight", "transformer.wte.weight")
-    table = next((param for param in params.params if param.name in tables), None)
+    table = next((param for param in params.params if param.name == embedding), None)
     if table is None:  # on another stage
         return
-    same = head.shape == table.whole_shape and all(
+    same = head.shape == table.global_shape and all(
         np.array_equal(table.data[here], values[block].astype(table.data.dtype))
         for rows, values in head.pieces()
         for here, block in table.overlaps(values.shape, rows.start)
     )
     if not same:
         raise ValueError(
-            f"[hugging_face] {head.file}: {_HEAD} {head.shape} differs from {table.name} {table.whole_shape}, and "
+            f"[hugging_face] {head.file}: {_HEAD} {head.shape} differs from {table.name} {table.global_shape}, and "
             "config.json "
             "ties them. Set tie_word_embeddings to false there."
         )

@@ -11,10 +11,12 @@ import numpy as np
 import pytest
 
 from cktrain import safetensors_file
-from cktrain.config import ModelConfig
 from cktrain.data.tokenizer import Tokenizer
-from cktrain.models import hf_weights
-from cktrain.models.hugging_face import load_weights, read_model_config, save_folder
+from cktrain.hf import tensors
+from cktrain.hf.config_json import read_model_config
+from cktrain.hf.folder import save_folder
+from cktrain.hf.tensors import load_weights
+from cktrain.models import parse_model
 from cktrain.side_files import read_side_files
 
 SMALL = {
@@ -28,7 +30,7 @@ SMALL = {
 
 
 def test_only_into_a_new_or_empty_folder(tmp_path, small_params):
-    config = ModelConfig(**SMALL)
+    config = parse_model(SMALL)
     params = small_params(config)
     out = tmp_path / "out"
     out.mkdir()
@@ -41,20 +43,20 @@ def test_only_into_a_new_or_empty_folder(tmp_path, small_params):
 
 
 def test_a_full_disk_leaves_nothing(tmp_path, small_params, monkeypatch):
-    config = ModelConfig(**SMALL)
+    config = parse_model(SMALL)
     params = small_params(config)
 
     def full(*_args):
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(hf_weights, "write_safetensors", full)
+    monkeypatch.setattr(tensors, "write_safetensors", full)
     with pytest.raises(OSError, match=r"No space left on device. Free some space; nothing was kept"):
         save_folder(tmp_path / "out", config, params)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_write_that_the_system_refuses_leaves_nothing(tmp_path, small_params):
-    config = ModelConfig(**{**SMALL, "vocab_size": 4000})
+    config = parse_model({**SMALL, "vocab_size": 4000})
     params = small_params(config)
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(
@@ -69,7 +71,7 @@ def test_a_write_that_the_system_refuses_leaves_nothing(tmp_path, small_params):
 
 
 def test_what_cannot_be_saved_is_refused(tmp_path, small_params):
-    config = ModelConfig(**SMALL)
+    config = parse_model(SMALL)
     params = small_params(config)
     with pytest.raises(ValueError, match="no max_position_embeddings"):
         save_folder(tmp_path / "out", config.model_copy(update={"max_position_embeddings": None}), params)
@@ -82,7 +84,7 @@ def test_what_cannot_be_saved_is_refused(tmp_path, small_params):
 
 
 def test_tokenizer_files_and_special_ids_of_a_pretrained_folder_are_kept(tmp_path, small_params):
-    config = ModelConfig(**SMALL)
+    config = parse_model(SMALL)
     source = tmp_path / "source"
     source.mkdir()
     Tokenizer.train(["abc abc"], 257).save(source)
@@ -99,7 +101,7 @@ def test_tokenizer_files_and_special_ids_of_a_pretrained_folder_are_kept(tmp_pat
 
 
 def test_a_tokenizer_alone_gets_its_config(tmp_path, small_params):
-    config = ModelConfig(**SMALL)
+    config = parse_model(SMALL)
     Tokenizer.train(["abc abc"], 257).save(tmp_path)
     (tmp_path / "tokenizer_config.json").unlink()
     save_folder(tmp_path / "out", config, small_params(config), side=read_side_files(tmp_path))
@@ -112,8 +114,8 @@ def test_a_tokenizer_alone_gets_its_config(tmp_path, small_params):
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_the_model_is_never_in_memory_twice(tmp_path, small_params, monkeypatch, family):
     monkeypatch.setattr(safetensors_file, "PIECE_BYTES", 100_000)
-    config = ModelConfig(
-        **{**SMALL, "family": family, "vocab_size": 3000, "hidden_size": 192, "intermediate_size": 512}
+    config = parse_model(
+        {**SMALL, "family": family, "vocab_size": 3000, "hidden_size": 192, "intermediate_size": 512}
     )
     params = small_params(config)
     size = params.data.nbytes
@@ -121,7 +123,7 @@ def test_the_model_is_never_in_memory_twice(tmp_path, small_params, monkeypatch,
     peaks = []
     for work in (
         lambda: save_folder(tmp_path / "out", config, params),
-        lambda: load_weights(tmp_path / "out", params),
+        lambda: load_weights(tmp_path / "out", config, params),
     ):
         tracemalloc.start()
         work()

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from cktrain import cython_kernels
-from cktrain.config import ModelConfig
+from cktrain.hf.folder import save_folder
 from cktrain.memory.param_store import ParamStore
+from cktrain.models import parse_model
 from cktrain.models.build import build_model
-from cktrain.models.hugging_face import save_folder
+from cktrain.models.family import ModelConfig
 from cktrain.nn.numerics import Numerics
 
 SMALL = {
@@ -44,7 +45,7 @@ def saved(tmp_path: Path, small_params: Any) -> Callable[..., tuple[Path, ParamS
     """`saved(max_shard_bytes=…, **model keys)` -> a saved folder and the parameters in it."""
 
     def make(max_shard_bytes: int = 10**9, **keys: Any) -> tuple[Path, ParamStore]:
-        config = ModelConfig(**{**SMALL, **keys})
+        config = parse_model({**SMALL, **keys})
         params = small_params(config)
         folder = tmp_path / f"saved{len(list(tmp_path.iterdir()))}"
         save_folder(folder, config, params, max_shard_bytes=max_shard_bytes)

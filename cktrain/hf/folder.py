@@ -1,7 +1,7 @@
 """Hugging Face folders: config.json, safetensors and tokenizer files, loaded and saved.
 
-`hf_config.py` maps the architecture, `hf_weights.py` the tensors; `cktrain.side_files` has what stands beside them. A
-folder is written under a temporary name and renamed when it is whole.
+`config_json.py` maps the architecture, `tensors.py` the weights; `cktrain.side_files` has what stands beside them. A folder
+is written under a temporary name and renamed when it is whole.
 """
 
 from __future__ import annotations
@@ -13,40 +13,36 @@ import shutil
 from pathlib import Path
 from typing import Any, Literal
 
-from cktrain.config import ModelConfig
 from cktrain.data.special_tokens import KEYS, end_token, special_ids
 from cktrain.data.tokenizer_backend import read_backend
 from cktrain.durable import sync
-from cktrain.memory.params import FlatParams
-from cktrain.models.hf_config import ARCHITECTURES, CONFIG_FILE, read_model_config, write_model_config
-from cktrain.models.hf_weights import check_weights, load_weights, save_weights
+from cktrain.hf.config_json import ARCHITECTURES, CONFIG_FILE, read_model_config, write_model_config
+from cktrain.hf.tensors import save_weights
+from cktrain.memory.param_store import ParamStore
+from cktrain.models.family import FromFolder, ModelConfig
 from cktrain.side_files import GENERATION_FILE, TOKENIZER_CONFIG_FILE, SideFiles
-
-__all__ = ["check_weights", "load_weights", "read_model_config", "resolve_model", "save_folder"]
 
 _STORED = {"float32": "F32", "bfloat16": "BF16"}
 _SPELLED_OTHERWISE = ("dtype", "rope_parameters", "auto_map", "_name_or_path")
 """Keys of a source's config.json that are written in another spelling, or name files and code that do not come along."""
 
 
-def resolve_model(model: ModelConfig) -> tuple[ModelConfig, Path | None]:
+def resolve_model(model: ModelConfig | FromFolder) -> tuple[ModelConfig, Path | None]:
     """The architecture, and the folder whose weights to load (None: fresh ones). ValueError if it is bad.
 
     A model that names its folder and its architecture too was resolved before, so the folder's config.json is not
     read again: a saved run can be opened where the folder is gone.
     """
-    if model.from_pretrained is None:
-        return model, None
-    folder = Path(model.from_pretrained)
-    if model.hidden_size is None:
-        model = read_model_config(folder).model_copy(update={"from_pretrained": model.from_pretrained})
-    return model, folder
+    if isinstance(model, FromFolder):
+        found = read_model_config(model.from_pretrained)
+        model = found.model_copy(update={"from_pretrained": model.from_pretrained})
+    return model, None if model.from_pretrained is None else Path(model.from_pretrained)
 
 
 def save_folder(
     folder: str | Path,
     config: ModelConfig,
-    params: FlatParams,
+    params: ParamStore,
     side: SideFiles | None = None,
     dtype: Literal["float32", "bfloat16"] = "float32",
     max_shard_bytes: int = 5_000_000_000,
@@ -75,7 +71,7 @@ def save_folder(
     try:
         temporary.mkdir(parents=True)
         side.write(temporary)
-        save_weights(temporary, params, _STORED[dtype], max_shard_bytes)
+        save_weights(temporary, config, params, _STORED[dtype], max_shard_bytes)
         for name, values in extra.items():
             _write_json(temporary / name, values)
         _write_config(temporary, plain, side)

@@ -24,11 +24,14 @@ from hf_parity import (
 )
 
 from cktrain import cython_kernels
-from cktrain.config import ModelConfig
 from cktrain.data.tokenizer import Tokenizer
+from cktrain.hf.config_json import read_model_config
+from cktrain.hf.folder import save_folder
+from cktrain.hf.tensors import load_weights
 from cktrain.memory.param_store import ParamStore
+from cktrain.models import parse_model
 from cktrain.models.build import build_model
-from cktrain.models.hugging_face import load_weights, read_model_config, save_folder
+from cktrain.models.family import ModelConfig
 from cktrain.nn.numerics import Numerics
 from cktrain.side_files import read_tokenizer
 
@@ -118,7 +121,7 @@ MODELS: dict[str, dict[str, Any]] = {
 
 @pytest.mark.parametrize("name", MODELS)
 def test_a_model_made_here_gives_the_same_results_there(name: str, tmp_path: Path) -> None:
-    config = ModelConfig(**{**FRESH, **MODELS[name], "initializer_range": 0.2})
+    config = parse_model({**FRESH, **MODELS[name], "initializer_range": 0.2})
     numerics = Numerics(cython_kernels.load("reference"), "fp32")
     params = ParamStore(build_model(config, numerics, 32).params(), numerics)
     params.initialize(seed=5)
@@ -138,7 +141,7 @@ def test_a_trained_tokenizer_loads_with_the_model(name: str, tmp_path: Path) -> 
     tokenizer = Tokenizer.train([text * 3], 290)
     (tmp_path / "data").mkdir()
     tokenizer.save(tmp_path / "data")
-    config = ModelConfig(**{**FRESH, **MODELS[name]})
+    config = parse_model({**FRESH, **MODELS[name]})
     numerics = Numerics(cython_kernels.load("reference"), "fp32")
     params = ParamStore(build_model(config, numerics, 32).params(), numerics)
     params.initialize(seed=5)
@@ -158,7 +161,7 @@ def test_a_trained_tokenizer_loads_with_the_model(name: str, tmp_path: Path) -> 
 def _load(folder: Path, config: ModelConfig) -> ParamStore:
     numerics = Numerics(cython_kernels.load("reference"), "fp32")
     params = ParamStore(build_model(config, numerics, 8).params(), numerics)
-    load_weights(folder, params)
+    load_weights(folder, config, params)
     return params
 
 

@@ -1,0 +1,111 @@
+"""config.json of Hugging Face to a family's config and back.
+
+What all families share is read here; each family's file reads and writes the rest (`Family.read_config`,
+`Family.write_config`). A missing key has the default of transformers' class.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from cktrain.foreign_file import read_json, shorten, spell
+from cktrain.hf.config_keys import ConfigKeys
+from cktrain.models import FAMILIES
+from cktrain.models.family import Family, ModelConfig
+
+CONFIG_FILE = "config.json"
+ARCHITECTURES = {
+    model_type: kind.name for family in FAMILIES.values() for model_type, kind in family.model_types.items()
+}
+"""transformers' class of each model_type."""
+_SIZES = (
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "max_position_embeddings",
+    "intermediate_size",
+)
+
+
+def read_model_config(folder: str | Path) -> ModelConfig:
+    """The architecture that a folder's config.json describes. Raises ValueError for what is not supported."""
+    path = Path(folder) / CONFIG_FILE
+    remedy = "Give a folder with a Hugging Face model in it, or fetch the file again."
+    if not path.exists():
+        remedy = _what_it_holds(Path(folder)) or remedy
+    values = read_json(path, dict[str, Any], area="hugging_face", remedy=remedy)
+    model_type = values.get("model_type")
+    if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
+        raise ValueError(
+            f"[hugging_face] {path}: model_type {shorten(model_type)} is not supported. Use one of "
+            f"{', '.join(ARCHITECTURES)}."
+        )
+    family = next(family for family in FAMILIES.values() if model_type in family.model_types)
+    try:
+        return _read(family, ConfigKeys(model_type, values, family.model_types[model_type].defaults))
+    except ValidationError as error:
+        problem = error.errors()[0]
+        key = ".".join(str(part) for part in problem["loc"])
+        raise ValueError(
+            f"[hugging_face] {path}: {key + ': ' if key else ''}{spell(problem)}. Correct the file."
+        ) from None
+    except ValueError as error:
+        raise ValueError(f"[hugging_face] {path}: {error}") from None
+
+
+def _what_it_holds(folder: Path) -> str | None:
+    """What to do with a folder that has no config.json and is known to be something else."""
+    if (folder / "adapter_config.json").exists():
+        return "The folder holds an adapter (LoRA), not a model: merge it with peft's merge_and_unload and save that."
+    snapshots = folder / "snapshots"
+    if snapshots.is_dir():
+        return f"The folder is one of the hub's cache: give one of those in {snapshots}."
+    return None
+
+
+def _read(family: Family, keys: ConfigKeys) -> ModelConfig:
+    keys.refuse(family.computes)
+    found: dict[str, Any] = {}
+    for key in ("vocab_size", *_SIZES):
+        name = family.size_keys.get(key, key)
+        value = keys.get(name, keys.get(key))
+        if value is not None:
+            found[key] = value
+        elif key == "max_position_embeddings" or family.config.model_fields[key].is_required():
+            raise ValueError(f"{name} is missing. Fetch the file again.")
+    if keys.get("initializer_range") is not None:
+        found["initializer_range"] = keys.get("initializer_range")
+    found["tie_word_embeddings"] = keys.get("tie_word_embeddings", False)
+    return family.config(**found, **family.read_config(keys))
+
+
+def write_model_config(config: ModelConfig, dtype: str, special_ids: Mapping[str, Any]) -> dict[str, Any]:
+    """config.json's content. `dtype` is float32 or bfloat16; `special_ids` are bos_token_id and so on.
+
+    Raises ValueError when no Hugging Face class has this architecture.
+    """
+    family = FAMILIES[config.family]
+    own = family.write_config(config)
+    if config.max_position_embeddings is None:
+        raise ValueError("[hugging_face] the model has no max_position_embeddings. Give it before saving.")
+    return {
+        "architectures": [ARCHITECTURES[own["model_type"]]],
+        "model_type": own["model_type"],
+        "vocab_size": config.vocab_size,
+        "initializer_range": config.initializer_range,
+        "tie_word_embeddings": config.tied,
+        "torch_dtype": dtype,
+        "use_cache": True,
+        **{key: special_ids.get(key) for key in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        **{family.size_keys.get(key, key): getattr(config, key) for key in _SIZES},
+        **own,
+    }
+
+
+def model_type_of(config: ModelConfig) -> str:
+    """config.json's model_type for this architecture. Raises ValueError where no class has all of its parts."""
+    return str(FAMILIES[config.family].write_config(config)["model_type"])
