@@ -1,0 +1,98 @@
+"""Keys that people know from other trainers (transformers, axolotl, LLaMA-Factory, torchtune, Megatron, nanoGPT), and ours.
+
+A key is answered with the place where ours stands. Where `Config` has no such place yet, the answer says so, and what there
+is instead; it becomes the other answer by itself when the key is added.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+
+_ACCUMULATION = "the steps are derived: global_batch_size / (micro_batch_size x data ranks)"
+_EPOCHS = "run.steps counts optimizer steps"
+_LORA = "all weights are trained"
+_PACKED = (
+    "sequences are always cut from one stream of documents, and data.document_mask keeps documents apart"
+)
+_QUANTIZE = "weights are trained in fp32 or bf16, see precision"
+_SPLIT = "`cktrain data prepare --validation-fraction` keeps documents for it"
+_TRACKER = "metrics.jsonl in run.dir has every number"
+
+# Theirs: where ours stands, and what else is to be said of it.
+_KEYS: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(("learning_rate", "max_lr", "peak_lr"), ("optimizer.lr", "")),
+    **dict.fromkeys(("adam_beta1", "adam_beta2", "beta1", "beta2"), ("optimizer.betas", "a list of both")),
+    **dict.fromkeys(("adam_epsilon", "adam_eps", "epsilon"), ("optimizer.eps", "")),
+    **dict.fromkeys(("max_grad_norm", "grad_clip", "clip_grad", "gradient_clipping"), ("optimizer.clip_grad_norm", "")),
+    **dict.fromkeys(("optim", "optimizer_type"), ("optimizer.name", "")),
+    **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "lr_decay_style"), ("schedule.name", "")),
+    **dict.fromkeys(("warmup_ratio", "warmup_iters"), ("schedule.warmup_steps", "in optimizer steps")),
+    "min_lr": ("schedule.min_lr_ratio", "the last rate over the peak"),
+    **dict.fromkeys(("max_steps", "max_iters", "train_iters", "total_steps", "num_steps"), ("run.steps", "")),
+    **dict.fromkeys(("num_train_epochs", "num_epochs", "epochs"), ("run.epochs", _EPOCHS)),
+    **dict.fromkeys(("output_dir", "out_dir", "save_dir"), ("run.dir", "")),
+    **dict.fromkeys(("per_device_train_batch_size", "batch_size"), ("batch.micro_batch_size", "")),
+    "train_batch_size": ("batch.global_batch_size", ""),
+    **dict.fromkeys(("gradient_accumulation_steps", "grad_accum_steps"), ("batch.global_batch_size", _ACCUMULATION)),
+    **dict.fromkeys(
+        ("max_length", "max_seq_length", "max_seq_len", "cutoff_len", "sequence_len", "seq_len", "seq_length",
+         "block_size", "context_length", "model_max_length"), ("data.sequence_length", ""),
+    ),
+    **dict.fromkeys(
+        ("dataset", "datasets", "dataset_name", "train_file", "data_path"),
+        ("data.path", "a folder that `cktrain data prepare` made"),
+    ),
+    **dict.fromkeys(("val_set_size", "val_size", "validation_split", "test_size"), ("", _SPLIT)),
+    **dict.fromkeys(("eval_steps", "eval_interval", "eval_every"), ("data.validation.every", "")),
+    **dict.fromkeys(("sample_packing", "packing"), ("data.packing", _PACKED)),
+    **dict.fromkeys(
+        ("train_on_inputs", "train_on_prompt", "completion_only_loss", "assistant_only_loss"),
+        ("data.train_on", "every token is trained"),
+    ),
+    **dict.fromkeys(("bf16", "fp16", "torch_dtype", "mixed_precision"), ("precision", "fp32, bf16 or auto")),
+    **dict.fromkeys(
+        ("gradient_checkpointing", "activation_checkpointing", "recompute"), ("memory.checkpointing", "none or block")
+    ),
+    **dict.fromkeys(("save_steps", "save_interval", "checkpoint_interval"), ("checkpoint.every", "")),
+    **dict.fromkeys(("save_total_limit", "keep_last"), ("checkpoint.keep", "")),
+    "resume_from_checkpoint": ("checkpoint.resume", ""),
+    **dict.fromkeys(("logging_steps", "log_interval", "log_every"), ("log.every", "")),
+    **dict.fromkeys(("report_to", "wandb_project", "use_wandb"), ("log.wandb", _TRACKER)),
+    **dict.fromkeys(
+        ("model_name_or_path", "model_name", "base_model", "pretrained_model_name_or_path", "init_from"),
+        ("model.from_pretrained", "a folder on this machine"),
+    ),
+    **dict.fromkeys(
+        ("load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_config"), ("model.quantize", _QUANTIZE)
+    ),
+    **dict.fromkeys(("n_embd", "d_model", "dim"), ("model.hidden_size", "")),
+    **dict.fromkeys(("n_layer", "n_layers", "num_layers"), ("model.num_hidden_layers", "")),
+    **dict.fromkeys(("n_head", "n_heads"), ("model.num_attention_heads", "")),
+    **dict.fromkeys(("n_kv_heads", "num_query_groups"), ("model.num_key_value_heads", "")),
+    "n_inner": ("model.intermediate_size", ""),
+    **dict.fromkeys(("n_positions", "n_ctx"), ("model.max_position_embeddings", "")),
+    **dict.fromkeys(("lora_rank", "lora_r"), ("adapter.r", _LORA)),
+    **{key: (f"adapter.{key}", _LORA) for key in ("lora_alpha", "lora_dropout", "peft_type")},
+    **dict.fromkeys(("lora_target", "lora_target_modules", "target_modules"), ("adapter.target_modules", _LORA)),
+    **dict.fromkeys(("tensor_parallel_size", "tensor_model_parallel_size", "tp_size"), ("parallel.tensor", "")),
+    **dict.fromkeys(("pipeline_parallel_size", "pipeline_model_parallel_size", "pp_size"), ("parallel.pipeline", "")),
+    **dict.fromkeys(("data_parallel_size", "dp_size"), ("parallel.data", "")),
+    **dict.fromkeys(("zero_stage", "deepspeed", "fsdp"), ("parallel.zero", "")),
+}  # fmt: skip
+
+
+def translated(key: str, places: Collection[str]) -> str | None:
+    """What to write instead of a key that people know from elsewhere; None: nobody knows it.
+
+    `places` are the paths of all of our keys. A key of ours in a wrong block is told its own.
+    """
+    known = _KEYS.get(key.lower().replace("-", "_"))
+    if known is None:
+        ours = sorted(place for place in places if place.rpartition(".")[2] == key)
+        return f"It belongs to another block: {' or '.join(ours)}" if ours else None
+    place, note = known
+    if not place:
+        return f"It is no key of a run: {note}"
+    if place in places:
+        return f"Here it is {place}{f' ({note})' if note else ''}"
+    return f"There is no {place} yet; {note}"
