@@ -49,8 +49,8 @@ MUTANTS = [
     Mutant(
         "no decay group: norm weights and biases decay too",
         "cktrain/optim/optimizer.py",
-        "config.weight_decay if segment.decay else 0.0",
-        "config.weight_decay",
+        "self.config.weight_decay if segment.decay else 0.0",
+        "self.config.weight_decay",
         "tests/cktrain/test_trainer.py::test_weight_decay_spares_biases_and_norms",
     ),
     Mutant(

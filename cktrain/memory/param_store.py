@@ -28,11 +28,14 @@ STREAM_BLOCK = 1 << 16
 
 @dataclass(frozen=True)
 class Segment:
-    """A run of the flat buffers with one weight decay: elements [start, stop)."""
+    """A run of the flat buffers that is updated in one way: elements [start, stop)."""
 
     start: int
     stop: int
     decay: bool
+    """Whether weight decay applies."""
+    matrix: Param | None = None
+    """The parameter whose elements these are, where an optimizer updates it as a whole matrix."""
 
 
 class ParamStore:
@@ -127,8 +130,14 @@ class ParamStore:
         for param in self.trainable:
             param.begin_step()
 
-    def segments(self, start: int = 0, stop: int | None = None) -> list[Segment]:
-        """The elements [start, stop) of the flat buffers cut where weight decay changes."""
+    def segments(
+        self, start: int = 0, stop: int | None = None, whole_matrices: bool = False
+    ) -> list[Segment]:
+        """The elements [start, stop) of the flat buffers cut where weight decay changes.
+
+        With `whole_matrices` each parameter that is tagged `optimizer="matrix"` is a segment of its own; none may be cut
+        by `start` or `stop`.
+        """
         stop = self.size if stop is None else stop
         found: list[Segment] = []
         ends = [p.start for p in self.trainable[1:]] + [self.size]
@@ -136,7 +145,10 @@ class ParamStore:
             low, high, decay = max(param.start, start), min(end, stop), param.spec.decay
             if low >= high:
                 continue
-            if found and found[-1].decay == decay:
+            if whole_matrices and param.spec.optimizer == "matrix":
+                assert (low, high) == (param.start, end), f"{param.name} is cut at [{low}, {high})"
+                found.append(Segment(low, low + param.size, decay, param))
+            elif found and found[-1].decay == decay and found[-1].matrix is None:
                 found[-1] = Segment(found[-1].start, high, decay)
             else:
                 found.append(Segment(low, high, decay))

@@ -3,37 +3,46 @@
 The state is one flat f32 array per moment, for the spans of the parameters that this rank updates, one after the
 other; an update is one kernel call per segment of equal weight decay. The gradients are unnormalised sums: `grad_scale`
 carries both the division by the number of tokens and the clipping.
+
+An optimizer that works on whole matrices sets `whole_matrices`: each parameter that is tagged `optimizer="matrix"`
+(`cktrain/parallel/roles.py`) then is a piece of its own, whole on one data rank, and may have other moments than the
+rest (`moments_of`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import ClassVar
 
 import numpy as np
 
 from cktrain.config import OptimizerConfig
 from cktrain.memory.arena import Arena
-from cktrain.memory.param_store import ParamStore
+from cktrain.memory.param import Param
+from cktrain.memory.param_store import ParamStore, Segment
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
-    """Views of a run of elements with one weight decay; `copy` is its bf16 weights, where there are any."""
+    """Views of a run of elements that is updated in one way; `copy` is its bf16 weights, where there are any."""
 
     data: np.ndarray
     grad: np.ndarray
     copy: np.ndarray | None
     moments: list[np.ndarray]
     decay: float
+    matrix: Param | None = None
+    """The parameter whose elements these are, for an optimizer of whole matrices."""
 
 
 class Optimizer:
     """Updates the elements in `spans` of the flat parameters; `state` maps a moment's name to its array."""
 
     moments: ClassVar[tuple[str, ...]] = ()
+    """All moments that it may keep of an element."""
+    whole_matrices: ClassVar[bool] = False
+    """Whether parameters tagged `optimizer="matrix"` are pieces of their own."""
 
     def __init__(
         self, params: ParamStore, config: OptimizerConfig, spans: Sequence[tuple[int, int]] | None = None
@@ -44,20 +53,16 @@ class Optimizer:
         self.spans = [(0, params.size)] if spans is None else list(spans)
         self.size = sum(stop - start for start, stop in self.spans)
         f32 = params.numerics.f32
-        arena = Arena("optimizer", len(self.moments) * (self.size * f32.itemsize + 64))
-        self.state: dict[str, np.ndarray] = {name: arena.array((self.size,), f32) for name in self.moments}
-        self._offsets = [0, *accumulate(stop - start for start, stop in self.spans)]
-        self._pieces: list[list[Piece]] = []
-        for (start, stop), offset in zip(self.spans, self._offsets, strict=False):
-            pieces = []
-            for segment in params.segments(start, stop):
-                here = slice(segment.start, segment.stop)
-                there = slice(segment.start - start + offset, segment.stop - start + offset)
-                moments = [self.state[name][there] for name in self.moments]
-                decay = config.weight_decay if segment.decay else 0.0
-                copy = None if params.compute_weights is None else params.compute_weights[here]
-                pieces.append(Piece(params.data[here], params.grad[here], copy, moments, decay))
-            self._pieces.append(pieces)
+        segments = [params.segments(start, stop, self.whole_matrices) for start, stop in self.spans]
+        self._runs = self._lay_out([segment for run in segments for segment in run])
+        sizes = {name: sum(stop - start for start, stop, _ in runs) for name, runs in self._runs.items()}
+        arena = Arena("optimizer", sum(size * f32.itemsize + 64 for size in sizes.values()))
+        self.state: dict[str, np.ndarray] = {name: arena.array((size,), f32) for name, size in sizes.items()}
+        self._pieces = [[self._piece(segment) for segment in run] for run in segments]
+
+    def moments_of(self, matrix: bool) -> tuple[str, ...]:
+        """The moments of a parameter's elements; `matrix`: whether it is a piece of its own."""
+        return self.moments
 
     def step(self, lr: float, grad_scale: float, step: int) -> None:
         """One update with gradients multiplied by grad_scale, of the bf16 copy too; `step` counts from 1."""
@@ -71,10 +76,37 @@ class Optimizer:
 
     def state_at(self, moment: str, start: int, stop: int) -> np.ndarray:
         """A moment's elements for the flat parameters [start, stop), which lie in one span."""
-        for (low, high), offset in zip(self.spans, self._offsets, strict=False):
+        for low, high, offset in self._runs[moment]:
             if low <= start and stop <= high:
                 return self.state[moment][start - low + offset : stop - low + offset]
         raise AssertionError(f"[{start}, {stop}) is in no span of this rank")
+
+    def _lay_out(self, segments: Sequence[Segment]) -> dict[str, list[tuple[int, int, int]]]:
+        """Of each moment the runs [start, stop) of flat elements that have it, and where each stands in its array."""
+        found: dict[str, list[tuple[int, int, int]]] = {name: [] for name in self.moments}
+        for segment in segments:
+            for name in self.moments_of(segment.matrix is not None):
+                runs = found[name]
+                if runs and runs[-1][1] == segment.start:
+                    runs[-1] = (runs[-1][0], segment.stop, runs[-1][2])
+                else:
+                    end = runs[-1][2] + runs[-1][1] - runs[-1][0] if runs else 0
+                    runs.append((segment.start, segment.stop, end))
+        return found
+
+    def _piece(self, segment: Segment) -> Piece:
+        params, here = self.params, slice(segment.start, segment.stop)
+        return Piece(
+            params.data[here],
+            params.grad[here],
+            None if params.compute_weights is None else params.compute_weights[here],
+            [
+                self.state_at(name, segment.start, segment.stop)
+                for name in self.moments_of(segment.matrix is not None)
+            ],
+            self.config.weight_decay if segment.decay else 0.0,
+            segment.matrix,
+        )
 
     def _update(self, piece: Piece, lr: float, grad_scale: float, step: int) -> None:
         raise NotImplementedError

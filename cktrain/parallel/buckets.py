@@ -5,12 +5,16 @@ and its pieces at whole cache lines. Pure arithmetic.
 
     flat buffer   | bucket 0              | bucket 1              | …
     data rank     | 0  | 1  | 2  | 3      | 0  | 1  | 2  | 3      | …       a piece each
+
+For an optimizer that works on whole matrices no piece ends inside one: the ranks' shares of a bucket then differ, and
+what a rank has less of one bucket it gets of the next.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 
 from cktrain.comm.group import even_counts, offsets_of
 from cktrain.memory.arena import CACHE_LINE
@@ -18,6 +22,8 @@ from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore
 
 BUCKET_BYTES = 25 << 20
+_LINE = CACHE_LINE // 4
+"""Elements of a cache line."""
 
 Span = tuple[int, int]
 
@@ -39,13 +45,17 @@ class Bucket:
 
 
 def plan_buckets(
-    params: ParamStore, ranks: int, alone: Collection[Param] = (), nbytes: int = BUCKET_BYTES
+    params: ParamStore,
+    ranks: int,
+    alone: Collection[Param] = (),
+    nbytes: int = BUCKET_BYTES,
+    whole_matrices: bool = False,
 ) -> list[Bucket]:
     """Cut the flat buffers in buckets of at least `nbytes`, the last one excepted.
 
-    Parameters in `alone` are buckets of their own: their pieces then are the same wherever the parameter stands.
+    Parameters in `alone` are buckets of their own: their pieces then are the same wherever the parameter stands. With
+    `whole_matrices` no parameter that is tagged `optimizer="matrix"` is cut.
     """
-    line = CACHE_LINE // 4
     groups: list[list[Param]] = [[]]
     held = 0
     for param in params.trainable:
@@ -58,10 +68,48 @@ def plan_buckets(
         held += param.size
     starts = [group[0].start for group in groups] + [params.size]
     buckets = []
+    held_by = [0] * ranks
     for group, start, stop in zip(groups, starts[:-1], starts[1:], strict=True):
-        counts = tuple(lines * line for lines in even_counts((stop - start) // line, ranks))
+        counts = tuple(lines * _LINE for lines in even_counts((stop - start) // _LINE, ranks))
+        ends = [param.start for param in group[1:]] + [stop]
+        matrices = [
+            (param.start, end)
+            for param, end in zip(group, ends, strict=True)
+            if param.spec.optimizer == "matrix"
+        ]
+        if whole_matrices and matrices:
+            counts = _whole_counts(start, stop, matrices, held_by)
+        held_by = [held + count for held, count in zip(held_by, counts, strict=True)]
         buckets.append(Bucket(start, stop, tuple(group), counts))
     return buckets
+
+
+def _whole_counts(start: int, stop: int, matrices: list[Span], held_by: list[int]) -> tuple[int, ...]:
+    """Each rank's elements of a bucket: what makes the ranks' totals equal, then moved to where no matrix is cut.
+
+    `held_by` is what each rank has of the buckets before.
+    """
+    level = _water_level(held_by, stop - start)
+    wanted, cuts = float(start), [start]
+    for held in held_by[:-1]:
+        wanted += max(0.0, level - held)
+        cut = int(wanted - start) // _LINE * _LINE + start
+        for low, high in matrices:
+            if low < cut < high:
+                cut = low if cut - low <= high - cut else high
+        cuts.append(min(max(cut, cuts[-1]), stop))
+    cuts.append(stop)
+    return tuple(high - low for low, high in pairwise(cuts))
+
+
+def _water_level(held_by: list[int], amount: int) -> float:
+    """The height to which `amount` fills columns of these heights."""
+    for count in range(len(held_by), 0, -1):
+        lowest = sorted(held_by)[:count]
+        level = (sum(lowest) + amount) / count
+        if level >= lowest[-1]:
+            return level
+    raise AssertionError("no column can be filled")
 
 
 def join(spans: Iterable[Span]) -> list[Span]:

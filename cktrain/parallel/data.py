@@ -55,10 +55,11 @@ class DataParallel:
         micro_batches: int = 1,
         alone: Collection[Param] = (),
         bucket_bytes: int = BUCKET_BYTES,
+        whole_matrices: bool = False,
     ) -> None:
         """Raises ValueError for deterministic with bf16 on the wire: one rank alone does not round.
 
-        `weights_bf16` needs parameters with bf16 copies.
+        `weights_bf16` needs parameters with bf16 copies. With `whole_matrices` no matrix is divided among data ranks.
         """
         if deterministic and wire_bf16:
             raise ValueError(
@@ -73,7 +74,7 @@ class DataParallel:
         self.weights_bf16 = weights_bf16 and self.sharded
         self.deterministic = deterministic
         self.micro_batches = micro_batches
-        self.buckets = plan_buckets(params, group.size, alone, bucket_bytes)
+        self.buckets = plan_buckets(params, group.size, alone, bucket_bytes, whole_matrices)
         self.pieces = join(bucket.piece(group.rank) for bucket in self.buckets)
         """What of the flat buffers is this rank's to count and to save, as spans."""
         self._bucket_of = {param: i for i, bucket in enumerate(self.buckets) for param in bucket.params}

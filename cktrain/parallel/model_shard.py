@@ -11,6 +11,7 @@ from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import styles_of
 from cktrain.models.transformer import Transformer
 from cktrain.nn.linear import Linear
+from cktrain.optim.optimizer import OPTIMIZERS
 from cktrain.parallel.buckets import Span, without
 from cktrain.parallel.data import DataParallel
 from cktrain.parallel.partial_gradients import PartialGradients, PartialSpan
@@ -68,6 +69,7 @@ class ModelShard:
             deterministic=config.run.deterministic,
             micro_batches=self.micro_batches,
             alone={tied} if tied is not None else (),
+            whole_matrices=OPTIMIZERS[config.optimizer.name].whole_matrices,
         )
         self.partial = PartialGradients(
             self.params,

@@ -9,9 +9,10 @@ from hypothesis import strategies as st
 
 from cktrain import cython_kernels
 from cktrain.memory.param_store import ParamStore
-from cktrain.models.build import build_model
+from cktrain.models.build import STYLES, build_model
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel.buckets import join, overlap, plan_buckets, without
+from cktrain.parallel.roles import tag_by_role
 
 
 @pytest.fixture
@@ -49,6 +50,28 @@ def test_a_parameter_alone_is_a_bucket(params):
     buckets = plan_buckets(params, 2, alone={alone})
     assert [bucket.params for bucket in buckets if alone in bucket.params] == [(alone,)]
     assert len(buckets) == 3
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("nbytes", [1, 3000, 1 << 30])
+def test_a_whole_matrix_belongs_to_one_rank(tiny, ranks, nbytes):
+    model = build_model(
+        tiny(**{"model.num_hidden_layers": 6}).model, Numerics(cython_kernels.load(), "fp32"), 16
+    )
+    tag_by_role(model.params(), STYLES["llama"])
+    params = ParamStore(model.params(), model.num)
+    buckets = plan_buckets(params, ranks, nbytes=nbytes, whole_matrices=True)
+    pieces = [(rank, *bucket.piece(rank)) for bucket in buckets for rank in range(ranks)]
+    assert sum(stop - start for _, start, stop in pieces) == params.size
+    matrices = [param for param in params.trainable if param.spec.optimizer == "matrix"]
+    assert len(matrices) == 24
+    for param in matrices:
+        owners = [
+            rank for rank, start, stop in pieces if start < param.start + param.size and param.start < stop
+        ]
+        assert len(owners) == 1, param.name
+    held = [sum(stop - start for owner, start, stop in pieces if owner == rank) for rank in range(ranks)]
+    assert max(held) - min(held) <= 2 * max(param.size for param in matrices)
 
 
 spans = st.lists(st.integers(0, 40), min_size=0, max_size=10, unique=True).map(
