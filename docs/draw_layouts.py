@@ -18,8 +18,7 @@ from cktrain.nn.numerics import Numerics
 from cktrain.parallel.buckets import overlap
 from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.model_shard import ModelShard
-from cktrain.parallel.planned import PlannedGroup
-from cktrain.parallel.ranks import Ranks
+from cktrain.parallel.planned import planned_rank
 
 LAYERS = ("head", "layer 3", "layer 2", "layer 1", "layer 0", "embedding")
 LAYOUTS = {
@@ -34,7 +33,6 @@ CELL, HEIGHT, GAP = 46, 26, 22
 
 def shares(mesh: Mesh, rank: int) -> dict[str, tuple[float, float]]:
     """Layer -> (share of the weights, share of the optimizer's state) that a rank holds."""
-    data, stage, tensor = mesh.coordinates(rank)
     config = Config.model_validate(
         {
             "run": {"dir": "unused", "steps": 1},
@@ -49,13 +47,7 @@ def shares(mesh: Mesh, rank: int) -> dict[str, tuple[float, float]]:
             "batch": {"micro_batch_size": 1, "global_batch_size": 8},
         }
     )
-    ranks = Ranks(
-        mesh,
-        PlannedGroup(rank, mesh.world, "world"),
-        PlannedGroup(data, mesh.data, "data"),
-        PlannedGroup(stage, mesh.pipeline, "pipeline", 2),
-        PlannedGroup(tensor, mesh.tensor, "tensor"),
-    )
+    ranks = planned_rank(mesh, mesh.coordinates(rank), kv_heads=8)
     stages = mesh.pipeline
     cuts = [(4 * i // stages, 4 * (i + 1) // stages) for i in range(stages)]
     with planning():
@@ -65,7 +57,7 @@ def shares(mesh: Mesh, rank: int) -> dict[str, tuple[float, float]]:
             whole[layer_of(param.name)] = whole.get(layer_of(param.name), 0) + param.size
         part = ModelShard(config, model, ranks, cuts)
     found = {layer: (0.0, 0.0) for layer in LAYERS}
-    for param in part.params.params:
+    for param in part.params.trainable:
         layer = layer_of(param.name)
         updated = overlap(sorted(part.data.update_spans), [(param.start, param.start + param.size)])
         weights, state = found[layer]

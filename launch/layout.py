@@ -5,14 +5,14 @@ Pure arithmetic on the hosts' topologies; each rank later works out its own row 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cktrain.config import LaunchConfig
 from cktrain.host.memory_policy import policy_of
 from cktrain.host.placement import Placement, place_ranks
 from cktrain.host.topology import Topology, format_cpulist
-from cktrain.parallel.mesh import Mesh
+from cktrain.parallel.mesh import AXES, Mesh
 
 
 @dataclass(frozen=True)
@@ -36,8 +36,8 @@ class Row:
     rank: int
     host: str
     place: Placement
-    coordinates: tuple[int, int, int]
-    """(data, pipeline, tensor)."""
+    coordinates: Mapping[str, int]
+    """Where it stands on each axis of the mesh."""
 
 
 def lay_out(hosts: Sequence[HostFacts], counts: Sequence[int], mesh: Mesh, launch: LaunchConfig) -> list[Row]:
@@ -76,9 +76,9 @@ def warnings(rows: Sequence[Row], mesh: Mesh) -> list[str]:
         found.append(
             f"warning: more ranks than cores on {', '.join(crowded)}: they share cores. Start fewer ranks."
         )
-    groups: dict[tuple[int, int], list[Row]] = {}
+    groups: dict[int, list[Row]] = {}
     for row in rows:
-        groups.setdefault(row.coordinates[:2], []).append(row)
+        groups.setdefault(mesh.rank({**row.coordinates, "tensor": 0}), []).append(row)
     across_hosts = sum(len({row.host for row in group}) > 1 for group in groups.values())
     across_sockets = sum(
         len({row.host for row in group}) == 1
@@ -98,11 +98,11 @@ def table(rows: Sequence[Row], launch: LaunchConfig) -> str:
     """One line per rank."""
     header = (
         *("rank", "host", "socket", "NUMA", "cores", "threads", "memory", "NIC", "progress"),
-        *("data", "pipeline", "tensor"),
+        *AXES,
     )
     lines = [header]
     for row in rows:
-        place, (data, pipeline, tensor) = row.place, row.coordinates
+        place = row.place
         bound = launch.bind == "auto"
         lines.append(
             (
@@ -115,7 +115,7 @@ def table(rows: Sequence[Row], launch: LaunchConfig) -> str:
                 policy_of(place.nodes) if bound else "as given",
                 place.nic.name if place.nic else "-",
                 "-" if place.progress_core is None else str(place.progress_core),
-                *(str(data), str(pipeline), str(tensor)),
+                *(str(row.coordinates[axis]) for axis in AXES),
             )
         )
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]

@@ -1,29 +1,67 @@
-"""The grid of ranks: world = data x pipeline x tensor, tensor innermost, data outermost. Pure arithmetic."""
+"""The grid of ranks, with named axes: world = data x pipeline x tensor, tensor innermost. Pure arithmetic.
+
+An axis is a field of `Mesh` and a key of `parallel:`; whatever loops over parallelism loops over `AXES`.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
 
 from cktrain.config import ParallelConfig
 
 
 @dataclass(frozen=True)
 class Mesh:
-    """Degrees of parallelism; `coordinates` maps a rank to its place."""
+    """Degrees of parallelism, the outermost axis first; `coordinates` maps a rank to its place."""
 
-    data: int
-    pipeline: int
-    tensor: int
+    data: int = 1
+    pipeline: int = 1
+    tensor: int = 1
+
+    @property
+    def degrees(self) -> dict[str, int]:
+        """Ranks along each axis, by its name."""
+        return asdict(self)
 
     @property
     def world(self) -> int:
         """Number of ranks."""
-        return self.data * self.pipeline * self.tensor
+        return math.prod(self.degrees.values())
 
-    def coordinates(self, rank: int) -> tuple[int, int, int]:
-        """(data, pipeline, tensor) coordinates of a rank."""
+    def coordinates(self, rank: int) -> dict[str, int]:
+        """Where a rank stands on each axis."""
         assert 0 <= rank < self.world, (rank, self.world)
-        return rank // (self.pipeline * self.tensor), rank // self.tensor % self.pipeline, rank % self.tensor
+        found = {}
+        for axis, degree in reversed(self.degrees.items()):
+            rank, found[axis] = divmod(rank, degree)
+        return {axis: found[axis] for axis in AXES}
+
+    def rank(self, coordinates: Mapping[str, int]) -> int:
+        """The rank at these coordinates."""
+        rank = 0
+        for axis, degree in self.degrees.items():
+            assert 0 <= coordinates[axis] < degree, (axis, coordinates, self)
+            rank = rank * degree + coordinates[axis]
+        return rank
+
+    def __str__(self) -> str:
+        return spell(self.degrees)
+
+
+AXES = tuple(field.name for field in fields(Mesh))
+"""Names of the axes, the outermost first."""
+
+
+def spell(degrees: Mapping[str, int]) -> str:
+    """data 2 x pipeline 1 x tensor 4."""
+    return " x ".join(f"{axis} {degree}" for axis, degree in degrees.items())
+
+
+def given_degrees(config: ParallelConfig) -> dict[str, int]:
+    """The degree of each axis as the configuration gives it; -1 is "the rest"."""
+    return {axis: getattr(config, axis) for axis in AXES}
 
 
 def resolve_mesh(config: ParallelConfig, world: int) -> Mesh:
@@ -31,8 +69,8 @@ def resolve_mesh(config: ParallelConfig, world: int) -> Mesh:
 
     Raises ValueError, naming all numbers, when the degrees do not multiply to the world.
     """
-    degrees = {"data": config.data, "pipeline": config.pipeline, "tensor": config.tensor}
-    spelled = " x ".join(f"{name} {degree}" for name, degree in degrees.items())
+    degrees = given_degrees(config)
+    spelled = spell(degrees)
     for name, degree in degrees.items():
         if degree != -1 and degree < 1:
             raise ValueError(f"[parallel] parallel.{name} is {degree}. Give 1 or more, or -1 for the rest.")
@@ -41,9 +79,7 @@ def resolve_mesh(config: ParallelConfig, world: int) -> Mesh:
         raise ValueError(
             f"[parallel] {spelled}: {' and '.join(open_ones)} are both -1. Only one can be the rest."
         )
-    fixed = 1
-    for degree in degrees.values():
-        fixed *= max(degree, 1)
+    fixed = math.prod(max(degree, 1) for degree in degrees.values())
     if open_ones:
         if world % fixed:
             raise ValueError(

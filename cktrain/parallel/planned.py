@@ -8,7 +8,7 @@ hold and send. Bytes are those that one rank sends by the algorithms that move l
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ import numpy as np
 from cktrain.comm.group import Group
 from cktrain.comm.solo_group import SoloGroup
 from cktrain.comm.work import CompletedWork, Work
-from cktrain.parallel.mesh import Mesh
+from cktrain.parallel.mesh import AXES, Mesh
 from cktrain.parallel.ranks import Ranks
 
 
@@ -95,11 +95,17 @@ class PlannedGroup(SoloGroup):
 
 def planned_ranks(mesh: Mesh, stage: int, kv_heads: int) -> Ranks:
     """The first rank of a stage of the mesh, with groups that do not exist; `kv_heads` are those of the model."""
-    copies = max(1, mesh.tensor // kv_heads)
-    return Ranks(
-        mesh,
-        world=PlannedGroup(0, mesh.world, "world"),
-        data=PlannedGroup(0, mesh.data, "data"),
-        pipeline=PlannedGroup(stage, mesh.pipeline, "pipeline", split_size=2),
-        tensor=PlannedGroup(0, mesh.tensor, "tensor", split_size=copies),
-    )
+    return planned_rank(mesh, {**dict.fromkeys(AXES, 0), "pipeline": stage}, kv_heads)
+
+
+def planned_rank(mesh: Mesh, coordinates: Mapping[str, int], kv_heads: int) -> Ranks:
+    """Any rank of the mesh, as `planned_ranks`."""
+    split_sizes = {
+        "pipeline": 2,
+        "tensor": max(1, mesh.tensor // kv_heads),
+    }  # of the groups of partial gradients
+    groups = {
+        axis: PlannedGroup(coordinates[axis], degree, axis, split_sizes.get(axis, 1))
+        for axis, degree in mesh.degrees.items()
+    }
+    return Ranks(mesh, PlannedGroup(mesh.rank(coordinates), mesh.world, "world"), groups)

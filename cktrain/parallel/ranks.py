@@ -2,28 +2,46 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cktrain.comm.group import Group
-from cktrain.parallel.mesh import Mesh
+from cktrain.parallel.mesh import AXES, Mesh
 from cktrain.parallel.waiting import Waiting
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """The groups of one rank. A degree of 1 is a group of one rank, so nothing branches on it.
+    """The groups of one rank, one per axis of the mesh. A degree of 1 is a group of one rank, so nothing branches on it.
 
-    Ranks of `data` hold the same part of the model and other rows of the batch; ranks of `pipeline` hold other
-    stages for the same rows; ranks of `tensor` hold other parts of the same layers. A rank's number in a group is
+    Ranks of `data` hold the same shard of the model and other rows of the batch; ranks of `pipeline` hold other
+    stages for the same rows; ranks of `tensor` hold other shards of the same layers. A rank's number in a group is
     its coordinate.
     """
 
     mesh: Mesh
     world: Group
-    data: Group
-    pipeline: Group
-    tensor: Group
+    groups: Mapping[str, Group]
     waiting: Waiting = field(default_factory=Waiting)
+
+    def group(self, axis: str) -> Group:
+        """The ranks that differ from this one along an axis alone."""
+        return self.groups[axis]
+
+    @property
+    def data(self) -> Group:
+        """`group("data")`."""
+        return self.groups["data"]
+
+    @property
+    def pipeline(self) -> Group:
+        """`group("pipeline")`."""
+        return self.groups["pipeline"]
+
+    @property
+    def tensor(self) -> Group:
+        """`group("tensor")`."""
+        return self.groups["tensor"]
 
     @property
     def last_stage(self) -> int:
@@ -38,11 +56,6 @@ class Ranks:
 
 def divide_world(world: Group, mesh: Mesh) -> Ranks:
     """Split the world into the groups of the mesh (collective)."""
-    data, pipeline, tensor = mesh.coordinates(world.rank)
-    return Ranks(
-        mesh,
-        world,
-        data=world.split(pipeline * mesh.tensor + tensor, data),
-        pipeline=world.split(data * mesh.tensor + tensor, pipeline),
-        tensor=world.split(data * mesh.pipeline + pipeline, tensor),
-    )
+    here = mesh.coordinates(world.rank)
+    groups = {axis: world.split(mesh.rank({**here, axis: 0}), here[axis]) for axis in AXES}
+    return Ranks(mesh, world, groups)

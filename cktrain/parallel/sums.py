@@ -4,8 +4,8 @@
 |---|---|---|
 | loss sum of each micro-batch | last stage, tensor rank 0, at the micro-batch's place in the global batch | data |
 | number of valid targets | last stage, tensor rank 0 | data |
-| squared gradient norm | each rank, of the elements that it counts | data, pipeline, tensor |
-| stop, trouble | each rank | data, pipeline, tensor |
+| squared gradient norm | each rank, of the elements that it counts | all axes |
+| stop, trouble | each rank | all axes |
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from typing import Any
 from cktrain.config import Config
 from cktrain.parallel.costs import Cost, ModelCosts, PredictedKernels, predict_costs
 from cktrain.parallel.cuts import cut_by_costs, cuts_from_list
-from cktrain.parallel.mesh import Mesh
+from cktrain.parallel.mesh import AXES, Mesh
 from cktrain.parallel.stages import Cuts
 from cktrain.plan.formulas import amdahl_ceiling, bubble_share, key_value_bytes
 from cktrain.plan.memory import RankMemory, plan_rank
@@ -19,7 +19,7 @@ from cktrain.plan.rates import Link, UpdateRates
 from cktrain.plan.step import StepPrediction, WireBytes, predict_step, stage_work
 
 FREE = ModelCosts(Cost(0.0, 0.0), (), Cost(0.0, 0.0))
-ENDLESS = {axis: Link(math.inf) for axis in ("data", "pipeline", "tensor")}
+ENDLESS = {axis: Link(math.inf) for axis in AXES}
 """Costs and links that take no time, where bytes alone are asked for."""
 
 
@@ -149,7 +149,7 @@ def make_plan(
 
 def fullest_node(mesh: Mesh, memory: list[RankMemory], ranks_per_node: int) -> int:
     """Bytes of the node whose ranks hold most; ranks stand in nodes in their order."""
-    totals = [memory[mesh.coordinates(rank)[1]].total for rank in range(mesh.world)]
+    totals = [memory[mesh.coordinates(rank)["pipeline"]].total for rank in range(mesh.world)]
     return max(sum(totals[start : start + ranks_per_node]) for start in range(0, mesh.world, ranks_per_node))
 
 

@@ -85,7 +85,7 @@ def measure_links(ranks: Ranks, beside: bool = False) -> dict[str, Link]:
     """The links of the data, pipeline and tensor groups, measured on all ranks at the same time. Collective."""
     arena = Arena("links", LINK_BYTES, ranks.world.allocate).array((LINK_BYTES // 4,), np.dtype(np.float32))
     links = {}
-    for name, group in (("data", ranks.data), ("pipeline", ranks.pipeline), ("tensor", ranks.tensor)):
+    for name, group in ranks.groups.items():
         ranks.world.barrier()
         links[name] = _measure_link(group, arena, beside)
     return {name: _slowest(ranks.world, link) for name, link in links.items()}

@@ -23,8 +23,8 @@ def plan_text(plan: Plan, source: str = "") -> str:
     """Some lines; `source` says where rates come from."""
     mesh, machine = plan.mesh, plan.machine
     lines = [
-        f"{plan.parameters:,} parameters in {plan.precision}; data {mesh.data} x pipeline {mesh.pipeline} x tensor "
-        f"{mesh.tensor}; ranks: {mesh.world}, per node: {machine.ranks_per_node}, threads of each: {machine.threads}; "
+        f"{plan.parameters:,} parameters in {plan.precision}; {mesh}; ranks: {mesh.world}, "
+        f"per node: {machine.ranks_per_node}, threads of each: {machine.threads}; "
         f"micro-batches per step: {plan.micro_batches}",
     ]
     if mesh.pipeline > 1:

@@ -205,15 +205,15 @@ def _plan(options: argparse.Namespace, config: Config, group: Group, binding: Bi
 
 
 def _ranks(options: argparse.Namespace, config: Config, group: Group) -> int:
+    from cktrain.parallel.mesh import given_degrees
+
     if group.size > 1:
         if options.ranks not in (None, group.size):
             raise ValueError(
                 f"[plan] --ranks is {options.ranks}, and {group.size} were started. Leave it out."
             )
         return group.size
-    parallel = config.parallel
-    degrees = parallel.data, parallel.pipeline, parallel.tensor
-    return options.ranks or math.prod(abs(degree) for degree in degrees)
+    return options.ranks or math.prod(abs(degree) for degree in given_degrees(config.parallel).values())
 
 
 def _with_time(
@@ -275,7 +275,7 @@ def _stated_links(
 
     links = {}
     stride = 1
-    for name, size in (("tensor", mesh.tensor), ("pipeline", mesh.pipeline), ("data", mesh.data)):
+    for name, size in reversed(mesh.degrees.items()):
         one_node = (size - 1) * stride < machine.ranks_per_node
         links[name] = (
             Link(bandwidth / 2, 5e-6) if one_node else Link(options.link or ASSUMED_LINK, 2e-5, True)

@@ -73,7 +73,7 @@ def test_arenas_are_those_of_the_plan_and_of_zeros_formula(ranks_arenas, tmp_pat
         config = Config.model_validate(config_of(name, tmp_path))
         assert len(arenas) == mesh.world
         for rank, held in enumerate(arenas):
-            stage = mesh.coordinates(rank)[1]
+            stage = mesh.coordinates(rank)["pipeline"]
             cuts = [(0, 2), (2, 3)] if mesh.pipeline == 2 else None
             planned = plan_rank(config, mesh, stage, precision, cuts)
             print(f"{name} rank {rank}: planned {planned.arenas}, held {held}")

@@ -23,7 +23,7 @@ def hosts(*names: str, **machine) -> list[HostFacts]:
 def test_ranks_hosts_and_coordinates():
     two = hosts("a", "b", sockets=2, cores_per_node=4, nics=[{"name": "mlx5_0", "node": 0}])
     rows = lay_out(two, [2, 2], Mesh(data=2, pipeline=1, tensor=2), LaunchConfig())
-    assert [(row.rank, row.host, row.place.packages, row.coordinates) for row in rows] == [
+    assert [(row.rank, row.host, row.place.packages, tuple(row.coordinates.values())) for row in rows] == [
         (0, "a", (0,), (0, 0, 0)),
         (1, "a", (1,), (0, 0, 1)),
         (2, "b", (0,), (1, 0, 0)),

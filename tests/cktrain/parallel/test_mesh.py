@@ -13,7 +13,9 @@ from cktrain.parallel.mesh import Mesh, resolve_mesh
 @pytest.mark.parametrize("degrees", list(itertools.product([1, 2, 3], repeat=3)))
 def test_coordinates_are_a_bijection_with_tensor_innermost(degrees):
     mesh = Mesh(*degrees)
-    places = [mesh.coordinates(rank) for rank in range(mesh.world)]
+    coordinates = [mesh.coordinates(rank) for rank in range(mesh.world)]
+    assert [mesh.rank(place) for place in coordinates] == list(range(mesh.world))
+    places = [tuple(place[axis] for axis in ("data", "pipeline", "tensor")) for place in coordinates]
     assert places == list(itertools.product(*(range(n) for n in degrees)))
 
 
