@@ -66,7 +66,7 @@ from cktrain.folder_lock import FolderInUse, refuse_if_taken_over
 from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore
 from cktrain.optim.optimizer import Optimizer
-from cktrain.parallel.blocks import blocks_of, read_label
+from cktrain.parallel.blocks import Block, blocks_of, read_label
 from cktrain.safetensors_file import StoredTensor, read_header, write_safetensors
 from cktrain.shared_folder import PATIENCE
 from cktrain.side_files import FOLDER, SideFiles
@@ -207,15 +207,14 @@ def load_checkpoint(
     try:
         stored = _stored_blocks(checkpoint)
         for param in params.params:
-            _read(param, param.data, stored[f"param.{param.name}"])
-            for moment in moments:
-                assert optimizer is not None
-                whole = np.zeros(param.shape, params.numerics.f32)
-                _read(param, whole, stored[f"{moment}.{param.name}"])
+            _read(param, 0, param.data.reshape(-1), stored[f"param.{param.name}"])
+            for moment in () if optimizer is None else optimizer.moments_for(param):
+                blocks = stored[f"{moment}.{param.name}"]
+                if not blocks:
+                    raise ValueError(f"the optimizer's {moment} of {param.name} is missing")
                 for start, stop in _within(param, optimizer.spans):
-                    optimizer.state_at(moment, start, stop)[...] = whole.reshape(-1)[
-                        start - param.start : stop - param.start
-                    ]
+                    elements = optimizer.state_at(moment, start, stop)
+                    _read(param, start - param.start, elements, blocks)
     except (ValueError, OSError) as error:
         words = str(error).rstrip(".")
         raise CheckpointError(f"[checkpoint] {path}: {words}. Resume from another checkpoint.") from None
@@ -310,10 +309,10 @@ def _owned_blocks(
     params: ParamStore, optimizer: Optimizer, owned: Sequence[tuple[int, int]]
 ) -> list[tuple[str, np.ndarray]]:
     found = []
-    for param in params.params:
+    for param in params.trainable:
         for start, stop in _within(param, owned):
             runs = {"param": params.data[start:stop]}
-            runs |= {moment: optimizer.state_at(moment, start, stop) for moment in optimizer.state}
+            runs |= {m: optimizer.state_at(m, start, stop) for m in optimizer.moments_for(param)}
             for block, run in blocks_of(param, start - param.start, stop - param.start):
                 for kind, elements in runs.items():
                     found.append((block.label(f"{kind}.{param.name}"), elements[run].reshape(block.shape)))
@@ -327,40 +326,53 @@ def _within(param: Param, spans: Sequence[tuple[int, int]]) -> list[tuple[int, i
     return [(start, stop) for start, stop in cut if start < stop]
 
 
-StoredBlock = tuple[int, int, StoredTensor]
+StoredBlock = tuple[Block, StoredTensor]
 
 
 def _stored_blocks(checkpoint: Checkpoint) -> dict[str, list[StoredBlock]]:
-    """(row, column, tensor) of each tensor's blocks. ValueError for damaged headers, or where blocks are missing."""
+    """Each tensor's blocks: of all parameters, and of the moments that an optimizer kept of them.
+
+    ValueError for damaged headers, or where blocks are missing.
+    """
     state = checkpoint.state
     stored: dict[str, list[StoredBlock]] = {
         f"{kind}.{name}": [] for kind in ("param", *state.moments) for name in state.tensors
     }
     for file in checkpoint.rank_files:
         for tensor in read_header(file):
-            name, row, column = read_label(tensor.name)
+            name, block = read_label(tensor.name, tensor.shape)
             if name not in stored:
                 raise ValueError(f"{file.name} holds {tensor.name}, which state.json does not name.")
-            stored[name].append((row, column, tensor))
+            stored[name].append((block, tensor))
     for key, blocks in stored.items():
-        have = sum(math.prod(tensor.shape) for _, _, tensor in blocks)
+        have = sum(math.prod(tensor.shape) for _, tensor in blocks)
         want = math.prod(state.tensors[key.partition(".")[2]])
-        if have != want:
+        if have != want and (blocks or key.startswith("param.")):
             raise ValueError(f"{key} has {have:,} of {want:,} elements.")
     return stored
 
 
-def _read(param: Param, array: np.ndarray, blocks: Sequence[StoredBlock]) -> None:
-    """What the param holds of these blocks, into an array of its shape. ValueError for values that are not finite."""
-    for row, column, tensor in blocks:
-        if any(True for _ in param.overlaps(tensor.shape, row, column)):
-            for rows, values in tensor.pieces():
+def _read(param: Param, start: int, elements: np.ndarray, blocks: Sequence[StoredBlock]) -> None:
+    """Fill the param's elements from `start` on, a flat array, from what these blocks hold of them.
+
+    No more of a file is read than the rows that are wanted. ValueError for values that are not finite.
+    """
+    for wanted, run in blocks_of(param, start, start + elements.size):
+        target = elements[run].reshape(wanted.shape)
+        for block, tensor in blocks:
+            if (met := wanted.meet(block)) is None:
+                continue
+            here, there = met
+            for rows, values in tensor.pieces(there[0].start, there[0].stop):
                 bad = int(values.size - np.count_nonzero(np.isfinite(values)))
                 if bad:
                     raise ValueError(
                         f"{tensor.file.name}: {bad:,} numbers of {tensor.name} are NaN or infinite"
                     )
-                param.put(array, values, row + rows.start, column)
+                shift = here[0].start - there[0].start
+                target[(slice(rows.start + shift, rows.stop + shift), *here[1:])] = values[
+                    (slice(None), *there[1:])
+                ]
 
 
 def _check_same_model(

@@ -40,11 +40,13 @@ class StoredTensor:
     shape: tuple[int, ...]
     start: int
 
-    def pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """(rows, values): the tensor's rows in order, values (rows, …) of the stored type."""
+    def pieces(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
+        """(rows, values): the tensor's rows [start, stop) in order, values (rows, …) of the stored type."""
         dtype = np.dtype(DTYPES[self.dtype])
         row = math.prod(self.shape[1:])
-        for rows in _row_slices(self.shape, dtype.itemsize):
+        first, last = start, self.shape[0] if stop is None else stop
+        for part in _row_slices((last - first, *self.shape[1:]), dtype.itemsize):
+            rows = slice(first + part.start, first + part.stop)
             count = (rows.stop - rows.start) * row
             start = self.start + rows.start * row * dtype.itemsize
             try:

@@ -60,6 +60,10 @@ class Optimizer:
         self.state: dict[str, np.ndarray] = {name: arena.array((size,), f32) for name, size in sizes.items()}
         self._pieces = [[self._piece(segment) for segment in run] for run in segments]
 
+    def moments_for(self, param: Param) -> tuple[str, ...]:
+        """The moments of a parameter."""
+        return self.moments_of(self.whole_matrices and param.spec.optimizer == "matrix")
+
     def moments_of(self, matrix: bool) -> tuple[str, ...]:
         """The moments of a parameter's elements; `matrix`: whether it is a piece of its own."""
         return self.moments

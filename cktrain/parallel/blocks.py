@@ -34,6 +34,16 @@ class Block:
         """Its rows and columns."""
         return (self.rows,) if self.columns is None else (self.rows, self.columns)
 
+    def meet(self, other: Block) -> tuple[tuple[slice, ...], tuple[slice, ...]] | None:
+        """(index in this block, index in the other) of the elements that both have; None: they have none."""
+        rows = _meet(self.row, self.rows, other.row, other.rows)
+        if self.columns is None or other.columns is None:
+            return None if rows is None else ((rows[0],), (rows[1],))
+        columns = _meet(self.column, self.columns, other.column, other.columns)
+        if rows is None or columns is None:
+            return None
+        return (rows[0], columns[0]), (rows[1], columns[1])
+
     def label(self, name: str) -> str:
         """The name of a block in a file: NAME[0:8] or NAME[0:8,16:32]."""
         rows = f"{self.row}:{self.row + self.rows}"
@@ -42,12 +52,13 @@ class Block:
         return f"{name}[{rows},{self.column}:{self.column + self.columns}]"
 
 
-def read_label(label: str) -> tuple[str, int, int]:
-    """(name, row, column) of a block's label. Raises ValueError for another text."""
+def read_label(label: str, shape: tuple[int, ...]) -> tuple[str, Block]:
+    """The name and the block that a label names, for a tensor of this shape. Raises ValueError for another text."""
     match = _LABEL.fullmatch(label)
-    if match is None:
-        raise ValueError(f"{label!r} does not name a block.")
-    return match[1], int(match[2]), int(match[3] or 0)
+    if match is None or len(shape) != (1 if match[3] is None else 2):
+        raise ValueError(f"{label!r} {shape} does not name a block.")
+    columns = None if match[3] is None else shape[1]
+    return match[1], Block(int(match[2]), shape[0], int(match[3] or 0), columns)
 
 
 def blocks_of(param: Param, start: int, stop: int) -> Iterator[tuple[Block, slice]]:
@@ -67,6 +78,12 @@ def blocks_of(param: Param, start: int, stop: int) -> Iterator[tuple[Block, slic
                 yield Block(row, 1, region.column + first % width, last - first), run
             else:
                 yield Block(row, (last - first) // width, region.column, width), run
+
+
+def _meet(start: int, count: int, other: int, other_count: int) -> tuple[slice, slice] | None:
+    """What [start, start + count) and [other, other + other_count) share, counted from each one's start."""
+    low, high = max(start, other), min(start + count, other + other_count)
+    return (slice(low - start, high - start), slice(low - other, high - other)) if low < high else None
 
 
 def _at_rows(start: int, stop: int, width: int) -> Iterator[tuple[int, int]]:

@@ -5,12 +5,17 @@ from __future__ import annotations
 import errno
 import json
 import shutil
+from collections import Counter
 
 import numpy as np
 import pytest
 
 import cktrain.checkpoint as checkpoint
-from cktrain.checkpoint import CheckpointError, complete_checkpoints
+from cktrain.checkpoint import CheckpointError, complete_checkpoints, load_checkpoint
+from cktrain.memory.param_store import ParamStore
+from cktrain.models.build import build_model
+from cktrain.optim.optimizer import AdamW
+from cktrain.safetensors_file import StoredTensor
 
 
 def train(composed, config, isa="reference"):
@@ -151,3 +156,31 @@ def test_a_newer_format_is_refused(tiny, composed):
     (newest / "COMPLETE").write_text(json.dumps(marker))
     with pytest.raises(CheckpointError, match="format 99"):
         composed(config)
+
+
+@pytest.mark.parametrize("shares", [2, 4])
+def test_a_data_rank_reads_its_slice_of_the_moments_alone(tiny, composed, monkeypatch, shares):
+    """Every rank of a data group reads all weights, and each element of a moment is read by one of them."""
+    run = composed(tiny(**{"run.steps": 3}))
+    run.trainer.run()
+    whole, saved = run.trainer.optimizer, run.trainer.save()
+    params = ParamStore(build_model(tiny().model, run.trainer.model.num, 16).params(), run.trainer.model.num)
+    read: Counter[str] = Counter()
+    pieces = StoredTensor.pieces
+
+    def counted(tensor, *rows):
+        for where, values in pieces(tensor, *rows):
+            read[tensor.name.partition(".")[0]] += values.size
+            yield where, values
+
+    monkeypatch.setattr(StoredTensor, "pieces", counted)
+    size = params.size // 16
+    for share in range(shares):
+        span = (size * share // shares * 16, size * (share + 1) // shares * 16)
+        optimizer = AdamW(params, tiny().optimizer, [span])
+        load_checkpoint(saved, params, optimizer)
+        for name in whole.moments:
+            np.testing.assert_array_equal(optimizer.state[name], whole.state_at(name, *span))
+    assert read["param"] == shares * params.count
+    row = max(param.shape[-1] for param in params.params)
+    assert params.count <= read["exp_avg"] <= params.count + 2 * shares * row
