@@ -14,8 +14,10 @@ GUEST_ROLE=A, the other with GUEST_ROLE=B, and their lines are marked A and B. `
 both, gives them addresses and an RDMA device; `tests/guest/ssh.sh` after it lets each reach the other by ssh.
 
 Exit status: the command's own (of two, A's unless it is 0); 123 this machine cannot boot a guest, and the message
-says what to install; 124 the time limit passed; 125 the guest ended without the command's status (it panicked, or
-QEMU failed), and the end of its console is shown.
+says what to install; 124 the time limit passed, and the last line that was printed is shown; 125 the guest ended
+without the command's status (it panicked, or QEMU failed), and the end of its console is shown.
+
+Time limits count from the end of the boot, and are stretched where the boot was slow (time_limit.py).
 
 The hardware's virtualization (KVM) is used where a trial boot with it works, else emulation (TCG), under which
 Python is about twenty times slower: measure ratios there, not seconds.
@@ -30,6 +32,7 @@ import hashlib
 import lzma
 import os
 import platform
+import resource
 import shlex
 import shutil
 import signal
@@ -42,6 +45,8 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+
+from time_limit import TimeLimit
 
 HERE = Path(__file__).resolve().parent
 CANNOT_BOOT, TIME_LIMIT, GUEST_DIED = 123, 124, 125
@@ -381,7 +386,8 @@ def _start_script(command: Sequence[str], variables: dict[str, str]) -> str:
     exports = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
     return f"""\
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root TERM=dumb LANG=C.UTF-8
-{exports}for port in /sys/class/virtio-ports/*; do
+{exports}touch /run/guest/booted
+for port in /sys/class/virtio-ports/*; do
     [ "$(cat "$port/name")" != output ] || output=/dev/$(basename "$port")
 done
 ulimit -l unlimited
@@ -430,6 +436,8 @@ class Guest:
             start_new_session=True,
             preexec_fn=_die_with_parent,
         )
+        self.last_line = ""
+        """What the command printed last."""
         self._relay = threading.Thread(target=self._relay_output, daemon=True)
         self._relay.start()
 
@@ -437,8 +445,14 @@ class Guest:
         mark = f"{self.machine.role} " if self.machine.role else ""
         assert self._process.stdout is not None
         for line in self._process.stdout:
-            sys.stdout.write(mark + line.decode(errors="replace"))
+            text = line.decode(errors="replace")
+            self.last_line = text.strip() or self.last_line
+            sys.stdout.write(mark + text)
             sys.stdout.flush()
+
+    def has_booted(self) -> bool:
+        """Whether the command has begun."""
+        return (self._run / "booted").exists()
 
     def ended(self) -> bool:
         """Whether the guest is over."""
@@ -467,7 +481,8 @@ class Guest:
             ]
             panic = "panicked" if any("Kernel panic" in line for line in said) else "ended"
             problem = stopped or f"{panic} before the command was over"
-            print(f"[guest] {name} {problem}. The end of its console:", file=sys.stderr)
+            last = f" The last line that it printed: {self.last_line}." if self.last_line else ""
+            print(f"[guest] {name} {problem}.{last} The end of its console:", file=sys.stderr)
             print("\n".join(f"    {line}" for line in said[-25:]), file=sys.stderr)
             return TIME_LIMIT if stopped else GUEST_DIED
         finally:
@@ -485,12 +500,14 @@ def run(
 ) -> int:
     """Run `command` in one guest, or in two joined ones, and return the exit status (see the module).
 
+    `time_limit_s` is the host's of time_limit.py.
+
     Raises:
         CannotBoot: this machine lacks something.
     """
     kernel = setup()
     chosen = accelerator(kernel)
-    began = time.monotonic()
+    began, used = time.monotonic(), _child_cpu_s()
     machines = [machine]
     ends: tuple[socket.socket, ...] = ()
     if joined:
@@ -499,27 +516,34 @@ def run(
             replace(machine, role=role, link=end.fileno()) for role, end in zip("AB", ends, strict=True)
         ]
     guests: list[Guest] = []
+    limit = TimeLimit(time_limit_s)
     try:
         for each in machines:
             guests.append(Guest(each, kernel, chosen, command, variables or {}, share))
         for end in ends:
             end.close()
-        late = False
+        running: list[Guest] = []
         while not all(guest.ended() for guest in guests):
             time.sleep(0.05)
-            if time.monotonic() - began > time_limit_s and not late:
-                late = True
+            if all(guest.has_booted() for guest in guests):
+                limit.booted()
+            if limit.is_over() and not running:
                 running = [guest for guest in guests if not guest.ended()]
                 for guest in running:
                     guest.stop()
-        over = f"was stopped: its time limit of {time_limit_s:g} s has passed"
-        statuses = [guest.finish(over if late and guest in running else "") for guest in guests]
+        statuses = [guest.finish(f"was stopped: {limit}" if guest in running else "") for guest in guests]
     finally:
         for guest in guests:
             guest.stop()
-    seconds = time.monotonic() - began
-    print(f"[guest] {chosen}, {seconds:.1f} s, exit status {' '.join(map(str, statuses))}", file=sys.stderr)
+    took = f"{time.monotonic() - began:.1f} s, {_child_cpu_s() - used:.0f} s of CPU"
+    print(f"[guest] {chosen}, {took}, exit status {' '.join(map(str, statuses))}", file=sys.stderr)
     return next((status for status in statuses if status), 0)
+
+
+def _child_cpu_s() -> float:
+    """CPU time of the processes that were started here and have ended."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
 
 
 def _mebibytes(text: str) -> int:

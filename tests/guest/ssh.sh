@@ -8,9 +8,13 @@ cp -rsn "$GUEST_SSH_SERVER/usr" /
 grep -q ^sshd: /etc/passwd || echo 'sshd:x:101:65534::/run/sshd:/usr/sbin/nologin' >>/etc/passwd
 sed -i 's/^root:!/root:*/' /etc/shadow # a locked account is let in by no key
 
+# bash reads it where sshd starts it, and a host's own may do anything: pyenv's lines take 8 s under emulation, each time.
+: >/root/.bashrc
 # In place of the host's own ~/.ssh, which is root's here too.
 mkdir -p /run/sshd /root/.ssh
 mount -t tmpfs -o mode=700 ssh /root/.ssh
+# A session costs 10 s of emulation: all go through the first one's connection.
+printf '%s\n' 'ControlMaster auto' 'ControlPath /run/ssh-%h' 'ControlPersist yes' >/root/.ssh/config
 ssh-keygen -q -t ed25519 -N '' -C "$GUEST_ROLE" -f /root/.ssh/id_ed25519
 cp /root/.ssh/id_ed25519.pub "$GUEST_SHARE/$GUEST_ROLE.part"
 mv "$GUEST_SHARE/$GUEST_ROLE.part" "$GUEST_SHARE/$GUEST_ROLE.pub"

@@ -1,6 +1,7 @@
 """A guest passes on what its command prints and how it ends, and says so when it cannot."""
 
 import os
+import re
 from pathlib import Path
 
 import guest
@@ -34,8 +35,11 @@ def test_a_panic_is_no_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_time_limit(capsys: pytest.CaptureFixture[str]) -> None:
-    assert guest.run(bash("sleep 600"), SMALL, time_limit_s=12) == TIME_LIMIT
-    assert "its time limit of 12 s has passed" in capsys.readouterr().err
+    script = "echo first; printf 'second, which has no end'; sleep 600"
+    assert guest.run(bash(script), SMALL, time_limit_s=2) == TIME_LIMIT
+    shown = capsys.readouterr().err
+    assert re.search(r"was stopped: its time limit of \d+ s has passed \(2 s on a host that boots in", shown)
+    assert "The last line that it printed: second, which has no end." in shown
 
 
 def test_numa_nodes(capsys: pytest.CaptureFixture[str]) -> None:

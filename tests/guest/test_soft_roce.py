@@ -18,6 +18,8 @@ pytestmark = pytest.mark.guest
 
 ROOT = Path(__file__).resolve().parents[2]
 TESTS = "tests/comm/rdma"
+SHOWN = ("-v", "--durations=5")
+"""Each test by its name before it runs: a guest that reaches its limit shows the last line."""
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +44,6 @@ def pytest_command(marker: str, *options: str) -> list[str]:
         TESTS,
         "-m",
         marker,
-        "-q",
         "-p",
         "no:cacheprovider",
         *options,
@@ -52,7 +53,7 @@ def pytest_command(marker: str, *options: str) -> list[str]:
 def collected(marker: str) -> int:
     """How many tests there are, counted on the host."""
     shown = subprocess.run(
-        pytest_command(marker, "--collect-only"), cwd=ROOT, capture_output=True, text=True, check=True
+        pytest_command(marker, "-q", "--collect-only"), cwd=ROOT, capture_output=True, text=True, check=True
     )
     return sum("::" in line for line in shown.stdout.splitlines())
 
@@ -74,7 +75,7 @@ def script(command: list[str]) -> list[str]:
 def test_on_one_device(environment: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(ROOT)
     report = tmp_path / "results.xml"
-    command = script(pytest_command("rdma", f"--junitxml={report}", "--durations=5"))
+    command = script(pytest_command("rdma", *SHOWN, f"--junitxml={report}"))
     status = guest.run(command, Machine(), variables=environment, share=tmp_path, time_limit_s=1200)
     assert status == 0
     assert results(report) == {"passed": collected("rdma")}
@@ -90,7 +91,7 @@ def test_on_two_joined_machines(
     command = [
         *("bash", "-c"),
         '. tests/guest/join.sh; exec "$@" --junitxml="$REPORTS/$GUEST_ROLE.xml"',
-        *("-", *pytest_command("rdma_joined", "--durations=5")),
+        *("-", *pytest_command("rdma_joined", *SHOWN)),
     ]
     machine = Machine(cpus=1, memory_mib=1024)
     status = guest.run(command, machine, joined=True, variables=variables, share=tmp_path, time_limit_s=1200)

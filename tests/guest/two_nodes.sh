@@ -10,24 +10,26 @@ set -eu
 set -eu
 cd "$GUEST_SHARE"
 
-look_at_ranks() { # of each job, when it has done a step
+look_at_ranks() { # of each job, when it has done a step; a second's wait starts no process
     while [ ! -e over ]; do
         for metrics in runs/*/metrics.jsonl; do
             [ -s "$metrics" ] || continue
-            name=$(basename "$(dirname "$metrics")")
+            name=${metrics#runs/}
+            name=${name%/*}
             case $seen in *" $name "*) continue ;; esac
             seen="$seen$name "
             for file in $(grep -lzE "$is_rank" /proc/[0-9]*/environ 2>/dev/null); do
-                process=$(dirname "$file")
+                process=${file%/*}
                 folder=$name.ranks/$GUEST_ROLE.$(tr '\0' '\n' <"$file" | sed -nE "s/$is_rank//p")
                 mkdir -p "$folder"
                 cp "$process/status" "$process/numa_maps" "$folder" || true # it may just end
             done
             touch "$name.seen.$GUEST_ROLE"
         done
-        sleep 1
+        read -rt 1 <>/run/never || true
     done
 }
+mkfifo /run/never
 seen=" "
 is_rank="^(OMPI_COMM_WORLD|CKTRAIN)_RANK="
 if [ "$GUEST_ROLE" = B ]; then
@@ -46,6 +48,7 @@ packets() { # HOST COUNTER NUMBER of both hosts
 job() { # NAME COMMAND...
     name=$1
     shift
+    echo "$name begins at $SECONDS s"
     packets >"$name.before"
     status=0
     "$@" >"$name.out" 2>&1 &
