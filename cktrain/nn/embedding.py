@@ -51,6 +51,8 @@ class Embedding(Module):
         self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = False
     ) -> None:
         """Adds the rows of dy (N, C) to the gradient rows of their ids, in order."""
+        if not self.weight.trainable:
+            return
         kernels = self.num.kernels
         dy = self.layout.enter_gradient(dy, slot)
         ids, elsewhere = self._here(self.layout.enter(x, slot))
@@ -92,12 +94,10 @@ class TokenEmbedding(Module):
         residual: np.ndarray | None = None,
         alpha: float = 1.0,
     ) -> None:
-        """out (N, C) = residual + alpha · tokens[ids] + positions[slot.positions]; out may be the residual."""
+        """out (N, C) = residual + alpha · (tokens[ids] + positions[slot.positions]); out may be the residual."""
         self.tokens.forward(out, x, slot, residual, alpha)
         if self.positions is not None:
-            offset = slot.shared(self, "offset", out.shape, self.num.real)
-            self.positions.forward(offset, slot.positions, slot)
-            self.num.kernels.add(out, out, offset)
+            self.positions.forward(out, slot.positions, slot, out, alpha)
 
     def backward(
         self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = False

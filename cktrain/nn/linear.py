@@ -122,17 +122,35 @@ class Linear(Product):
         return self.layout.enter_gradient(dy, slot)
 
     def backward_weight(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> None:
-        """Adds dyᵀ · x to the weight's gradient and the rows of dy to the bias's; dy from `output_gradient`."""
+        """Adds dyᵀ · x to the weight's gradient and the rows of dy to the bias's; dy from `output_gradient`.
+
+        Of what is frozen nothing is computed.
+        """
+        if not (self.weight.trainable or self.adapters):
+            self._add_bias_gradient(dy)
+            return
         rows = self.layout.enter(x, slot)
-        bias = self.bias if self.layout.adds_bias else None
-        self.format.weight_gradient(dy, rows, bias, self)
-        self.weight.grad_added()
-        if self.bias is not None:
-            if bias is None:
-                self.bias.accumulator(self.num.kernels)  # another rank's alone: nothing is added here
-            self.bias.grad_added()
+        if self.weight.trainable:
+            bias = self.bias if self.bias is not None and self.bias.trainable else None
+            here = bias if self.layout.adds_bias else None
+            self.format.weight_gradient(dy, rows, here, self)
+            self.weight.grad_added()
+            if bias is not None:
+                if here is None:
+                    bias.accumulator(self.num.kernels)  # another rank's alone: nothing is added here
+                bias.grad_added()
+        else:
+            self._add_bias_gradient(dy)
         for adapter in self.adapters:
             adapter.backward_weight(dy, rows, slot)
+
+    def _add_bias_gradient(self, dy: np.ndarray) -> None:
+        """The bias's gradient where the weight is frozen: no kernel sums rows alone."""
+        if self.bias is not None and self.bias.trainable:
+            total = self.bias.accumulator(self.num.kernels)
+            if self.layout.adds_bias:
+                total += dy.sum(axis=0, dtype=total.dtype)
+            self.bias.grad_added()
 
     def backward_input(self, dx: np.ndarray, dy: np.ndarray, slot: Slot, accumulate: bool = False) -> None:
         """dx = or += dy · w; dy from `output_gradient`."""

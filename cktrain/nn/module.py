@@ -5,8 +5,9 @@
 
 There is no tape. What `backward` needs is in the slot, where `forward` left it, or is computed again from x, which the
 caller gives again; it is never on the module itself, so that several micro-batches can be between their forward and
-their backward (1F1B). Gradients of parameters are added to `param.grad`, the first of a step written over what
-is there (`Param.adds`, `Param.sums`).
+their backward (1F1B). A backward may use up what it finds in the slot: each forward is followed by at most one.
+Gradients of parameters are added to `param.grad`, the first of a step written over what is there
+(`Param.should_accumulate`); of a frozen parameter none is computed.
 
 `residual` may be `out`. Which other arguments may be one array stands in each class's docstring. `dy` is the gradient of
 f(x) alone: whoever added a residual or a factor alpha in the forward, handles them in the backward (`nn/branch.py`).

@@ -49,6 +49,10 @@ class Norm(Module):
         self.apply(normed, x, self.statistics(x, slot))
         add_scaled(self.num, out, normed, residual, alpha)
 
+    def recompute(self, x: np.ndarray, slot: Slot) -> None:
+        """The statistics; no kernel computes them alone."""
+        self.apply(slot.shared(self, "normed", x.shape, self.num.real), x, self.statistics(x, slot))
+
     def backward(
         self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = False
     ) -> None:
@@ -84,7 +88,15 @@ class Norm(Module):
 
     def grads_added(self) -> None:
         """All rows of a micro-batch have added their gradients."""
-        self.weight.grad_added()
+        for param in self.params():
+            if param.trainable:
+                param.grad_added()
+
+    def _accumulator(self, param: Param) -> np.ndarray:
+        """Where a kernel adds the gradient of `param`; that of a frozen one is thrown away."""
+        if param.trainable:
+            return param.accumulator(self.num.kernels)
+        return np.zeros(param.shape, self.num.f32)
 
 
 class RMSNorm(Norm):
@@ -106,8 +118,9 @@ class RMSNorm(Norm):
         accumulate: bool,
     ) -> None:
         """As `backward`, for rows x."""
-        kernels, weight, (rstd,) = self.num.kernels, self.weight, statistics
-        kernels.rms_norm_backward(dx, weight.accumulator(kernels), dy, x, weight.value, rstd, accumulate)
+        (rstd,) = statistics
+        dw = self._accumulator(self.weight)
+        self.num.kernels.rms_norm_backward(dx, dw, dy, x, self.weight.value, rstd, accumulate)
 
 
 class LayerNorm(Norm):
@@ -133,12 +146,6 @@ class LayerNorm(Norm):
         accumulate: bool,
     ) -> None:
         """As `backward`, for rows x."""
-        kernels, weight, bias, (mean, rstd) = self.num.kernels, self.weight, self.bias, statistics
-        kernels.layer_norm_backward(
-            dx, weight.accumulator(kernels), bias.accumulator(kernels), dy, x, weight.value, mean, rstd, accumulate
-        )
-
-    def grads_added(self) -> None:
-        """All rows of a micro-batch have added their gradients."""
-        self.weight.grad_added()
-        self.bias.grad_added()
+        mean, rstd = statistics
+        dw, db = self._accumulator(self.weight), self._accumulator(self.bias)
+        self.num.kernels.layer_norm_backward(dx, dw, db, dy, x, self.weight.value, mean, rstd, accumulate)
