@@ -1,4 +1,4 @@
-"""Linear layers and matmul: one packed, register-tiled kernel (csrc/gemm.h) behind four doors.
+"""Linear layers and matmul: one packed, register-tiled kernel (csrc/gemm.h) behind five doors.
 
 Shapes: N rows, I input features, O output features; (M, N, K) in matmul. `real` is float32 or bfloat16, one
 for all arguments of a call unless said otherwise; products are summed in fp32 and a bfloat16 result is
@@ -10,6 +10,7 @@ include "_door.pxi"
 cdef extern from "kernels.h" nogil:
     ctypedef struct ck_table:
         ck_kernel gemm_f32[2]
+        ck_kernel symmetric_product[2]
         ck_kernel gemm[2]
     ctypedef struct ck_gemm_args:
         void *c
@@ -19,7 +20,10 @@ cdef extern from "kernels.h" nogil:
         const float *bias
         float *column_sums
         int64_t m, n, k, c_row, a_row, a_col, b_row, b_col, residual_row
-        int accumulate
+        int accumulate, lower
+    ctypedef struct ck_symmetric_product_args:
+        ck_gemm_args product
+        float scale, shift
 
 
 cdef inline void operands(ck_gemm_args *g, const ck_array *c, const ck_array *a, bint transpose_a,
@@ -40,6 +44,7 @@ cdef inline void operands(ck_gemm_args *g, const ck_array *c, const ck_array *a,
     g.b_col = b.stride[0] if transpose_b else 1
     g.residual_row = 0
     g.accumulate = accumulate
+    g.lower = False
 
 
 cdef inline void run(ck_kernel kernel, const ck_gemm_args *g) noexcept:
@@ -132,3 +137,21 @@ def matmul(out, a, b, transpose_a=False, transpose_b=False, accumulate=False):
     rt.match(&ab, op, b"b", tb, aa.shape[not ta], b"a")
     operands(&g, &ac, &aa, ta, &ab, tb, accumulate)
     run(rt.table.gemm[ac.dtype], &g)
+
+
+def symmetric_product(out, x, transpose=False, scale=1.0, shift=0.0):
+    """out (M,M) = scale · op(x) · op(x)ᵀ + shift on the diagonal, op(x) (M,K) being x or, transposed, xᵀ. All real."""
+    cdef const char *op = b"symmetric_product"
+    cdef ck_array ac, ax
+    cdef ck_symmetric_product_args a
+    cdef bint t = transpose
+    rt.take(&ac, out, op, b"out", CK_IS_REAL | CK_DIMS(2, 2) | CK_IS_WRITTEN)
+    rt.take(&ax, x, op, b"x", CK_IS_REAL | CK_DIMS(2, 2))
+    rt.same_dtype(&ax, op, b"x", &ac, b"out")
+    rt.match(&ac, op, b"out", 0, ax.shape[t], b"x")
+    rt.match(&ac, op, b"out", 1, ax.shape[t], b"x")
+    operands(&a.product, &ac, &ax, t, &ax, not t, False)
+    a.product.lower = True
+    a.scale, a.shift = scale, shift
+    with nogil:
+        rt.run(rt.table.symmetric_product[ac.dtype], &a, a.product.m * a.product.m // 8 * (a.product.k // 4 + 1))

@@ -103,6 +103,19 @@ _TABLE = (
         kernels=("gemm",),
     ),
     Op(
+        "symmetric_product",
+        "linear",
+        "out = scale · op(x) · op(x)ᵀ + shift on the diagonal (BLAS's syrk): one half is computed and mirrored",
+        (
+            _write("out", "M,M"),
+            _read("x", "M,K", transposed_by="transpose"),
+            _flag("transpose", False),
+            Number("scale", float, 1.0),
+            Number("shift", float, 0.0),
+        ),
+        flops="M M K",
+    ),
+    Op(
         "embedding_forward",
         "embedding",
         "y = table[ids]",

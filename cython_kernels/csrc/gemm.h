@@ -106,6 +106,14 @@ INLINE void FN(gemm_one_tile)(const ck_gemm_args *g, const FN(gemm_step) *s, con
                    g->residual_row);
 }
 
+/* The first of the item's rows, in whole tiles, that panel p of b's block is multiplied with: all, but for tiles that are
+ * left out above the diagonal. */
+INLINE int64_t FN(gemm_first_row)(const ck_gemm_args *g, const FN(gemm_step) *s, ck_gemm_item item, int64_t p) {
+    if (!g->lower) return 0;
+    const int64_t beyond = s->col0 + p * CK_GEMM_NR - (s->row0 + item.i);
+    return ck_max(0, beyond / CK_MR * CK_MR);
+}
+
 /* The lines of `count` columns of k elements, to be asked for in `times` parts. */
 INLINE ck_fetch FN(lines_of)(const real *src, int64_t j_stride, int64_t p_stride, int64_t count, int64_t k,
                              int64_t times) {
@@ -170,8 +178,8 @@ INLINE ck_gemm_item FN(gemm_do_item)(const ck_gemm_args *g, const ck_team *team,
         const int64_t times = ck_ceil_div(item.m, CK_MR) * (units / 8);
         ck_gemm_item following = {0, 0, 0, 0};
         for (int64_t c = 0; c < panels; c++) {
-            const int64_t p = first + (start + c) % panels;
-            FN(gemm_need)(g, s, p);
+            const int64_t p = first + (start + c) % panels, from = FN(gemm_first_row)(g, s, item, p);
+            if (from < item.m) FN(gemm_need)(g, s, p);
             out.fetch.each = out.fetch.into_each = 0;
             if (c + 1 == panels) {
                 following = FN(gemm_take)(team, plan, s, next);
@@ -187,7 +195,7 @@ INLINE ck_gemm_item FN(gemm_do_item)(const ck_gemm_args *g, const ck_team *team,
                     out.fetch.into_each = ck_ceil_div(b_panel * (int64_t)sizeof(float) / 64, times);
                 }
             }
-            for (int64_t i = 0; i < item.m; i += CK_MR)
+            for (int64_t i = from; i < item.m; i += CK_MR)
                 FN(gemm_one_tile)(g, s, c_is_f32, pa + i / CK_MR * a_panel, s->b + p * b_panel, item.i + i,
                                   p * CK_GEMM_NR, ck_min(CK_MR, item.m - i),
                                   ck_min(CK_GEMM_NR, s->cols - p * CK_GEMM_NR), &out);
@@ -200,6 +208,7 @@ INLINE ck_gemm_item FN(gemm_do_item)(const ck_gemm_args *g, const ck_team *team,
         const char *row = (const char *)g->c + ((s->row0 + item.i + i) * g->c_row + s->col0) * c_bytes;
         for (int64_t c = 0; c < panels; c++) {
             const int64_t p = first + (start + c) % panels;
+            if (FN(gemm_first_row)(g, s, item, p) > i) continue;
             FN(gemm_need)(g, s, p);
             for (int64_t r = 0; r < high; r++)
                 for (int64_t at = 0; at < CK_GEMM_NR * c_bytes; at += 64)
@@ -338,7 +347,7 @@ INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int 
     }
     const ck_gemm_grid grid = ck_cut_gemm(g->m, g->n, units, CK_MR, CK_GEMM_NR, CK_KR, c_is_f32, team->size,
                                           team->caches);
-    if (grid.down) {
+    if (grid.down && (!g->lower || team->size == 1)) {  /* equal parts of C are unequal work where half is left out */
         FN(gemm_alone)(g, team, c_is_f32, grid);
         return;
     }
@@ -358,5 +367,45 @@ static void FN(gemm_f32)(const void *args, const ck_team *team) {
     if (CK_TILED) t_begin();
     FN(gemm_team)(args, team, 1);
     if (CK_TILED) t_end();
+}
+
+/* c = scale c + shift on the diagonal, from what stands there and below it, in squares of one vector's length. */
+INLINE void FN(gemm_mirror)(const ck_symmetric_product_args *a, const ck_team *team) {
+    const int64_t m = a->product.m, row = a->product.c_row, squares = ck_ceil_div(m, VL);
+    real *c = a->product.c;
+    const vf scale = v_set1(a->scale);
+    for (int64_t i = 0; i < squares; i++) {
+        if (ck_deal(i, team->size) != team->index) continue;
+        for (int64_t j = 0; j <= i; j++) {
+            real *below = c + i * VL * row + j * VL, *above = c + j * VL * row + i * VL;
+            const int64_t high = ck_min(VL, m - i * VL), wide = ck_min(VL, m - j * VL);
+            vf square[VL];
+            for (int64_t r = 0; r < VL; r++)
+                square[r] = r < high ? v_mul(r_load_n(below + r * row, wide), scale) : v_zero();
+            if (i == j) {
+                float whole[VL][VL];
+                for (int64_t r = 0; r < VL; r++) v_store(whole[r], square[r]);
+                for (int64_t r = 0; r < high; r++) {
+                    whole[r][r] += a->shift;
+                    for (int64_t q = 0; q < r; q++) whole[q][r] = whole[r][q];
+                }
+                for (int64_t r = 0; r < high; r++) r_store_n(below + r * row, v_load(whole[r]), wide);
+                continue;
+            }
+            for (int64_t r = 0; r < high; r++) r_store_n(below + r * row, square[r], wide);
+            v_transpose(square);
+            for (int64_t r = 0; r < wide; r++) r_store_n(above + r * row, square[r], high);
+        }
+    }
+}
+
+/* a, c real. The tiles below the diagonal and on it are multiplied, and mirrored. */
+static void FN(symmetric_product)(const void *args, const ck_team *team) {
+    const ck_symmetric_product_args *a = args;
+    if (CK_TILED) t_begin();
+    FN(gemm_team)(&a->product, team, CK_STORAGE == CK_F32);
+    if (CK_TILED) t_end();
+    ck_barrier(team);
+    FN(gemm_mirror)(a, team);
 }
 #undef CK_GEMM_TILE

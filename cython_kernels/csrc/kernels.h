@@ -50,15 +50,21 @@ typedef void (*ck_kernel)(const void *args, const ck_team *team);
 
 /* c (m, n) = or += a (m, k) . b (k, n) + bias f32 (n) + residual (m, n), of c's type. Any of the strides of a
  * and b may be the unit one. column_sums f32 (m) = or += sum over k of a: the bias gradient, when a is dy
- * transposed. residual may be c. */
+ * transposed. residual may be c. With `lower`, of a symmetric c, register tiles above the diagonal are left out. */
 typedef struct {
     void *c;
     const void *a, *b, *residual;
     const float *bias;
     float *column_sums;
     int64_t m, n, k, c_row, a_row, a_col, b_row, b_col, residual_row;
-    int accumulate;
+    int accumulate, lower;
 } ck_gemm_args;
+
+/* c (m, m) = scale a . a transposed + shift on the diagonal; product.b is a. */
+typedef struct {
+    ck_gemm_args product;
+    float scale, shift;
+} ck_symmetric_product_args;
 
 typedef struct {
     void *y;                /* forward: y (n, c); backward: dtable f32 (v, c) */
@@ -172,11 +178,11 @@ typedef struct {
 
 /* One kernel per op and storage type; the same list declares the table and fills it. */
 #define CK_REAL_OPS(X)                                                                                      \
-    X(gemm) X(gemm_f32) X(embedding_forward) X(embedding_backward) X(rms_norm_forward) X(rms_norm_backward) \
-    X(layer_norm_forward) X(layer_norm_backward) X(rope) X(attention_forward) X(attention_backward)         \
-    X(swiglu_forward) X(swiglu_backward) X(gelu_forward) X(gelu_backward) X(add) X(cross_entropy_forward)   \
-    X(cross_entropy_backward) X(cross_entropy_backward_from_f32) X(sum_of_squares) X(cast_to_f32)           \
-    X(cast_to_bf16)
+    X(gemm) X(gemm_f32) X(symmetric_product) X(embedding_forward) X(embedding_backward)                     \
+    X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rope)           \
+    X(attention_forward) X(attention_backward) X(swiglu_forward) X(swiglu_backward) X(gelu_forward)         \
+    X(gelu_backward) X(add) X(cross_entropy_forward) X(cross_entropy_backward)                              \
+    X(cross_entropy_backward_from_f32) X(sum_of_squares) X(cast_to_f32) X(cast_to_bf16)
 /* Kernels without a storage type. vector_*: vmath.h behind a door, so that its error bounds can be tested. */
 #define CK_F32_OPS(X)                                                                                       \
     X(adamw_step) X(sgd_step) X(zero) X(reduce_n) X(peak_f32) X(peak_bf16) X(stream) X(vector_exp) X(vector_exp2)   \

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import numpy as np
+
 from ._arrays import Array, Door, store, sum_rows, widen
 
 
@@ -70,3 +72,16 @@ def matmul(
     (m, k), n = left.shape, right.shape[1]
     door.real(b=(b, (n, k) if transpose_b else (k, n)), out=(out, (m, n)))
     store(out, left @ right, accumulate)
+
+
+def symmetric_product(
+    out: Array, x: Array, transpose: bool = False, scale: float = 1.0, shift: float = 0.0
+) -> None:
+    """Write out (M,M) = scale · op(x) · op(x)ᵀ + shift on the diagonal; op(x) (M,K) is x or, transposed, xᵀ."""
+    door = Door("symmetric_product", x)
+    door.dims("x", x, 2)
+    left = widen(x).T if transpose else widen(x)
+    door.real(out=(out, (len(left), len(left))))
+    value = scale * (left @ left.T)
+    value[np.diag_indices(len(left))] += shift
+    store(out, value)

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from case import SEEDS, Case, Inputs, Outputs, Shape, convert, f32_of, relative_error
 from cases_attention import Attention
-from cases_layers import Embedding, LayerNorm, Linear, Matmul, RmsNorm, Rope
+from cases_layers import Embedding, LayerNorm, Linear, Matmul, RmsNorm, Rope, SymmetricProduct
 from cases_pointwise import Add, Cast, Gelu, Swiglu
 from cases_training import AdamW, CrossEntropy, Sgd, SumOfSquares
 
@@ -34,6 +34,7 @@ __all__ = ["CASES", "SEEDS", "Case", "Inputs", "Outputs", "Shape", "convert", "f
 _TABLE = (
     Linear(),
     Matmul(),
+    SymmetricProduct(),
     Embedding(),
     RmsNorm(),
     LayerNorm(),

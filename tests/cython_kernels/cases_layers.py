@@ -124,6 +124,45 @@ class Matmul(Case):
         return {"out": inputs["a"].shape[0 if inputs["transpose_a"] else 1] ** 0.5}
 
 
+class SymmetricProduct(Case):
+    name = "symmetric_product"
+    ops = ("symmetric_product",)
+    shapes = st.fixed_dictionaries(
+        {
+            "m": ROWS,
+            "k": SIZES,
+            "transpose": FLAG,
+            "scale": st.sampled_from([1.0, -0.7]),
+            "shift": st.sampled_from([0, 3]),
+        }
+    )
+    examples = (
+        {"m": 5, "k": 7, "transpose": False, "scale": 0.5, "shift": 0},
+        {"m": 19, "k": 3, "transpose": True, "scale": 1.0, "shift": -2},
+    )
+    outputs = ()
+
+    def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
+        m, k = shape["m"], shape["k"]
+        return {
+            "x": normal(rng, (k, m) if shape["transpose"] else (m, k), dtype),
+            "transpose": shape["transpose"],
+            "scale": shape["scale"],
+            "shift": shape["shift"],
+        }
+
+    def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
+        x = inputs["x"]
+        m = x.shape[1 if inputs["transpose"] else 0]
+        out = blank(x, (m, m))
+        kernels.symmetric_product(out, x, inputs["transpose"], scale=inputs["scale"], shift=inputs["shift"])
+        assert np.array_equal(out, out.T)
+        return {"out": out}
+
+    def sizes(self, inputs: Inputs) -> dict[str, float]:
+        return {"out": inputs["x"].shape[0 if inputs["transpose"] else 1] ** 0.5}
+
+
 class Embedding(Case):
     name = "embedding"
     ops = ("embedding_forward", "embedding_backward")

@@ -109,6 +109,11 @@ LARGE: dict[str, tuple[dict[str, Any], ...]] = {
         {"m": 300, "n": 77, "k": 600, "transpose_a": True, "transpose_b": False, "accumulate": True},
         {"m": 19, "n": 1500, "k": 90, "transpose_a": True, "transpose_b": True, "accumulate": False},
     ),
+    "symmetric_product": (
+        {"m": 301, "k": 133, "transpose": False, "scale": 0.25, "shift": 1},
+        {"m": 419, "k": 1501, "transpose": True, "scale": 1.0, "shift": 0},
+        {"m": 333, "k": 19, "transpose": False, "scale": 1.0, "shift": 0},
+    ),
     "embedding": ({"n": 700, "v": 50, "c": 259},),
     "rms_norm": (
         {"n": 300, "heads": 0, "c": 515, "mode": "accumulate"},
@@ -206,6 +211,28 @@ def test_matmul_of_every_edge(kernels: Any, m: int) -> None:
             kernels.matmul(out, a, b, transpose_b=True)
             want = a.astype(np.float64) @ b.T.astype(np.float64)
             assert np.abs(out - want).max() <= 1e-5 * k**0.5, (n, k)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, bfloat16], ids=["fp32", "bf16"])
+@pytest.mark.parametrize("transpose", [False, True])
+@pytest.mark.parametrize("threads", [1, 3])
+def test_a_symmetric_product_is_the_whole_product(
+    kernels: Any, dtype: Any, transpose: bool, threads: int
+) -> None:
+    """Bit for bit: an element's sum has one order, whichever tiles are left out."""
+    kernels.set_num_threads(threads)
+    rng = np.random.default_rng(0)
+    for m, k in ((17, 40), (64, 1), (200, 33), (333, 900), (97, 2500)):
+        x = rng.standard_normal((k, m) if transpose else (m, k)).astype(dtype)
+        whole, half = np.empty((2, m, m), dtype)
+        kernels.matmul(whole, x, x, transpose_a=transpose, transpose_b=not transpose)
+        wide = np.full((m, m + 5), np.nan, dtype)
+        kernels.symmetric_product(wide[:, 2 : m + 2], x, transpose)
+        assert np.array_equal(wide[:, 2 : m + 2], whole), (m, k)
+        assert np.isnan(np.delete(wide, np.s_[2 : m + 2], axis=1).astype(np.float32)).all()
+        kernels.symmetric_product(half, x, transpose, scale=0.5, shift=7.0)
+        want = (0.5 * whole.astype(np.float32) + 7.0 * np.eye(m, dtype=np.float32)).astype(dtype)
+        assert np.array_equal(half, want), (m, k)
 
 
 @pytest.mark.parametrize("threads", [1, 2])

@@ -51,6 +51,11 @@ def _matmul(t: Tensors) -> Tensors:
     return {"out": a @ b + t.get("out_before", 0.0)}
 
 
+def _symmetric_product(t: Tensors) -> Tensors:
+    x = t["x"].T if t["transpose"] else t["x"]
+    return {"out": t["scale"] * (x @ x.T) + t["shift"] * torch.eye(len(x), dtype=x.dtype)}
+
+
 def _embedding(t: Tensors) -> Tensors:
     return {"y": F.embedding(t["ids"], t["table"])}
 
@@ -169,6 +174,7 @@ def _cast(t: Tensors) -> Tensors:
 TWINS: dict[str, Callable[[Tensors], Tensors]] = {
     "linear": _linear,
     "matmul": _matmul,
+    "symmetric_product": _symmetric_product,
     "embedding": _embedding,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,
