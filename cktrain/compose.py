@@ -25,7 +25,7 @@ from cktrain.hf.tensors import hf_tensors, load_weights
 from cktrain.models.build import build_model
 from cktrain.models.family import ModelConfig
 from cktrain.nn.numerics import Numerics
-from cktrain.optim.optimizer import OPTIMIZERS
+from cktrain.optim.table import OPTIMIZERS
 from cktrain.parallel.cuts import choose_cuts
 from cktrain.parallel.mesh import resolve_mesh
 from cktrain.parallel.model_shard import ModelShard

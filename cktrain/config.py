@@ -96,8 +96,9 @@ class BatchConfig(Section):
 class OptimizerConfig(Section):
     """The update rule."""
 
-    name: Literal["adamw", "sgd"] = "adamw"
-    """adamw (Loshchilov & Hutter 2019) or sgd with momentum."""
+    name: Literal["adamw", "muon", "sgd"] = "adamw"
+    """adamw (Loshchilov & Hutter 2019), muon (Keller Jordan et al. 2024; adamw for what is no matrix) or sgd with
+    momentum."""
     lr: FiniteNonNegative = 3.0e-4
     """Peak learning rate."""
     betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.95]  # noqa: RUF012
@@ -110,6 +111,13 @@ class OptimizerConfig(Section):
     """SGD's momentum."""
     nesterov: bool = False
     """SGD with Nesterov's momentum."""
+    muon_lr: FiniteNonNegative | None = None
+    """Muon's peak learning rate of matrices; null: lr."""
+    adjust_lr: Literal["match_rms_adamw", "original"] = "match_rms_adamw"
+    """Muon's rate by a matrix's shape: for updates as large as AdamW's, whose lr and decay then fit, or times
+    √max(1, rows/columns)."""
+    ns_steps: Annotated[int, Field(ge=1, lt=100)] = 5
+    """Muon's Newton-Schulz iterations."""
     clip_grad_norm: FiniteNonNegative = 1.0
     """Largest global norm of the gradient; 0: no clipping."""
 

@@ -24,7 +24,7 @@ from cktrain.data.loader import Batch
 from cktrain.metrics import proportional_set_size
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
-from cktrain.optim.optimizer import OPTIMIZERS
+from cktrain.optim.table import OPTIMIZERS
 from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.ranks import divide_world

@@ -60,6 +60,11 @@ class Optimizer:
         self.state: dict[str, np.ndarray] = {name: arena.array((size,), f32) for name, size in sizes.items()}
         self._pieces = [[self._piece(segment) for segment in run] for run in segments]
 
+    @property
+    def flops(self) -> int:
+        """Floating-point operations of one update in matrix products; what is elementwise costs bytes."""
+        return 0
+
     def moments_for(self, param: Param) -> tuple[str, ...]:
         """The moments of a parameter."""
         return self.moments_of(self.whole_matrices and param.spec.optimizer == "matrix")
@@ -150,6 +155,3 @@ class SGD(Optimizer):
         )
         if piece.copy is not None:
             kernels.cast(piece.copy, piece.data)
-
-
-OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "sgd": SGD}

@@ -11,7 +11,7 @@ from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import styles_of
 from cktrain.models.transformer import Transformer
 from cktrain.nn.linear import Linear
-from cktrain.optim.optimizer import OPTIMIZERS
+from cktrain.optim.table import OPTIMIZERS
 from cktrain.parallel.buckets import Span, without
 from cktrain.parallel.data import DataParallel
 from cktrain.parallel.partial_gradients import PartialGradients, PartialSpan

@@ -13,7 +13,7 @@ from cktrain.config import Config
 from cktrain.memory.arena import planning
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
-from cktrain.optim.optimizer import OPTIMIZERS
+from cktrain.optim.table import OPTIMIZERS
 from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.pipeline import Stage
@@ -27,6 +27,7 @@ KINDS = {
     "gradients": "gradients",
     "gradients of single micro-batches": "gradients",
     "optimizer": "optimizer",
+    "optimizer workspace": "workspaces",
     "activations": "activations",
     "gradients on the wire": "comm_buffers",
     "fp32 weights on the wire": "comm_buffers",
@@ -63,6 +64,8 @@ class PlannedRank:
 
     part: ModelShard
     stage: Stage
+    update_flops: int
+    """Of the optimizer's matrix products in one update."""
     arenas: dict[str, int]
     """Bytes by the arena's name, as `arena_accounts` of the real rank will say."""
     memory: RankMemory
@@ -77,7 +80,7 @@ def plan_rank(
     with planning() as arenas:
         model = build_model(config.model, numerics, length, config.memory.checkpointing == "block")
         part = ModelShard(config, model, planned_ranks(mesh, stage, config.model.kv_heads), cuts)
-        OPTIMIZERS[config.optimizer.name](part.params, config.optimizer, part.data.update_spans)
+        optimizer = OPTIMIZERS[config.optimizer.name](part.params, config.optimizer, part.data.update_spans)
         training = part.stage
     by_kind = dict.fromkeys((kind.name for kind in fields(RankMemory)), 0)
     for name, nbytes in arenas.items():
@@ -85,7 +88,7 @@ def plan_rank(
     shared = model.plan(config.batch.micro_batch_size, length).shared_bytes
     by_kind["activations"] -= shared
     by_kind["workspaces"] += shared + kernel_workspace(numerics, threads)
-    return PlannedRank(part, training, dict(arenas), RankMemory(**by_kind))
+    return PlannedRank(part, training, optimizer.flops, dict(arenas), RankMemory(**by_kind))
 
 
 def kernel_workspace(numerics: Numerics, threads: int) -> int:

@@ -15,7 +15,8 @@ from cktrain.memory.arena import Arena
 from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore
 from cktrain.nn.numerics import Numerics
-from cktrain.optim.optimizer import OPTIMIZERS
+from cktrain.optim.newton_schulz import NewtonSchulz, newton_schulz_flops
+from cktrain.optim.table import OPTIMIZERS
 from cktrain.parallel.ranks import Ranks
 
 PROBE_ROWS, PROBE_COLUMNS = 8192, 1024
@@ -50,6 +51,8 @@ class UpdateRates:
     """The optimizer's."""
     refresh: float
     """To round the bf16 copy from the masters; 0 where there is none."""
+    flop: float = 0.0
+    """Of a floating-point operation of the optimizer's matrix products (Muon's); 0 where it has none."""
 
 
 def measure_update(config: Config, numerics: Numerics) -> UpdateRates:
@@ -69,15 +72,30 @@ def measure_update(config: Config, numerics: Numerics) -> UpdateRates:
         norm=per_element(lambda: kernels.sum_of_squares(params.grad)),
         update=per_element(lambda: optimizer.step(1e-3, 1.0, 2)),
         refresh=0.0 if params.compute_weights is None else per_element(params.refresh),
+        flop=_newton_schulz_seconds(numerics) if config.optimizer.name == "muon" else 0.0,
     )
 
 
-def predict_update(bytes_rate: float, bf16_copy: bool) -> UpdateRates:
-    """The same from a memory bandwidth: AdamW reads 16 bytes and writes 16, and 2 more with a bf16 copy."""
+def _newton_schulz_seconds(numerics: Numerics) -> float:
+    """Seconds per floating-point operation of one iteration."""
+    out = np.zeros((PROBE_COLUMNS, PROBE_COLUMNS), numerics.f32)
+    update = np.random.default_rng(0).standard_normal(out.shape).astype(numerics.f32)
+    iteration = NewtonSchulz(numerics, [out.shape], 1)
+    seconds = _median_seconds(lambda: iteration.add(out, update, 1e-3))
+    return seconds / newton_schulz_flops(*out.shape, 1)
+
+
+def predict_update(bytes_rate: float, flops_rate: float, bf16_copy: bool) -> UpdateRates:
+    """The same from a memory bandwidth and a rate of products: AdamW reads 16 bytes and writes 16, and 2 more with a bf16
+    copy."""
     copy = 2 if bf16_copy else 0
     per_byte = 1 / bytes_rate
     return UpdateRates(
-        4 * per_byte, 4 * per_byte, (32 + copy) * per_byte, (4 + copy) * per_byte if copy else 0.0
+        4 * per_byte,
+        4 * per_byte,
+        (32 + copy) * per_byte,
+        (4 + copy) * per_byte if copy else 0.0,
+        1 / flops_rate,
     )
 
 

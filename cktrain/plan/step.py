@@ -130,9 +130,10 @@ def _tail(
     updated = sum(stop - start for start, stop in data.update_spans)
     normed = sum(stop - start for start, stop in data.norm_spans)
     update = (size - updated) * rates.clear + normed * rates.norm + updated * rates.update
+    update += rank.update_flops * rates.flop
     weights = link.seconds(work.wire.weights, len(buckets))
     if link.beside:
-        weights = max(weights * largest, weights - updated * rates.update)
+        weights = max(weights * largest, weights - updated * rates.update - rank.update_flops * rates.flop)
     if data.sharded and not data.weights_bf16:
         weights += size * rates.refresh
     return gradients, update, weights

@@ -60,7 +60,7 @@ def cktrain_steps(case: Case, precision: str) -> Run:
     from cktrain.config import Config
     from cktrain.models.build import build_model
     from cktrain.nn.numerics import Numerics
-    from cktrain.optim.optimizer import OPTIMIZERS
+    from cktrain.optim.table import OPTIMIZERS
     from cktrain.parallel.mesh import Mesh
     from cktrain.parallel.model_shard import ModelShard
     from cktrain.parallel.ranks import divide_world

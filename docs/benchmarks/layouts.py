@@ -44,7 +44,7 @@ def run_case(name: str, group: Any, threads: int, precision: str, steps: int, fo
     from cktrain.config import Config
     from cktrain.models.build import build_model
     from cktrain.nn.numerics import Numerics
-    from cktrain.optim.optimizer import OPTIMIZERS
+    from cktrain.optim.table import OPTIMIZERS
     from cktrain.parallel.bubble import measure_bubble
     from cktrain.parallel.costs import measure_costs
     from cktrain.parallel.cuts import choose_cuts, mean_costs

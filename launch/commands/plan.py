@@ -253,7 +253,8 @@ def _with_time(
         )
     parts = sum(dict.fromkeys(block.both for block in predicted.blocks)) + predicted.head.both
     if options.peak or options.bandwidth or parts > LONGEST_MEASUREMENT:
-        costs, rates = predicted, predict_update(bandwidth, numerics.precision == "bf16")
+        costs = predicted
+        rates = predict_update(bandwidth, MATMUL_SHARE * flops, numerics.precision == "bf16")
         told.insert(
             0, f"kernels take {100 * MATMUL_SHARE:.0f} % of the peak or the memory's rate, not measured"
         )

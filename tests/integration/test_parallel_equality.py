@@ -257,6 +257,46 @@ def test_a_run_resumes_under_any_other_layout(run_cases, tmp_path, saved_under):
     assert sizes < 1.5 * 3 * one["parameter_bytes"]  # each element and its two moments once, and headers
 
 
+MUON = {"name": "muon", "lr": 1e-2, "muon_lr": 2e-2}
+
+
+def muon_cases(folder: Path, layouts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The runs of the same names under Muon, one process first."""
+    cases = equality_cases(folder, [("llama tied", layout) for layout in layouts], "fp64", "reference")
+    for case in cases:
+        case["config"]["optimizer"] = MUON
+    return cases
+
+
+def test_muon_gives_whole_matrices_to_data_ranks(run_cases, tmp_path):
+    """Matrices are updated by one rank each: losses to 1e-10; a matrix has one moment, the rest has two."""
+    layouts = ("data 2", "data 4", "data 2, zero 0", "pipeline 2", "data 2 x pipeline 2")
+    results = run_cases(muon_cases(tmp_path, layouts))
+    found = differences(results, [("llama tied", layout) for layout in layouts])
+    assert {name: d for name, d in found.items() if not d <= 1e-10} == {}
+    assert all(result["replicas"] for result in results.values())
+    one = results["llama tied: "]
+    assert one["losses"][-1] < one["losses"][0]
+    embedding, matrices = 61 * 16, 3 * (16 * 32 + 16 * 16 + 48 * 16 + 16 * 24)
+    assert one["state_bytes"] == pytest.approx(8 * (matrices + 2 * embedding), rel=0.1)
+
+
+def test_muon_resumes_under_another_layout(run_cases, tmp_path):
+    """10 steps on four data ranks, then 10 on others, are the 20 of one process, to 1e-10."""
+    whole, first, *rest = muon_cases(tmp_path, ("data 4", "data 2", "data 2, zero 0", "pipeline 2"))
+    first |= {"steps": 10, "save": True}
+    first["config"]["run"]["dir"] = str(tmp_path / "saved")
+    for case in rest:
+        case["steps"] = 10
+        checkpoint = str(tmp_path / "saved" / "checkpoints" / "step-00000010")
+        case["config"]["checkpoint"] = {"every": 0, "resume": checkpoint}
+    one, half, *results = run_cases([whole, first, *rest]).values()
+    assert "error" not in half, half
+    for result in results:
+        assert "error" not in result, result
+        np.testing.assert_allclose(result["losses"], one["losses"][10:], rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
 def test_a_hugging_face_folder_is_read_by_parts(run_cases, tmp_path, model):
     """Each rank reads what it holds of the weights: the losses of one process, to 1e-10."""
@@ -313,6 +353,10 @@ ERRORS = {
             "parallel": {"pipeline": 2, "schedule": "gpipe"},
             "run": {"dir": "r", "steps": 5, "deterministic": True},
         },
+    ),
+    "muon updates whole matrices, and this rank holds (16, 12) of model.layers.2.mlp.down_proj": (
+        2,
+        {"parallel": {"tensor": 2}, "optimizer": MUON},
     ),
     "Set comm.wire_dtype: fp32": (
         2,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from cktrain import cython_kernels
 from cktrain.memory.param_store import ParamStore
-from cktrain.models.build import STYLES, build_model
+from cktrain.models.build import build_model, styles_of
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel.buckets import join, overlap, plan_buckets, without
 from cktrain.parallel.roles import tag_by_role
@@ -58,7 +58,7 @@ def test_a_whole_matrix_belongs_to_one_rank(tiny, ranks, nbytes):
     model = build_model(
         tiny(**{"model.num_hidden_layers": 6}).model, Numerics(cython_kernels.load(), "fp32"), 16
     )
-    tag_by_role(model.params(), STYLES["llama"])
+    tag_by_role(model.params(), styles_of(tiny().model))
     params = ParamStore(model.params(), model.num)
     buckets = plan_buckets(params, ranks, nbytes=nbytes, whole_matrices=True)
     pieces = [(rank, *bucket.piece(rank)) for bucket in buckets for rank in range(ranks)]

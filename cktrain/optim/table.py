@@ -1,0 +1,8 @@
+"""The optimizers that a run can ask for, by the name in its configuration."""
+
+from __future__ import annotations
+
+from cktrain.optim.muon import Muon
+from cktrain.optim.optimizer import SGD, AdamW, Optimizer
+
+OPTIMIZERS: dict[str, type[Optimizer]] = {"adamw": AdamW, "muon": Muon, "sgd": SGD}
