@@ -23,6 +23,8 @@ _MIB = 1 << 20
 # Where tmpfs pages can be gathered into huge ones whatever the settings say (MADV_COLLAPSE).
 _COLLAPSE_KERNEL = (6, 1)
 _LITTLE_MEMORY = 512 * _MIB
+_UNCOUNTED = 0.02
+"""The part of the machine's memory that may be counted to no NUMA node without being worth a line."""
 
 
 @dataclass(frozen=True)
@@ -181,8 +183,17 @@ def cores(place: HostPaths) -> Section:
     section.facts["machine"] = f"{_count(len(packages), 'socket')}, {_count(len(nodes), 'NUMA node')}, " + (
         f"{_count(len(every), 'core')}{threads}"
     )
-    for node in sorted(nodes):
-        section.facts[f"NUMA node {node}"] = _describe_node(place, topology, node)
+    machine, own = _meminfo(place.proc / "meminfo", "MemTotal"), {n: _node_bytes(place, n) for n in nodes}
+    if len(nodes) == 1:  # its own figure may lack what a hypervisor's balloon gave back after the boot
+        own = {node: machine or total for node, total in own.items()}
+    for node, total in sorted(own.items()):
+        cpus = format_cpulist(thread.cpu for thread in topology.threads if thread.node == node)
+        section.facts[f"NUMA node {node}"] = f"CPUs {cpus}" + (f", {_gib(total)}" if total else "")
+    if machine and all(own.values()) and (rest := machine - sum(own.values())) > _UNCOUNTED * machine:
+        section.facts["of no NUMA node"] = (
+            f"{_gib(rest)} of {_gib(machine)}: the kernel counts them to none, as where a hypervisor's balloon "
+            "changes the memory"
+        )
     if len(nodes) > 1 and (why := why_refused()) is not None:
         section.add(
             f"memory cannot be bound to NUMA nodes ({why}): a rank's arrays may lie on another node's memory",
@@ -213,10 +224,10 @@ def _judge_limits(section: Section, topology: Topology, limits: CpuLimits) -> No
         )
 
 
-def _describe_node(place: HostPaths, topology: Topology, node: int) -> str:
-    cpus = format_cpulist(thread.cpu for thread in topology.threads if thread.node == node)
-    total = _meminfo(place.sysfs / "devices" / "system" / "node" / f"node{node}" / "meminfo", "MemTotal")
-    return f"CPUs {cpus}" + (f", {_gib(total)}" if total else "")
+def _node_bytes(place: HostPaths, node: int) -> int:
+    """Bytes that the kernel counts to a NUMA node; 0 where it does not say."""
+    meminfo = place.sysfs / "devices" / "system" / "node" / f"node{node}" / "meminfo"
+    return _meminfo(meminfo, "MemTotal") or 0
 
 
 def memory(place: HostPaths) -> Section:

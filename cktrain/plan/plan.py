@@ -56,6 +56,8 @@ class Plan:
     tokens_per_second: float | None = None
     flops_per_second: float | None = None
     balanced_bubble: float = 0.0
+    disturbance: str = ""
+    """What other work did to the measurements."""
     serial: float | None = None
     """The part of a micro-batch's time, on one thread, that more threads do not shorten."""
     ceiling: float | None = None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +22,24 @@ from cktrain.parallel.ranks import Ranks
 PROBE_ROWS, PROBE_COLUMNS = 8192, 1024
 LINK_BYTES = 16 << 20
 ROUNDS = 5
+QUIET = 0.85
+"""The part of its best that the register loop reaches on average where nothing else uses the cores; clocks that move take
+some hundredths."""
+
+
+def disturbance(rates: Sequence[float]) -> str:
+    """What to say where other work used the cores, from FLOP/s of the register loop's short runs; "" where none did.
+
+    A run of a millisecond or two has the cores for itself or shares them, so that other work spreads the runs.
+    """
+    share = statistics.harmonic_mean(rates) / max(rates)
+    if share >= QUIET:
+        return ""
+    return (
+        f"OTHER WORK used these cores meanwhile: the register loop ran at {min(rates) / 1e9:,.0f} to "
+        f"{max(rates) / 1e9:,.0f} GFLOP/s, {100 * share:.0f} % of its best on average. Idle, it is faster than this plan; "
+        "plan again when nothing else runs"
+    )
 
 
 @dataclass(frozen=True)

@@ -64,6 +64,8 @@ def plan_text(plan: Plan, source: str = "") -> str:
             )
     if source:
         lines += ["", source]
+    if plan.disturbance:
+        lines.append(plan.disturbance)
     return "\n".join(lines)
 
 

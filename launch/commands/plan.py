@@ -12,6 +12,7 @@ import math
 import os
 import re
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from cktrain.launch import arguments
@@ -226,16 +227,17 @@ def _with_time(
     progress_has_a_core: bool,
 ) -> tuple[Any, str]:
     """The plan with its step's time, and where the rates come from."""
-    from cktrain.bench.peak import measure_bandwidth, measure_flops
+    from cktrain.bench.peak import flop_rates, measure_bandwidth
     from cktrain.parallel.costs import PredictedKernels, measure_costs
     from cktrain.parallel.cuts import mean_costs
     from cktrain.parallel.ranks import divide_world
     from cktrain.plan.plan import make_plan, predict_whole_model
-    from cktrain.plan.rates import measure_links, measure_update, predict_update
+    from cktrain.plan.rates import disturbance, measure_links, measure_update, predict_update
 
     told = []
     bandwidth = options.bandwidth or measure_bandwidth(numerics.kernels, "copy", False, runs=3)
-    flops = options.peak or measure_flops(numerics.kernels, numerics.precision)
+    loop = [] if options.peak else flop_rates(numerics.kernels, numerics.precision)
+    flops = options.peak or max(loop)
     told.append(f"peak {flops / 1e9:,.0f} GFLOP/s and memory {bandwidth / 1e9:,.1f} GB/s of a rank")
     predicted = predict_whole_model(
         config, mesh, numerics.precision, PredictedKernels(MATMUL_SHARE * flops, bandwidth)
@@ -263,9 +265,12 @@ def _with_time(
         costs = measure_costs(config, numerics, mesh)
         costs = costs if ranks is None else mean_costs(costs, ranks)
         group.barrier()
+        loop += flop_rates(numerics.kernels, numerics.precision, 0.1)
         rates = measure_update(config, numerics)
+        loop += flop_rates(numerics.kernels, numerics.precision, 0.1)
         told.insert(0, "layers, head and update measured on this machine")
-    return make_plan(config, mesh, numerics.precision, machine, costs, rates, links), "; ".join(told)
+    plan = make_plan(config, mesh, numerics.precision, machine, costs, rates, links)
+    return replace(plan, disturbance=disturbance(loop) if loop else ""), "; ".join(told)
 
 
 def _stated_links(

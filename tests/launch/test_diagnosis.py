@@ -61,6 +61,23 @@ def test_a_good_machine(place):
     assert not problems(found) and not problems(diagnosis.memory(place))
 
 
+def test_memory_that_the_kernel_counts_to_no_node(place):
+    """A hypervisor's balloon gives memory back after the boot: the nodes' own figures do not grow."""
+    write(place.sysfs / "devices/system/node/node0/meminfo", f"Node 0 MemTotal:  {12 << 20} kB")
+    found = diagnosis.cores(place)
+    assert found.facts["NUMA node 0"] == "CPUs 0-3,8-11, 12.0 GiB"
+    assert found.facts["of no NUMA node"].startswith("20.0 GiB of 64.0 GiB: the kernel counts them to none")
+    write(place.sysfs / "devices/system/node/node0/meminfo", f"Node 0 MemTotal:  {31 << 20} kB")
+    assert "of no NUMA node" not in diagnosis.cores(place).facts
+
+
+def test_a_single_node_has_the_machines_memory(place, make_sysfs, tmp_path):
+    alone = HostPaths(make_sysfs(packages=1, cores=4), place.proc, place.dev, place.environ)
+    write(alone.sysfs / "devices/system/node/node0/meminfo", f"Node 0 MemTotal:  {6 << 20} kB")
+    found = diagnosis.cores(alone)
+    assert found.facts["NUMA node 0"] == "CPUs 0-3, 64.0 GiB" and "of no NUMA node" not in found.facts
+
+
 def test_a_container_without_memory_policies(place, monkeypatch):
     monkeypatch.setattr(diagnosis, "why_refused", lambda: "Operation not permitted")
     (finding,) = diagnosis.cores(place).findings

@@ -55,7 +55,7 @@ def test_there_is_an_example_of_every_composition():
 
 def test_a_stated_machine_is_planned_without_measuring(run_plan, monkeypatch):
     """128 ranks of 2 TFLOP/s on 16 nodes, on any machine: the whole plan in little time."""
-    monkeypatch.setattr("cktrain.bench.peak.measure_flops", lambda *_: pytest.fail("measured"))
+    monkeypatch.setattr("cktrain.bench.peak.flop_rates", lambda *_: pytest.fail("measured"))
     monkeypatch.setattr("cktrain.bench.peak.measure_bandwidth", lambda *_, **__: pytest.fail("measured"))
     example = next(path for path in RUNS if path.stem == "data_pipeline_tensor")
     stated = (
@@ -130,3 +130,16 @@ def test_a_nodes_memory_is_what_its_cgroup_grants(tmp_path):
     assert plan.node_memory(tmp_path, tmp_path) == 1000 * 1024
     (tmp_path / "fs" / "cgroup" / "memory.max").write_text("4096\n")
     assert plan.node_memory(tmp_path, tmp_path) == 4096
+
+
+@pytest.mark.parametrize("share, said", [(0.5, True), (0.97, False)])
+def test_a_plan_measured_beside_other_work_says_so(run_plan, monkeypatch, share, said):
+    """Last, since what it frees of the process counts less in the plan after it."""
+    monkeypatch.setattr("cktrain.bench.peak.flop_rates", lambda *_: [190e9, 2 * share * 95e9, share * 190e9])
+    monkeypatch.setattr("cktrain.bench.peak.measure_bandwidth", lambda *_, **__: 2e10)
+    example = next(path for path in RUNS if path.stem == "demo")
+    small = ("--set", "model.num_hidden_layers=1", "--set", "model.vocab_size=64")
+    status, out, err = run_plan(str(example), *small)
+    assert status == 0, err
+    assert ("OTHER WORK used these cores" in out) == said
+    assert not said or "ran at 95 to 190 GFLOP/s, 60 % of its best on average" in out
