@@ -184,7 +184,8 @@ def _unknown(path: tuple, block: str) -> str:
     if others and block == FOLDER:
         return f"{FOLDER} takes the architecture from its config.json. Remove {key}"
     if others:
-        return f"{block} has no {key}, {' and '.join(others)} has. Remove it, or set another family"
+        have = "has" if len(others) == 1 else "have"
+        return f"{block} has no {key}, {' and '.join(others)} {have}. Remove it, or set another family"
     elsewhere = translated(key, _places(Config))
     if elsewhere:
         return f"unknown key. {elsewhere}"

@@ -2,7 +2,7 @@
 
 Shapes: x (N, C); the fused projection qkv (N, (H + 2K)·D) holds query, key and value of a token side by side, and the
 attention kernel reads them there, as strided views (B, T, H or K, D). Rotary embedding works in place on the same
-array; with QK-norm (Qwen3) the normalised heads are kept apart, since the norm's backward needs its input.
+array; with QK-norm (Qwen3, OLMo-2) the normalised heads are kept apart, since the norm's backward needs its input.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from cktrain.nn.branch import Body
 from cktrain.nn.linear import Linear
 from cktrain.nn.norm import RMSNorm
 from cktrain.nn.numerics import Numerics
+from cktrain.nn.width_norm import WidthNorm
 
 
 @dataclass(frozen=True)
@@ -69,9 +70,13 @@ class Attention(Body):
         qkv_bias: bool = False,
         output_bias: bool = False,
         qk_norm_eps: float | None = None,
+        qk_norm_width: bool = False,
         scale: float | None = None,
     ) -> None:
-        """`scale` multiplies the scores: 1 / sqrt(D) unless given."""
+        """`scale` multiplies the scores: 1 / sqrt(D) unless given.
+
+        With `qk_norm_eps` each query and key head is normed, with `qk_norm_width` all heads of a row at once.
+        """
         super().__init__(name, numerics)
         self.shape = shape
         self.rotary = rotary
@@ -80,7 +85,10 @@ class Attention(Body):
         h, k, d = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim, shape.head_dim
         self.q_norm: RMSNorm | None = None
         self.k_norm: RMSNorm | None = None
-        if qk_norm_eps is not None:
+        if qk_norm_eps is not None and qk_norm_width:
+            self.q_norm = WidthNorm(f"{name}.q_norm", numerics, h, qk_norm_eps, unit=d)
+            self.k_norm = WidthNorm(f"{name}.k_norm", numerics, k, qk_norm_eps, unit=d)
+        elif qk_norm_eps is not None:
             self.q_norm = RMSNorm(f"{name}.q_norm", numerics, d, qk_norm_eps)
             self.k_norm = RMSNorm(f"{name}.k_norm", numerics, d, qk_norm_eps)
         self.qkv_proj = Linear(

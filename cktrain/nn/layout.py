@@ -20,6 +20,8 @@ class Whole:
 
     moves = False
     """Whether ranks exchange rows."""
+    ranks = 1
+    """Ranks that divide the product."""
     adds_bias = True
     """Whether this rank adds the bias, and computes its gradient."""
     copied_rows: tuple[tuple[int, int], ...] = ()

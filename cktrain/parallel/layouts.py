@@ -32,6 +32,7 @@ class Column(Whole):
     ) -> None:
         """`copies` neighbouring ranks hold the same `copied_rows`: key/value heads, where there are too few."""
         self.region = region
+        self.ranks = region.group.size
         self.copies = copies
         self.copied_rows = copied_rows
 

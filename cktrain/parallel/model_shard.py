@@ -11,6 +11,7 @@ from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import styles_of
 from cktrain.models.transformer import Transformer
 from cktrain.nn.linear import Linear
+from cktrain.nn.width_norm import WidthNorm
 from cktrain.optim.table import OPTIMIZERS
 from cktrain.parallel.buckets import Span, without
 from cktrain.parallel.data import DataParallel
@@ -104,14 +105,14 @@ class ModelShard:
             for param in self.params.trainable
             if "tensor" in param.spec.reduce_axes
         ]
-        linears = [module for module in self.model.modules() if isinstance(module, Linear)]
-        for copies in sorted({linear.layout.copies for linear in linears} - {1}):
+        divided = [module for module in self.model.modules() if isinstance(module, Linear | WidthNorm)]
+        for copies in sorted({module.layout.copies for module in divided} - {1}):
             group = tensor.split(tensor.rank // copies, tensor.rank)
-            for linear in linears:
-                if linear.layout.copies == copies:
-                    for param in (linear.weight, linear.bias):
+            for module in divided:
+                if module.layout.copies == copies:
+                    for param in (module.weight, getattr(module, "bias", None)):
                         if param is not None:
-                            spans += [_rows_of(param, rows, group) for rows in linear.layout.copied_rows]
+                            spans += [_rows_of(param, rows, group) for rows in module.layout.copied_rows]
         return spans
 
     def _on_two_stages(self, tied: Param | None) -> list[PartialSpan]:

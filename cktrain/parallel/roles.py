@@ -9,6 +9,7 @@ number). The style decides the rest:
 | row | matrix, input features divided | complete, of its shard | partial: tensor rank 0 alone adds it |
 | vocabulary | table, words divided | complete, of its shard | - |
 | sequence | table, whole on every rank, looked up for the rank's rows | partial: of its rows | - |
+| width | norm over all heads, heads divided | complete, of its shard | - |
 | replicated | norm, whole on every rank | partial: of its rows or heads | partial |
 
 A partial gradient is summed over the tensor group too (`partial_gradients.py`). A parameter that no row of the table
@@ -28,6 +29,7 @@ _REDUCE_AXES = {
     "row": {"weight": _COMPLETE, "bias": _PARTIAL},
     "vocabulary": {"weight": _COMPLETE},
     "sequence": {"weight": _PARTIAL},
+    "width": {"weight": _COMPLETE},
     "replicated": {"weight": _PARTIAL, "bias": _PARTIAL},
 }
 _MATRICES = ("column", "row")

@@ -7,6 +7,7 @@ module with another layout (`parallel/layouts.py`) and a share of the parameters
     row         the inputs that belong to them
     vocabulary  words, of the embedding (its inputs) and of the head (its outputs)
     sequence    nothing: each rank looks up its own rows
+    width       the weights of a norm over all heads, like the heads
 
 Rank r has the words [r·W, (r+1)·W), W = ceil(V/t); the last rank's end may be padding, so that all have as many. Padding
 rows stay zero: no id looks them up, their logits are left out of the softmax, and no file holds them.
@@ -27,6 +28,7 @@ from cktrain.models.transformer import Transformer
 from cktrain.nn.attention import Attention
 from cktrain.nn.embedding import Embedding
 from cktrain.nn.linear import Linear
+from cktrain.nn.width_norm import WidthNorm
 from cktrain.parallel.layouts import Column, OwnRows, Row
 from cktrain.parallel.sequence_parallel import SequenceParallelRegion
 from cktrain.parallel.waiting import Waiting
@@ -84,6 +86,14 @@ def _divide_rows(linear: Linear, region: SequenceParallelRegion) -> None:
     linear.weight.shard((linear.out_features, size), (ShardRegion(0, 0, linear.out_features, start),))
     linear.layout = Row(region)
     _shard_adapters(linear)
+
+
+def _divide_width(norm: WidthNorm, region: SequenceParallelRegion) -> None:
+    """The weights of this rank's heads."""
+    size, start, copies = _share(norm.size, region.group.size, region.group.rank, norm.unit, norm.name)
+    norm.size = size
+    norm.weight.shard((size,), (ShardRegion(0, start, size),))
+    norm.layout = Column(region, copies, ((0, size),) if copies > 1 else ())
 
 
 def _divide_vocabulary(module: Linear | Embedding, region: SequenceParallelRegion) -> None:
@@ -152,4 +162,5 @@ _STYLES: dict[str, Callable[[Any, SequenceParallelRegion], None]] = {
     "row": _divide_rows,
     "vocabulary": _divide_vocabulary,
     "sequence": _own_rows,
+    "width": _divide_width,
 }

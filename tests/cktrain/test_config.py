@@ -74,6 +74,7 @@ def test_saved_configurations_read_back_equal(config_of, tmp_path):
             ("family: llama", "family: gpt2, qk_norm: true"),
             r"run.yaml:2: model.qk_norm: gpt2 has no qk_norm, llama has. Remove it, or set another family",
         ),
+        (("family: llama", "family: gpt2, rope_theta: 2.0"), r"gpt2 has no rope_theta, llama .*have"),
         (("family: llama", "activation_function: gelu"), r"llama has no activation_function, gpt2 has"),
         (
             ("family: llama", "family: qwen3"),

@@ -47,7 +47,9 @@ class Case:
     dx_is_dy: bool = False
 
 
-def attention(num: Numerics, rotary: bool = True, qk_norm: bool = False, window: int = 0) -> Attention:
+def attention(
+    num: Numerics, rotary: bool = True, qk_norm: bool = False, width: bool = False, window: int = 0
+) -> Attention:
     shape = AttentionShape(heads=2, kv_heads=1, head_dim=4, window=window)
     tables = (
         Rotary(*(t.astype(num.f32) for t in rope_tables(T, shape.head_dim, 100.0, None))) if rotary else None
@@ -63,6 +65,7 @@ def attention(num: Numerics, rotary: bool = True, qk_norm: bool = False, window:
         qkv_bias=True,
         output_bias=True,
         qk_norm_eps=1e-5 if qk_norm else None,
+        qk_norm_width=width,
     )
 
 
@@ -98,6 +101,7 @@ CASES = {
     "attention": Case(attention),
     "attention, window": Case(lambda n: attention(n, window=2)),
     "attention, qk-norm": Case(lambda n: attention(n, qk_norm=True)),
+    "attention, qk-norm over the width": Case(lambda n: attention(n, qk_norm=True, width=True)),
     "attention, no rotary": Case(lambda n: attention(n, rotary=False)),
     "swiglu": Case(swiglu),
     "gelu": Case(gelu),
