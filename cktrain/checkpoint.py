@@ -86,7 +86,14 @@ Shapes = Mapping[str, tuple[int, ...]]
 
 
 class NotSavedError(CheckpointError, AgreedError):
-    """A checkpoint that could not be written, as all ranks know."""
+    """A checkpoint that could not be written, as all ranks know.
+
+    `may_pass`: what was in the way, a full disk for one, may be gone at the next save.
+    """
+
+    def __init__(self, text: str, may_pass: bool = False) -> None:
+        super().__init__(text)
+        self.may_pass = may_pass
 
 
 @dataclass(frozen=True)
@@ -233,7 +240,7 @@ def load_checkpoint(
 
 def _together(group: Group, final: Path, temporary: Path, work: Sequence) -> None:
     """Do this rank's part of the work, if any; all ranks raise when it fails on one."""
-    problem, taken_over = "", False
+    problem, taken_over, may_pass = "", False, True
     try:
         for do in work:
             do(final, temporary)
@@ -243,18 +250,19 @@ def _together(group: Group, final: Path, temporary: Path, work: Sequence) -> Non
         remedy = "Free some space, or lower checkpoint.keep" if full else "Check the folder"
         problem = f"{reason}. {remedy}"
     except FolderInUse as error:
-        problem, taken_over = str(error).rstrip("."), True
+        problem, taken_over, may_pass = str(error).rstrip("."), True, False
     except ValueError as error:  # a weight that is not finite
-        problem = str(error).rstrip(".")
+        problem, may_pass = str(error).rstrip("."), False
     except Exception as error:  # the other ranks wait for this one's word, whatever it is
         problem = f"{type(error).__name__}: {error}".rstrip(".: ")
-    problems = [text.decode() for text in group.all_gather_bytes(problem.encode())]
-    found = [text for text in problems if text]
+    problems = [json.loads(text) for text in group.all_gather_bytes(json.dumps([problem, may_pass]).encode())]
+    found = [(text, passing) for text, passing in problems if text]
     if found:
         if group.rank == 0 and not taken_over:
             shutil.rmtree(temporary, ignore_errors=True)
         raise NotSavedError(
-            f"[checkpoint] cannot write {final}: {found[0]}; the last good checkpoint is untouched."
+            f"[checkpoint] cannot write {final}: {found[0][0]}; the last good checkpoint is untouched.",
+            may_pass=all(passing for _, passing in found),
         )
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import logging
 import platform
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from cktrain import cython_kernels
 from cktrain.checkpoint import Progress, load_checkpoint
@@ -34,8 +34,9 @@ from cktrain.precision import agree_on_precision
 from cktrain.resume import consumed_examples, model_differences, other_changes, saved_config
 from cktrain.run_files import agree_on_side_files
 from cktrain.shared_folder import check_shared_folder
-from cktrain.trainer import Trainer
-from cktrain.validation import Validator
+from cktrain.train.observer import Observer
+from cktrain.train.trainer import Trainer
+from cktrain.train.validation import Validator
 
 log = logging.getLogger("cktrain")
 
@@ -58,7 +59,11 @@ class Run:
 
 
 def compose(
-    config: Config, group: Group, threads: int, peak_flops: float | None = None, bar: Any = None
+    config: Config,
+    group: Group,
+    threads: int,
+    peak_flops: float | None = None,
+    observers: Sequence[Observer] = (),
 ) -> Run:
     """Build everything for this rank. Raises ValueError for what the user can mend."""
     ranks = divide_world(group, resolve_mesh(config.parallel, group.size))
@@ -156,7 +161,7 @@ def compose(
         progress,
         validator=validator,
         peak_flops=peak_flops,
-        bar=bar,
+        observers=observers,
         side=side,
     )
     return Run(trainer, loader)

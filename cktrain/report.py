@@ -19,7 +19,7 @@ from cktrain.data.ngram import bits_per_byte
 from cktrain.data.shards import TokenSource
 from cktrain.foreign_file import shorten
 from cktrain.models.transformer import Transformer
-from cktrain.validation import ValidationResult
+from cktrain.train.validation import ValidationResult
 
 METRICS_FILE = "metrics.jsonl"
 

@@ -21,14 +21,14 @@ from cktrain.checkpoint import Progress
 from cktrain.comm.solo_group import SoloGroup
 from cktrain.config import Config
 from cktrain.data.loader import Batch
-from cktrain.metrics import proportional_set_size
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.table import OPTIMIZERS
 from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.ranks import divide_world
-from cktrain.trainer import Trainer
+from cktrain.train.metrics import proportional_set_size
+from cktrain.train.trainer import Trainer
 
 
 class RandomLoader:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 
 from cktrain.comm.group import Group
 from cktrain.config import Config
+from cktrain.data.loader import Batch
 from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import styles_of
@@ -22,6 +24,7 @@ from cktrain.parallel.roles import tag_by_role
 from cktrain.parallel.schedules import Schedule, make_schedule, slots_needed
 from cktrain.parallel.stages import Cuts, cut_by_flops, keep_stage
 from cktrain.parallel.tensor import divide_layers
+from cktrain.train.objective import Objective
 
 
 class ModelShard:
@@ -89,6 +92,18 @@ class ModelShard:
             plan = self.model.plan(*self._slot_shape)
         slots = plan.allocate(slots_needed(self.schedule[self.ranks.pipeline.rank]))
         return Stage(self.model, self.ranks.pipeline, slots, self.ranks.waiting)
+
+    def gradients(self, batches: Sequence[Batch], objective: Objective) -> tuple[list[float], int]:
+        """Forwards and backwards of this rank's micro-batches, and the sums of gradients over the ranks. Collective.
+
+        Returns the loss sum of each micro-batch and the number of labels of all; zeros where the head is not.
+        """
+        self.data.begin()
+        actions = self.schedule[self.ranks.pipeline.rank]
+        losses, count = self.stage.train(batches, actions, self.data.end_micro_batch, objective)
+        self.data.finish()
+        self.partial.sum()
+        return losses, count
 
     def squared_norm(self) -> float:
         """This rank's share of the squared norm of the unnormalised gradient."""

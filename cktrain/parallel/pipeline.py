@@ -24,6 +24,9 @@ from cktrain.memory.slot import Slot
 from cktrain.models.transformer import Transformer
 from cktrain.parallel.schedules import Action
 from cktrain.parallel.waiting import Waiting
+from cktrain.train.objective import NextToken, Objective
+
+NEXT_TOKEN = NextToken()
 
 
 @dataclass
@@ -56,10 +59,11 @@ class Stage:
         batches: Sequence[Batch],
         actions: Sequence[Action],
         after_backward: Callable[[], None] = lambda: None,
+        objective: Objective = NEXT_TOKEN,
     ) -> tuple[list[float], int]:
         """Every forward and backward of these micro-batches, in the schedule's order.
 
-        Returns the loss sum of each micro-batch and the number of valid targets of all; zeros where the head is not.
+        Returns the loss sum of each micro-batch and the number of labels of all; zeros where the head is not.
         """
         losses, count = [0.0] * len(batches), 0
         started = time.perf_counter()
@@ -73,7 +77,7 @@ class Stage:
                 self._post(following)
             waited, began = self.waiting.seconds, time.perf_counter()
             if action.kind == "forward":
-                losses[action.micro_batch], valid = self._forward(batch, slot, number, train=True)
+                losses[action.micro_batch], valid = self._forward(batch, slot, number, objective, train=True)
                 count += valid
             else:
                 self.model.backward_loss(batch.ids, slot)
@@ -94,19 +98,21 @@ class Stage:
         self.clock.micro_batches += len(batches)
         return losses, count
 
-    def evaluate(self, batch: Batch) -> tuple[float, int]:
-        """(loss sum, valid targets) of one micro-batch without gradients; zeros where the head is not."""
+    def evaluate(self, batch: Batch, objective: Objective = NEXT_TOKEN) -> tuple[float, int]:
+        """(loss sum, labels) of one micro-batch without gradients; zeros where the head is not."""
         self._receive(Action("forward", 0))
-        result = self._forward(batch, self.slots[0], 0, train=False)
+        result = self._forward(batch, self.slots[0], 0, objective, train=False)
         self._wait_for_sends()
         return result
 
-    def _forward(self, batch: Batch, slot: Slot, number: int, train: bool) -> tuple[float, int]:
+    def _forward(
+        self, batch: Batch, slot: Slot, number: int, objective: Objective, train: bool
+    ) -> tuple[float, int]:
         slot.describe(batch.positions, batch.first)
         x = self.model.hidden(batch.ids, slot)
         if self._last:
             self._wait_for_send("backward", number)  # the loss leaves its gradient where that one lies
-            return self.model.loss(x, batch.labels, slot, train)
+            return objective.loss(self.model, x, batch, slot, train)
         self._sent["forward", number] = self.group.send(x, self.group.rank + 1, async_=True)
         return 0.0, 0
 

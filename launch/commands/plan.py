@@ -162,12 +162,12 @@ def run(options: argparse.Namespace) -> int:
 def _plan(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> int:
     from cktrain import cython_kernels
     from cktrain.hf.folder import resolve_model
-    from cktrain.metrics import proportional_set_size
     from cktrain.nn.numerics import Numerics
     from cktrain.parallel.mesh import resolve_mesh
     from cktrain.plan.plan import Machine, gib, make_plan, remedy
     from cktrain.plan.text import plan_text
     from cktrain.precision import agree_on_precision
+    from cktrain.train.metrics import proportional_set_size
 
     kernels = cython_kernels.load()
     config = config.model_copy(update={"model": resolve_model(config.model)[0]})

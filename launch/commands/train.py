@@ -26,8 +26,8 @@ if TYPE_CHECKING:
     from cktrain.comm.group import Group
     from cktrain.host.bind import Binding
     from cktrain.nn.numerics import Numerics
-    from cktrain.stop import StopFlag
-    from cktrain.trainer import Trainer
+    from cktrain.train.stop import StopFlag
+    from cktrain.train.trainer import Trainer
 
 EXIT_INPUT = 2
 TABLE_FILE = "collectives.json"
@@ -68,7 +68,7 @@ class Start:
 
 def run(options: argparse.Namespace) -> int:
     """Train; returns the exit status."""
-    from cktrain.stop import StopRequested
+    from cktrain.train.stop import StopRequested
 
     start = Start(options.flag)
     try:
@@ -118,7 +118,7 @@ def _meet_and_train(
     from cktrain.comm import bootstrap
     from cktrain.folder_lock import lock_folder
     from cktrain.logs import set_up_logging
-    from cktrain.stop import StopRequested
+    from cktrain.train.stop import StopRequested
 
     problem, console = "", None
     try:  # before the ranks meet, so that what is said there is kept; all of them hear of a problem when they have met
@@ -184,7 +184,7 @@ def _train(
     from cktrain.compose import compose
     from cktrain.consistency_check import check_agreement
     from cktrain.host.walltime import stop_time
-    from cktrain.launch.progress import StepBar
+    from cktrain.train.progress_bar import StepBar
 
     built = stop_at = None
     try:
@@ -222,9 +222,9 @@ def _train(
     start.flag.at_once = False
     start.trainer = trainer
     try:
-        with StepBar(console, config.run.steps, trainer.progress.step) as bar:
-            trainer.bar = bar if group.rank == 0 else None
-            done = trainer.run()
+        if group.rank == 0:
+            trainer.observers.append(StepBar(console))
+        done = trainer.run()
     finally:
         built.close()
     if done:
@@ -277,7 +277,7 @@ def _agree(problem: str, group: Group, flag: StopFlag) -> str:
     Raises StopRequested on all ranks when one of them was asked to stop.
     """
     from cktrain.consistency_check import agree_on_problem
-    from cktrain.stop import StopRequested
+    from cktrain.train.stop import StopRequested
 
     if any(group.all_gather_bytes(b"stop" if flag.signal else b"")):
         raise StopRequested

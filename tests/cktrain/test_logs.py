@@ -10,8 +10,9 @@ import sys
 import pytest
 
 from cktrain.best_effort import WatchedStream
-from cktrain.launch.progress import StepBar
 from cktrain.logs import set_up_logging
+from cktrain.train.observer import Step, StepResult
+from cktrain.train.progress_bar import StepBar
 
 
 @pytest.fixture(autouse=True)
@@ -24,10 +25,14 @@ def _handlers():
 
 
 def show(console, steps=3):
-    with StepBar(console, steps, 0) as bar:
+    bar = StepBar(console)
+    bar.begun(0, steps)
+    try:
         for step in range(steps):
-            bar.update(step, 1.0, 1.0)
+            bar.stepped(Step(step, StepResult(1.0, 1.0, 1.0, 1, True, False, 0.0), False, 1.0))
             logging.getLogger("cktrain").info("step: %d", step)
+    finally:
+        bar.ended()
 
 
 def test_a_folder_that_cannot_be_had_is_refused(tmp_path):

@@ -13,7 +13,7 @@ from cktrain.agreed import AgreedFault, AgreedInputError
 from cktrain.comm.errors import CommError
 from cktrain.launch.commands.train import Start, _report
 from cktrain.logs import set_up_logging
-from cktrain.stop import StopFlag
+from cktrain.train.stop import StopFlag
 
 OPTIONS = argparse.Namespace(config="run.yaml", overrides=[])
 

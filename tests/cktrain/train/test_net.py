@@ -10,9 +10,9 @@ import pytest
 
 from cktrain.agreed import AgreedFault, AgreedInputError, Trouble, agree
 from cktrain.comm.solo_group import SoloGroup
-from cktrain.trainer import TrainingDiverged
+from cktrain.train.divergence import TrainingDiverged
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "comm"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "comm"))
 from crew import Crew
 
 TINY = {"precision": "fp64", "log.every": 1}
@@ -63,7 +63,7 @@ def test_a_stopped_run_saves_before_it_validates(tiny, composed, tokens_file, tm
     config, _ = validated(tiny, tokens_file, tmp_path)
     trainer = composed(config).trainer
     step, validate, seen = trainer.step, trainer.validator.run, []
-    monkeypatch.setattr(trainer, "step", lambda number, stop=False: step(number, number == 4))
+    monkeypatch.setattr(trainer, "step", lambda stop=False: step(stop=trainer.progress.step == 3))
     monkeypatch.setattr(trainer.validator, "run", lambda: seen.append(saved(config)) or validate())
     assert trainer.run() is False
     assert seen == [["step-00000004"]]
@@ -76,15 +76,15 @@ def test_alone(tiny, composed, tokens_file, tmp_path, monkeypatch, broken):
     trainer = composed(config).trainer
     step = trainer.step
 
-    def break_at_5(number, stop=False):
-        if number == 5:
+    def break_at_5(*, stop=False):
+        if trainer.progress.step == 4:
             if broken == "forward":
                 monkeypatch.setattr(trainer.stage, "train", fail)
             elif broken == "update":
                 monkeypatch.setattr(trainer.part.data, "update", fail)
             else:
                 monkeypatch.setattr(trainer.loader, "batch", fail)
-        return step(number, stop)
+        return step(stop=stop)
 
     if broken == "validator":
         monkeypatch.setattr(trainer.validator, "run", fail)
@@ -122,7 +122,7 @@ def test_one_rank_of_two(tiny, composed, tokens_file, tmp_path, monkeypatch, cre
                 trainer.stage.evaluate = fail
             elif broken == "data":
                 batch = trainer.loader.batch
-                trainer.loader.batch = lambda step: fail() if step == 5 else batch(step)
+                trainer.loader.batch = lambda consumed: fail() if consumed == 4 * 8 else batch(consumed)
             elif broken == "bad id":
                 check = trainer.validator.source.check_ids
                 trainer.validator.source.check_ids = lambda ids, at, _size: check(ids, at, 3)
@@ -169,8 +169,8 @@ def test_a_run_that_diverges_saves_and_deletes_nothing(tiny, composed, monkeypat
     trainer = composed(config).trainer
     step = trainer.step
 
-    def poisoned(number, stop=False):
-        if number == 4:
+    def poisoned(*, stop=False):
+        if trainer.progress.step == 3:
             backward = trainer.model.backward_loss
 
             def bad(tokens, slot):
@@ -178,7 +178,7 @@ def test_a_run_that_diverges_saves_and_deletes_nothing(tiny, composed, monkeypat
                 trainer.params.grad[5] = np.inf
 
             trainer.model.backward_loss = bad
-        return step(number, stop)
+        return step(stop=stop)
 
     monkeypatch.setattr(trainer, "step", poisoned)
     with pytest.raises(TrainingDiverged, match=r"6 steps are saved in .*\. Older checkpoints are untouched"):

@@ -8,8 +8,17 @@ from pathlib import Path
 
 import pytest
 
-import cktrain.metrics as metrics
-from cktrain.metrics import MetricsFile, StepMetrics
+import cktrain.train.metrics as metrics
+from cktrain.train.metrics import StepMetrics
+from cktrain.train.metrics_file import MetricsFile
+from cktrain.train.observer import Observer
+
+
+def resumed(path: Path, step: int) -> MetricsFile:
+    """The file of a run that goes on after that step."""
+    file = MetricsFile(path)
+    file.begun(step, 100)
+    return file
 
 
 def test_a_resumed_run_drops_what_comes_after_its_step_and_what_is_no_line(tmp_path):
@@ -17,7 +26,7 @@ def test_a_resumed_run_drops_what_comes_after_its_step_and_what_is_no_line(tmp_p
     path.write_bytes(
         b'{"step": 1}\n\xff\xfe\n[]\n{"step": 2}\nnull\n' + b"[" * 100_000 + b'\n{"step": 3}\n{"step": 2, "lo'
     )
-    MetricsFile(path, 2).write({"step": 3, "loss": float("nan")})
+    resumed(path, 2).write({"step": 3, "loss": float("nan")})
     assert [json.loads(line) for line in path.read_text().splitlines()] == [
         {"step": 1},
         {"step": 2},
@@ -32,7 +41,7 @@ def test_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
     monkeypatch.setattr(Path, "read_bytes", lambda _: pytest.fail("it would wait for a writer"))
     reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
     try:
-        MetricsFile(path, 1).write({"step": 2})
+        resumed(path, 1).write({"step": 2})
         assert os.read(reader, 100) == b'{"step": 2}\n'
     finally:
         os.close(reader)
@@ -41,12 +50,12 @@ def test_a_pipe_is_not_waited_for(tmp_path, monkeypatch):
 def test_a_file_of_lines_that_no_run_wrote_is_kept(tmp_path, caplog):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 9, "loss": 1}\n{"epoch": 1}\n')
-    MetricsFile(path, 0).write({"step": 1})
+    resumed(path, 0).write({"step": 1})
     assert path.read_text() == '{"step": 1}\n'
     assert (tmp_path / "metrics.jsonl.before").read_text() == '{"step": 9, "loss": 1}\n{"epoch": 1}\n'
     assert "lines that no run wrote" in caplog.text
     path.write_text('{"step": 9, "loss": 1}\n{"st')  # a run that was killed
-    MetricsFile(path, 0)
+    resumed(path, 0)
     assert path.read_text() == "" and len(list(tmp_path.iterdir())) == 2
 
 
@@ -54,7 +63,7 @@ def test_a_file_with_nothing_to_drop_is_not_written_again(tmp_path, monkeypatch)
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1}\n')
     monkeypatch.setattr(os, "replace", lambda *_: pytest.fail("on a full disk it would fail"))
-    MetricsFile(path, 1).write({"step": 2})
+    resumed(path, 1).write({"step": 2})
     assert path.read_text() == '{"step": 1}\n{"step": 2}\n'
 
 
@@ -82,14 +91,14 @@ def test_a_run_goes_on_without_what_watches_it(tiny, composed, monkeypatch, caps
     if broken == "a folder":
         (Path(trainer.config.run.dir) / "metrics.jsonl").mkdir(parents=True)
     elif broken == "the figures":
-        monkeypatch.setattr("cktrain.trainer.proportional_set_size", lambda: 1 // 0)
+        monkeypatch.setattr("cktrain.train.meter.proportional_set_size", lambda: 1 // 0)
     else:
 
-        class Bar:
-            def update(self, *_):
+        class Bar(Observer):
+            def stepped(self, step):
                 raise OSError(5, "Input/output error")
 
-        trainer.bar = Bar()
+        trainer.observers.append(Bar())
     assert trainer.run()
     assert (trainer.checkpoint_folder / "step-00000020" / "COMPLETE").exists()
     said = capsys.readouterr().err
@@ -97,6 +106,6 @@ def test_a_run_goes_on_without_what_watches_it(tiny, composed, monkeypatch, caps
     expected = {
         "a folder": "metrics.jsonl cannot be written: Is a directory",
         "the figures": "the run cannot say how it goes: integer division or modulo by zero",
-        "the bar": "the run cannot say how it goes: Input/output error",
+        "the bar": "Bar cannot follow the run: Input/output error",
     }
     assert expected[broken] in said

@@ -1,0 +1,122 @@
+"""Writes checkpoints: every so many steps, at the end of a run, and at whatever ends it between two steps.
+
+A periodic save that fails for want of space, of permission or of a server does not end the run: what was trained since the
+last good checkpoint is still in memory, and nowhere else. It is said loudly once, tried again at each further save, and the
+run ends with an error only if its last save fails too. A folder that another run has taken over and weights that are not
+finite end it at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+from cktrain.checkpoint import CheckpointError, NotSavedError, Progress, save_checkpoint
+from cktrain.checkpoint_folder import step_name
+from cktrain.config import Config
+from cktrain.optim.optimizer import Optimizer
+from cktrain.parallel.model_shard import ModelShard
+from cktrain.side_files import SideFiles
+from cktrain.train.observer import Observer, Step
+
+log = logging.getLogger("cktrain")
+
+
+class CheckpointSaver(Observer):
+    """Takes part on all ranks: each writes what it holds."""
+
+    watches = False
+
+    def __init__(
+        self,
+        config: Config,
+        shard: ModelShard,
+        optimizer: Optimizer,
+        progress: Callable[[], Progress],
+        side: SideFiles | None = None,
+    ) -> None:
+        """`side` is what stands beside the weights, on rank 0. The run has just been resumed, or begins."""
+        self._config = config
+        self._shard = shard
+        self._optimizer = optimizer
+        self._progress = progress
+        self._side = side
+        self._failures = 0
+        self.saved_step = progress().step
+        """The last step that is on disk; that which the run began with, or 0."""
+
+    @property
+    def folder(self) -> Path:
+        """Where this run's checkpoints stand."""
+        return Path(self._config.run.dir) / "checkpoints"
+
+    def path(self, step: int) -> Path:
+        """The checkpoint of that step."""
+        return self.folder / step_name(step)
+
+    def stepped(self, step: Step) -> None:
+        """Save where it is due. Raises NotSavedError, on all ranks, where the run cannot go on without."""
+        every = self._config.checkpoint.every
+        if step.ends:
+            try:
+                self.save()
+            except NotSavedError as error:
+                raise NotSavedError(f"{error} {self._what_is_lost()}") from None
+        elif every and step.number % every == 0:
+            try:
+                self.save()
+            except NotSavedError as error:
+                if not error.may_pass:
+                    raise NotSavedError(f"{error} {self._what_is_lost()}") from None
+                self._say_failed(step.number, error, step.number + every)
+
+    def save(self, keep: int | None = None) -> Path:
+        """Write a checkpoint and keep so many (None: as configured). Collective; all ranks learn whether it worked."""
+        progress = self._progress()
+        path = self.path(progress.step)
+        save_checkpoint(
+            self.folder,
+            progress,
+            self._config,
+            self._shard.params,
+            self._optimizer,
+            self._shard.owned,
+            self._shard.ranks.world,
+            self._config.checkpoint.keep if keep is None else keep,
+            self._side,
+        )
+        self.saved_step = progress.step
+        log.info("saved %s", path)
+        if self._failures:
+            log.info("checkpoints can be written again; %d before this one failed", self._failures)
+        self._failures = 0
+        return path
+
+    def save_at_the_end(self, keep: int | None = None) -> str:
+        """Save, where there is something to save; returns what became of it. Collective."""
+        step = self._progress().step
+        if not step:
+            return "No step was done before."
+        if self.saved_step == step:
+            return f"{step} steps were saved before."
+        try:
+            return f"{step} steps are saved in {self.save(keep)}."
+        except CheckpointError as error:
+            return f"{error} {self._what_is_lost()}"
+
+    def _say_failed(self, step: int, error: NotSavedError, following: int) -> None:
+        self._failures += 1
+        if self._failures > 1:
+            log.info("step %d is not saved either: %s", step, str(error).removeprefix("[checkpoint] "))
+            return
+        following = min(following, self._config.run.steps)
+        log.error(
+            "%s The run goes on and tries again at step %d; until then what was trained after step %d is in memory alone.",
+            error,
+            following,
+            self.saved_step,
+        )
+
+    def _what_is_lost(self) -> str:
+        return f"What was trained after step {self.saved_step} is not saved."

@@ -1,0 +1,24 @@
+"""The log line of a step, and that of a validation: each rank's into its own log, rank 0's on the terminal too."""
+
+from __future__ import annotations
+
+import logging
+
+from cktrain.train.metrics import StepMetrics
+from cktrain.train.observer import Observer
+from cktrain.train.validation import ValidationResult
+
+log = logging.getLogger("cktrain")
+
+
+class LogLine(Observer):
+    """Logs what was measured."""
+
+    def measured(self, record: StepMetrics, seconds_per_step: float, steps_left: int) -> None:
+        """The step's line."""
+        log.info(record.line(seconds_per_step, steps_left))
+
+    def validated(self, step: int, result: ValidationResult) -> None:
+        """The validation's line."""
+        bits = "" if result.bits_per_byte is None else f"  bits_per_byte: {result.bits_per_byte:.4f}"
+        log.info("validate step: %d  loss: %.5f%s  tokens: %s", step, result.loss, bits, f"{result.tokens:,}")

@@ -1,0 +1,242 @@
+"""The training loop: micro-batches -> gradients -> reduced sums -> clip -> update; who observes it is told at each moment.
+
+Loss and gradient are means over the valid tokens of the global batch, whatever the split in micro-batches and ranks:
+each adds unnormalised sums and counts, and the division by the global count happens once, in the optimizer's scale.
+The trainer knows nothing of how the model is divided: its rank's `ModelShard` does. What is minimised is the objective's
+matter (`objective.py`); log lines, metrics, checkpoints and validation are observers (`observer.py`).
+
+Whatever ends a run between two steps, on one rank or on all, what was trained is saved: a rank that meets trouble raises
+its flag in the next sums that all reduce, and all save and raise together (`cktrain/agreed.py`). What fails inside a step
+leaves the others waiting and cannot be saved; a run alone saves even then, unless its weights were being updated.
+`Trainer.fate` says which it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from cktrain.agreed import AgreedError, AgreedFault, Trouble, agree
+from cktrain.best_effort import BestEffort
+from cktrain.checkpoint import Progress
+from cktrain.comm.errors import CommError
+from cktrain.config import Config
+from cktrain.data.loader import Batch, BatchLoader, empty_batch
+from cktrain.optim.optimizer import Optimizer
+from cktrain.optim.schedule import learning_rate
+from cktrain.parallel.bubble import measure_bubble
+from cktrain.parallel.model_shard import ModelShard
+from cktrain.parallel.pipeline import Clock
+from cktrain.parallel.sums import reduce_sums
+from cktrain.side_files import SideFiles
+from cktrain.train.checkpoint_saver import CheckpointSaver
+from cktrain.train.divergence import DivergenceCheck
+from cktrain.train.log_line import LogLine
+from cktrain.train.meter import Meter
+from cktrain.train.metrics_file import MetricsFile
+from cktrain.train.objective import NextToken, Objective
+from cktrain.train.observer import Observer, Observers, Step, StepResult
+from cktrain.train.periodic_validation import PeriodicValidation
+from cktrain.train.stop import StopFlag
+from cktrain.train.validation import ValidationResult, Validator
+
+log = logging.getLogger("cktrain")
+
+
+class Trainer:
+    """Runs the steps of one rank, on its part of the model."""
+
+    def __init__(
+        self,
+        config: Config,
+        part: ModelShard,
+        optimizer: Optimizer,
+        loader: BatchLoader,
+        progress: Progress,
+        *,
+        objective: Objective | None = None,
+        validator: Validator | None = None,
+        peak_flops: float | None = None,
+        observers: Sequence[Observer] = (),
+        side: SideFiles | None = None,
+    ) -> None:
+        """`observers` only watch, as the log and the metrics file do; rank 0 has in `side` what stands beside weights."""
+        self.config = config
+        self.part = part
+        self.model = part.model
+        self.params = part.params
+        self.optimizer = optimizer
+        self.loader = loader
+        self.group = part.ranks.world
+        self.progress = progress
+        self.objective = objective or NextToken()
+        self.validator = validator
+        self.peak_flops = peak_flops
+        self.observers = list(observers)
+        """Of this rank, who watch its run; more may be added before it begins."""
+        self.flag = StopFlag()
+        """Save and stop after the step in which it is raised."""
+        self.fate = ""
+        """What became of the work, once the run has ended by an error."""
+        self.saver = CheckpointSaver(config, part, optimizer, lambda: self.progress, side)
+        self.stage = part.stage
+        self._told: Observers | None = None
+        self._trouble: Trouble | None = None
+        self._updating = False
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        """Where this run's checkpoints stand."""
+        return self.saver.folder
+
+    def step(self, *, stop: bool = False) -> StepResult:
+        """Compute the next step and update the weights; `stop`: tell the other ranks that it is to be the last one."""
+        part, waited_before = self.part, self.part.ranks.waiting.seconds
+        step = self.progress.step + 1
+        batches, trouble = self._batches()
+        trouble = self._trouble or trouble
+        losses, count = part.gradients(batches, self.objective)
+        sums = reduce_sums(part.ranks, losses, count, part.squared_norm(), stop, trouble is not None)
+        if sums.trouble:
+            self._end_together(trouble)
+        tokens = max(sums.tokens, 1)
+        loss = sums.loss_sum / tokens
+        norm = math.sqrt(sums.squared_norm) / tokens
+        lr = learning_rate(self.config.schedule, self.config.optimizer.lr, self.config.run.steps, step)
+        applied = math.isfinite(loss) and math.isfinite(norm)
+        self._updating = True
+        if applied:
+            limit = self.config.optimizer.clip_grad_norm
+            clip = min(1.0, limit / norm) if limit and norm else 1.0
+            part.data.update(self.optimizer, lr, clip / tokens, self.progress.updates + 1)
+        self.progress = replace(
+            self.progress,
+            step=step,
+            updates=self.progress.updates + applied,
+            tokens=self.progress.tokens + sums.tokens,
+            examples=self.progress.examples + self.config.batch.global_batch_size,
+        )
+        self._updating = False
+        waited = part.ranks.waiting.seconds - waited_before
+        return StepResult(loss, norm, lr, sums.tokens, applied, sums.stop, waited)
+
+    def _batches(self) -> tuple[list[Batch], Trouble | None]:
+        """The micro-batches of the next step, and what is wrong with them.
+
+        Bad ones are replaced by empty ones: the other ranks compute with this one before all hear of it.
+        """
+        try:
+            return self.loader.batch(self.progress.examples), None
+        except Exception as error:
+            shape = self.config.batch.micro_batch_size, self.config.data.sequence_length
+            return [empty_batch(*shape)] * self.part.micro_batches, Trouble.of(error)
+
+    def run(self) -> bool:
+        """Train to the last step. Returns True when done, False when a signal or the clock stopped it, after saving.
+
+        Raises:
+            AgreedError: on all ranks, for what any of them met between two steps; its text says what is saved.
+            Exception: what this rank alone met inside a step; `fate` says whether anything is saved, and why not.
+        """
+        first, last = self.progress.step + 1, self.config.run.steps
+        if first > last:
+            log.info("all %d steps are done already: nothing to train", last)
+            return True
+        observers = self._told = self._all_observers()
+        observers.begun(first - 1, last)
+        try:
+            with self.flag:
+                self.flag.at_once = False
+                return self._run(first, last, observers)
+        except AgreedError:  # its text says what is saved
+            raise
+        except Exception as error:
+            self.fate = self._save_alone(error)
+            if isinstance(error, ValueError):  # not the user's input: that is agreed on
+                raise AgreedFault(f"{type(error).__name__}: {error}") from error
+            raise
+        finally:
+            observers.ended()
+
+    def _run(self, first: int, last: int, observers: Observers) -> bool:
+        meter = Meter(self.part.flops_per_token, self.peak_flops)
+        measuring = BestEffort("[trainer] the run cannot say how it goes", "It goes on.")
+        for number in range(first, last + 1):
+            data_before = self.loader.wait_seconds
+            result = self.step(stop=bool(self.flag))
+            meter.add(result, self.loader.wait_seconds - data_before)
+            step = Step(number, result, number == last, meter.tokens_per_second)
+            if number == first:
+                self.stage.clock = Clock()  # without what the first step does once
+            if number in (1, last) or number % self.config.log.every == 0:
+                with measuring:
+                    record, pace = meter.record(number, result, self.progress.tokens), meter.seconds_per_step
+                    observers.measured(record, pace, last - number)
+                meter.reset()
+            self._trouble = observers.stepped(step) or self._trouble
+            if step.ends:
+                self._end_together(self._trouble)
+            if result.stop and not step.last:
+                path = self.saver.path(number)
+                log.info("stopped by %s after step %d; checkpoint %s", self.flag.reason, number, path)
+                return False
+        with measuring:
+            self._log_bubble()
+        return True
+
+    def _all_observers(self) -> Observers:
+        """In the order in which they are told: a step is saved before it is validated, which may take longer than a run
+        that is stopped has left.
+        """
+        found: list[Observer] = [LogLine(), *self.observers]
+        if self.group.rank == 0:
+            found.append(MetricsFile(Path(self.config.run.dir) / "metrics.jsonl"))
+        found += [DivergenceCheck(self.saver), self.saver]
+        if self.validator is not None:
+            tell = self._tell_validated
+            found.append(PeriodicValidation(self.config, self.validator, self.saver, tell))
+        return Observers(found, alone=self.group.size == 1)
+
+    def _tell_validated(self, step: int, result: ValidationResult) -> None:
+        assert self._told is not None
+        self._told.validated(step, result)
+
+    def save(self, keep: int | None = None) -> Path:
+        """Write a checkpoint and keep so many (None: as configured). Collective; all ranks learn whether it worked."""
+        return self.saver.save(keep)
+
+    def _end_together(self, trouble: Trouble | None) -> None:
+        """Save what was trained up to the last whole step, then raise the same error on all ranks, if any has one."""
+        if (agreed := agree(self.group, trouble)) is not None:
+            raise type(agreed)(f"{agreed} {self.saver.save_at_the_end()}")
+
+    def _save_alone(self, error: Exception) -> str:
+        """Save after an error that this rank alone knows of, where no other rank is needed for it."""
+        step, saved = self.progress.step, self.saver.saved_step
+        if isinstance(error, CommError):
+            return f"Not saved: what was trained after step {saved}, since the ranks have lost each other."
+        if self._updating:
+            return f"Not saved: what was trained after step {saved}, since step {step + 1} was half applied."
+        if self.group.size > 1:
+            return (
+                f"Not saved: what was trained after step {saved}, since the other ranks wait for this one "
+                f"inside of what it began after step {step}."
+            )
+        try:
+            return self.saver.save_at_the_end()
+        except Exception as again:
+            return f"Not saved: what was trained after step {saved}, since saving failed too: {again}"
+
+    def _log_bubble(self) -> None:
+        bubble = measure_bubble(self.stage, self.part.schedule)
+        if bubble is not None and self.stage.group.size > 1:
+            log.info(
+                "pipeline bubble: %.1f%%  schedule's own: %.1f%%  step: %.1fms  simulated: %.1fms",
+                100 * bubble.measured,
+                100 * bubble.simulated,
+                1e3 * bubble.step_seconds,
+                1e3 * bubble.simulated_seconds,
+            )
