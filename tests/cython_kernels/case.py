@@ -50,6 +50,9 @@ class Case:
     ops: tuple[str, ...]  # the ops this row calls
     shapes: st.SearchStrategy[Shape]  # any legal call
     examples: tuple[Shape, ...]  # a few small ones that cover the options
+    large: tuple[
+        Shape, ...
+    ]  # worth several threads, no tile or vector divides them; the rest is the first example's
     outputs: tuple[str, ...] = ("y",)  # outputs that have a cotangent
     gradients: tuple[str, ...] = ()  # inputs "x" that have a gradient "dx"
     exact: tuple[str, ...] = ()  # outputs that are bit for bit the same everywhere

@@ -73,6 +73,17 @@ class Attention(Case):
             "fused": False,
         },
     )
+    large = tuple(
+        {"s": s, "cached": cached, "k": k, "group": 3, "d": d, "window": window, "documents": documents}
+        | {"b": b, "fused": cached == 0}
+        # one pair of batch and head cannot be shared out by heads; four can, to two threads
+        for b, k, s, cached, d, window, documents in (
+            (1, 1, 333, 0, 33, 0, False),
+            (2, 2, 130, 97, 64, 50, False),
+            (1, 1, 200, 300, 80, 0, True),
+            (2, 2, 333, 0, 16, 0, True),
+        )
+    )
     outputs = ("o",)
     gradients = ("q", "k", "v")
 

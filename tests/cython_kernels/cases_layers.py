@@ -43,6 +43,13 @@ class Linear(Case):
         {"n": 4, "i": 17, "o": 9, "bias": False, "residual": "none", "accumulate": False},
         {"n": 3, "i": 8, "o": 8, "bias": True, "residual": "in_place", "accumulate": False},
     )
+    large = (
+        {"n": 131, "i": 301, "o": 133, "bias": True, "residual": "in_place", "accumulate": True},
+        {"n": 500, "i": 17, "o": 1100, "bias": False, "residual": "other", "accumulate": False},
+        # few rows, which gemm_narrow.h takes, and k of several steps
+        {"n": 9, "i": 2301, "o": 203, "bias": True, "residual": "other", "accumulate": True},
+        {"n": 37, "i": 4501, "o": 67, "bias": True, "residual": "in_place", "accumulate": True},
+    )
     gradients = ("x", "w", "bias")
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
@@ -100,6 +107,10 @@ class Matmul(Case):
         for a in (False, True)
         for b in (False, True)
     )
+    large = (
+        {"m": 300, "n": 77, "k": 600, "transpose_a": True, "transpose_b": False, "accumulate": True},
+        {"m": 19, "n": 1500, "k": 90, "transpose_a": True, "transpose_b": True, "accumulate": False},
+    )
     outputs = ()
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
@@ -140,6 +151,11 @@ class SymmetricProduct(Case):
         {"m": 5, "k": 7, "transpose": False, "scale": 0.5, "shift": 0},
         {"m": 19, "k": 3, "transpose": True, "scale": 1.0, "shift": -2},
     )
+    large = (
+        {"m": 301, "k": 133, "transpose": False, "scale": 0.25, "shift": 1},
+        {"m": 419, "k": 1501, "transpose": True, "scale": 1.0, "shift": 0},
+        {"m": 333, "k": 19, "transpose": False, "scale": 1.0, "shift": 0},
+    )
     outputs = ()
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
@@ -168,6 +184,7 @@ class Embedding(Case):
     ops = ("embedding_forward", "embedding_backward")
     shapes = st.fixed_dictionaries({"n": ROWS, "v": SIZES, "c": SIZES})
     examples = ({"n": 13, "v": 5, "c": 7}, {"n": 3, "v": 11, "c": 16})
+    large = ({"n": 700, "v": 50, "c": 259},)
     gradients = ("table",)
     exact = ("y",)
 
@@ -211,6 +228,10 @@ class RmsNorm(Case):
         {"n": 5, "heads": 0, "c": 17, "mode": "accumulate"},
         {"n": 3, "heads": 2, "c": 8, "mode": "in_place"},
         {"n": 3, "heads": 0, "c": 1, "mode": "plain"},
+    )
+    large = (
+        {"n": 300, "heads": 0, "c": 515, "mode": "accumulate"},
+        {"n": 150, "heads": 5, "c": 129, "mode": "in_place"},
     )
     gradients = ("x", "w")
 
@@ -265,6 +286,7 @@ class LayerNorm(Case):
         {"n": 3, "c": 8, "mode": "in_place"},
         {"n": 3, "c": 2, "mode": "plain"},
     )
+    large = ({"n": 300, "c": 515, "mode": "in_place"},)
     gradients = ("x", "w", "b")
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
@@ -319,6 +341,7 @@ class Rope(Case):
         {"n": 5, "h": 2, "d": 6, "wide": True, "in_place": True},
         {"n": 3, "h": 1, "d": 16, "wide": False, "in_place": False},
     )
+    large = ({"n": 200, "h": 7, "d": 66, "wide": True, "in_place": True},)
     gradients = ("x",)
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:

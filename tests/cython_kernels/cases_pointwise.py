@@ -18,6 +18,7 @@ class Swiglu(Case):
         {"n": 5, "i": 7, "in_place": True, "recompute": True},
         {"n": 3, "i": 16, "in_place": False, "recompute": False},
     )
+    large = ({"n": 77, "i": 700, "in_place": False, "recompute": True},)
     gradients = ("gate_up",)
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
@@ -56,6 +57,10 @@ class Gelu(Case):
         {"n": 5, "i": 17, "tanh": True, "in_place": True},
         {"n": 5, "i": 17, "tanh": False, "in_place": False},
     )
+    large = (
+        {"n": 77, "i": 700, "tanh": False, "in_place": True},
+        {"n": 77, "i": 700, "tanh": True, "in_place": False},
+    )
     gradients = ("x",)
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
@@ -87,6 +92,7 @@ class Add(Case):
     ops = ("add",)
     shapes = st.fixed_dictionaries({"n": ROWS, "c": SIZES, "out": st.sampled_from(["other", "a", "b"])})
     examples = ({"n": 3, "c": 17, "out": "other"}, {"n": 3, "c": 8, "out": "a"}, {"n": 3, "c": 8, "out": "b"})
+    large = ({"n": 150, "c": 701, "out": "a"},)
     outputs = ()
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
@@ -107,6 +113,7 @@ class Cast(Case):
     ops = ("cast", "zero")
     shapes = st.fixed_dictionaries({"n": st.sampled_from([0, 1, 7, 16, 33, 1000])})
     examples = ({"n": 257},)
+    large = ({"n": 100_003},)
     outputs = ()
     exact = ("narrow", "wide", "copy", "nothing")
 

@@ -84,6 +84,7 @@ class CrossEntropy(Case):
             "wide": True,
         },
     )
+    large = ({"n": 37, "v": 5003, "before": 16, "after": 5, "ignored": "somewhere"},)
     outputs = ("loss",)
     gradients = ("logits",)
 
@@ -155,6 +156,7 @@ class AdamW(Case):
         {"n": st.sampled_from([0, 1, 7, 16, 33, 1000, 4097]), "steps": st.sampled_from([1, 4]), "fused": FLAG}
     )
     examples = ({"n": 33, "steps": 5, "fused": False}, {"n": 33, "steps": 5, "fused": True})
+    large = ({"n": 100_003},)
     outputs = ()
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
@@ -212,6 +214,7 @@ class Sgd(Case):
         {"n": 33, "steps": 5, "momentum": 0.9, "nesterov": False},
         {"n": 33, "steps": 2, "momentum": 0.0, "nesterov": False},
     )
+    large = ({"n": 100_003},)
     outputs = ()
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
@@ -243,6 +246,7 @@ class SumOfSquares(Case):
     ops = ("sum_of_squares",)
     shapes = st.fixed_dictionaries({"n": st.sampled_from([0, 1, 7, 16, 33, 1000, 100_003])})
     examples = ({"n": 0}, {"n": 1009})
+    large = ({"n": 100_003},)
     outputs = ()
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:

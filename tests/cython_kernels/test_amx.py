@@ -14,7 +14,7 @@ from cases import CASES, SEEDS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
-from test_compiled import LARGE, SETTINGS, check, test_matmul_of_views  # noqa: F401  (runs on this file's kernels)
+from test_compiled import SETTINGS, check, test_matmul_of_views  # noqa: F401  (runs on this file's kernels)
 from test_gemm import test_residual_alone  # noqa: F401
 
 from cktrain import cython_kernels
@@ -49,7 +49,7 @@ def test_any_shape(name: str, kernels: Any) -> None:
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads(name: str, threads: int, kernels: Any) -> None:
     kernels.set_num_threads(threads)
-    for seed, shape in enumerate(LARGE[name]):
+    for seed, shape in enumerate(CASES[name].large):
         inputs = CASES[name].draw(np.random.default_rng(seed), {**CASES[name].examples[0], **shape}, bfloat16)
         check(CASES[name], kernels, inputs, bfloat16)
 

@@ -96,62 +96,12 @@ def test_any_shape(case: Case, kernels: Any, dtype: Any) -> None:
     run()
 
 
-# Shapes whose work is worth several threads, with sizes that no tile or vector divides.
-LARGE: dict[str, tuple[dict[str, Any], ...]] = {
-    "linear": (
-        {"n": 131, "i": 301, "o": 133, "bias": True, "residual": "in_place", "accumulate": True},
-        {"n": 500, "i": 17, "o": 1100, "bias": False, "residual": "other", "accumulate": False},
-        # few rows, which gemm_narrow.h takes, and k of several steps
-        {"n": 9, "i": 2301, "o": 203, "bias": True, "residual": "other", "accumulate": True},
-        {"n": 37, "i": 4501, "o": 67, "bias": True, "residual": "in_place", "accumulate": True},
-    ),
-    "matmul": (
-        {"m": 300, "n": 77, "k": 600, "transpose_a": True, "transpose_b": False, "accumulate": True},
-        {"m": 19, "n": 1500, "k": 90, "transpose_a": True, "transpose_b": True, "accumulate": False},
-    ),
-    "symmetric_product": (
-        {"m": 301, "k": 133, "transpose": False, "scale": 0.25, "shift": 1},
-        {"m": 419, "k": 1501, "transpose": True, "scale": 1.0, "shift": 0},
-        {"m": 333, "k": 19, "transpose": False, "scale": 1.0, "shift": 0},
-    ),
-    "embedding": ({"n": 700, "v": 50, "c": 259},),
-    "rms_norm": (
-        {"n": 300, "heads": 0, "c": 515, "mode": "accumulate"},
-        {"n": 150, "heads": 5, "c": 129, "mode": "in_place"},
-    ),
-    "layer_norm": ({"n": 300, "c": 515, "mode": "in_place"},),
-    "rope": ({"n": 200, "h": 7, "d": 66, "wide": True, "in_place": True},),
-    "attention": tuple(
-        {"s": s, "cached": cached, "k": k, "group": 3, "d": d, "window": window, "documents": documents}
-        | {"b": b, "fused": cached == 0}
-        # one pair of batch and head cannot be shared out by heads; four can, to two threads
-        for b, k, s, cached, d, window, documents in (
-            (1, 1, 333, 0, 33, 0, False),
-            (2, 2, 130, 97, 64, 50, False),
-            (1, 1, 200, 300, 80, 0, True),
-            (2, 2, 333, 0, 16, 0, True),
-        )
-    ),
-    "swiglu": ({"n": 77, "i": 700, "in_place": False, "recompute": True},),
-    "gelu": (
-        {"n": 77, "i": 700, "tanh": False, "in_place": True},
-        {"n": 77, "i": 700, "tanh": True, "in_place": False},
-    ),
-    "add": ({"n": 150, "c": 701, "out": "a"},),
-    "cross_entropy": ({"n": 37, "v": 5003, "before": 16, "after": 5, "ignored": "somewhere"},),
-    "adamw": ({"n": 100_003},),
-    "sgd": ({"n": 100_003},),
-    "sum_of_squares": ({"n": 100_003},),
-    "cast": ({"n": 100_003},),
-}
-
-
 @PARAMETERS
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads(case: Case, kernels: Any, threads: int) -> None:
     """Large shapes on one thread, two, and more than there are cores; the same call twice, the same bits."""
     kernels.set_num_threads(threads)
-    for seed, shape in enumerate(LARGE[case.name]):
+    for seed, shape in enumerate(case.large):
         assert shape.keys() <= case.examples[0].keys()
         shape = {**case.examples[0], **shape}
         for dtype in (np.float32, bfloat16):
@@ -171,7 +121,7 @@ def test_attention_whose_bf16_sums_do_not_fit_the_workspace(kernels: Any) -> Non
 
 def test_attention_is_the_same_for_any_number_of_threads(kernels: Any) -> None:
     case = CASES["attention"]
-    shape = {**case.examples[0], **LARGE["attention"][0]}
+    shape = {**case.examples[0], **case.large[0]}
     inputs = case.draw(np.random.default_rng(0), shape, np.float32)
     alone = case.forward(kernels, inputs)
     for threads in (2, 3, 5):
@@ -352,7 +302,7 @@ def test_nothing_is_read_beyond_the_inputs(case: Case, kernels: Any) -> None:
     if pid == 0:
         status = 1
         try:
-            for seed, shape in enumerate((*case.examples, *LARGE[case.name])):
+            for seed, shape in enumerate((*case.examples, *case.large)):
                 for dtype in (np.float32, bfloat16):
                     inputs = case.draw(np.random.default_rng(seed), {**case.examples[0], **shape}, dtype)
                     for name, value in inputs.items():

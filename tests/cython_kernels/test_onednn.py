@@ -18,7 +18,7 @@ from cases import CASES, SEEDS
 from hypothesis import given
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
-from test_compiled import LARGE, SETTINGS, check, test_matmul_of_views  # noqa: F401  (runs on this file's kernels)
+from test_compiled import SETTINGS, check, test_matmul_of_views  # noqa: F401  (runs on this file's kernels)
 
 from cktrain import cython_kernels
 from cktrain.cython_kernels import _onednn, _runtime, onednn
@@ -80,7 +80,7 @@ def test_large_shapes_twice(kernels: Any, name: str, threads: int) -> None:
     """Within the tolerance, and the same bits again for the same shape and number of threads."""
     case = CASES[name]
     kernels.set_num_threads(threads)
-    for seed, shape in enumerate(LARGE[name]):
+    for seed, shape in enumerate(CASES[name].large):
         inputs = case.draw(np.random.default_rng(seed), shape, bfloat16)
         check(case, kernels, inputs, bfloat16)
         once = case.run(kernels, inputs)
