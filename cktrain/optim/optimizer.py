@@ -124,7 +124,7 @@ class Optimizer:
 class AdamW(Optimizer):
     """Loshchilov & Hutter 2019: decay is decoupled from the gradient."""
 
-    moments = ("exp_avg", "exp_avg_sq")
+    moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 
     def _update(self, piece: Piece, lr: float, grad_scale: float, step: int) -> None:
         c = self.config

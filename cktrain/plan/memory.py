@@ -1,7 +1,8 @@
 """Memory of a rank by kind, found by composing the rank with arenas that take no memory.
 
 The same code that will ask for the arrays is asked here (`memory/arena.py`, `planning`), so the sizes are those of the
-arenas' accounting. One rank of each stage stands for all: its data and tensor peers hold as much, but for a cache line.
+arenas' accounting. One rank of each stage stands for all: its data and tensor peers hold as much, but for a cache line, or
+where an optimizer takes whole matrices, of which the data rank with the most is planned.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from cktrain.memory.arena import planning
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.table import OPTIMIZERS
+from cktrain.parallel.buckets import Span
 from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.pipeline import Stage
@@ -80,7 +82,9 @@ def plan_rank(
     with planning() as arenas:
         model = build_model(config.model, numerics, length, config.memory.checkpointing == "block")
         part = ModelShard(config, model, planned_ranks(mesh, stage, config.model.kv_heads), cuts)
-        optimizer = OPTIMIZERS[config.optimizer.name](part.params, config.optimizer, part.data.update_spans)
+        optimizer = OPTIMIZERS[config.optimizer.name](
+            part.params, config.optimizer, _fullest_spans(config, part)
+        )
         training = part.stage
     by_kind = dict.fromkeys((kind.name for kind in fields(RankMemory)), 0)
     for name, nbytes in arenas.items():
@@ -89,6 +93,22 @@ def plan_rank(
     by_kind["activations"] -= shared
     by_kind["workspaces"] += shared + kernel_workspace(numerics, threads)
     return PlannedRank(part, training, optimizer.flops, dict(arenas), RankMemory(**by_kind))
+
+
+def _fullest_spans(config: Config, part: ModelShard) -> list[Span]:
+    """What the data rank with the most optimizer state updates; with whole matrices, ranks differ by as much as one."""
+    optimizer, data = OPTIMIZERS[config.optimizer.name], part.data
+    if not optimizer.whole_matrices or not data.sharded:
+        return data.update_spans
+
+    def state(spans: list[Span]) -> int:
+        with planning() as arenas:
+            optimizer(part.params, config.optimizer, spans)
+        return arenas["optimizer"]
+
+    return max(
+        ([bucket.piece(rank) for bucket in data.buckets] for rank in range(data.group.size)), key=state
+    )
 
 
 def kernel_workspace(numerics: Numerics, threads: int) -> int:

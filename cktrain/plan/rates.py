@@ -96,11 +96,12 @@ def measure_update(config: Config, numerics: Numerics) -> UpdateRates:
 
 def _newton_schulz_seconds(numerics: Numerics) -> float:
     """Seconds per floating-point operation of one iteration."""
-    out = np.zeros((PROBE_COLUMNS, PROBE_COLUMNS), numerics.f32)
-    update = np.random.default_rng(0).standard_normal(out.shape).astype(numerics.f32)
-    iteration = NewtonSchulz(numerics, [out.shape], 1)
+    shape = PROBE_COLUMNS, PROBE_COLUMNS
+    out = np.zeros(shape, numerics.f32)
+    update = np.random.default_rng(0).standard_normal(shape).astype(numerics.f32)
+    iteration = NewtonSchulz(numerics, [shape], 1)
     seconds = _median_seconds(lambda: iteration.add(out, update, 1e-3))
-    return seconds / newton_schulz_flops(*out.shape, 1)
+    return seconds / newton_schulz_flops(*shape, 1)
 
 
 def predict_update(bytes_rate: float, flops_rate: float, bf16_copy: bool) -> UpdateRates:

@@ -32,6 +32,7 @@ CONFIGURATIONS: dict[str, tuple[Mesh, str, dict[str, Any]]] = {
     "data 4": (Mesh(4, 1, 1), "fp32", {}),
     "data 2, bf16": (Mesh(2, 1, 1), "bf16", {"comm": {"wire_dtype": "bf16"}}),
     "data 4, bf16, checkpointing": (Mesh(4, 1, 1), "bf16", {"memory": {"checkpointing": "block"}}),
+    "data 2, muon": (Mesh(2, 1, 1), "bf16", {"optimizer": {"name": "muon"}}),
     "tensor 4": (Mesh(1, 1, 4), "fp32", {}),
     "data 2 x pipeline 2 x tensor 2": (Mesh(2, 2, 2), "fp32", {"comm": {"wire_dtype": "bf16"}}),
 }
@@ -77,12 +78,15 @@ def test_arenas_are_those_of_the_plan_and_of_zeros_formula(ranks_arenas, tmp_pat
             cuts = [(0, 2), (2, 3)] if mesh.pipeline == 2 else None
             planned = plan_rank(config, mesh, stage, precision, cuts)
             print(f"{name} rank {rank}: planned {planned.arenas}, held {held}")
+            if config.optimizer.name == "muon" and held != max(arenas, key=lambda each: each["optimizer"]):
+                assert held["optimizer"] < planned.arenas["optimizer"]  # the fullest rank is planned
+                continue
             total, expected = sum(held.values()), sum(planned.arenas.values())
             assert abs(expected / total - 1) < 0.05, (name, rank)
             assert {k: v for k, v in held.items() if v} == pytest.approx(
                 {k: v for k, v in planned.arenas.items() if v}, rel=0.05
             )
-            if mesh.pipeline == mesh.tensor == 1:
+            if mesh.pipeline == mesh.tensor == 1 and config.optimizer.name == "adamw":
                 parameters = sum(p.size for p in planned.part.params.params)
                 formula = zero_bytes(parameters, mesh.data, 1, precision == "bf16")
                 kinds = ("parameters", "compute weights", "gradients", "optimizer")
