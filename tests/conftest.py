@@ -19,6 +19,23 @@ hypothesis.settings.register_profile("cktrain", deadline=None)
 hypothesis.settings.load_profile("cktrain")
 
 
+_running: dict[str, None] = {}
+
+
+def pytest_runtest_logstart(nodeid: str) -> None:
+    _running[nodeid] = None
+
+
+def pytest_runtest_logfinish(nodeid: str) -> None:
+    _running.pop(nodeid, None)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, exitstatus: int) -> None:
+    """Say what was running when all were stopped: by hand, or by a stage's limit."""
+    if exitstatus == pytest.ExitCode.INTERRUPTED and _running:
+        terminalreporter.write_line(f"[tests] interrupted in {', '.join(_running)}")
+
+
 @pytest.fixture
 def mpirun(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
     """`[*mpirun(ranks), *command]` runs a command on that many ranks of this machine.

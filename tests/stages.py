@@ -6,6 +6,9 @@ stage. Stages marked `ci` prove the tests, the packaging and what needs machines
 named, and in CI. With CKTRAIN_TEST_STRICT=1, which CI sets, all run, one that did not is a failure, and so is a skipped
 test whose reason does not stand in ALLOWED_SKIPS.
 
+Two cores are enough for CI: most stages run two tests at a time, and stages of one process that tell no time run beside
+the next one. A stage that reaches its limit is interrupted, so that it says which tests were running.
+
 A new stage is one row in STAGES. This file needs Python's standard library alone; it reads the results of
 pytest from the JUnit file that pytest writes.
 """
@@ -24,9 +27,11 @@ import tempfile
 import time
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TextIO
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "build" / "test-results"
@@ -56,6 +61,8 @@ class Stage:
     minutes: float = 10
     ci: bool = False
     """Only CI runs it, or who names it."""
+    beside: bool = False
+    """It runs beside the stage after it: it uses one core or waits, and tests nothing in seconds."""
 
 
 @dataclass
@@ -174,6 +181,9 @@ DEMO_IN_BRIEF = (
 
 ENGINE_SHAKEN = ("tests/comm/test_sanitizers.py", "tests/comm/test_soak.py")
 
+LAST_WORDS_S = 60
+"""For what was interrupted to end by itself: guests to be stopped, results to be written."""
+
 # Much of these stages' time goes by in tests that wait: for a deadline, for pip, for a process to start.
 IN_TWO = ("-n", "2", "--dist", "worksteal")
 
@@ -188,6 +198,13 @@ STAGES = (
             ("cython-lint", "cython_kernels", "comm"),
         ),
         needs_modules("ruff", "mypy", "cython_lint", extra="lint"),
+        beside=True,
+    ),
+    Stage(
+        "judges",
+        "parity with PyTorch and transformers, live",
+        (("pytest", "-m", "judge"), ("python", "tests/golden/hf/hf_parity.py")),
+        needs_modules("torch", "transformers", extra="judges"),
     ),
     Stage(
         "unit",
@@ -210,7 +227,7 @@ STAGES = (
     Stage(
         "mpi",
         "the same over several processes under mpirun",
-        (("pytest", "-m", "mpi and not judge", "--ignore=tests/test_mutants.py"),),
+        (("pytest", *IN_TWO, "-m", "mpi and not judge", "--ignore=tests/test_mutants.py"),),
         all_of(needs_modules("mpi4py", extra="mpi"), needs_program("mpirun", extra="mpi")),
         minutes=20,
     ),
@@ -229,12 +246,6 @@ STAGES = (
             needs_modules("mpi4py", extra="mpi"), needs_program("mpirun", extra="mpi"), can_make_namespaces
         ),
         ci=True,
-    ),
-    Stage(
-        "judges",
-        "parity with PyTorch and transformers, live",
-        (("pytest", "-m", "judge"), ("python", "tests/golden/hf/hf_parity.py")),
-        needs_modules("torch", "transformers", extra="judges"),
     ),
     Stage(
         "mutants",
@@ -257,9 +268,15 @@ STAGES = (
         "soft-RoCE",
         "RDMA verbs on a stock kernel in QEMU guests, one alone and two joined",
         (
-            # Each of these boots a guest of one processor; the others keep both cores busy, and tell the time.
-            ("pytest", *IN_TWO, "tests/guest/test_guest.py", "-m", "guest"),
-            ("pytest", "tests/guest", "--ignore=tests/guest/test_guest.py", "-m", "guest and not slow"),
+            # First the guest on one device, which keeps one core busy for as long as all others need the other.
+            (
+                *("pytest", "-n", "2", "--dist", "loadgroup", "-m", "guest and not slow"),
+                *(
+                    "tests/guest/test_soft_roce.py",
+                    "tests/guest/test_guest.py",
+                    "tests/guest/test_two_nodes.py",
+                ),
+            ),
         ),
         all_of(can_boot_guests, needs_verbs),
         minutes=40,
@@ -272,6 +289,7 @@ STAGES = (
         all_of(needs_index, needs_libibverbs),
         minutes=6,
         ci=True,
+        beside=True,
     ),
     Stage(
         "packaging",
@@ -286,10 +304,12 @@ STAGES = (
 # ---------------------------------------------------------------------------------------------- running one
 
 
-def run_stage(stage: Stage, environment: dict[str, str]) -> Outcome:
-    """Run a stage's commands and count."""
+def run_stage(stage: Stage, environment: dict[str, str], output: TextIO) -> Outcome:
+    """Run a stage's commands, whose output goes to the file, and count."""
+    print(f"\n== {stage.name}: {stage.about}", file=output, flush=True)
     outcome = Outcome(not_run=stage.missing())
     if outcome.not_run:
+        print(f"not run, because {outcome.not_run}", file=output, flush=True)
         return outcome
     began = time.monotonic()
     for number, command in enumerate(stage.commands):
@@ -305,29 +325,79 @@ def run_stage(stage: Stage, environment: dict[str, str]) -> Outcome:
                 "-o",
                 "junit_family=xunit2",
             ]
-            status = execute([*pytest, *command[1:]], environment, stage.minutes)
+            status = execute([*pytest, *command[1:]], environment, stage.minutes, output)
             read_report(report, status, outcome)
         else:
-            status = execute(list(command), environment, stage.minutes)
+            status = execute(list(command), environment, stage.minutes, output)
             outcome.passed += status == 0
             outcome.failed += status != 0
     outcome.seconds = time.monotonic() - began
     return outcome
 
 
-def execute(command: list[str], environment: dict[str, str], minutes: float) -> int:
+def run_together(stages: list[Stage], environment: dict[str, str]) -> dict[Stage, Outcome]:
+    """Run stages at the same time. What the first one prints is seen at once, what the others print when they have ended."""
+    first, *others = stages
+    logs = [(RESULTS / f"{stage.name}.log").open("w+", errors="replace") for stage in others]
+    with ThreadPoolExecutor(len(stages)) as threads:
+        tasks = [
+            threads.submit(run_stage, stage, environment, log)
+            for stage, log in zip(others, logs, strict=True)
+        ]
+        try:
+            outcomes = {first: run_stage(first, environment, sys.stdout)}
+            outcomes |= {stage: task.result() for stage, task in zip(others, tasks, strict=True)}
+        except KeyboardInterrupt:
+            for process in list(_running):
+                kill(process)
+            raise
+    for log in logs:
+        with log:
+            log.seek(0)
+            shutil.copyfileobj(log, sys.stdout)
+    sys.stdout.flush()
+    return outcomes
+
+
+def in_groups(stages: Iterable[Stage]) -> list[list[Stage]]:
+    """The stages in order, those that run beside the next one together with it."""
+    groups: list[list[Stage]] = [[]]
+    for stage in stages:
+        groups[-1].append(stage)
+        if not stage.beside:
+            groups.append([])
+    return [group for group in groups if group]
+
+
+def execute(command: list[str], environment: dict[str, str], minutes: float, output: TextIO) -> int:
     """Run one command in a process group of its own, which ends with it or with its time; its exit status."""
-    print("$", *command, flush=True)
-    with subprocess.Popen(command, cwd=ROOT, env=environment, start_new_session=True) as process:
+    print("$", *command, file=output, flush=True)
+    with subprocess.Popen(
+        command, cwd=ROOT, env=environment, start_new_session=True, stdout=output, stderr=subprocess.STDOUT
+    ) as process:
+        _running.append(process)
         try:
             return process.wait(timeout=minutes * 60)
         except subprocess.TimeoutExpired:
-            print(f"[tests] {command[0]} was stopped after {minutes:g} minutes.", flush=True)
+            print(f"[tests] {command[0]} is stopped after {minutes:g} minutes.", file=output, flush=True)
+            # pytest then says what it was at, and writes the results that it has.
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=LAST_WORDS_S)
             return -signal.SIGKILL
         finally:
             # mpirun and its ranks must not outlive a stage that failed, timed out or was interrupted.
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(process.pid, signal.SIGKILL)
+            kill(process)
+            _running.remove(process)
+
+
+_running: list[subprocess.Popen[bytes]] = []
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    """End a process and all of its group."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def read_report(report: Path, status: int, outcome: Outcome) -> None:
@@ -430,15 +500,13 @@ def main(names: list[str]) -> int:
     os.environ["PATH"] = environment["PATH"]  # for the preconditions
     shutil.rmtree(environment["CKTRAIN_DEMO_DIR"], ignore_errors=True)
 
-    outcomes = {}
-    for stage in [known[name] for name in names] or STAGES:
-        if stage.ci and not strict and not names:
-            outcomes[stage] = Outcome(left_to_ci=True)
-            continue
-        print(f"\n== {stage.name}: {stage.about}", flush=True)
-        outcomes[stage] = run_stage(stage, environment)
-        if outcomes[stage].not_run:
-            print(f"not run, because {outcomes[stage].not_run}", flush=True)
+    began = time.monotonic()
+    chosen = [known[name] for name in names] or list(STAGES)
+    left = [stage for stage in chosen if stage.ci and not strict and not names]
+    found = {stage: Outcome(left_to_ci=True) for stage in left}
+    for group in in_groups(stage for stage in chosen if stage not in left):
+        found |= run_together(group, environment)
+    outcomes = {stage: found[stage] for stage in chosen}
 
     skips = Counter[str]()
     for outcome in outcomes.values():
@@ -454,7 +522,8 @@ def main(names: list[str]) -> int:
         print("`./run test NAME` runs a stage that is left to CI; CKTRAIN_TEST_STRICT=1 ./run test runs all.")
     passed = sum(outcome.passed for outcome in outcomes.values())
     failed = sum(outcome.failed for outcome in outcomes.values())
-    print(f"{passed} passed, {failed} failed, {skips.total()} skipped")
+    seconds = time.monotonic() - began
+    print(f"{passed} passed, {failed} failed, {skips.total()} skipped in {seconds:.0f} s")
     return 1 if wrong else 0
 
 

@@ -1,8 +1,9 @@
-"""The test command: which stages run, and what its table says of the others."""
+"""The test command: which stages run, at once and for how long, and what its table says of the others."""
 
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -44,7 +45,7 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 def test_what_runs(
     stages: ModuleType,
     monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    capfd: pytest.CaptureFixture[str],
     names: list[str],
     strict: str,
     status: int,
@@ -52,7 +53,7 @@ def test_what_runs(
 ) -> None:
     monkeypatch.setenv("CKTRAIN_TEST_STRICT", strict)
     assert stages.main(names) == status
-    table = capsys.readouterr().out.partition("== results\n")[2].splitlines()
+    table = capfd.readouterr().out.partition("== results\n")[2].splitlines()
     rows = {line.split()[0]: line for line in table if line.split()[0] in ("quick", "guests", "judges")}
     assert guests in rows["guests"]
     assert ("./run test NAME" in "\n".join(table)) == (guests.startswith("left"))
@@ -65,3 +66,46 @@ def test_what_runs(
 def test_an_unknown_stage_is_named(stages: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert stages.main(["unti"]) == 2
     assert "no stage is named unti. Known: quick, guests, judges." in capsys.readouterr().err
+
+
+def test_a_stage_at_its_limit_says_which_tests_were_running(
+    stages: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "conftest.py").write_text((FILE.parent / "conftest.py").read_text())
+    (tmp_path / "test_two.py").write_text(
+        "import time\ndef test_quick(): pass\ndef test_slow(): time.sleep(60)\n"
+    )
+    stages.RESULTS.mkdir()
+    stage = stages.Stage("slow", "", (("pytest", "-p", "no:cacheprovider", str(tmp_path)),), minutes=0.1)
+    outcome = stages.run_stage(stage, dict(os.environ), sys.stdout)
+    assert "[tests] interrupted in " in (shown := capfd.readouterr().out)
+    assert "test_two.py::test_slow" in shown and "test_two.py::test_quick" not in shown
+    assert outcome.failed == 1
+    assert outcome.problem == "pytest ended with status -9"
+
+
+def test_stages_side_by_side(
+    stages: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Each waits for the other's file; what both print stands in order."""
+
+    def meets(mine: str, other: str) -> tuple[tuple[str, ...], ...]:
+        script = f"touch {tmp_path}/{mine}; until [ -e {tmp_path}/{other} ]; do sleep 0.05; done; echo {mine} is done"
+        return (("sh", "-c", script),)
+
+    rows = (
+        stages.Stage("a", "first", meets("a", "b"), minutes=0.2, beside=True),
+        stages.Stage("b", "second", meets("b", "a"), minutes=0.2),
+        stages.Stage("c", "third", (("true",),)),
+    )
+    monkeypatch.setattr(stages, "STAGES", rows)
+    assert [[stage.name for stage in group] for group in stages.in_groups(rows)] == [["a", "b"], ["c"]]
+    assert stages.main([]) == 0
+    shown = capfd.readouterr().out
+    assert (
+        shown.index("a is done")
+        < shown.index("== b: second")
+        < shown.index("b is done")
+        < shown.index("== c")
+    )
+    assert "3 passed, 0 failed, 0 skipped in " in shown

@@ -15,12 +15,17 @@ from pathlib import Path
 from typing import Any
 
 import machine_load
+from forked import Nursery
 from hosts import Lab
 
 FOLDER = Path(__file__).resolve().parent
 
 KILLED_S = 2.0
 """Within which all others must see that a rank was killed."""
+
+
+PATIENCE = 4 if "GUEST_SSH_SERVER" in os.environ else 1
+"""What only ends a test that hangs waits so many times longer in a guest, which cannot see that its host is busy."""
 
 
 def slack_s() -> float:
@@ -59,7 +64,7 @@ class Ranks:
 
     def wait_for(self, text: str, rank: int, limit_s: float = 30) -> str:
         """Read the rank's output up to a line that holds `text`, and return that line."""
-        deadline = time.monotonic() + limit_s
+        deadline = time.monotonic() + PATIENCE * limit_s
         stream = self.processes[rank].stdout
         assert stream is not None
         seen = []
@@ -79,6 +84,7 @@ class Ranks:
 
     def ends(self, limit_s: float = 60) -> list[Ended]:
         """Wait for all ranks; a rank that does not end fails the test. Their children may live on."""
+        limit_s *= PATIENCE
         deadline = time.monotonic() + limit_s
         at: dict[int, float] = {}
         while len(at) < len(self.processes) and time.monotonic() < deadline:
@@ -99,9 +105,36 @@ class Ranks:
         ]
 
 
+FORKED = {
+    *(
+        "compare_algorithms",
+        "cross_groups",
+        "cross_legally",
+        "differ",
+        "fork_and_repeat",
+        "late_for",
+        "repeat",
+    ),
+    *("run_conformance", "share_a_core", "stress", "wait_for_one"),
+}
+"""What rank_program.py does in ranks that are forked. What is about a process's beginning, end or memory is not here: it
+runs in processes of its own, except beside an RDMA device, where guests emulate the processor."""
+
 _jobs = 0
-nursery: Any = None
-"""Where ranks are forked instead (rdma/forked.py), if anything."""
+_nurseries: dict[bool, Nursery] = {}
+
+
+def nursery(*, rdma: bool) -> Nursery:
+    """The process that ranks are forked from, made when it is first asked for."""
+    if rdma not in _nurseries:
+        _nurseries[rdma] = Nursery(rdma=rdma)
+    return _nurseries[rdma]
+
+
+def close_nurseries() -> None:
+    """End the processes that ranks were forked from."""
+    while _nurseries:
+        _nurseries.popitem()[1].close()
 
 
 def free_port() -> int:
@@ -144,8 +177,10 @@ def start(
                 "CKTRAIN_RENDEZVOUS": f"{lab.address(0)}:{port}",
             }
         variables = {**os.environ, **place, **environment, **(each[rank] if each else {})}
-        if nursery is not None and program == "rank_program.py" and "PYTHONPATH" not in environment:
-            processes.append(nursery.start([program, *arguments], variables))
+        rdma = variables.get("CKTRAIN_TEST_TRANSPORT") == "rdma" or "CKTRAIN_VERBS" in variables
+        alike = program == "rank_program.py" and lab is None and "PYTHONPATH" not in environment
+        if alike and (rdma or arguments[0] in FORKED):
+            processes.append(nursery(rdma=rdma).start([program, *arguments], variables))
             continue
         processes.append(
             subprocess.Popen(

@@ -20,7 +20,8 @@ import pytest
 import yaml
 from guest import Machine
 
-pytestmark = pytest.mark.guest
+# All of them on one worker, since they read what one boot left.
+pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("two nodes")]
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_DATA = ROOT / "data" / "demo"

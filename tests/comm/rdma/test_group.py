@@ -12,7 +12,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +24,6 @@ pytestmark = pytest.mark.rdma
 
 HERE = Path(__file__).parent
 PAYLOAD = 4096  # bytes in a packet of the test device
-
-
-@pytest.fixture(scope="module", autouse=True)
-def nursery() -> Iterator[None]:
-    """Ranks are forked."""
-    from forked import Nursery
-
-    job.nursery = Nursery()
-    yield
-    job.nursery.close()
-    job.nursery = None
 
 
 @pytest.fixture(params=["native", "pyverbs"])

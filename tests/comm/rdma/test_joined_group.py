@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import job
 import pytest
 from ends import ADDRESSES
 
@@ -43,13 +44,9 @@ def change(*command: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def nursery() -> Iterator[Any]:
+def nursery() -> Any:
     """Ranks are forked."""
-    from forked import Nursery
-
-    made = Nursery()
-    yield made
-    made.close()
+    return job.nursery(rdma=True)
 
 
 def kernel_side(pid: int) -> str:

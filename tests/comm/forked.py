@@ -1,6 +1,7 @@
-"""Ranks that are forked from a process which has imported what they need: imports take seconds where Python is emulated.
+"""Ranks that are forked from a process which has imported what they need: imports are most of a short rank's CPU time, and
+take seconds where Python is emulated.
 
-    nursery = Nursery()
+    nursery = Nursery(rdma=True)    # with what the rdma transport needs
     rank = nursery.start(["rank_program.py", "repeat", "large"], environment)   # used as a subprocess.Popen
     nursery.close()
 
@@ -22,7 +23,6 @@ import sys
 import time
 import traceback
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, NoReturn
 
 _REQUEST_BYTES = 1 << 16
@@ -63,10 +63,11 @@ class Rank:
 class Nursery:
     """The process that forks ranks, as its parent sees it."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, rdma: bool) -> None:
         self._line, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._process = subprocess.Popen(
-            [sys.executable, __file__, str(theirs.fileno())], pass_fds=[theirs.fileno()]
+            [sys.executable, __file__, str(theirs.fileno()), *(["rdma"] if rdma else [])],
+            pass_fds=[theirs.fileno()],
         )
         theirs.close()
         self._started: list[int] = []
@@ -107,14 +108,15 @@ class Nursery:
         self._process.wait()
 
 
-def _serve(line: socket.socket) -> None:
+def _serve(line: socket.socket, *, rdma: bool) -> None:
     """Fork at each request until the other side is gone."""
-    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     program = importlib.import_module("rank_program")
-    for name in ("engine_group", "node", "two_level", "rdma_group", "transport.rdma"):
+    for name in ("engine_group", "node", "two_level"):
         importlib.import_module(f"cktrain.comm.{name}")
-    for name in ("native", "pyverbs"):
-        importlib.import_module("cktrain.comm.transport.verbs").load_provider(name)
+    if rdma:
+        importlib.import_module("cktrain.comm.transport.rdma")
+        for name in ("native", "pyverbs"):
+            importlib.import_module("cktrain.comm.transport.verbs").load_provider(name)
     wake, woken = os.pipe()
     os.set_blocking(wake, False)
     os.set_blocking(woken, False)
@@ -167,4 +169,4 @@ def _be_rank(program: Any, command: list[str], environment: dict[str, str], outp
 
 
 if __name__ == "__main__":
-    _serve(socket.socket(fileno=int(sys.argv[1])))
+    _serve(socket.socket(fileno=int(sys.argv[1])), rdma=sys.argv[2:] == ["rdma"])
