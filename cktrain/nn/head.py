@@ -22,11 +22,11 @@ from __future__ import annotations
 import numpy as np
 
 from cktrain.memory.slot import Slot
+from cktrain.nn.labelled_rows import IGNORE_INDEX, DividedRows, LabelledRows, WholeRows
 from cktrain.nn.linear import Linear
 from cktrain.nn.module import Module
 from cktrain.nn.norm import Norm
 
-IGNORE_INDEX = -100
 CHUNK_BYTES = 26 << 20
 """Of the logits of a chunk, fp32 runs: about what attention's temporaries of the reference model take (docs/memory.md)."""
 CHUNK_BYTES_BF16 = 64 << 20
@@ -81,58 +81,68 @@ class Head(Module):
         Unless dx is None, gradients are added too, and that of x written to dx, which may be x. With divided rows x
         and dx are this rank's (N/t, C), labels are all (N), and the result is the same on every rank.
         """
-        if self.output.layout.moves:
-            total = self._divided_loss(x, dx, labels, slot)
-        else:
-            total = self._whole_loss(x, dx, labels, slot)
-        return total, int(np.count_nonzero(labels != IGNORE_INDEX))
-
-    def _whole_loss(self, x: np.ndarray, dx: np.ndarray | None, labels: np.ndarray, slot: Slot) -> float:
-        """The norm is computed by chunks too."""
-        norm, chunk = self.norm, self._chunk(len(x))
-        statistics = norm.statistics(x, slot)
-        normed = slot.shared(self, "normed", (chunk, x.shape[1]), self.num.real)
+        rows = self._rows(x, dx, labels, slot)
         total = 0.0
-        for start in range(0, len(x), chunk):
-            rows = slice(start, min(start + chunk, len(x)))
-            part, here = normed[: rows.stop - start], [array[rows] for array in statistics]
-            norm.apply(part, x[rows], here)
-            total += self._part(part, None if dx is None else part, labels[rows], slot, chunk)
+        for chunk in rows:
+            here, logits = labels[chunk.index], self._logits(chunk.normed, rows.size, slot)
+            label_logit, lse = self._scores(logits, here, rows.size, slot)
+            total += float(np.sum(lse - label_logit, dtype=np.float64))
             if dx is not None:
-                norm.add_gradient(dx[rows], part, x[rows], here, False)
+                self._add_gradients(chunk.gradient, chunk.normed, logits, here, lse, slot)
+                rows.put(chunk, logits)
         if dx is not None:
-            self.output.weight.grad_added()
-            norm.grads_added()
-        return total
+            self._finish(rows)
+        return total, rows.count
 
-    def _divided_loss(self, x: np.ndarray, dx: np.ndarray | None, labels: np.ndarray, slot: Slot) -> float:
-        """The normed rows of all ranks are gathered, and the gradients of these rows summed over the ranks."""
-        normed = slot.shared(self, "normed rows", x.shape, self.num.real)
-        self.norm.forward(normed, x, slot)
-        layout = self.output.layout
-        rows = layout.enter(normed, slot)
-        if dx is None:
-            return self.normed_loss(rows, None, labels, slot)
-        gradient, _ = layout.gradient(normed, False, slot)
-        total = self.normed_loss(rows, gradient, labels, slot)
-        self.output.weight.grad_added()
-        layout.leave_gradient(normed, gradient, False)
-        self.norm.backward(dx, normed, x, slot)
-        return total
+    def score(self, x: np.ndarray, labels: np.ndarray, slot: Slot) -> tuple[np.ndarray, np.ndarray]:
+        """(logp, lse) of each row of the stream x (N, C), two arrays (N,) f32 of the slot.
 
-    def normed_loss(self, x: np.ndarray, dx: np.ndarray | None, labels: np.ndarray, slot: Slot) -> float:
-        """The loss sum for the norm's output x (N, C); fills dx, unless it is None, and adds the weight's gradient."""
-        chunk = self._chunk(len(x))
-        return sum(
-            self._part(
-                x[start : start + chunk],
-                None if dx is None else dx[start : start + chunk],
-                labels[start : start + chunk],
-                slot,
-                chunk,
+        logp is the label's log-probability, lse the log-sum-exp of the row's logits; both 0 for rows without a label.
+        With divided rows x is this rank's (N/t, C), and the result is that of all N on every rank.
+        """
+        logp = slot.saved(self, "logp", labels.shape, self.num.f32)
+        all_lse = slot.saved(self, "lse", labels.shape, self.num.f32)
+        logp[...] = all_lse[...] = 0
+        rows = self._rows(x, None, labels, slot)
+        for chunk in rows:
+            logits = self._logits(chunk.normed, rows.size, slot)
+            label_logit, lse = self._scores(logits, labels[chunk.index], rows.size, slot)
+            all_lse[chunk.index], logp[chunk.index] = lse, label_logit - lse
+        return logp, all_lse
+
+    def gradient(
+        self,
+        dx: np.ndarray,
+        x: np.ndarray,
+        labels: np.ndarray,
+        row_weight: np.ndarray,
+        lse: np.ndarray,
+        slot: Slot,
+    ) -> None:
+        """The gradients of the sum of row_weight · (-logp) over the labelled rows; dx (N, C) may be x.
+
+        `lse` is what `score` gave for this x and these labels; row_weight (N,) f32. Weights of 1 give the gradients of
+        `loss`. The logits are computed again: the price of weights that depend on all scores.
+        """
+        rows = self._rows(x, dx, labels, slot)
+        for chunk in rows:
+            logits, weight = self._logits(chunk.normed, rows.size, slot), row_weight[chunk.index]
+            self._add_gradients(
+                chunk.gradient, chunk.normed, logits, labels[chunk.index], lse[chunk.index], slot, weight
             )
-            for start in range(0, len(x), chunk)
-        )
+            rows.put(chunk, logits)
+        self._finish(rows)
+
+    def _rows(self, x: np.ndarray, dx: np.ndarray | None, labels: np.ndarray, slot: Slot) -> LabelledRows:
+        size, layout = self._chunk(len(labels)), self.output.layout
+        if layout.moves:
+            return DividedRows(self.norm, x, dx, labels, size, self, slot, layout)
+        return WholeRows(self.norm, x, dx, labels, size, self, slot)
+
+    def _finish(self, rows: LabelledRows) -> None:
+        if self.output.weight.trainable:
+            self.output.weight.grad_added()
+        rows.finish()
 
     def _chunk(self, rows: int) -> int:
         """Rows of a chunk."""
@@ -142,30 +152,54 @@ class Head(Module):
         whole = -(-least // TILE_ROWS) * TILE_ROWS
         return whole if whole <= min(most, rows) else least
 
-    def _part(
-        self, x: np.ndarray, dx: np.ndarray | None, labels: np.ndarray, slot: Slot, chunk: int
-    ) -> float:
-        """`normed_loss` of one chunk of rows; dx may be x."""
-        kernels, n, output = self.num.kernels, len(x), self.output
-        width = output.weight.shape[0]
-        (region,) = output.weight.regions  # further rows are padding
-        logits = slot.shared(self, "logits", (chunk, width), self.num.f32)
-        statistics = slot.shared(self, "statistics", (3 * chunk,), self.num.f32)
-        valid = logits[:n, : region.rows]
-        row_max, row_sum, target_logit = by_row = statistics[: 3 * n].reshape(3, n)
-        output.format.product(logits[:n], x, None, None, output, slot)
-        kernels.cross_entropy_forward(row_max, row_sum, target_logit, valid, labels, region.global_row)
+    def _logits(self, normed: np.ndarray, size: int, slot: Slot) -> np.ndarray:
+        """This rank's columns of a chunk's logits (n, V) f32, in an array that every chunk has."""
+        output = self.output
+        logits = slot.shared(self, "logits", (size, output.weight.shape[0]), self.num.f32)[: len(normed)]
+        output.format.product(logits, normed, None, None, output, slot)
+        return logits
+
+    def _scores(
+        self, logits: np.ndarray, labels: np.ndarray, size: int, slot: Slot
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """(the label's logit, log-sum-exp) of a chunk's rows, over the whole vocabulary."""
+        n = len(labels)
+        (region,) = self.output.weight.regions  # further rows are padding
+        statistics = slot.shared(self, "statistics", (3 * size,), self.num.f32)
+        row_max, row_sum, label_logit = by_row = statistics[: 3 * n].reshape(3, n)
+        self.num.kernels.cross_entropy_forward(
+            row_max, row_sum, label_logit, logits[:, : region.rows], labels, region.global_row
+        )
         self._combine(by_row)
-        lse = row_max + np.log(row_sum)
-        if dx is not None:
-            dlogits = self._in_place(logits)[:n]
-            kernels.cross_entropy_backward(
-                dlogits[:, : region.rows], valid, lse, labels, IGNORE_INDEX, region.global_row
-            )
-            dlogits[:, region.rows :] = 0
-            output.format.weight_gradient(dlogits, x, None, output)
-            output.format.product_transposed(dx, dlogits, False, output, slot)
-        return float(np.sum((lse - target_logit)[labels != IGNORE_INDEX], dtype=np.float64))
+        return label_logit, row_max + np.log(row_sum)
+
+    def _add_gradients(
+        self,
+        dx: np.ndarray,
+        x: np.ndarray,
+        logits: np.ndarray,
+        labels: np.ndarray,
+        lse: np.ndarray,
+        slot: Slot,
+        row_weight: np.ndarray | None = None,
+    ) -> None:
+        """The gradients of a chunk's losses, for its normed x (n, C): dx, which may be x, and the weight's.
+
+        `logits` are used up. A row's weight multiplies x and dx, which are narrower than the logits.
+        """
+        output = self.output
+        (region,) = output.weight.regions
+        dlogits = self._in_place(logits)
+        self.num.kernels.cross_entropy_backward(
+            dlogits[:, : region.rows], logits[:, : region.rows], lse, labels, IGNORE_INDEX, region.global_row
+        )
+        dlogits[:, region.rows :] = 0
+        if output.weight.trainable:
+            weighted = x if row_weight is None else (x * row_weight[:, None]).astype(x.dtype)
+            output.format.weight_gradient(dlogits, weighted, None, output)
+        output.format.product_transposed(dx, dlogits, False, output, slot)
+        if row_weight is not None:
+            np.multiply(dx, row_weight[:, None], out=dx, casting="unsafe")
 
     def _in_place(self, logits: np.ndarray) -> np.ndarray:
         """The compute dtype's (R, V) in the memory of f32 logits (R, V): each row in the first bytes of its row."""
