@@ -91,8 +91,8 @@ MUTANTS = [
     Mutant(
         "logits rounded to bf16",
         "cktrain/nn/head.py",
-        '"logits", (chunk, width), self.num.f32',
-        '"logits", (chunk, width), self.num.real',
+        '"logits", (size, output.weight.shape[0]), self.num.f32',
+        '"logits", (size, output.weight.shape[0]), self.num.real',
         "tests/cktrain/test_bf16.py::test_logits_are_not_rounded",
     ),
     Mutant(
@@ -158,8 +158,8 @@ PARALLEL_MUTANTS = [
     Mutant(
         "a replicated key/value head's gradient summed twice",
         "cktrain/parallel/model_shard.py",
-        "spans += [_rows_of(param, rows, group) for rows in linear.layout.copied_rows]",
-        "spans += [_rows_of(param, rows, g) for rows in linear.layout.copied_rows for g in (group, tensor)]",
+        "spans += [_rows_of(param, rows, group) for rows in module.layout.copied_rows]",
+        "spans += [_rows_of(param, rows, g) for rows in module.layout.copied_rows for g in (group, tensor)]",
         f"{EQUALITY}[llama-tensor 4]",
     ),
     Mutant(

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from itertools import takewhile
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,18 @@ Path = tuple[str, ...]
 _NO_PHASE: AbstractContextManager[None] = nullcontext()
 
 
+@dataclass(eq=False)
+class Stream:
+    """What crosses layers beside the residual stream: an encoder's output, a bias that layers share.
+
+    The layer that makes it writes `value` in its forward and reads `gradient` in its backward; layers after it read the
+    one and add to the other. Both travel between pipeline stages with the residual stream.
+    """
+
+    value: np.ndarray
+    gradient: np.ndarray
+
+
 class Slot:
     """The arrays of one micro-batch: B sequences of T tokens (N = B·T rows)."""
 
@@ -47,6 +60,8 @@ class Slot:
         """Position of each of the N rows in its sequence or document, int32."""
         self.first: np.ndarray | None = None
         """(B, T) int32: the first key that a token sees, where documents are packed."""
+        self.streams: dict[str, Stream] = {}
+        """By name, what crosses layers beside the residual stream (`Transformer.streams`)."""
         self.cache: Any = None
         """Key/value cache while generating (`generate.py`)."""
         self._arrays: dict[tuple[str, str], Any] = {}

@@ -10,11 +10,14 @@ of its entries, block checkpointing computes an entry again. None of them knows 
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from types import MappingProxyType
 
 import numpy as np
 
-from cktrain.memory.slot import Slot, SlotPlan, plan_slot
+from cktrain.memory.arena import Shape
+from cktrain.memory.slot import Slot, SlotPlan, Stream, plan_slot
 from cktrain.nn.embedding import TokenEmbedding
 from cktrain.nn.head import Head
 from cktrain.nn.module import Module
@@ -25,7 +28,7 @@ class Transformer(Module):
     """A whole model, or a stage of it.
 
     A stage has some of the layers; only the first one has the embedding, only the last one the head. What a stage gets
-    from the one before stands in `stream_input`, the gradient from the one after in `stream_gradient`.
+    from the one before stands in `stage_inputs`, the gradients from the one after in `stage_gradients`.
     `checkpointing` keeps only each layer's output and computes the rest again.
     """
 
@@ -35,8 +38,11 @@ class Transformer(Module):
         layers: list[Module],
         hidden_size: int,
         checkpointing: bool = False,
+        streams: Mapping[str, Callable[[Slot], Shape]] = MappingProxyType({}),
     ) -> None:
+        """`streams` are the named streams of the slot, beside the residual stream, and their shapes."""
         super().__init__("model", numerics)
+        self.streams = streams
         self.layers = layers
         self.hidden_size = hidden_size
         self.checkpointing = checkpointing
@@ -76,6 +82,7 @@ class Transformer(Module):
 
     def hidden(self, tokens: np.ndarray, slot: Slot) -> np.ndarray:
         """The stream (N, C) after this stage's last block; `tokens` are read where the embedding is."""
+        self._open_streams(slot)
         for layer, x, out in self._trunk(tokens, slot):
             with slot.phase(layer.role), self._saving(slot):
                 layer.forward(out, x, slot)
@@ -95,10 +102,13 @@ class Transformer(Module):
     def backward_loss(self, tokens: np.ndarray, slot: Slot) -> None:
         """Accumulates the gradients of the loss sum of the last `forward_loss` on this slot.
 
-        On a stage without the head, of the sum whose gradient stands in `stream_gradient`; the gradient of
-        `stream_input` is left there.
+        On a stage without the head, of the sum whose gradients stand in `stage_gradients`; those of `stage_inputs` are
+        left there.
         """
         dy = self.stream_gradient(slot)
+        if self.head is not None:
+            for stream in slot.streams.values():
+                stream.gradient.fill(0)
         for layer, x, _ in reversed(self._trunk(tokens, slot)):
             with slot.phase(layer.role), self._saving(slot):
                 if self.checkpointing:
@@ -136,6 +146,28 @@ class Transformer(Module):
         if self.embedding is not None and self.head is not None:
             return slot.kept(self.layers[-2], "y", self._shape(slot), self.num.real)
         return slot.kept(self, "dx", self._shape(slot), self.num.real)
+
+    def stage_inputs(self, slot: Slot) -> list[np.ndarray]:
+        """What a stage without embedding gets from the one before: the stream, and the named streams."""
+        return [self.stream_input(slot), *(stream.value for stream in self._open_streams(slot))]
+
+    def stage_outputs(self, x: np.ndarray, slot: Slot) -> list[np.ndarray]:
+        """What a stage without head gives the next one, for its `hidden` x."""
+        return [x, *(stream.value for stream in self._open_streams(slot))]
+
+    def stage_gradients(self, slot: Slot) -> list[np.ndarray]:
+        """The gradients of `stage_outputs` before `backward_loss`, of `stage_inputs` after it."""
+        return [self.stream_gradient(slot), *(stream.gradient for stream in self._open_streams(slot))]
+
+    def _open_streams(self, slot: Slot) -> Iterable[Stream]:
+        if not slot.streams:
+            for name, shape in self.streams.items():
+                value, gradient = (
+                    slot.kept(self, f"{name} {what}", shape(slot), self.num.real)
+                    for what in ("value", "gradient")
+                )
+                slot.streams[name] = Stream(value, gradient)
+        return slot.streams.values()
 
     def plan(self, batch_size: int, sequence_length: int, train: bool = True) -> SlotPlan:
         """What a slot for a micro-batch of this shape holds, found by a dry run."""

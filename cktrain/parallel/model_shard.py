@@ -125,8 +125,8 @@ class ModelShard:
             group = tensor.split(tensor.rank // copies, tensor.rank)
             for module in divided:
                 if module.layout.copies == copies:
-                    for param in (module.weight, getattr(module, "bias", None)):
-                        if param is not None:
+                    for param in module.params():
+                        if param.trainable and param.regions == module.weight.regions:
                             spans += [_rows_of(param, rows, group) for rows in module.layout.copied_rows]
         return spans
 

@@ -3,10 +3,10 @@
     stage s-1  --- stream (N, C), forward --->  stage s  --- stream --->  stage s+1
                <-- its gradient, backward ----           <-- gradient ---
 
-A slot holds one micro-batch from its forward to its backward. Messages are only started where they are sent; before a
-slot's array is written again its message is waited for. The receive of the next action is posted before the present
-one computes, where its array is free, so that a message can arrive meanwhile. One stage alone never sends: its schedule
-is plain accumulation.
+The slot's named streams and their gradients travel with the stream. A slot holds one micro-batch from its forward to
+its backward. Messages are only started where they are sent; before a slot's array is written again its message is waited
+for. The receive of the next action is posted before the present one computes, where its array is free, so that a message
+can arrive meanwhile. One stage alone never sends: its schedule is plain accumulation.
 """
 
 from __future__ import annotations
@@ -50,8 +50,8 @@ class Stage:
         self.clock = Clock()
         self._first = group.rank == 0
         self._last = group.rank == group.size - 1
-        self._sent: dict[tuple[str, int], Work] = {}
-        self._posted: dict[Action, Work] = {}
+        self._sent: dict[tuple[str, int], list[Work]] = {}
+        self._posted: dict[Action, list[Work]] = {}
         self._held: set[int] = set()
 
     def train(
@@ -82,10 +82,7 @@ class Stage:
             else:
                 self.model.backward_loss(batch.ids, slot)
                 if not self._first:
-                    gradient = self.model.stream_gradient(slot)
-                    self._sent["backward", number] = self.group.send(
-                        gradient, self.group.rank - 1, async_=True
-                    )
+                    self._send(("backward", number), self.model.stage_gradients(slot), self.group.rank - 1)
                 self._held.discard(number)
                 after_backward()
             seconds = time.perf_counter() - began - (self.waiting.seconds - waited)
@@ -113,7 +110,7 @@ class Stage:
         if self._last:
             self._wait_for_send("backward", number)  # the loss leaves its gradient where that one lies
             return objective.loss(self.model, x, batch, slot, train)
-        self._sent["forward", number] = self.group.send(x, self.group.rank + 1, async_=True)
+        self._send(("forward", number), self.model.stage_outputs(x, slot), self.group.rank + 1)
         return 0.0, 0
 
     def _source(self, action: Action) -> int | None:
@@ -132,28 +129,31 @@ class Stage:
             return
         number = action.micro_batch % len(self.slots)
         slot = self.slots[number]
-        array: np.ndarray
         if action.kind == "forward":
-            array = self.model.stream_input(slot)
+            arrays = self.model.stage_inputs(slot)
         else:
-            array = self.model.stream_gradient(slot)
+            arrays = self.model.stage_gradients(slot)
             self._wait_for_send("backward", number)
-        self._posted[action] = self.group.recv(array, source, async_=True)
+        self._posted[action] = [self.group.recv(array, source, async_=True) for array in arrays]
 
     def _receive(self, action: Action) -> None:
         if action.kind == "forward":  # the slot's stream is about to be written
             self._wait_for_send("forward", action.micro_batch % len(self.slots))
         self._post(action)
-        work = self._posted.pop(action, None)
-        if work is not None:
-            with self.waiting:
-                work.wait()
+        self._wait(self._posted.pop(action, []))
 
     def _wait_for_send(self, kind: str, number: int) -> None:
-        work = self._sent.pop((kind, number), None)
-        if work is not None:
+        self._wait(self._sent.pop((kind, number), []))
+
+    def _send(self, key: tuple[str, int], arrays: Sequence[np.ndarray], to: int) -> None:
+        """Start sending a slot's arrays, in order; a stage has nothing else for this neighbour between them."""
+        self._sent[key] = [self.group.send(array, to, async_=True) for array in arrays]
+
+    def _wait(self, works: Sequence[Work]) -> None:
+        if works:
             with self.waiting:
-                work.wait()
+                for work in works:
+                    work.wait()
 
     def _wait_for_sends(self) -> None:
         for kind, number in list(self._sent):

@@ -167,5 +167,5 @@ def _wire(rank: PlannedRank, tensor_bytes_of_a_micro_batch: float) -> WireBytes:
 
 
 def _stream_bytes(rank: PlannedRank) -> int:
-    """One message between stages: the stream of a micro-batch, a tensor rank's rows of it."""
-    return rank.part.model.stream_gradient(rank.stage.slots[0]).nbytes
+    """What passes between stages: the streams of a micro-batch, a tensor rank's rows of them."""
+    return sum(array.nbytes for array in rank.part.model.stage_gradients(rank.stage.slots[0]))

@@ -1,0 +1,100 @@
+"""A linear is format x layout x adapters: any of each together gives the same numbers as the plain product."""
+
+from __future__ import annotations
+
+import ml_dtypes
+import numpy as np
+import pytest
+from lora import add_lora
+
+from cktrain import cython_kernels
+from cktrain.memory.param_store import ParamStore
+from cktrain.memory.slot import plan_slot
+from cktrain.nn import formats
+from cktrain.nn.formats import Dense, Widened
+from cktrain.nn.linear import Linear
+from cktrain.nn.numerics import Numerics
+
+N, I, O = 7, 6, 10  # noqa: E741  (the letters of docs/kernels.md)
+
+
+class Bench:
+    """A linear, its arguments, and a slot."""
+
+    def __init__(self, adapters: int, stored: np.dtype | None = None, precision: str = "fp64") -> None:
+        isa = "reference" if precision == "fp64" else None
+        self.num = Numerics(cython_kernels.load(isa), precision)
+        self.linear = Linear("l", self.num, I, O, bias=True, std=0.3)
+        for _ in range(adapters):
+            add_lora(self.linear)
+        if stored is not None:
+            self.linear.weight.tag(trainable=False)
+            assert self.linear.bias is not None
+            self.linear.bias.tag(trainable=False)
+        self.params = ParamStore(self.linear.params(), self.num)
+        rng = np.random.default_rng(1)
+        for param in self.params.params:
+            param.data[...] = rng.standard_normal(param.shape)
+        self.params.refresh()
+        if stored is not None:
+            self.linear.weight.value = self.linear.weight.value.astype(stored)
+            self.linear.format = Widened(self.linear.weight)
+        real = self.num.real
+        self.x, self.dy, self.residual = (
+            rng.standard_normal(shape).astype(real) for shape in ((N, I), (N, O), (N, O))
+        )
+        with self.num.dry():
+            (self.slot,) = plan_slot(1, N, self.run).allocate()
+
+    def run(self, slot) -> tuple[np.ndarray, np.ndarray]:
+        out, dx = np.zeros_like(self.dy), self.x.copy()
+        self.linear.forward(out, self.x, slot, self.residual)
+        self.linear.backward(dx, self.dy, dx, slot)  # in the place of x
+        return out, dx
+
+
+def whole_weight(linear: Linear) -> np.ndarray:
+    """The weight that adapters make of a linear's."""
+    found = linear.weight.value.astype(np.float64)
+    for lora in linear.adapters:
+        found = found + lora.scale * lora.b.value.astype(np.float64) @ lora.a.value.astype(np.float64)
+    return found
+
+
+@pytest.mark.parametrize("adapters", [0, 1, 2])
+@pytest.mark.parametrize("stored", [None, ml_dtypes.bfloat16, np.float16], ids=["dense", "bf16", "fp16"])
+@pytest.mark.parametrize("block_bytes", [1, 3 * I * 8, 1 << 20])
+def test_any_format_with_any_adapters(monkeypatch, adapters, stored, block_bytes):
+    monkeypatch.setattr(formats, "BLOCK_BYTES", block_bytes)
+    bench = Bench(adapters, stored)
+    out, dx = bench.run(bench.slot)
+    weight = whole_weight(bench.linear)
+    np.testing.assert_allclose(
+        out, bench.x @ weight.T + bench.linear.bias.value + bench.residual, rtol=1e-12, atol=1e-13
+    )
+    np.testing.assert_allclose(dx, bench.dy @ weight, rtol=1e-12, atol=1e-12)
+    dweight = bench.dy.T @ bench.x
+    for lora in bench.linear.adapters:
+        np.testing.assert_allclose(lora.b.grad, lora.scale * dweight @ lora.a.value.T, rtol=1e-11)
+        np.testing.assert_allclose(lora.a.grad, lora.scale * lora.b.value.T @ dweight, rtol=1e-11)
+    if stored is None:
+        np.testing.assert_allclose(bench.linear.weight.grad, dweight, rtol=1e-12)
+        np.testing.assert_allclose(bench.linear.bias.grad, bench.dy.sum(axis=0), rtol=1e-12)
+    else:
+        assert bench.linear.weight not in bench.params.trainable
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("stored", [ml_dtypes.bfloat16, np.float16], ids=["bf16", "fp16"])
+def test_widened_weights_multiply_as_dense_ones(precision, stored):
+    """On the compiled kernels: the product with the widened weight, to the last bit, for widening is exact.
+
+    (In a bf16 run fp16's further bits are rounded, once.)
+    """
+    bench = Bench(0, stored, precision)
+    out, dx = bench.run(bench.slot)
+    bench.linear.weight.value = bench.linear.weight.value.astype(bench.num.real)
+    bench.linear.format = Dense(bench.linear.weight)
+    dense = bench.run(bench.slot)
+    np.testing.assert_array_equal(out, dense[0])
+    np.testing.assert_array_equal(dx, dense[1])

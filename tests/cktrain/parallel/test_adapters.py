@@ -1,0 +1,89 @@
+"""LoRA in the adapter slot: ranks that divide data or tensors compute one process's losses and adapters."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from lora import add_lora, with_lora
+from thread_group import run_ranks
+
+from cktrain import cython_kernels
+from cktrain.comm.group import Group
+from cktrain.data.loader import Batch
+from cktrain.models.build import build_model, styles_of
+from cktrain.nn.linear import Linear
+from cktrain.nn.numerics import Numerics
+from cktrain.optim.table import OPTIMIZERS
+from cktrain.parallel import model_shard
+from cktrain.parallel.mesh import Mesh
+from cktrain.parallel.model_shard import ModelShard
+from cktrain.parallel.ranks import divide_world
+from cktrain.parallel.sums import reduce_sums
+
+STEPS = 4
+FAMILIES = {
+    "llama": {"model.attention_bias": True},
+    "llama, one key/value head": {"model.num_key_value_heads": 1},
+    "gpt2": {"model.family": "gpt2"},
+}
+
+
+@pytest.fixture(autouse=True)
+def styles(monkeypatch):
+    monkeypatch.setattr(model_shard, "styles_of", lambda config: with_lora(styles_of(config)))
+
+
+def train(config: Any, world: Group, mesh: Mesh, frozen: bool) -> tuple[list[float], dict[str, np.ndarray]]:
+    """Losses of the steps, and what this rank has of the adapters after them."""
+    model = build_model(config.model, Numerics(cython_kernels.load("reference"), "fp64"), 16)
+    for module in model.modules():
+        if isinstance(module, Linear) and module.name != "lm_head":
+            add_lora(module)
+    for param in model.params():
+        param.tag(trainable=not frozen or "lora" in param.name)
+    ranks = divide_world(world, mesh)
+    shard = ModelShard(config, model, ranks)
+    shard.params.initialize(5)
+    start = {param.name: param.data.copy() for param in shard.params.trainable}
+    optimizer = OPTIMIZERS["sgd"](shard.params, config.optimizer, shard.data.update_spans)
+    stage, losses = shard.stage, []
+    rng = np.random.default_rng(6)
+    for step in range(1, STEPS + 1):
+        ids = rng.integers(0, 61, (4, 2, 17)).astype(np.int32)
+        mine = ids.reshape(mesh.data, -1, 2, 17)[ranks.data.rank]
+        batches = [Batch(np.ascontiguousarray(a[:, :-1]), np.ascontiguousarray(a[:, 1:])) for a in mine]
+        shard.data.begin()
+        sums, count = stage.train(batches, shard.schedule[0], shard.data.end_micro_batch)
+        shard.data.finish()
+        shard.partial.sum()
+        total = reduce_sums(ranks, sums, count)
+        losses.append(total.loss_sum / total.tokens)
+        shard.data.update(optimizer, 0.3, 1.0 / total.tokens, step)
+    assert all(np.abs(param.data - start[param.name]).max() > 1e-4 for param in shard.params.trainable)
+    adapters = {param.name: param for param in shard.params.params if "lora" in param.name}
+    return losses, {name: whole(param, ranks.tensor) for name, param in adapters.items()}
+
+
+def whole(param: Any, tensor: Group) -> np.ndarray:
+    """The global parameter, from all tensor ranks' regions (collective)."""
+    found = np.full(param.global_shape, np.nan)
+    for shape, regions, data in tensor.show((param.shape, param.regions, param.data.copy())):
+        for r in regions:
+            columns = slice(r.column, r.column + shape[1])
+            found[r.global_row : r.global_row + r.rows, columns] = data[r.row : r.row + r.rows]
+    return found
+
+
+@pytest.mark.parametrize("mesh", [Mesh(data=2), Mesh(tensor=2), Mesh(data=2, tensor=2)], ids=str)
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("frozen", [True, False], ids=["base frozen", "all trained"])
+def test_ranks_compute_the_losses_of_one(tiny, mesh, family, frozen):
+    config = tiny(**FAMILIES[family])
+    ((losses, adapters),) = run_ranks(1, lambda world: train(config, world, Mesh(), frozen))
+    for found, mine in run_ranks(mesh.world, lambda world: train(config, world, mesh, frozen)):
+        np.testing.assert_allclose(found, losses, rtol=1e-11)
+        assert mine.keys() == adapters.keys() and mine
+        for name, wanted in adapters.items():
+            np.testing.assert_allclose(mine[name], wanted, rtol=1e-9, atol=1e-12, err_msg=name)
