@@ -68,6 +68,13 @@ MUTANTS = [
         "tests/cktrain/data/test_loader.py::test_tokens_that_are_only_read_are_no_labels",
     ),
     Mutant(
+        "Muon orthogonalises query, key and value as one matrix",
+        "cktrain/optim/muon.py",
+        "param.parts or (param.shape[0],)",
+        "(param.shape[0],)",
+        "tests/cktrain/optim/test_muon.py",
+    ),
+    Mutant(
         "optimizer state missing from the checkpoint",
         "cktrain/checkpoint.py",
         "moments = [] if optimizer is None else list(optimizer.state)",

@@ -75,6 +75,12 @@ def complaints(ops: dict[str, Op]) -> Iterator[str]:
             defined = f"FN({name})" if in_c.get(name) else name
             if name not in in_c or f"static void {defined}(const void *args" not in text:
                 yield f"{name} is not in csrc/kernels.h, or not in {header_of(op.theme).name}"
+        door = re.search(
+            rf"^def {op.name}\(.*?(?=^\S|\Z)", (KERNELS / f"{op.theme}.pyx").read_text(), re.M | re.S
+        )
+        runs = set(re.findall(r"rt\.table\.(\w+)", door[0] if door else ""))
+        if runs and runs != set(op.in_c):  # a door that leaves the call to a helper names no kernel
+            yield f"the door {op.name} runs {sorted(runs)}"
     for theme, names in {**called, **PLAIN}.items():
         text = (KERNELS / f"{theme}.pyx").read_text()
         declared = dict(re.findall(r"^        ck_kernel (\w+)((?:\[2\])?)$", text, re.MULTILINE))
@@ -111,7 +117,8 @@ PLANTED = {
     "arguments in another order": with_row("gelu_backward", arguments=(GELU[0], GELU[2], GELU[1], GELU[3])),
     "another name": with_row("add", arguments=(*OPS["add"].arguments[:2], Array("c", "read", "N,C"))),
     "another default": with_row("gelu_backward", arguments=(*GELU[:3], Number("tanh", bool, False))),
-    "another kernel": with_row("gelu_forward", kernels=("add",)),
+    "another kernel of the theme": with_row("linear_backward_weight", kernels=("gemm",)),
+    "a kernel less": with_row("linear_forward", kernels=("gemm",)),
     "a kernel that is not there": with_row("zero", kernels=("nought",)),
     "another type": with_row("zero", arguments=(Array("x", "write", "...", "bf16", packed=True),)),
     "another meaning": with_row("zero", meaning="x = 1"),
