@@ -40,6 +40,11 @@ ENVIRONMENT = re.compile(
     r"launch/.*|cktrain/host/.*|comm/(bootstrap|environment)\.py|cython_kernels/__init__\.py"
 )
 READS_ENVIRONMENT = re.compile(r"\bos\.(environb?|getenv)\b|from os import .*\b(environ|getenv)\b|\bgetenv\(")
+# What walks a model's list of layers, and what it must not know.
+LAYER_WALKERS = re.compile(
+    r"cktrain/(plan/\w+|models/transformer|generate|parallel/(costs|cuts|stages|pipeline|schedules|model_shard))\.py"
+)
+BODIES = re.compile(r"cktrain\.nn\.(attention|mlp|branch|experts)\b")
 # Headers that the C core must not see: it knows no MPI and no network, and Python only where the glue is.
 NETWORK_HEADERS = re.compile(r'#\s*include\s*[<"](mpi\.h|infiniband/|rdma/|sys/socket\.h)')
 PYTHON_HEADERS = re.compile(r'#\s*include\s*[<"](Python\.h|numpy/)')
@@ -181,6 +186,15 @@ def light_package(path: str, source: str) -> Iterator[str]:
             yield f"{path}:{found.line}: cktrain/__init__.py must not import {found.module}"
 
 
+def layer_walkers(path: str, source: str) -> Iterator[str]:
+    """What plans, cuts, times and runs a model walks its list of layers, and knows none of what a block is made of."""
+    if not LAYER_WALKERS.fullmatch(path):
+        return
+    for found in imports(path, source):
+        if BODIES.match(found.module):
+            yield f"{path}:{found.line}: ask the layer (nn/module.py), do not import {found.module}"
+
+
 def environment(path: str, source: str) -> Iterator[str]:
     """Environment variables enter through named files."""
     if Path(path).parts[0] not in ROOMS or ENVIRONMENT.fullmatch(path):
@@ -201,13 +215,14 @@ def complaints(path: str, source: str) -> list[str]:
     """What all rules say about one file."""
     if path.startswith("cython_kernels/csrc/"):
         return [*c_core(path, source), *environment(path, source)]
-    rules = (arrows, bare_names, third_parties, light_package, environment)
+    rules = (arrows, bare_names, third_parties, light_package, layer_walkers, environment)
     return [complaint for rule in rules for complaint in rule(path, source)]
 
 
 # ------------------------------------------------------------------------------------------------ the tests
 
 VIOLATIONS = [
+    ("cktrain/parallel/costs.py", "from cktrain.nn.attention import Attention", "ask the layer"),
     ("cython_kernels/ops.py", "import cktrain.comm", "cython_kernels must not import cktrain.comm"),
     (
         "cython_kernels/gemm.pyx",
