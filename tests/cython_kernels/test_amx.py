@@ -20,6 +20,7 @@ from test_gemm import test_residual_alone  # noqa: F401
 from cktrain import cython_kernels
 from cktrain.cython_kernels import _runtime
 
+PRODUCTS = ("linear", "matmul", "symmetric_product")
 REAL = pytest.mark.skipif("amx" not in cython_kernels.available(), reason="this CPU has no AMX")
 # Zeros, subnormals, the least and the largest normal numbers, infinities, NaNs; around 2^-64, whose products underflow.
 SPECIAL = [0, 0x8000, 1, 0x807F, 0x80, 0x8080, 0x7F7F, 0xFF7F, 0x7F80, 0xFF80, 0x7FC0, 0xFFC0, 0x7F81, 0x3F80]
@@ -36,7 +37,7 @@ def kernels() -> Iterator[Any]:
 def test_any_shape(name: str, kernels: Any) -> None:
     case = CASES[name]
 
-    @settings(SETTINGS, max_examples=25 if name in ("linear", "matmul") else 4)
+    @settings(SETTINGS, max_examples=25 if name in PRODUCTS else 4)
     @given(st.data())
     def run(data: st.DataObject) -> None:
         inputs = case.draw(np.random.default_rng(data.draw(SEEDS)), data.draw(case.shapes), bfloat16)
@@ -45,7 +46,7 @@ def test_any_shape(name: str, kernels: Any) -> None:
     run()
 
 
-@pytest.mark.parametrize("name", ["linear", "matmul"])
+@pytest.mark.parametrize("name", PRODUCTS)
 @pytest.mark.parametrize("threads", [1, 3])
 def test_threads(name: str, threads: int, kernels: Any) -> None:
     kernels.set_num_threads(threads)
