@@ -24,6 +24,7 @@ cdef extern from "kernels.h" nogil:
         const void *b
         int64_t n, c, out_row, a_row, b_row
         int tanh
+        float alpha
 
 
 cdef int take_rows(ck_array *out, given, const char *op, const char *name, unsigned int flags,
@@ -85,7 +86,7 @@ def gelu_forward(y, x, tanh):
     rt.take(&ax, x, op, b"x", CK_IS_REAL | CK_DIMS(2, 2))
     take_rows(&ay, y, op, b"y", CK_IS_WRITTEN, &ax, ax.shape[1], b"x")
     a = ck_pointwise_args(ay.data, ax.data, NULL, ax.shape[0], ax.shape[1], ay.stride[0], ax.stride[0], 0,
-                          bool(tanh))
+                          bool(tanh), 1)
     with nogil:
         rt.run(rt.table.gelu_forward[ax.dtype], &a, a.n * a.c * 2)
 
@@ -104,8 +105,8 @@ def gelu_backward(dx, dy, x, tanh):
         rt.run(rt.table.gelu_backward[ax.dtype], &a, a.n * a.c * 2)
 
 
-def add(out, a, b):
-    """out = a + b (N,C). out may be either."""
+def add(out, a, b, alpha=1.0):
+    """out = a + alpha · b (N,C). out may be either, and a may be b."""
     cdef const char *op = b"add"
     cdef ck_array aa, ab, ao
     cdef ck_pointwise_args args
@@ -113,6 +114,6 @@ def add(out, a, b):
     take_rows(&aa, a, op, b"a", 0, &ao, ao.shape[1], b"out")
     take_rows(&ab, b, op, b"b", 0, &ao, ao.shape[1], b"out")
     args = ck_pointwise_args(ao.data, aa.data, ab.data, ao.shape[0], ao.shape[1], ao.stride[0], aa.stride[0],
-                             ab.stride[0], 0)
+                             ab.stride[0], 0, alpha)
     with nogil:
         rt.run(rt.table.add[ao.dtype], &args, args.n * args.c)

@@ -19,9 +19,10 @@ cdef extern from "kernels.h" nogil:
         float *mean
         float *rstd
         const void *x
+        const void *residual
         const float *w
         const float *b
-        int64_t n, h, c, y_n, y_h, x_n, x_h
+        int64_t n, h, c, y_n, y_h, x_n, x_h, residual_n, residual_h
         float eps
     ctypedef struct ck_norm_backward_args:
         void *dx
@@ -67,8 +68,8 @@ cdef float *take_weight(given, const char *op, const char *name, unsigned int fl
     return <float *> w.data
 
 
-cdef int forward(const char *op, y, mean, rstd, x, w, b, double eps) except -1:
-    cdef ck_array ax, ay
+cdef int forward(const char *op, y, mean, rstd, x, w, b, double eps, residual) except -1:
+    cdef ck_array ax, ay, ar
     cdef ck_norm_forward_args a
     cdef bint heads, centered = b is not None
     cdef ck_kernel kernel
@@ -89,6 +90,13 @@ cdef int forward(const char *op, y, mean, rstd, x, w, b, double eps) except -1:
     a.x_n = ax.stride[0]
     a.x_h = ax.stride[1] if heads else 0
     a.eps = eps
+    a.residual = NULL
+    a.residual_n = a.residual_h = 0
+    if residual is not None:
+        take_like(&ar, residual, op, b"residual", 0, &ax)
+        a.residual = ar.data
+        a.residual_n = ar.stride[0]
+        a.residual_h = ar.stride[1] if heads else 0
     kernel = rt.table.layer_norm_forward[ax.dtype] if centered else rt.table.rms_norm_forward[ax.dtype]
     with nogil:
         rt.run(kernel, &a, a.n * a.h * a.c)
@@ -134,9 +142,12 @@ cdef int backward(const char *op, dx, dw, db, dy, x, w, mean, rstd, bint accumul
     return 0
 
 
-def rms_norm_forward(y, rstd, x, w, eps):
-    """y = x · rstd · w, rstd float32 (N) or (N,H) = 1 / sqrt(mean(x²) + eps); x, y real (N,C) or (N,H,D)."""
-    forward(b"rms_norm_forward", y, None, rstd, x, w, None, eps)
+def rms_norm_forward(y, rstd, x, w, eps, residual=None):
+    """y = x · rstd · w + residual, rstd float32 (N) or (N,H) = 1 / sqrt(mean(x²) + eps); the others (N,C) or (N,H,D).
+
+    y may be x, or the residual.
+    """
+    forward(b"rms_norm_forward", y, None, rstd, x, w, None, eps, residual)
 
 
 def rms_norm_backward(dx, dw, dy, x, w, rstd, accumulate=False):
@@ -144,9 +155,12 @@ def rms_norm_backward(dx, dw, dy, x, w, rstd, accumulate=False):
     backward(b"rms_norm_backward", dx, dw, None, dy, x, w, None, rstd, accumulate)
 
 
-def layer_norm_forward(y, mean, rstd, x, w, b, eps):
-    """y = (x - mean) · rstd · w + b, rstd = 1 / sqrt(var(x) + eps); x, y real (N,C), others float32."""
-    forward(b"layer_norm_forward", y, mean, rstd, x, w, b, eps)
+def layer_norm_forward(y, mean, rstd, x, w, b, eps, residual=None):
+    """y = (x - mean) · rstd · w + b + residual, rstd = 1 / sqrt(var(x) + eps); x, y, residual real (N,C), others float32.
+
+    y may be x, or the residual.
+    """
+    forward(b"layer_norm_forward", y, mean, rstd, x, w, b, eps, residual)
 
 
 def layer_norm_backward(dx, dw, db, dy, x, w, mean, rstd, accumulate=False):

@@ -34,8 +34,8 @@ def _integer(name: str, default: Any = REQUIRED) -> Number:
     return Number(name, int, default)
 
 
-def _number(name: str) -> Number:
-    return Number(name, float)
+def _number(name: str, default: Any = REQUIRED) -> Number:
+    return Number(name, float, default)
 
 
 def _flag(name: str, default: Any = REQUIRED) -> Number:
@@ -130,13 +130,14 @@ _TABLE = (
     Op(
         "rms_norm_forward",
         "norm",
-        "y = x · rstd · w, rstd = 1/sqrt(mean(x²) + eps) (Zhang & Sennrich 2019)",
+        "y = x · rstd · w + residual, rstd = 1/sqrt(mean(x²) + eps) (Zhang & Sennrich 2019); y may be x or the residual",
         (
             _write("y", _NORMED),
             _write("rstd", _STATISTIC, "f32", packed=True),
             _read("x", _NORMED),
             _read("w", _WEIGHT, "f32"),
             _number("eps"),
+            _read("residual", _NORMED, default=None),
         ),
     ),
     Op(
@@ -156,7 +157,8 @@ _TABLE = (
     Op(
         "layer_norm_forward",
         "norm",
-        "y = (x - mean) · rstd · w + b, rstd = 1/sqrt(variance(x) + eps) (Ba et al. 2016)",
+        "y = (x - mean) · rstd · w + b + residual, rstd = 1/sqrt(variance(x) + eps) (Ba et al. 2016); y may be x or the "
+        "residual",
         (
             _write("y", _NORMED),
             _write("mean", _STATISTIC, "f32", packed=True),
@@ -165,6 +167,7 @@ _TABLE = (
             _read("w", _WEIGHT, "f32"),
             _read("b", _WEIGHT, "f32"),
             _number("eps"),
+            _read("residual", _NORMED, default=None),
         ),
     ),
     Op(
@@ -277,8 +280,8 @@ _TABLE = (
     Op(
         "add",
         "activation",
-        "out = a + b, out may be either",
-        (_write("out", "N,C"), _read("a", "N,C"), _read("b", "N,C")),
+        "out = a + alpha · b, out may be either, a may be b",
+        (_write("out", "N,C"), _read("a", "N,C"), _read("b", "N,C"), _number("alpha", 1.0)),
     ),
     Op(
         "cross_entropy_forward",

@@ -2,7 +2,8 @@
 
     out = x + alpha · post_norm(body(pre_norm(x)))
 
-Either norm may be absent. Where there is no post-norm, the body's last product adds the stream; else the post-norm
+Either norm may be absent, and an alpha other than 1 is a residual multiplier (Granite): a pass over the branch's output
+and one over its gradient. Where there is no post-norm, the body's last product adds the stream; else the post-norm
 does. Under tensor parallelism x, out and both norms have this rank's rows (N/t, C), and the body's first and last
 products exchange them, so the post-norm sees whole sums.
 
@@ -16,6 +17,7 @@ import numpy as np
 from cktrain.memory.slot import Slot
 from cktrain.nn.module import Module
 from cktrain.nn.norm import Norm
+from cktrain.nn.scaled import scale
 
 
 class Body(Module):
@@ -122,7 +124,7 @@ class Branch(Module):
         dbody = slot.shared(self, "dbody", dy.shape, self.num.real)
         source = dy
         if self.alpha != 1.0:
-            np.multiply(dy, self.alpha, out=dbody)
+            scale(self.num, dbody, dy, self.alpha)
             source = dbody
         if self.post_norm is not None:
             self.post_norm.backward(dbody, source, self._inner(slot, x), slot)

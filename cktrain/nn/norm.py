@@ -21,7 +21,7 @@ from cktrain.nn.scaled import add_scaled
 class Norm(Module):
     """What both norms share.
 
-    out may be x unless there is a residual; dx may be dy or x. `apply` and `add_gradient` work on any rows, given these
+    out may be x or the residual; dx may be dy or x. `apply` and `add_gradient` work on any rows, given these
     rows of the `statistics`.
     """
 
@@ -41,9 +41,9 @@ class Norm(Module):
         residual: np.ndarray | None = None,
         alpha: float = 1.0,
     ) -> None:
-        """out = residual + alpha · norm(x). A residual or a factor are a second pass, no kernel has them fused."""
-        if residual is None and alpha == 1.0:
-            self.apply(out, x, self.statistics(x, slot))
+        """out = residual + alpha · norm(x); the kernel adds the residual, a factor is a second pass."""
+        if alpha == 1.0:
+            self.apply(out, x, self.statistics(x, slot), residual)
             return
         normed = slot.shared(self, "normed", x.shape, self.num.real)
         self.apply(normed, x, self.statistics(x, slot))
@@ -71,8 +71,14 @@ class Norm(Module):
         self.apply(y, x, [np.empty(x.shape[:-1], self.num.f32) for _ in self.statistic_names])
         return y
 
-    def apply(self, y: np.ndarray, x: np.ndarray, statistics: Sequence[np.ndarray]) -> None:
-        """Write y, which may be x, and the statistics of rows x."""
+    def apply(
+        self,
+        y: np.ndarray,
+        x: np.ndarray,
+        statistics: Sequence[np.ndarray],
+        residual: np.ndarray | None = None,
+    ) -> None:
+        """Write y = norm(x) + residual, which may be x or the residual, and the statistics of rows x."""
         raise NotImplementedError
 
     def add_gradient(
@@ -104,10 +110,16 @@ class RMSNorm(Norm):
 
     statistic_names = ("rstd",)
 
-    def apply(self, y: np.ndarray, x: np.ndarray, statistics: Sequence[np.ndarray]) -> None:
-        """Write y and the statistics of rows x."""
+    def apply(
+        self,
+        y: np.ndarray,
+        x: np.ndarray,
+        statistics: Sequence[np.ndarray],
+        residual: np.ndarray | None = None,
+    ) -> None:
+        """Write y = norm(x) + residual and the statistics of rows x."""
         (rstd,) = statistics
-        self.num.kernels.rms_norm_forward(y, rstd, x, self.weight.value, self.eps)
+        self.num.kernels.rms_norm_forward(y, rstd, x, self.weight.value, self.eps, residual)
 
     def add_gradient(
         self,
@@ -132,10 +144,18 @@ class LayerNorm(Norm):
         super().__init__(name, numerics, size, eps)
         self.bias = Param(f"{name}.bias", (size,), init="zeros", decay=False, compute="f32")
 
-    def apply(self, y: np.ndarray, x: np.ndarray, statistics: Sequence[np.ndarray]) -> None:
-        """Write y and the statistics of rows x."""
+    def apply(
+        self,
+        y: np.ndarray,
+        x: np.ndarray,
+        statistics: Sequence[np.ndarray],
+        residual: np.ndarray | None = None,
+    ) -> None:
+        """Write y = norm(x) + residual and the statistics of rows x."""
         mean, rstd = statistics
-        self.num.kernels.layer_norm_forward(y, mean, rstd, x, self.weight.value, self.bias.value, self.eps)
+        self.num.kernels.layer_norm_forward(
+            y, mean, rstd, x, self.weight.value, self.bias.value, self.eps, residual
+        )
 
     def add_gradient(
         self,

@@ -1,4 +1,4 @@
-"""residual + alpha · y, where no kernel has both fused."""
+"""residual + alpha · y, for products that are written without them (`Linear`, `Norm` and `Embedding` with an alpha)."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from cktrain.nn.numerics import Numerics
 def add_scaled(
     num: Numerics, out: np.ndarray, y: np.ndarray, residual: np.ndarray | None, alpha: float
 ) -> None:
-    """out = residual + alpha · y, all of one shape; out may be either. y is used up unless alpha is 1.
+    """out = residual + alpha · y, all of one shape; out may be either. A residual of None is none."""
+    if residual is None:
+        scale(num, out, y, alpha)
+    else:
+        num.kernels.add(out, residual, y, alpha)
 
-    The factor costs a pass over y in numpy; the models that have one (Granite) have it once per branch.
-    """
-    if alpha != 1.0:
-        np.multiply(y, alpha, out=y)
-    if residual is not None:
-        num.kernels.add(out, residual, y)
-    elif out is not y:
-        num.kernels.cast(out, y)
+
+def scale(num: Numerics, out: np.ndarray, y: np.ndarray, alpha: float) -> None:
+    """out = alpha · y; out may be y."""
+    num.kernels.add(out, y, y, alpha - 1.0)  # y + (alpha - 1) · y: rounded once, as a product is

@@ -34,10 +34,17 @@ class WidthNorm(RMSNorm):
         """(1 / sqrt(mean(x²) + eps),), (N) f32."""
         return (slot.saved(self, "rstd", x.shape[:1], self.num.f32),)
 
-    def apply(self, y: np.ndarray, x: np.ndarray, statistics: Sequence[np.ndarray]) -> None:
-        """Write y, which may be x, and the statistics of rows x."""
+    def apply(
+        self,
+        y: np.ndarray,
+        x: np.ndarray,
+        statistics: Sequence[np.ndarray],
+        residual: np.ndarray | None = None,
+    ) -> None:
+        """Write y, which may be x, and the statistics of rows x; a residual only where no ranks divide the heads."""
         y, x, (rstd,) = _flat(y), _flat(x), statistics
-        super().apply(y, x, statistics)
+        assert residual is None or not self.layout.moves, self.name
+        super().apply(y, x, statistics, None if residual is None else _flat(residual))
         if not self.layout.moves or self.num.is_dry:
             return
         own = rstd.copy()

@@ -77,9 +77,9 @@ typedef struct {
 typedef struct {
     void *y;
     float *mean, *rstd;
-    const void *x;
+    const void *x, *residual;  /* residual is NULL or added to y */
     const float *w, *b;
-    int64_t n, h, c, y_n, y_h, x_n, x_h;
+    int64_t n, h, c, y_n, y_h, x_n, x_h, residual_n, residual_h;
     float eps;
 } ck_norm_forward_args;
 
@@ -128,6 +128,7 @@ typedef struct {
     const void *a, *b;
     int64_t n, c, out_row, a_row, b_row;
     int tanh;
+    float alpha;            /* add: out = a + alpha b */
 } ck_pointwise_args;
 
 typedef struct {

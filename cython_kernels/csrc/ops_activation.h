@@ -113,8 +113,13 @@ static void FN(gelu_backward)(const void *args, const ck_team *team) {
 }
 
 static void FN(add)(const void *args, const ck_team *team) {
+    const vf alpha = v_set1(((const ck_pointwise_args *)args)->alpha);
     ROWS_OF_POINTWISE(
-        EACH_VECTOR(i, m, a->c, r_put(out + i, v_add(r_load_n(x + i, m), r_load_n(other + i, m)), m, streaming););)
+        if (a->alpha == 1.0f)
+            EACH_VECTOR(i, m, a->c, r_put(out + i, v_add(r_load_n(x + i, m), r_load_n(other + i, m)), m, streaming););
+        else
+            EACH_VECTOR(i, m, a->c,
+                r_put(out + i, v_fma(alpha, r_load_n(other + i, m), r_load_n(x + i, m)), m, streaming););)
 }
 
 #undef ROWS_OF_POINTWISE

@@ -25,11 +25,11 @@ INLINE float FN(row_sum)(const real *x, const real *next, int64_t c, vf center, 
     return v_sum(v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
 }
 
-/* The sum of squares of row `next`, and meanwhile, when `write`, y = x scale w: memory is read and written line by line in
+/* The sum of squares of row `next`, and meanwhile, when `write`, y = x scale w (+ residual, when `adds`): memory is read and written line by line in
  * turn, as fast as it is copied, where a row read and then written whole leaves it waiting. `ahead` elements after next,
  * memory is asked for. */
-INLINE float FN(rms_norm_rows)(real *y, const real *x, const float *w, vf scale, const real *next, int64_t ahead, int64_t c,
-                               const int write, const int streaming) {
+INLINE float FN(rms_norm_rows)(real *y, const real *x, const float *w, vf scale, const real *residual, const real *next,
+                               int64_t ahead, int64_t c, const int write, const int adds, const int streaming) {
     vf sum[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
     const int64_t whole = c / (4 * VL) * (4 * VL);
     for (int64_t i = 0; i < whole; i += 4 * VL) {
@@ -37,35 +37,48 @@ INLINE float FN(rms_norm_rows)(real *y, const real *x, const float *w, vf scale,
         r_add_squares(sum[0], sum[1], next + i);
         r_add_squares(sum[2], sum[3], next + i + 2 * VL);
         if (!write) continue;
-        for (int64_t j = i; j < i + 4 * VL; j += 2 * VL)
-            r_put_two(y + j, v_mul(v_mul(r_load_n(x + j, VL), scale), v_load(w + j)),
-                      v_mul(v_mul(r_load_n(x + j + VL, VL), scale), v_load(w + j + VL)), streaming);
+        for (int64_t j = i; j < i + 4 * VL; j += 2 * VL) {
+            vf low = v_mul(v_mul(r_load_n(x + j, VL), scale), v_load(w + j));
+            vf high = v_mul(v_mul(r_load_n(x + j + VL, VL), scale), v_load(w + j + VL));
+            if (adds) {
+                low = v_add(low, r_load_n(residual + j, VL));
+                high = v_add(high, r_load_n(residual + j + VL, VL));
+            }
+            r_put_two(y + j, low, high, streaming);
+        }
     }
     EACH_VECTOR(i, m, c - whole,
         const vf v = r_load_n(next + whole + i, m);
         sum[0] = v_fma(v, v, sum[0]);
-        if (write)
-            r_put(y + whole + i, v_mul(v_mul(r_load_n(x + whole + i, m), scale), v_load_n(w + whole + i, m)), m,
-                  streaming););
+        if (write) {
+            vf value = v_mul(v_mul(r_load_n(x + whole + i, m), scale), v_load_n(w + whole + i, m));
+            if (adds) value = v_add(value, r_load_n(residual + whole + i, m));
+            r_put(y + whole + i, value, m, streaming);
+        });
     return v_sum(v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
 }
 
 static void FN(rms_norm_forward)(const void *args, const ck_team *team) {
     const ck_norm_forward_args *a = args;
     const ck_range rows = ck_split(a->n * a->h, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
-    const int streaming = a->y != a->x
+    const int streaming = a->y != a->x && a->y != a->residual
         && ck_streams(team, a->y, a->n * a->h * a->c * sizeof(real), (a->y_n | a->y_h) * sizeof(real));
     if (rows.begin >= rows.end) return;
     const real *x = ROW((const real *)a->x, x, rows.begin);
-    float squares = FN(rms_norm_rows)(NULL, NULL, NULL, v_zero(), x, ROW_AHEAD(x), a->c, 0, 0);
+    float squares = FN(rms_norm_rows)(NULL, NULL, NULL, v_zero(), NULL, x, ROW_AHEAD(x), a->c, 0, 0, 0);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const float rstd = 1.0f / sqrtf(squares / (float)a->c + a->eps);
         const real *next = r + 1 < rows.end ? ROW((const real *)a->x, x, r + 1) : x;
         real *y = ROW((real *)a->y, y, r);
         a->rstd[r] = rstd;
-        if (streaming)
-            squares = FN(rms_norm_rows)(y, x, a->w, v_set1(rstd), next, ROW_AHEAD(x), a->c, 1, 1);
-        else squares = FN(rms_norm_rows)(y, x, a->w, v_set1(rstd), next, ROW_AHEAD(x), a->c, 1, 0);
+        if (a->residual) {
+            const real *residual = ROW((const real *)a->residual, residual, r);
+            if (streaming)
+                squares = FN(rms_norm_rows)(y, x, a->w, v_set1(rstd), residual, next, ROW_AHEAD(x), a->c, 1, 1, 1);
+            else squares = FN(rms_norm_rows)(y, x, a->w, v_set1(rstd), residual, next, ROW_AHEAD(x), a->c, 1, 1, 0);
+        } else if (streaming)
+            squares = FN(rms_norm_rows)(y, x, a->w, v_set1(rstd), NULL, next, ROW_AHEAD(x), a->c, 1, 0, 1);
+        else squares = FN(rms_norm_rows)(y, x, a->w, v_set1(rstd), NULL, next, ROW_AHEAD(x), a->c, 1, 0, 0);
         x = next;
     }
     if (streaming) ck_store_fence();
@@ -74,7 +87,7 @@ static void FN(rms_norm_forward)(const void *args, const ck_team *team) {
 static void FN(layer_norm_forward)(const void *args, const ck_team *team) {
     const ck_norm_forward_args *a = args;
     const ck_range rows = ck_split(a->n * a->h, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
-    const int streaming = a->y != a->x
+    const int streaming = a->y != a->x && a->y != a->residual
         && ck_streams(team, a->y, a->n * a->h * a->c * sizeof(real), (a->y_n | a->y_h) * sizeof(real));
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *x = ROW((const real *)a->x, x, r), *next = x + ROW_AHEAD(x);
@@ -84,9 +97,16 @@ static void FN(layer_norm_forward)(const void *args, const ck_team *team) {
         const float squares = FN(row_sum)(x, next, a->c, center, 1);
         const float rstd = 1.0f / sqrtf(squares / (float)a->c + a->eps);
         const vf scale = v_set1(rstd);
-        EACH_VECTOR(i, m, a->c,
-            const vf v = v_mul(v_sub(r_load_n(x + i, m), center), scale);
-            r_put(y + i, v_fma(v, v_load_n(a->w + i, m), v_load_n(a->b + i, m)), m, streaming););
+        if (a->residual) {
+            const real *residual = ROW((const real *)a->residual, residual, r);
+            EACH_VECTOR(i, m, a->c,
+                const vf v = v_mul(v_sub(r_load_n(x + i, m), center), scale);
+                const vf value = v_fma(v, v_load_n(a->w + i, m), v_load_n(a->b + i, m));
+                r_put(y + i, v_add(value, r_load_n(residual + i, m)), m, streaming););
+        } else
+            EACH_VECTOR(i, m, a->c,
+                const vf v = v_mul(v_sub(r_load_n(x + i, m), center), scale);
+                r_put(y + i, v_fma(v, v_load_n(a->w + i, m), v_load_n(a->b + i, m)), m, streaming););
         a->mean[r] = mean;
         a->rstd[r] = rstd;
     }

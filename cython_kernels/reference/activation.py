@@ -74,11 +74,11 @@ def gelu_backward(dx: Array, dy: Array, x: Array, tanh: bool) -> None:
     store(dx, widen(dy) * (0.5 * (1.0 + inner) + 0.5 * wide * slope))
 
 
-def add(out: Array, a: Array, b: Array) -> None:
-    """Write out = a + b, of any shape. out may be either."""
+def add(out: Array, a: Array, b: Array, alpha: float = 1.0) -> None:
+    """Write out = a + alpha · b, of any shape. out may be either, and a may be b."""
     door = Door("add", a)
     door.real(out=(out, a.shape), b=(b, a.shape))
-    store(out, widen(a) + widen(b))
+    store(out, widen(a) + (widen(b) if alpha == 1.0 else widen(b) * alpha))
 
 
 def _halves(door: Door, gate_up: Array) -> tuple[int, int]:

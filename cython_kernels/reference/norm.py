@@ -11,15 +11,18 @@ import numpy as np
 from ._arrays import Array, Door, store, sum_rows, widen
 
 
-def rms_norm_forward(y: Array, rstd: Array, x: Array, w: Array, eps: float) -> None:
-    """Write y = x · rstd · w and rstd f32 = 1/sqrt(mean(x²) + eps)."""
+def rms_norm_forward(
+    y: Array, rstd: Array, x: Array, w: Array, eps: float, residual: Array | None = None
+) -> None:
+    """Write y = x · rstd · w + residual and rstd f32 = 1/sqrt(mean(x²) + eps). y may be x or the residual."""
     door = Door("rms_norm_forward", x)
-    door.real(y=(y, x.shape))
+    door.real(y=(y, x.shape), residual=(residual, x.shape))
     door.f32(rstd=(rstd, x.shape[:-1]), w=(w, x.shape[-1:]))
     wide = widen(x)
     scale = 1.0 / np.sqrt(np.square(wide).mean(axis=-1) + eps)
     rstd[...] = scale
-    store(y, wide * scale[..., None] * w)
+    value = wide * scale[..., None] * w
+    store(y, value if residual is None else value + widen(residual))
 
 
 def rms_norm_backward(
@@ -37,10 +40,22 @@ def rms_norm_backward(
     store(dx, rstd[..., None] * (dnormed - normed * along), accumulate)
 
 
-def layer_norm_forward(y: Array, mean: Array, rstd: Array, x: Array, w: Array, b: Array, eps: float) -> None:
-    """Write y = (x - mean) · rstd · w + b, mean f32 and rstd f32 = 1/sqrt(variance + eps)."""
+def layer_norm_forward(
+    y: Array,
+    mean: Array,
+    rstd: Array,
+    x: Array,
+    w: Array,
+    b: Array,
+    eps: float,
+    residual: Array | None = None,
+) -> None:
+    """Write y = (x - mean) · rstd · w + b + residual, mean f32 and rstd f32 = 1/sqrt(variance + eps).
+
+    y may be x or the residual.
+    """
     door = Door("layer_norm_forward", x)
-    door.real(y=(y, x.shape))
+    door.real(y=(y, x.shape), residual=(residual, x.shape))
     door.f32(mean=(mean, x.shape[:-1]), rstd=(rstd, x.shape[:-1]), w=(w, x.shape[-1:]), b=(b, x.shape[-1:]))
     wide = widen(x)
     centre = wide.mean(axis=-1)
@@ -48,7 +63,8 @@ def layer_norm_forward(y: Array, mean: Array, rstd: Array, x: Array, w: Array, b
     scale = 1.0 / np.sqrt(np.square(centred).mean(axis=-1) + eps)
     mean[...] = centre
     rstd[...] = scale
-    store(y, centred * scale[..., None] * w + b)
+    value = centred * scale[..., None] * w + b
+    store(y, value if residual is None else value + widen(residual))
 
 
 def layer_norm_backward(

@@ -211,6 +211,31 @@ class Embedding(Case):
         return {"dtable": 1.0}
 
 
+NORM_OUTPUTS = st.sampled_from(["alone", "in x", "beside a residual", "in the residual", "in x, beside a residual"])
+"""Where a norm writes y, and whether a residual is added."""
+
+
+def norm_output(shape: Shape, residual: np.ndarray) -> Inputs:
+    """What of the inputs says so; nothing for shapes that do not."""
+    where = shape.get("y", "alone")
+    return {"y_in": where} | ({"residual": residual} if "residual" in where else {}) if where != "alone" else {}
+
+
+def norm_arrays(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    """(x, y, residual), copies where y may overwrite one."""
+
+    def copy(array: np.ndarray) -> np.ndarray:
+        return array.copy() if array.ndim == 2 else with_gap(array)
+
+    where = inputs.get("y_in", "alone")
+    x, residual = copy(inputs["x"]), copy(inputs["residual"]) if "residual" in where else None
+    if where.startswith("in x"):
+        return x, x, residual
+    y = residual if where == "in the residual" else copy(blank(x))
+    assert y is not None
+    return x, y, residual
+
+
 class RmsNorm(Case):
     """Over hidden states (N,C), and over heads (N,H,D) that are a view of a wider buffer."""
 
@@ -222,6 +247,7 @@ class RmsNorm(Case):
             "heads": st.sampled_from([0, 0, 1, 3]),
             "c": SIZES,
             "mode": st.sampled_from(["plain", "accumulate", "in_place", "in_x"]),
+            "y": NORM_OUTPUTS,
         }
     )
     examples = (
@@ -251,13 +277,13 @@ class RmsNorm(Case):
             inputs["in_x"] = True
         if shape["mode"] == "accumulate":
             inputs["dx_before"] = normal(rng, full, dtype)
-        return inputs
+        residual = normal(rng, full, dtype)
+        return inputs | norm_output(shape, with_gap(residual) if heads else residual)
 
     def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
-        x = inputs["x"]
-        y = blank(x) if x.ndim == 2 else with_gap(blank(x))
+        x, y, residual = norm_arrays(inputs)
         rstd = blank_f32(x, x.shape[:-1])
-        kernels.rms_norm_forward(y, rstd, x, inputs["w"], inputs["eps"])
+        kernels.rms_norm_forward(y, rstd, x, inputs["w"], inputs["eps"], residual)
         return {"y": y, "rstd": rstd}
 
     def backward(self, kernels: Any, inputs: Inputs, saved: Outputs) -> Outputs:
@@ -279,7 +305,12 @@ class LayerNorm(Case):
     name = "layer_norm"
     ops = ("layer_norm_forward", "layer_norm_backward")
     shapes = st.fixed_dictionaries(
-        {"n": ROWS, "c": SIZES, "mode": st.sampled_from(["plain", "accumulate", "in_place", "in_x"])}
+        {
+            "n": ROWS,
+            "c": SIZES,
+            "mode": st.sampled_from(["plain", "accumulate", "in_place", "in_x"]),
+            "y": NORM_OUTPUTS,
+        }
     )
     examples = (
         {"n": 5, "c": 17, "mode": "accumulate"},
@@ -305,12 +336,12 @@ class LayerNorm(Case):
             inputs["in_x"] = True
         if shape["mode"] == "accumulate":
             inputs["dx_before"] = normal(rng, (n, c), dtype)
-        return inputs
+        return inputs | norm_output(shape, normal(rng, (n, c), dtype))
 
     def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
-        x = inputs["x"]
-        y, mean, rstd = blank(x), blank_f32(x, len(x)), blank_f32(x, len(x))
-        kernels.layer_norm_forward(y, mean, rstd, x, inputs["w"], inputs["b"], inputs["eps"])
+        x, y, residual = norm_arrays(inputs)
+        mean, rstd = blank_f32(x, len(x)), blank_f32(x, len(x))
+        kernels.layer_norm_forward(y, mean, rstd, x, inputs["w"], inputs["b"], inputs["eps"], residual)
         return {"y": y, "mean": mean, "rstd": rstd}
 
     def backward(self, kernels: Any, inputs: Inputs, saved: Outputs) -> Outputs:

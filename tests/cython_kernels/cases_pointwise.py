@@ -90,19 +90,28 @@ class Gelu(Case):
 class Add(Case):
     name = "add"
     ops = ("add",)
-    shapes = st.fixed_dictionaries({"n": ROWS, "c": SIZES, "out": st.sampled_from(["other", "a", "b"])})
+    shapes = st.fixed_dictionaries(
+        {
+            "n": ROWS,
+            "c": SIZES,
+            "out": st.sampled_from(["other", "a", "b"]),
+            "alpha": st.sampled_from([1.0, 0.25, -1.3]),
+            "twice": FLAG,
+        }
+    )
     examples = ({"n": 3, "c": 17, "out": "other"}, {"n": 3, "c": 8, "out": "a"}, {"n": 3, "c": 8, "out": "b"})
     large = ({"n": 150, "c": 701, "out": "a"},)
     outputs = ()
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
         full = (shape["n"], shape["c"])
-        return {"a": normal(rng, full, dtype), "b": normal(rng, full, dtype), "out": shape["out"]}
+        inputs = {"a": normal(rng, full, dtype), "b": normal(rng, full, dtype), "out": shape["out"]}
+        return inputs | ({"alpha": shape["alpha"], "twice": shape["twice"]} if "alpha" in shape else {})
 
     def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
         a, b = inputs["a"].copy(), inputs["b"].copy()
         out = {"a": a, "b": b, "other": blank(a)}[inputs["out"]]
-        kernels.add(out, a, b)
+        kernels.add(out, b if inputs.get("twice") else a, b, inputs.get("alpha", 1.0))
         return {"out": out}
 
 

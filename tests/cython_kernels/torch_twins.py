@@ -63,12 +63,12 @@ def _embedding(t: Tensors) -> Tensors:
 def _rms_norm(t: Tensors) -> Tensors:
     x = t["x"]
     y = F.rms_norm(x, x.shape[-1:], t["w"], t["eps"])
-    return {"y": y, "rstd": torch.rsqrt(x.square().mean(-1) + t["eps"])}
+    return {"y": y + t.get("residual", 0), "rstd": torch.rsqrt(x.square().mean(-1) + t["eps"])}
 
 
 def _layer_norm(t: Tensors) -> Tensors:
     y, mean, rstd = torch.native_layer_norm(t["x"], t["x"].shape[-1:], t["w"], t["b"], t["eps"])
-    return {"y": y, "mean": mean[..., 0], "rstd": rstd[..., 0]}
+    return {"y": y + t.get("residual", 0), "mean": mean[..., 0], "rstd": rstd[..., 0]}
 
 
 def _rope(t: Tensors) -> Tensors:
@@ -106,7 +106,7 @@ def _gelu(t: Tensors) -> Tensors:
 
 
 def _add(t: Tensors) -> Tensors:
-    return {"out": t["a"] + t["b"]}
+    return {"out": (t["b"] if t.get("twice") else t["a"]) + t.get("alpha", 1.0) * t["b"]}
 
 
 def _cross_entropy(t: Tensors) -> Tensors:
