@@ -25,7 +25,7 @@ def test_conformance(ranks):
     assert "checks run: 19" in ends[0].output
 
 
-@pytest.mark.parametrize("ranks, steps", [(2, 10_000), (5, 1500)])
+@pytest.mark.parametrize("ranks, steps", [(2, 2000), (5, 400)])
 def test_many_operations_back_to_back(ranks, steps):
     """Slots, stages and rings are used again and again; five ranks outnumber the cores of a small machine."""
     with job.start(ranks, "rank_program.py", "stress", str(steps), "1") as started:

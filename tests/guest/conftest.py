@@ -1,12 +1,23 @@
 """What the tests that boot guests share. They take minutes, and run only when -m names their marker."""
 
 import re
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("cktrain", "comm", "cython_kernels", "launch")
+
+
+@pytest.fixture(scope="session")
+def compiled() -> None:
+    """cktrain has its .pyc files: the guests' root is read-only, and each would compile again what has none, for seconds."""
+    subprocess.run([sys.executable, "-m", "compileall", "-q", *PACKAGES], cwd=ROOT, check=True)
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -26,7 +26,6 @@ pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("two nodes")]
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_DATA = ROOT / "data" / "demo"
 CKTRAIN = [sys.executable, "-m", "cktrain.launch.cli"]
-PACKAGES = ("cktrain", "comm", "cython_kernels", "launch")
 MACHINE = Machine(cpus=2, memory_mib=1536, numa_nodes=2)
 STEPS = 20
 
@@ -67,7 +66,7 @@ class Jobs:
 
 
 @pytest.fixture(scope="module")
-def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
+def jobs(tmp_path_factory: pytest.TempPathFactory, compiled: None) -> Jobs:
     guest.setup()
     prepare = [
         *CKTRAIN,
@@ -80,8 +79,6 @@ def jobs(tmp_path_factory: pytest.TempPathFactory) -> Jobs:
         "--reuse",
     ]
     subprocess.run(prepare, cwd=ROOT, check=True)
-    # The guests' root is read-only: what is not compiled here, each of them compiles again, for seconds.
-    subprocess.run([sys.executable, "-m", "compileall", "-q", *PACKAGES], cwd=ROOT, check=True)
     shared = tmp_path_factory.mktemp("shared")
     shutil.copytree(DEMO_DATA, shared / "data" / "demo")
     (shared / "examples").symlink_to(ROOT / "examples")
