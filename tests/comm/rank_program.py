@@ -136,7 +136,8 @@ def run_soak(group: Group) -> None:
 def repeat(group: Group) -> None:
     """One operation again and again, until a rank is lost; says "running" once all go round."""
     kind = sys.argv[2]
-    small, large = np.ones(100, np.float32), np.ones(1_000_003, np.float32)
+    small = np.ones(100, np.float32)
+    large = np.ones(int(os.environ.get("CKTRAIN_TEST_LARGE", "1000003")), np.float32)
     arena = group.allocate(4_000_000).view(np.float32) if kind == "arena" else None
     following, previous = (group.rank + 1) % group.size, (group.rank - 1) % group.size
     calls = {
