@@ -5,22 +5,23 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from made_machines import write_sysfs
 
 from cktrain.host.placement import STAYING_INSIDE, place_ranks, split_groups
 from cktrain.host.topology import Nic, Topology, read_topology
 from cktrain.launch.topology_file import HostDescription
 
 
-@pytest.fixture
-def big(make_sysfs) -> Topology:
+@pytest.fixture(scope="module")
+def big(tmp_path_factory: pytest.TempPathFactory) -> Topology:
     """Two sockets of 64 cores in eight nodes, with SMT."""
-    return read_topology(make_sysfs(packages=2, nodes=4, cores=16, smt=2))
+    return read_topology(write_sysfs(tmp_path_factory.mktemp("big"), packages=2, nodes=4, cores=16, smt=2))
 
 
-@pytest.fixture
-def two_sockets(make_sysfs) -> Topology:
+@pytest.fixture(scope="module")
+def two_sockets(tmp_path_factory: pytest.TempPathFactory) -> Topology:
     """Two sockets of 64 cores, a node each, with SMT."""
-    return read_topology(make_sysfs(packages=2, nodes=1, cores=64, smt=2))
+    return read_topology(write_sysfs(tmp_path_factory.mktemp("two"), packages=2, nodes=1, cores=64, smt=2))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 4, 8, 16, 32, 64, 128])
