@@ -186,6 +186,8 @@ LAST_WORDS_S = 60
 
 # Much of these stages' time goes by in tests that wait: for a deadline, for pip, for a process to start.
 IN_TWO = ("-n", "2", "--dist", "worksteal")
+# So much of these that two workers leave a third of two cores idle.
+IN_THREE = ("-n", "3", "--dist", "worksteal")
 
 STAGES = (
     Stage(
@@ -212,7 +214,7 @@ STAGES = (
         (
             (
                 "pytest",
-                *IN_TWO,
+                *IN_THREE,
                 *("-m", "not judge and not mpi and not guest and not namespaces"),
                 "--ignore=tests/integration",
                 "--ignore=tests/test_packaging.py",
@@ -241,7 +243,7 @@ STAGES = (
     Stage(
         "namespaces",
         "jobs over hosts made of network namespaces, by mpirun and by cktrain launch; links that break",
-        (("pytest", *IN_TWO, "tests/namespaces", "tests/comm/test_links.py", "-m", "namespaces"),),
+        (("pytest", *IN_THREE, "tests/namespaces", "tests/comm/test_links.py", "-m", "namespaces"),),
         all_of(
             needs_modules("mpi4py", extra="mpi"), needs_program("mpirun", extra="mpi"), can_make_namespaces
         ),

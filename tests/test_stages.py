@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import pytest
 
@@ -69,14 +72,28 @@ def test_an_unknown_stage_is_named(stages: ModuleType, capsys: pytest.CaptureFix
 
 
 def test_a_stage_at_its_limit_says_which_tests_were_running(
-    stages: ModuleType, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    stages: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    """The limit passes when the second test has begun, however long that takes here."""
+    begun, limits, wait = tmp_path / "begun", [60.0], subprocess.Popen.wait
+
+    def until_begun(process: Any, timeout: float | None = None) -> int:
+        if timeout not in limits:
+            return wait(process, timeout)
+        limits.remove(60.0)
+        while not begun.exists() and process.poll() is None:
+            time.sleep(0.01)
+        raise subprocess.TimeoutExpired("pytest", 60)
+
+    monkeypatch.setattr(subprocess.Popen, "wait", until_begun)
     (tmp_path / "conftest.py").write_text((FILE.parent / "conftest.py").read_text())
     (tmp_path / "test_two.py").write_text(
-        "import time\ndef test_quick(): pass\ndef test_slow(): time.sleep(60)\n"
+        "import pathlib, time\n"
+        "def test_quick(): pass\n"
+        f"def test_slow(): pathlib.Path({str(begun)!r}).touch(); time.sleep(60)\n"
     )
     stages.RESULTS.mkdir()
-    stage = stages.Stage("slow", "", (("pytest", "-p", "no:cacheprovider", str(tmp_path)),), minutes=0.1)
+    stage = stages.Stage("slow", "", (("pytest", "-p", "no:cacheprovider", str(tmp_path)),), minutes=1)
     outcome = stages.run_stage(stage, dict(os.environ), sys.stdout)
     assert "[tests] interrupted in " in (shown := capfd.readouterr().out)
     assert "test_two.py::test_slow" in shown and "test_two.py::test_quick" not in shown
@@ -94,8 +111,8 @@ def test_stages_side_by_side(
         return (("sh", "-c", script),)
 
     rows = (
-        stages.Stage("a", "first", meets("a", "b"), minutes=0.2, beside=True),
-        stages.Stage("b", "second", meets("b", "a"), minutes=0.2),
+        stages.Stage("a", "first", meets("a", "b"), beside=True),
+        stages.Stage("b", "second", meets("b", "a")),
         stages.Stage("c", "third", (("true",),)),
     )
     monkeypatch.setattr(stages, "STAGES", rows)

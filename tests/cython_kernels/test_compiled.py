@@ -67,8 +67,8 @@ def kernels(request: pytest.FixtureRequest) -> Iterator[Any]:
     kernels.set_num_threads(1)
 
 
-def check(case: Case, kernels: Any, inputs: dict[str, Any], dtype: Any) -> None:
-    """Every output of the case within its tolerance of the reference in fp64.
+def check(case: Case, kernels: Any, inputs: dict[str, Any], dtype: Any) -> dict[str, Any]:
+    """Every output of the case, which is returned, is within its tolerance of the reference in fp64.
 
     The reference's backward gets what the compiled forward saved: otherwise the rounding of a bf16 output
     would be counted again, magnified where the gradient cancels.
@@ -82,6 +82,7 @@ def check(case: Case, kernels: Any, inputs: dict[str, Any], dtype: Any) -> None:
         assert gap_is_untouched(got[name]), name
         error = case.error(name, got[name], want[name], inputs)
         assert error <= case.tolerance(name, dtype), f"{name}: {error:.3g}"
+    return got
 
 
 @PARAMETERS
@@ -106,8 +107,7 @@ def test_threads(case: Case, kernels: Any, threads: int) -> None:
         shape = {**case.examples[0], **shape}
         for dtype in (np.float32, bfloat16):
             inputs = case.draw(np.random.default_rng(seed), shape, dtype)
-            check(case, kernels, inputs, dtype)
-            once, again = case.run(kernels, inputs), case.run(kernels, inputs)
+            once, again = check(case, kernels, inputs, dtype), case.run(kernels, inputs)
             for name in once:
                 assert np.array_equal(once[name], again[name], equal_nan=True), name
 
