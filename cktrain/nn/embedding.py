@@ -10,6 +10,7 @@ import numpy as np
 
 from cktrain.memory.param import Param
 from cktrain.memory.slot import Slot
+from cktrain.nn.formats import Dense, Widened
 from cktrain.nn.layout import Whole
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
@@ -24,6 +25,7 @@ class Embedding(Module):
         self.num_embeddings = num_embeddings
         self.size = size
         self.weight = Param(f"{name}.weight", (num_embeddings, size), std=std)
+        self.format: Dense | Widened = Dense(self.weight)
         self.layout: Whole = Whole()
 
     def forward(
@@ -42,7 +44,7 @@ class Embedding(Module):
             return
         y, _ = self.layout.product(out, None, slot)
         ids, elsewhere = self._here(self.layout.enter(x, slot))
-        self.num.kernels.embedding_forward(y, ids, self.weight.value)
+        self.format.look_up(y, ids, self)
         if elsewhere is not None:
             y[elsewhere] = 0
         self.layout.leave(out, y, None)

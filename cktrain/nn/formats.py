@@ -26,6 +26,10 @@ class Dense:
     def __init__(self, weight: Param) -> None:
         self.weight = weight
 
+    def look_up(self, y: np.ndarray, ids: np.ndarray, module: Module) -> None:
+        """y (N, I) = the rows of w that ids (N,) int32 name."""
+        module.num.kernels.embedding_forward(y, ids, self.weight.value)
+
     def product(
         self,
         y: np.ndarray,
@@ -59,6 +63,11 @@ class Widened:
     def __init__(self, weight: Param) -> None:
         """`weight.value` is the weight as its file has it; widening is exact."""
         self.weight = weight
+
+    def look_up(self, y: np.ndarray, ids: np.ndarray, module: Module) -> None:
+        """y (N, I) = the rows of w that ids (N,) int32 name, widened."""
+        if not module.num.is_dry:
+            np.copyto(y, self.weight.value[ids], casting="unsafe")
 
     def product(
         self,

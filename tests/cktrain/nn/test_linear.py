@@ -9,8 +9,9 @@ from lora import add_lora
 
 from cktrain import cython_kernels
 from cktrain.memory.param_store import ParamStore
-from cktrain.memory.slot import plan_slot
+from cktrain.memory.slot import Slot, plan_slot
 from cktrain.nn import formats
+from cktrain.nn.embedding import Embedding
 from cktrain.nn.formats import Dense, Widened
 from cktrain.nn.linear import Linear
 from cktrain.nn.numerics import Numerics
@@ -82,6 +83,20 @@ def test_any_format_with_any_adapters(monkeypatch, adapters, stored, block_bytes
         np.testing.assert_allclose(bench.linear.bias.grad, bench.dy.sum(axis=0), rtol=1e-12)
     else:
         assert bench.linear.weight not in bench.params.trainable
+
+
+@pytest.mark.parametrize("stored", [ml_dtypes.bfloat16, np.float16], ids=["bf16", "fp16"])
+def test_rows_of_a_stored_table_are_widened(stored):
+    num = Numerics(cython_kernels.load(), "fp32")
+    embedding = Embedding("e", num, O, I, std=0.3)
+    embedding.weight.tag(trainable=False)
+    ParamStore(embedding.params(), num).initialize(1)
+    embedding.weight.value = embedding.weight.value.astype(stored)
+    embedding.format = Widened(embedding.weight)
+    ids = np.array([3, 0, 3, 9], np.int32)
+    out = np.empty((4, I), np.float32)
+    embedding.forward(out, ids, Slot(1, 4))
+    np.testing.assert_array_equal(out, embedding.weight.value[ids].astype(np.float32))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
