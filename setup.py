@@ -265,6 +265,7 @@ setup(
     version=version(),
     packages=list(packages()),
     package_dir=packages(),
+    package_data={"cktrain": ["py.typed"]},
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExtensions},
 )

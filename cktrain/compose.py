@@ -34,9 +34,9 @@ from cktrain.precision import agree_on_precision
 from cktrain.resume import consumed_examples, model_differences, other_changes, saved_config
 from cktrain.run_files import agree_on_side_files
 from cktrain.shared_folder import check_shared_folder
-from cktrain.train.observer import Observer
-from cktrain.train.trainer import Trainer
-from cktrain.train.validation import Validator
+from cktrain.training.observer import Observer
+from cktrain.training.trainer import Trainer
+from cktrain.training.validation import Validator
 
 log = logging.getLogger("cktrain")
 

@@ -6,8 +6,10 @@ through the same checks.
 
 from __future__ import annotations
 
+import copy
 import difflib
 import logging
+import os
 import types
 import typing
 from pathlib import Path
@@ -28,18 +30,31 @@ log = logging.getLogger("cktrain")
 BLOCKS = "a run is a mapping of blocks (run:, model:, data: …)"
 
 
-def load_config(path: str | Path, overrides: typing.Sequence[str] = ()) -> Config:
-    """The configuration of `path` with `a.b=value` overrides applied.
+Values = typing.Mapping[str, Any]
 
-    Raises ValueError with one line per problem: `FILE:LINE: key.path: what is wrong. What to do.`
+
+def load_config(path: str | Path | Values, overrides: typing.Sequence[str] | Values = ()) -> Config:
+    """The configuration of `path` with overrides applied: texts `a.b=value`, or `{"a.b": value}`.
+
+    Instead of a path also its content, as nested mappings. Raises ValueError with one line per problem:
+    `FILE:LINE: key.path: what is wrong. What to do.`
     """
-    name = str(path)
-    values, lines = read_yaml(name, area="config", remedy="Give the path of a YAML file")
+    values: Any
+    lines: Lines
+    if isinstance(path, typing.Mapping):
+        name, values, lines = "the configuration", copy.deepcopy(dict(path)), {}
+    else:
+        name = str(path)
+        values, lines = read_yaml(name, area="config", remedy="Give the path of a YAML file")
     if not isinstance(values, dict):
         found = "an empty file" if values is None else type(values).__name__
         raise ValueError(f"{name}:1: {BLOCKS}, found {found}. Start from a file in examples/")
-    for override in overrides:
-        _apply(values, lines, override)
+    if isinstance(overrides, typing.Mapping):
+        for key, value in overrides.items():
+            _put(values, lines, key, value, f"{key}={shorten(value)}")
+    else:
+        for override in overrides:
+            _apply(values, lines, override)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
@@ -91,6 +106,11 @@ def _apply(values: dict[str, Any], lines: Lines, override: str) -> None:
     if not equals or not key.strip():
         raise ValueError(f"{said}: expected key.path=value, for instance --set optimizer.lr=1e-3")
     parts = tuple(part.strip() for part in key.split("."))
+    _put(values, lines, key, _value(parts, text.strip(), said), said)
+
+
+def _put(values: dict[str, Any], lines: Lines, key: str, value: Any, said: str) -> None:
+    parts = tuple(part.strip() for part in key.split("."))
     target = values
     for depth, part in enumerate(parts[:-1]):
         if target.get(part) is None:
@@ -99,7 +119,7 @@ def _apply(values: dict[str, Any], lines: Lines, override: str) -> None:
         if not isinstance(target, dict):
             raise ValueError(f"{said}: {'.'.join(parts[: depth + 1])} is not a block")
         lines.setdefault(parts[: depth + 1], said)
-    target[parts[-1]] = _value(parts, text.strip(), said)
+    target[parts[-1]] = os.fspath(value) if isinstance(value, os.PathLike) else value
     lines[parts] = said
 
 

@@ -12,6 +12,16 @@ from rich.console import Console
 from cktrain.best_effort import BestEffort, LineFile, WatchedStream
 
 
+def remove_handlers() -> None:
+    """Take away what `set_up_logging` has added: messages go where the program sends them again."""
+    logger = logging.getLogger("cktrain")
+    for old in list(logger.handlers):
+        if isinstance(old, _FileHandler | _ConsoleHandler):
+            logger.removeHandler(old)
+            old.close()
+    logger.propagate = True
+
+
 def set_up_logging(run_dir: Path, rank: int, size: int = 1) -> Console:
     """Send the `cktrain` logger to this rank's file and, on rank 0, to the console that is returned.
 

@@ -9,7 +9,7 @@ import json
 import math
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import BaseModel
 
@@ -19,7 +19,10 @@ from cktrain.data.ngram import bits_per_byte
 from cktrain.data.shards import TokenSource
 from cktrain.foreign_file import shorten
 from cktrain.models.transformer import Transformer
-from cktrain.train.validation import ValidationResult
+from cktrain.training.validation import ValidationResult
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 METRICS_FILE = "metrics.jsonl"
 
@@ -153,14 +156,12 @@ def compare_with_ngrams(
     return Comparison(model_bits_per_byte, bigram, five_gram)
 
 
-def plot_losses(curve: Curve, title: str, file: Path) -> None:
-    """Draw the curve into `file`, whose suffix says how. Raises ValueError when it cannot be written."""
-    import matplotlib
+def draw_losses(curve: Curve, title: str) -> Figure:
+    """The curve as a figure, which no window shows."""
+    from matplotlib.figure import Figure
 
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.subplots()
     for points, label, style in ((curve.training, "training", "-"), (curve.validation, "validation", "o--")):
         if points:
             axes.plot(*zip(*points, strict=True), style, label=label)
@@ -170,15 +171,18 @@ def plot_losses(curve: Curve, title: str, file: Path) -> None:
     axes.secondary_yaxis("right", functions=(_bits, _nats)).set_ylabel("bits per token")
     axes.set_title(shorten(title)[1:-1].replace("$", r"\$"))
     axes.grid(alpha=0.3)
+    return figure
+
+
+def plot_losses(curve: Curve, title: str, file: Path) -> None:
+    """Draw the curve into `file`, whose suffix says how. Raises ValueError when it cannot be written."""
     try:
-        figure.savefig(file, dpi=120)
+        draw_losses(curve, title).savefig(file, dpi=120)
     except (OSError, ValueError) as error:  # ValueError: a suffix that matplotlib does not know
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ValueError(
             f"[report] --plot {file}: {reason}. Give a file that can be written, as loss.png."
         ) from None
-    finally:
-        pyplot.close(figure)
 
 
 def _bits(nats: Any) -> Any:

@@ -47,10 +47,13 @@ class SavedModel:
     """Tokenizer and so on; None for a checkpoint of before they were kept in it."""
     hugging_face: bool
 
-    def load(self, numerics: Numerics, positions: int) -> tuple[Transformer, ParamStore]:
-        """The model with its weights, for up to `positions` tokens. Raises ValueError for bad files."""
+    def load(self, numerics: Numerics, positions: int, train: bool = False) -> tuple[Transformer, ParamStore]:
+        """The model with its weights, for up to `positions` tokens; with `train` they have gradients.
+
+        Raises ValueError for bad files.
+        """
         model = build_model(self.config, numerics, positions)
-        params = ParamStore(model.params(), numerics, train=False)
+        params = ParamStore(model.params(), numerics, train=train)
         if self.hugging_face:
             load_weights(self.path, self.config, params)
         else:

@@ -31,7 +31,7 @@ from cktrain.comm.rendezvous import own_addresses
 from cktrain.host.cpu_limits import read_cpu_limits
 from cktrain.host.topology import format_cpulist, read_topology
 from cktrain.launch.messages import PROTOCOL, Lines, decode, encode
-from cktrain.train.stop import SIGNALS, catchable
+from cktrain.training.stop import SIGNALS, catchable
 
 START = "import sys; sys.path[:] = [p for p in sys.path if p]; from {module} import main; sys.exit(main())"
 """Run a module's `main` without the current folder, in which a checkout's folders would be found as packages."""

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from cktrain.train.stop import StopFlag
+    from cktrain.training.stop import StopFlag
 
 EXIT_INPUT, EXIT_STOPPED = 2, 75
 
@@ -51,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     arguments = list(sys.argv[1:] if argv is None else argv)
     from cktrain.best_effort import watched_streams
-    from cktrain.train.stop import StopRequested
+    from cktrain.training.stop import StopRequested
 
     command = arguments[0] if arguments else ""
     with _stopping(command) as flag:
@@ -71,7 +71,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _stopping(command: str) -> Iterator[StopFlag | None]:
     """Take the signals that stop a run before anything else is imported; then let those come that were held back."""
-    from cktrain.train.stop import SIGNALS, StopFlag
+    from cktrain.training.stop import SIGNALS, StopFlag
 
     with StopFlag(at_once=True) if command in _STOPPED else contextlib.nullcontext() as flag:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)

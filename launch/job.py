@@ -28,7 +28,7 @@ from cktrain.best_effort import LineFile
 from cktrain.launch.agent import START, Start
 from cktrain.launch.hosts import Host, meeting_address
 from cktrain.launch.messages import PROTOCOL, Lines, decode, encode
-from cktrain.train.stop import StopFlag, catchable
+from cktrain.training.stop import StopFlag, catchable
 
 EXIT_INPUT, EXIT_STOPPED = 2, 75
 GRACE_S = 5.0

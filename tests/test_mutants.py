@@ -37,7 +37,7 @@ MUTANTS = [
         "losses[action.micro_batch], valid = self._forward(batch, slot, number, objective, train=True)\n",
         "losses[action.micro_batch], valid = self._forward(batch, slot, number, objective, train=True)\n"
         "                losses[action.micro_batch], valid = losses[action.micro_batch] / max(valid, 1), 1\n",
-        "tests/cktrain/train/test_trainer.py::test_unequal_ignore_counts_are_weighted_by_token",
+        "tests/cktrain/training/test_trainer.py::test_unequal_ignore_counts_are_weighted_by_token",
     ),
     Mutant(
         "rotary pairs (2i, 2i+1) instead of (i, i + D/2)",
@@ -51,14 +51,14 @@ MUTANTS = [
         "cktrain/optim/optimizer.py",
         "self.config.weight_decay if segment.decay else 0.0",
         "self.config.weight_decay",
-        "tests/cktrain/train/test_trainer.py::test_weight_decay_spares_biases_and_norms",
+        "tests/cktrain/training/test_trainer.py::test_weight_decay_spares_biases_and_norms",
     ),
     Mutant(
         "a periodic save that fails ends the run",
-        "cktrain/train/checkpoint_saver.py",
+        "cktrain/training/checkpoint_saver.py",
         "if not error.may_pass:",
         "if True:",
-        "tests/cktrain/train/test_checkpoint_saver.py::test_a_run_outlives_a_full_disk",
+        "tests/cktrain/training/test_checkpoint_saver.py::test_a_run_outlives_a_full_disk",
     ),
     Mutant(
         "the loss mask is of the token that is read, not of the one that is predicted",
@@ -86,14 +86,14 @@ MUTANTS = [
         "cktrain/memory/param.py",
         "self._written = False",
         "self._written = True",
-        "tests/cktrain/train/test_trainer.py::test_a_step_starts_from_no_gradient",
+        "tests/cktrain/training/test_trainer.py::test_a_step_starts_from_no_gradient",
     ),
     Mutant(
         "gradients of ops that can only add not cleared",
         "cktrain/memory/param.py",
         "kernels.zero(self.grad)",
         "pass",
-        "tests/cktrain/train/test_trainer.py::test_a_step_starts_from_no_gradient_after_a_skipped_one",
+        "tests/cktrain/training/test_trainer.py::test_a_step_starts_from_no_gradient_after_a_skipped_one",
     ),
     Mutant(
         "logits rounded to bf16",
@@ -111,10 +111,10 @@ MUTANTS = [
     ),
     Mutant(
         "clipping by the norm of the sum instead of the mean",
-        "cktrain/train/trainer.py",
+        "cktrain/training/trainer.py",
         "norm = math.sqrt(sums.squared_norm) / tokens",
         "norm = math.sqrt(sums.squared_norm)",
-        "tests/cktrain/train/test_trainer.py::test_clipping_bounds_the_norm",
+        "tests/cktrain/training/test_trainer.py::test_clipping_bounds_the_norm",
     ),
     Mutant(
         "a forked child keeps its parent's connections open",

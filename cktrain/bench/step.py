@@ -27,8 +27,8 @@ from cktrain.optim.table import OPTIMIZERS
 from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.ranks import divide_world
-from cktrain.train.metrics import proportional_set_size
-from cktrain.train.trainer import Trainer
+from cktrain.training.metrics import proportional_set_size
+from cktrain.training.trainer import Trainer
 
 
 class RandomLoader:

@@ -103,9 +103,10 @@ def bind(
         binding = plan_binding(topology, limits, process, mode, threads, tensor, progress_core)
         if mode == "auto":
             binding = _apply(binding, limits, several_nodes=len({t.node for t in topology.threads}) > 1)
+    blas_is_limited = environ.get("OPENBLAS_NUM_THREADS") == "1"  # as by an earlier binding of this process
     for line in _set_thread_variables(binding.threads, environ):
         binding = _with_line(binding, line)
-    if "numpy" in sys.modules:
+    if "numpy" in sys.modules and not blas_is_limited:
         late = "warning: numpy was loaded before the binding; its BLAS may run threads of its own."
         binding = _with_line(binding, late)
     return binding

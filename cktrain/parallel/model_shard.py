@@ -24,7 +24,7 @@ from cktrain.parallel.roles import tag_by_role
 from cktrain.parallel.schedules import Schedule, make_schedule, slots_needed
 from cktrain.parallel.stages import Cuts, cut_by_flops, keep_stage
 from cktrain.parallel.tensor import divide_layers
-from cktrain.train.objective import Objective
+from cktrain.training.objective import Objective
 
 
 class ModelShard:

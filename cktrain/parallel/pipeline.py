@@ -24,7 +24,7 @@ from cktrain.memory.slot import Slot
 from cktrain.models.transformer import Transformer
 from cktrain.parallel.schedules import Action
 from cktrain.parallel.waiting import Waiting
-from cktrain.train.objective import NextToken, Objective
+from cktrain.training.objective import NextToken, Objective
 
 NEXT_TOKEN = NextToken()
 

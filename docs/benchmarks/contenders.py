@@ -64,7 +64,7 @@ def cktrain_steps(case: Case, precision: str) -> Run:
     from cktrain.parallel.mesh import Mesh
     from cktrain.parallel.model_shard import ModelShard
     from cktrain.parallel.ranks import divide_world
-    from cktrain.train.trainer import Trainer
+    from cktrain.training.trainer import Trainer
 
     group = bootstrap.init(environ=os.environ)
     config = Config.model_validate(

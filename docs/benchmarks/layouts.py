@@ -54,7 +54,7 @@ def run_case(name: str, group: Any, threads: int, precision: str, steps: int, fo
     from cktrain.parallel.ranks import divide_world
     from cktrain.plan.plan import Machine, make_plan
     from cktrain.plan.rates import measure_links, measure_update
-    from cktrain.train.trainer import Trainer
+    from cktrain.training.trainer import Trainer
 
     config = Config.model_validate(
         {

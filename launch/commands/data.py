@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from cktrain.launch import arguments
-from cktrain.train.stop import SIGNALS
+from cktrain.training.stop import SIGNALS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

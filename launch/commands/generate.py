@@ -66,51 +66,41 @@ def _run(options: argparse.Namespace) -> int:
     from cktrain.host.bind import bind
 
     binding = bind(read_process_environment(os.environ), threads=options.threads)
-    from cktrain import cython_kernels
-    from cktrain.generate import Sampler, generate
-    from cktrain.nn.numerics import Numerics
-    from cktrain.saved_model import find_saved_model
-    from cktrain.text_stream import Codec, TextStream
+    from cktrain.generate import Sampler
+    from cktrain.loaded_model import open_model
 
     sampler = Sampler(options.temperature, options.top_k, options.top_p, options.seed)
-    saved = find_saved_model(options.model)
-    side = saved.side_files(options.tokenizer, options.any_tokenizer)
-    if not side.files and not saved.hugging_face:
-        raise ValueError(
-            f"[generate] {options.model} has no tokenizer.json, neither had the data it was trained on. "
-            "Give its folder with --tokenizer."
-        )
-    codec = Codec(side, options.special_tokens)
+    model = open_model(
+        options.model,
+        threads=binding.threads,
+        tokenizer=options.tokenizer,
+        any_tokenizer=options.any_tokenizer,
+        special_tokens=options.special_tokens,
+    )
     # The argument's bytes are UTF-8 even where the locale made Python read them as something else.
     text = os.fsencode(options.prompt).decode("utf-8", errors="surrogateescape")
-    prompt = codec.encode(text)
-    limit, vocab_size = saved.config.max_position_embeddings, saved.config.vocab_size
-    assert limit is not None and vocab_size is not None
-    codec.check(prompt, vocab_size)
-    if beyond := sorted(index for index in codec.stop_ids if index >= vocab_size):
+    prompt = model.codec.encode(text)
+    if beyond := sorted(index for index in model.codec.stop_ids if index >= model.vocab_size):
         print(
             f"cktrain: note: of the ids that end a text {', '.join(map(str, beyond))} are beyond the model's vocabulary of "
-            f"{vocab_size:,} and never come",
+            f"{model.vocab_size:,} and never come",
             file=sys.stderr,
         )
-    positions = min(limit, len(prompt) + max(options.max_tokens, 1) - 1)
-    kernels = cython_kernels.load()
-    kernels.set_num_threads(binding.threads)
-    model, _ = saved.load(Numerics(kernels, "fp32"), positions)
-    tokens = generate(model, prompt, options.max_tokens, sampler.choose, positions, codec.stop_ids)
-    stream, count, start = TextStream(codec, prompt), 0, time.perf_counter()
+    pieces = model.stream(prompt, options.max_tokens, sampler)
+    count, start = -1, time.perf_counter()  # the last piece is of no token of its own
     _write(text)
-    for token in tokens:
-        _write(stream.push(token))
+    for piece in pieces:
+        _write(piece)
         count += 1
-    _write(stream.finish() + "\n")
+    _write("\n")
     seconds = time.perf_counter() - start
-    if count == limit - len(prompt) + 1 < options.max_tokens:
+    if count == model.max_positions - len(prompt) + 1 < options.max_tokens:
         print(
-            f"cktrain: note: after {count} of {options.max_tokens} tokens the model's {limit:,} positions are full",
+            f"cktrain: note: after {count} of {options.max_tokens} tokens the model's {model.max_positions:,} positions "
+            "are full",
             file=sys.stderr,
         )
-    print(f"{count} tokens, {count / seconds:.1f} tokens/s, {saved.path}", file=sys.stderr)
+    print(f"{count} tokens, {count / seconds:.1f} tokens/s, {model.path}", file=sys.stderr)
     return 0
 
 

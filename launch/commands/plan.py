@@ -167,7 +167,7 @@ def _plan(options: argparse.Namespace, config: Config, group: Group, binding: Bi
     from cktrain.plan.plan import Machine, gib, make_plan, remedy
     from cktrain.plan.text import plan_text
     from cktrain.precision import agree_on_precision
-    from cktrain.train.metrics import proportional_set_size
+    from cktrain.training.metrics import proportional_set_size
 
     kernels = cython_kernels.load()
     config = config.model_copy(update={"model": resolve_model(config.model)[0]})

@@ -11,8 +11,8 @@ import pytest
 
 from cktrain.best_effort import WatchedStream
 from cktrain.logs import set_up_logging
-from cktrain.train.observer import Step, StepResult
-from cktrain.train.progress_bar import StepBar
+from cktrain.training.observer import Step, StepResult
+from cktrain.training.progress_bar import StepBar
 
 
 @pytest.fixture(autouse=True)

@@ -7,7 +7,7 @@ import time
 import pytest
 
 from cktrain.host.walltime import stop_time
-from cktrain.train.stop import StopFlag
+from cktrain.training.stop import StopFlag
 
 
 def test_a_margin_before_the_end():

@@ -9,7 +9,8 @@ import pytest
 
 from cktrain.comm.solo_group import SoloGroup
 from cktrain.folder_lock import FolderInUse, lock_folder
-from cktrain.launch.commands.train import _command_line, _owned_folders
+from cktrain.launch.commands.train import _command_line
+from cktrain.session import owned_folders
 
 
 @pytest.mark.parametrize(
@@ -37,9 +38,9 @@ def test_checkpoints_that_are_linked_to_are_owned_too(tmp_path):
         (tmp_path / name).mkdir()
         (tmp_path / name / "checkpoints").symlink_to(tmp_path / "disk")
     with contextlib.ExitStack() as first, contextlib.ExitStack() as second:
-        for folder in _owned_folders(tmp_path / "a"):
+        for folder in owned_folders(tmp_path / "a"):
             first.enter_context(lock_folder(folder, "cktrain train"))
         with pytest.raises(FolderInUse, match="disk is in use by"):
-            for folder in _owned_folders(tmp_path / "b"):
+            for folder in owned_folders(tmp_path / "b"):
                 second.enter_context(lock_folder(folder, "cktrain train"))
-    assert _owned_folders(tmp_path) == [tmp_path]
+    assert owned_folders(tmp_path) == [tmp_path]

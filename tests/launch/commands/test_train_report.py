@@ -11,9 +11,9 @@ import pytest
 
 from cktrain.agreed import AgreedFault, AgreedInputError
 from cktrain.comm.errors import CommError
-from cktrain.launch.commands.train import Start, _report
+from cktrain.launch.commands.train import _report
 from cktrain.logs import set_up_logging
-from cktrain.train.stop import StopFlag
+from cktrain.training.stop import StopFlag
 
 OPTIONS = argparse.Namespace(config="run.yaml", overrides=[])
 
@@ -39,9 +39,9 @@ def _handlers():
 )
 def test_who_says_it(tmp_path, capsys, rank, error, status, known_to_all):
     set_up_logging(tmp_path, rank, 2)
-    trainer = SimpleNamespace(fate="Not saved: so.")
-    start = Start(StopFlag(), SimpleNamespace(rank=rank, size=2), trainer)
-    assert _report(error, OPTIONS, start) == status
+    group = SimpleNamespace(rank=rank, size=2)
+    session = SimpleNamespace(flag=StopFlag(), group=group, trains=True, fate="Not saved: so.")
+    assert _report(error, OPTIONS, session) == status
     printed = capsys.readouterr()
     said = f"{error} Not saved: so."
     assert (said in printed.err) == (rank == 0 or not known_to_all) and printed.out == ""
@@ -55,8 +55,9 @@ def test_ranks_that_were_asked_to_stop_and_lose_each_other_before_the_first_step
     """The first to end is lost to the others: they have lost nothing, and were asked too."""
     set_up_logging(tmp_path, 0, 2)
     flag = StopFlag()
-    start = Start(flag, SimpleNamespace(rank=0, size=2))
-    assert _report(CommError("comm", "lost rank 1", "Start again"), OPTIONS, start) == 1
+    group = SimpleNamespace(rank=0, size=2)
+    session = SimpleNamespace(flag=flag, group=group, trains=False, fate="")
+    assert _report(CommError("comm", "lost rank 1", "Start again"), OPTIONS, session) == 1
     flag.signal = signal.SIGHUP
-    assert _report(CommError("comm", "lost rank 1", "Start again"), OPTIONS, start) == 75
+    assert _report(CommError("comm", "lost rank 1", "Start again"), OPTIONS, session) == 75
     assert "stopped by SIGHUP before the first step: nothing was trained" in capsys.readouterr().out

@@ -18,7 +18,7 @@ from cktrain.config import Config
 from cktrain.optim.optimizer import Optimizer
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.side_files import SideFiles
-from cktrain.train.observer import Observer, Step
+from cktrain.training.observer import Observer, Step
 
 log = logging.getLogger("cktrain")
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 
-from cktrain.train.metrics import StepMetrics, proportional_set_size
-from cktrain.train.observer import StepResult
+from cktrain.training.metrics import StepMetrics, proportional_set_size
+from cktrain.training.observer import StepResult
 
 
 class Meter:

@@ -10,7 +10,7 @@ import pytest
 
 from cktrain.agreed import AgreedFault, AgreedInputError, Trouble, agree
 from cktrain.comm.solo_group import SoloGroup
-from cktrain.train.divergence import TrainingDiverged
+from cktrain.training.divergence import TrainingDiverged
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "comm"))
 from crew import Crew

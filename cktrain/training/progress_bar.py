@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from cktrain.best_effort import BestEffort
-from cktrain.train.observer import Observer, Step
+from cktrain.training.observer import Observer, Step
 
 EVERY_S = 0.1
 """The bar is drawn again at most so often, and by the caller alone: no thread of its own writes to the terminal."""

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 
-from cktrain.train.metrics import StepMetrics
-from cktrain.train.observer import Observer
-from cktrain.train.validation import ValidationResult
+from cktrain.training.metrics import StepMetrics
+from cktrain.training.observer import Observer
+from cktrain.training.validation import ValidationResult
 
 log = logging.getLogger("cktrain")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cktrain.train.objective import NextToken
+from cktrain.training.objective import NextToken
 
 
 class EverySecondLabel(NextToken):

@@ -6,8 +6,8 @@ import logging
 import sys
 
 from cktrain.agreed import AgreedError
-from cktrain.train.checkpoint_saver import CheckpointSaver
-from cktrain.train.observer import Observer, Step
+from cktrain.training.checkpoint_saver import CheckpointSaver
+from cktrain.training.observer import Observer, Step
 
 log = logging.getLogger("cktrain")
 

@@ -11,7 +11,7 @@ import pytest
 
 from cktrain.agreed import AgreedError
 from cktrain.checkpoint import NotSavedError
-from cktrain.train.observer import Observer
+from cktrain.training.observer import Observer
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "comm"))
 from crew import Crew

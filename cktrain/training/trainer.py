@@ -32,16 +32,16 @@ from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.pipeline import Clock
 from cktrain.parallel.sums import reduce_sums
 from cktrain.side_files import SideFiles
-from cktrain.train.checkpoint_saver import CheckpointSaver
-from cktrain.train.divergence import DivergenceCheck
-from cktrain.train.log_line import LogLine
-from cktrain.train.meter import Meter
-from cktrain.train.metrics_file import MetricsFile
-from cktrain.train.objective import NextToken, Objective
-from cktrain.train.observer import Observer, Observers, Step, StepResult
-from cktrain.train.periodic_validation import PeriodicValidation
-from cktrain.train.stop import StopFlag
-from cktrain.train.validation import ValidationResult, Validator
+from cktrain.training.checkpoint_saver import CheckpointSaver
+from cktrain.training.divergence import DivergenceCheck
+from cktrain.training.log_line import LogLine
+from cktrain.training.meter import Meter
+from cktrain.training.metrics_file import MetricsFile
+from cktrain.training.objective import NextToken, Objective
+from cktrain.training.observer import Observer, Observers, Step, StepResult
+from cktrain.training.periodic_validation import PeriodicValidation
+from cktrain.training.stop import StopFlag
+from cktrain.training.validation import ValidationResult, Validator
 
 log = logging.getLogger("cktrain")
 

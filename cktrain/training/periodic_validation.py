@@ -6,9 +6,9 @@ from collections.abc import Callable
 
 from cktrain.agreed import AgreedError
 from cktrain.config import Config
-from cktrain.train.checkpoint_saver import CheckpointSaver
-from cktrain.train.observer import Observer, Step
-from cktrain.train.validation import ValidationResult, Validator
+from cktrain.training.checkpoint_saver import CheckpointSaver
+from cktrain.training.observer import Observer, Step
+from cktrain.training.validation import ValidationResult, Validator
 
 
 class PeriodicValidation(Observer):

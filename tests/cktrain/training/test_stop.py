@@ -10,7 +10,7 @@ import time
 
 import pytest
 
-from cktrain.train.stop import SIGNALS, StopFlag, StopRequested, catchable
+from cktrain.training.stop import SIGNALS, StopFlag, StopRequested, catchable
 
 
 @pytest.fixture(autouse=True)

@@ -12,7 +12,7 @@ import pytest
 
 from cktrain.data.loader import Batch
 from cktrain.data.shards import ShardWriter
-from cktrain.train.divergence import TrainingDiverged
+from cktrain.training.divergence import TrainingDiverged
 
 FP64 = {"precision": "fp64"}
 

@@ -17,9 +17,9 @@ from typing import Any
 
 from cktrain.best_effort import LineFile
 from cktrain.checkpoint_folder import free_name
-from cktrain.train.metrics import StepMetrics
-from cktrain.train.observer import Observer
-from cktrain.train.validation import ValidationResult
+from cktrain.training.metrics import StepMetrics
+from cktrain.training.observer import Observer
+from cktrain.training.validation import ValidationResult
 
 log = logging.getLogger("cktrain")
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import cktrain.train.metrics as metrics
-from cktrain.train.metrics import StepMetrics
-from cktrain.train.metrics_file import MetricsFile
-from cktrain.train.observer import Observer
+import cktrain.training.metrics as metrics
+from cktrain.training.metrics import StepMetrics
+from cktrain.training.metrics_file import MetricsFile
+from cktrain.training.observer import Observer
 
 
 def resumed(path: Path, step: int) -> MetricsFile:
@@ -91,7 +91,7 @@ def test_a_run_goes_on_without_what_watches_it(tiny, composed, monkeypatch, caps
     if broken == "a folder":
         (Path(trainer.config.run.dir) / "metrics.jsonl").mkdir(parents=True)
     elif broken == "the figures":
-        monkeypatch.setattr("cktrain.train.meter.proportional_set_size", lambda: 1 // 0)
+        monkeypatch.setattr("cktrain.training.meter.proportional_set_size", lambda: 1 // 0)
     else:
 
         class Bar(Observer):

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from cktrain.agreed import AgreedError, Trouble
 from cktrain.best_effort import BestEffort
 from cktrain.comm.errors import CommError
-from cktrain.train.metrics import StepMetrics
-from cktrain.train.validation import ValidationResult
+from cktrain.training.metrics import StepMetrics
+from cktrain.training.validation import ValidationResult
 
 log = logging.getLogger("cktrain")
 

@@ -1,0 +1,118 @@
+"""What a script or a notebook calls: bind this process, load a model, train one.
+
+This module is light: the functions bind the process to its cores first, and then import what needs numpy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cktrain.host.process import bind_for, bind_once, rank_of_this_process
+
+if TYPE_CHECKING:
+    from cktrain.loaded_model import Model
+    from cktrain.trained_run import TrainedRun
+
+PRECISIONS = {
+    "fp32": "fp32",
+    "float32": "fp32",
+    "bf16": "bf16",
+    "bfloat16": "bf16",
+    "fp64": "fp64",
+    "float64": "fp64",
+}
+
+
+def bind(threads: int | None = None) -> int:
+    """Bind this process to its cores, before `import numpy`; returns the number of threads that the kernels have.
+
+    `load` and `train` do it too; to be called where numpy is imported before them. It is done once in a process.
+
+    Args:
+        threads: of the kernels; None: one per core that the process may use (its affinity mask, its cgroup's quota).
+
+    Raises:
+        ValueError: the process has fewer cores.
+    """
+    return bind_once(threads).threads
+
+
+def load(
+    path: str | Path,
+    *,
+    quantize: str | None = None,
+    adapter: str | Path | None = None,
+    dtype: str | None = None,
+    tokenizer: str | Path | None = None,
+    any_tokenizer: bool = False,
+    special_tokens: str | None = None,
+    threads: int | None = None,
+) -> Model:
+    """Open a model: a Hugging Face folder, a run (its newest whole checkpoint), or one of its checkpoints.
+
+    Args:
+        path: the folder.
+        quantize: not yet: weights keep their values.
+        adapter: not yet.
+        dtype: what products are computed in: "fp32" (None), "bf16", or "fp64" on the reference kernels
+            (CKTRAIN_ISA=reference).
+        tokenizer: folder with a tokenizer.json instead of the model's own.
+        any_tokenizer: take `tokenizer` although it is another one than the model's.
+        special_tokens: special tokens that are written out in a prompt: "text" or "parse"; None: as in the model's data.
+        threads: of the kernels; None: one per core that the process may use.
+
+    Raises:
+        ValueError: it is none of these, it is damaged, or something is asked for that does not exist yet.
+    """
+    if str(path).lower().endswith(".gguf"):
+        raise ValueError(f"[load] {path}: GGUF files are not read yet. Give a Hugging Face folder or a run.")
+    if quantize not in (None, "none"):
+        raise ValueError(f"[load] quantize={quantize!r}: weights cannot be quantized yet. Leave it out.")
+    if adapter is not None:
+        raise ValueError(
+            f"[load] adapter={str(adapter)!r}: adapters are not read yet. Merge it with PEFT first."
+        )
+    if dtype not in (None, *PRECISIONS):
+        raise ValueError(f"[load] dtype={dtype!r} is unknown. Give one of {', '.join(PRECISIONS)}.")
+    if special_tokens not in (None, "text", "parse"):
+        raise ValueError(f"[load] special_tokens={special_tokens!r} is unknown. Give text or parse.")
+    binding = bind_once(threads)
+    from cktrain.loaded_model import open_model
+
+    return open_model(
+        path,
+        precision=PRECISIONS[dtype or "fp32"],
+        threads=threads or binding.threads,
+        tokenizer=None if tokenizer is None else str(tokenizer),
+        any_tokenizer=any_tokenizer,
+        special_tokens=special_tokens,  # type: ignore[arg-type]
+    )
+
+
+def train(
+    config: str | Path | Mapping[str, Any], overrides: Mapping[str, Any] | None = None, *, bar: bool = True
+) -> TrainedRun:
+    """Train as `cktrain train` does: the same configuration, folder, log lines and checkpoints.
+
+    What stands in the folder is resumed, as `checkpoint.resume` says. In a process that a launcher has started beside
+    others (mpirun, srun, cktrain launch) it is one rank of their run.
+
+    Args:
+        config: path of a YAML file (docs/configuration.md), or its content as nested mappings.
+        overrides: values of keys, as `{"run.steps": 100, "optimizer.lr": 1e-3}`.
+        bar: show a progress bar, on a terminal.
+
+    Raises:
+        ValueError: a key or the data is wrong; the message says which and what to do.
+        RuntimeError: the run ended by an error; the message says what is saved.
+    """
+    from cktrain.config_file import load_config
+
+    checked = load_config(config, overrides or {})
+    process = rank_of_this_process()
+    binding = bind_for(checked.launch, checked.parallel.tensor, process)
+    from cktrain.session import train_here
+
+    return train_here(checked, process, binding, bar)
