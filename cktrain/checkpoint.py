@@ -28,7 +28,7 @@ import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +53,7 @@ from cktrain.checkpoint_record import (
     Ancestor,
     Checkpoint,
     CheckpointError,
+    FrozenBase,
     State,
     damaged_file,
     read_checkpoint,
@@ -116,6 +117,10 @@ class Progress:
     """The runs that led to it, oldest first."""
     data: str = ""
     """The fingerprint of the training tokens."""
+    base: FrozenBase | None = None
+    """The frozen weights that are not saved."""
+    layout: Mapping[str, int] = field(default_factory=dict)
+    """Ranks along each axis of the mesh."""
 
 
 def save_checkpoint(
@@ -141,7 +146,7 @@ def save_checkpoint(
     _together(group, final, temporary, [_make_folder] if group.rank == 0 else [])
     file = temporary / f"rank{group.rank}.safetensors"
     mine: dict[str, Any] = {
-        "shapes": {param.name: param.global_shape for param in params.params},
+        "shapes": {param.name: param.global_shape for param in params.trainable},
         "files": {},
     }
 
@@ -194,6 +199,8 @@ def load_checkpoint(
 ) -> Progress:
     """Read weights and optimizer state into their arrays; without an optimizer only the weights.
 
+    Parameters of the checkpoint's frozen base are left alone: they are read from its folder (`cktrain/frozen_base.py`).
+
     `shapes` are the whole model's parameters, when this rank has a stage of it, and `differences` what its config has
     other than the checkpoint's; without `verify` the files' digests have been checked already. Raises CheckpointError when
     the checkpoint is incomplete, damaged or of another model; nothing is changed then, unless a weight is found not to be
@@ -214,14 +221,11 @@ def load_checkpoint(
     try:
         stored = _stored_blocks(checkpoint)
         for param in params.params:
+            if param.name not in state.tensors:  # of the frozen base
+                continue
             _read(param, 0, param.data.reshape(-1), stored[f"param.{param.name}"])
-            for moment in () if optimizer is None else optimizer.moments_for(param):
-                blocks = stored[f"{moment}.{param.name}"]
-                if not blocks:
-                    raise ValueError(f"the optimizer's {moment} of {param.name} is missing")
-                for start, stop in _within(param, optimizer.spans):
-                    elements = optimizer.state_at(moment, start, stop)
-                    _read(param, start - param.start, elements, blocks)
+            if optimizer is not None:
+                _read_moments(param, optimizer, stored)
     except (ValueError, OSError) as error:
         words = str(error).rstrip(".")
         raise CheckpointError(f"[checkpoint] {path}: {words}. Resume from another checkpoint.") from None
@@ -235,6 +239,8 @@ def load_checkpoint(
         run=state.run,
         parents=tuple(state.parents),
         data=state.data,
+        base=state.base,
+        layout=state.layout,
     )
 
 
@@ -288,6 +294,7 @@ def _write_state(
     save_config(config, folder / CONFIG_FILE)
     state = {"format": FORMAT, "cktrain": __version__, **asdict(progress)}
     state |= {"parents": [parent.model_dump() for parent in progress.parents]}
+    state |= {"base": None if progress.base is None else progress.base.model_dump()}
     state |= {"moments": moments, "tensors": shapes}
     (folder / STATE_FILE).write_text(json.dumps(state, indent=1))
     for name, record in files.items():
@@ -383,10 +390,21 @@ def _read(param: Param, start: int, elements: np.ndarray, blocks: Sequence[Store
                 ]
 
 
+def _read_moments(param: Param, optimizer: Optimizer, stored: Mapping[str, Sequence[StoredBlock]]) -> None:
+    """What this rank's optimizer keeps of a param. ValueError for a moment that the checkpoint has not."""
+    for moment in optimizer.moments_for(param):
+        blocks = stored[f"{moment}.{param.name}"]
+        if not blocks:
+            raise ValueError(f"the optimizer's {moment} of {param.name} is missing")
+        for start, stop in _within(param, optimizer.spans):
+            _read(param, start - param.start, optimizer.state_at(moment, start, stop), blocks)
+
+
 def _check_same_model(
     path: Path, state: State, shapes: Shapes, moments: Sequence[str], differences: Sequence[str]
 ) -> None:
-    have = {name: tuple(shape) for name, shape in state.tensors.items()}
+    frozen = {} if state.base is None else state.base.tensors
+    have = {name: tuple(shape) for name, shape in (*state.tensors.items(), *frozen.items())}
     problems = [f"param.{name} is missing" for name in shapes if name not in have]
     problems += [f"param.{name} is not in this model" for name in have if name not in shapes]
     problems += [

@@ -48,6 +48,18 @@ class Ancestor(BaseModel):
     step: Count
 
 
+class FrozenBase(BaseModel):
+    """The pretrained weights that a run leaves as they are (`cktrain/frozen_base.py`)."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+    path: str
+    """The Hugging Face folder that holds them."""
+    files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
+    """SHA-256 of each of its weight files, by name."""
+    tensors: dict[str, list[Size]]
+    """Shapes of the parameters that are frozen, by our names."""
+
+
 class State(BaseModel):
     """state.json."""
 
@@ -60,6 +72,11 @@ class State(BaseModel):
     precision: Literal["fp32", "bf16", "fp64"]
     moments: list[str]
     tensors: dict[str, list[Size]]
+    """Shapes of the parameters that the checkpoint holds."""
+    base: FrozenBase | None = None
+    """Where the others are; None: it holds all of them."""
+    layout: dict[str, Size] = {}
+    """Ranks along each axis of the mesh that wrote it; any other layout reads it."""
     examples: Count | None = None
     """Sequences of the training data that were consumed; None in format 2."""
     run: str = ""

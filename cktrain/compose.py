@@ -13,6 +13,7 @@ from cktrain import cython_kernels
 from cktrain.checkpoint import Progress, load_checkpoint
 from cktrain.checkpoint_choice import agree_on_checkpoint, begin_run
 from cktrain.checkpoint_folder import find_candidates
+from cktrain.checkpoint_record import CheckpointError, FrozenBase
 from cktrain.comm.group import Group
 from cktrain.config import Config
 from cktrain.config_file import save_config
@@ -20,10 +21,13 @@ from cktrain.consistency_check import agree_on_data, together
 from cktrain.data.fingerprint import fingerprint
 from cktrain.data.loader import BatchLoader
 from cktrain.data.shards import TokenSource, open_source
+from cktrain.frozen_base import record_base, refuse_other_base
 from cktrain.hf.folder import resolve_model
+from cktrain.hf.freeze import hold_as_stored
 from cktrain.hf.tensors import hf_tensors, load_weights
 from cktrain.models.build import build_model
 from cktrain.models.family import ModelConfig
+from cktrain.models.transformer import Transformer
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.table import OPTIMIZERS
 from cktrain.parallel.cuts import choose_cuts
@@ -112,6 +116,9 @@ def compose(
     )
     model = build_model(model_config, numerics, length, config.memory.checkpointing == "block")
     names = [tensor.name for tensor in hf_tensors(model_config, model.params())]
+    base = _frozen_base(model, model_config, pretrained, group)
+    if checkpoint is not None:
+        refuse_other_base(checkpoint.path, checkpoint.state.base, base)
     part = ModelShard(config, model, ranks, choose_cuts(config, numerics, ranks))
     params = part.params
     optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer, part.data.update_spans)
@@ -119,6 +126,8 @@ def compose(
         other = [] if before is None else model_differences(before, config)
         load = partial(load_checkpoint, checkpoint, params, optimizer, part.shapes, other, verify=False)
         progress = together(group, load)
+        if base is not None and pretrained is not None:
+            together(group, partial(load_weights, pretrained, model_config, params, names, params.frozen))
         log.info("resumed from %s", checkpoint.path)
         if before is not None:
             for change in other_changes(checkpoint, before, config, precision, tokens):
@@ -130,7 +139,7 @@ def compose(
         else:
             params.initialize(config.run.seed)
         progress = Progress(step=0, updates=0, tokens=0, precision=precision)
-    part.data.broadcast_weights()
+        part.data.broadcast_weights()  # a checkpoint's digests have told that all ranks read the same
     validator = None
     if data.validation.every:
 
@@ -152,6 +161,8 @@ def compose(
         run=lineage.run,
         parents=tuple(lineage.parents),
         data=tokens,
+        base=base,
+        layout=ranks.mesh.degrees,
     )
     trainer = Trainer(
         config,
@@ -165,6 +176,26 @@ def compose(
         side=side,
     )
     return Run(trainer, loader)
+
+
+def _frozen_base(
+    model: Transformer, config: ModelConfig, folder: Path | None, group: Group
+) -> FrozenBase | None:
+    """Say what trains; of a model with frozen parameters, let them keep their files' dtype, and record which files."""
+    frozen = [param for param in model.params() if not param.trainable]
+    count, still = sum(param.size for param in model.params()), sum(param.size for param in frozen)
+    log.info("%s parameters: %s trained, %s frozen", f"{count:,}", f"{count - still:,}", f"{still:,}")
+    if not frozen:
+        return None
+    if folder is None:
+        raise CheckpointError(
+            f"[model] model.from_pretrained: {config.from_pretrained} is gone, and the frozen weights are read from it. "
+            "Put it back, or set model.from_pretrained to where it is now."
+        )
+    kept = together(group, partial(hold_as_stored, folder, config, model))
+    if kept:
+        log.info("of these %s, as their files have them: widened while they are multiplied", kept)
+    return record_base(folder, frozen, group)
 
 
 def _architecture(model: ModelConfig, before: Config | None) -> tuple[ModelConfig, Path | None]:

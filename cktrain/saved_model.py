@@ -16,9 +16,10 @@ from cktrain.data.same_tokenizer import (
     with_other_tokenizer,
 )
 from cktrain.data.tokenizer import Tokenizer
+from cktrain.frozen_base import open_base
 from cktrain.hf.config_json import read_model_config
 from cktrain.hf.folder import resolve_model
-from cktrain.hf.tensors import load_weights
+from cktrain.hf.tensors import hf_tensors, load_weights
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.models.family import ModelConfig
@@ -57,7 +58,11 @@ class SavedModel:
         if self.hugging_face:
             load_weights(self.path, self.config, params)
         else:
-            load_checkpoint(self.path, params, None)
+            base = load_checkpoint(self.path, params, None).base
+            if base is not None:
+                names = [tensor.name for tensor in hf_tensors(self.config, params.params)]
+                frozen = [param for param in params.params if param.name in base.tensors]
+                load_weights(open_base(self.path, base), self.config, params, names, frozen)
         return model, params
 
     def side_files(self, tokenizer: str | None, any_tokenizer: bool) -> SideFiles:

@@ -35,7 +35,7 @@ def resolve_model(model: ModelConfig | FromFolder) -> tuple[ModelConfig, Path | 
     """
     if isinstance(model, FromFolder):
         found = read_model_config(model.from_pretrained)
-        model = found.model_copy(update={"from_pretrained": model.from_pretrained})
+        model = found.model_copy(update={"from_pretrained": model.from_pretrained, "freeze": model.freeze})
     return model, None if model.from_pretrained is None else Path(model.from_pretrained)
 
 

@@ -80,16 +80,21 @@ def hf_tensors(config: ModelConfig, params: Iterable[Param]) -> list[HFTensor]:
 
 
 def load_weights(
-    folder: str | Path, config: ModelConfig, params: ParamStore, whole: Iterable[str] | None = None
+    folder: str | Path,
+    config: ModelConfig,
+    params: ParamStore,
+    whole: Iterable[str] | None = None,
+    only: Sequence[Param] | None = None,
 ) -> None:
     """Read a folder's weights into the parameters: F64, F32, F16 or BF16, in one file or sharded.
 
-    A rank that holds a part of the model reads that part; `whole` are the names of all the model's tensors.
+    A rank that holds a part of the model reads that part; `whole` are the names of all the model's tensors, and `only`
+    the parameters to read where others come from elsewhere.
     Raises ValueError, naming the tensor, the shapes and the file, for a missing, misshapen or unexpected
     tensor (before anything is changed), and for NaN or infinite weights.
     """
     names = FAMILIES[config.family].tensors
-    wanted = hf_tensors(config, params.params)
+    wanted = hf_tensors(config, params.params if only is None else only)
     stored = _match(Path(folder), names, wanted, whole)
     dtype = params.numerics.f32
     for tensor in wanted:
@@ -99,6 +104,17 @@ def load_weights(
     if _HEAD in stored and _HEAD not in {tensor.name for tensor in wanted}.union(whole or ()):
         _check_tied_head(stored[_HEAD], names.embedding, params)
     params.refresh()
+
+
+def weight_files(folder: str | Path) -> list[str]:
+    """The names of the files that hold a folder's weights. Raises ValueError when it has none."""
+    return sorted({tensor.file.name for tensor in _stored_tensors(Path(folder))[0].values()})
+
+
+def stored_dtypes(folder: str | Path, config: ModelConfig) -> dict[str, str]:
+    """The dtype of each tensor of a folder, as the format names it, by Hugging Face's name."""
+    stored, _ = _named_tensors(Path(folder), FAMILIES[config.family].tensors)
+    return {name: tensor.dtype for name, tensor in stored.items()}
 
 
 def check_weights(folder: str | Path, config: ModelConfig, params: Iterable[Param]) -> list[StoredTensor]:
@@ -151,6 +167,14 @@ def _shards(
     return shards
 
 
+def _named_tensors(folder: Path, names: TensorNames) -> tuple[dict[str, StoredTensor], Path]:
+    """As `_stored_tensors`, under the names of the class with a head, and without what is not read."""
+    stored, where = _stored_tensors(folder)
+    if not any(name.startswith(names.base) for name in stored):  # saved without the head's class
+        stored = {name if name == _HEAD else names.base + name: tensor for name, tensor in stored.items()}
+    return {name: tensor for name, tensor in stored.items() if not re.fullmatch(names.buffers, name)}, where
+
+
 def _match(
     folder: Path, names: TensorNames, wanted: Sequence[HFTensor], whole: Iterable[str] | None = None
 ) -> dict[str, StoredTensor]:
@@ -158,10 +182,7 @@ def _match(
 
     With `whole`, the wanted ones and the others that it names.
     """
-    stored, where = _stored_tensors(folder)
-    if not any(name.startswith(names.base) for name in stored):  # saved without the head's class
-        stored = {name if name == _HEAD else names.base + name: tensor for name, tensor in stored.items()}
-    stored = {name: tensor for name, tensor in stored.items() if not re.fullmatch(names.buffers, name)}
+    stored, where = _named_tensors(folder, names)
     known = {tensor.name for tensor in wanted}.union(whole or ())
     problems = [f"{tensor.name} {tensor.shape} is missing" for tensor in wanted if tensor.name not in stored]
     problems += [

@@ -38,6 +38,8 @@ class ParamSpec:
     """Whether an optimizer that works on whole matrices (Muon) takes it, or always an elementwise one."""
     trainable: bool = True
     """Frozen parameters have no gradient, no moments and no master weights."""
+    storage: np.dtype | None = None
+    """The dtype of its file, in which a frozen parameter is held; None: the one that kernels read."""
     reduce_axes: frozenset[str] = frozenset({"data"})
     """Axes of the mesh over which each rank has only a part of its gradient (`cktrain/parallel/roles.py`)."""
 
@@ -127,30 +129,6 @@ class Param:
         """Hold only these regions of the global parameter, in an array of this shape. Before it has memory."""
         assert not self.has_memory and not self.is_sharded, self.name
         self.shape, self.regions = shape, regions
-
-    # The former names, until all modules use the new ones.
-    whole_shape = global_shape
-    places = property(lambda self: self.regions)
-    divide = shard
-
-    def adds(self) -> bool:
-        """`should_accumulate`, and `grad_written`."""
-        adds, self._written = self._written, True
-        return adds
-
-    def sums(self, kernels: Any) -> np.ndarray:
-        """`accumulator`."""
-        return self.accumulator(kernels)
-
-    @property
-    def stale(self) -> bool:
-        """Not `should_accumulate`."""
-        return not self._written
-
-    @stale.setter
-    def stale(self, stale: bool) -> None:
-        """`begin_step`, or `grad_written`."""
-        self._written = not stale
 
     # ------------------------------------------------------------------------------------------ its gradient
 

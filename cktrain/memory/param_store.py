@@ -2,7 +2,7 @@
 
     trainable    three flat buffers: master weights and gradients (size,) fp32, and the compute copy (size,) where the
                  compute dtype is another
-    frozen       one arena, each parameter once, in the dtype in which kernels read it
+    frozen       one arena, each parameter once, in its file's dtype or the one in which kernels read it
 
 The backward pass fills gradients from the last layer to the first, and the flat buffers are in this order: a gradient
 bucket, an optimizer's share and an RDMA memory region are each one slice. A parameter starts on a cache line; the few
@@ -87,7 +87,8 @@ class ParamStore:
             param.grad = self.grad[span].reshape(param.shape)
             if self.compute_weights is not None and param.spec.compute == "real":
                 param.value = self.compute_weights[span].reshape(param.shape)
-        self._hold_frozen()
+        if self.frozen:
+            self._hold_frozen()
         for param in self.params:
             param.has_memory = True
 
@@ -138,6 +139,8 @@ class ParamStore:
         With `whole_matrices` each parameter that is tagged `optimizer="matrix"` is a segment of its own; none may be cut
         by `start` or `stop`.
         """
+        if not self.trainable:
+            return []
         stop = self.size if stop is None else stop
         found: list[Segment] = []
         ends = [p.start for p in self.trainable[1:]] + [self.size]
@@ -157,7 +160,10 @@ class ParamStore:
     def _hold_frozen(self) -> None:
         """One arena with each frozen parameter once."""
         num = self.numerics
-        dtypes = [num.real if param.spec.compute == "real" else num.f32 for param in self.frozen]
+        dtypes = [
+            param.spec.storage or (num.real if param.spec.compute == "real" else num.f32)
+            for param in self.frozen
+        ]
         sizes = [nbytes_of(param.shape, dtype) for param, dtype in zip(self.frozen, dtypes, strict=True)]
         arena = Arena("frozen weights", sum(round_up(nbytes, CACHE_LINE) for nbytes in sizes))
         for param, dtype in zip(self.frozen, dtypes, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from cktrain.hf.freeze import freeze
 from cktrain.models import FAMILIES
 from cktrain.models.family import ModelConfig
 from cktrain.models.transformer import Transformer
@@ -13,8 +14,13 @@ from cktrain.nn.numerics import Numerics
 def build_model(
     config: ModelConfig, numerics: Numerics, positions: int, checkpointing: bool = False
 ) -> Transformer:
-    """The model, its parameters without storage (`FlatParams` gives it); `positions`: the longest sequence it will see."""
-    return FAMILIES[config.family].build(config, numerics, positions, checkpointing)
+    """The model, its parameters without storage (`ParamStore` gives it); `positions`: the longest sequence it will see.
+
+    What `config.freeze` names is frozen. Raises ValueError for patterns that fit nothing, or everything.
+    """
+    model = FAMILIES[config.family].build(config, numerics, positions, checkpointing)
+    freeze(config, model.params())
+    return model
 
 
 def styles_of(config: ModelConfig) -> Mapping[str, str]:

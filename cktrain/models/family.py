@@ -37,6 +37,8 @@ class FromFolder(Section):
 
     from_pretrained: PathText
     """Hugging Face folder (config.json, safetensors, tokenizer) to start from; its config.json gives the other keys."""
+    freeze: list[str] = Field(default=[])
+    """As `ModelConfig.freeze`."""
 
 
 class ModelConfig(Section):
@@ -48,6 +50,9 @@ class ModelConfig(Section):
 
     from_pretrained: PathText | None = None
     """Hugging Face folder (config.json, safetensors, tokenizer) to start from; its config.json gives the other keys."""
+    freeze: list[str] = Field(default=[])
+    """Shell patterns over Hugging Face's names of tensors or modules (`model.embed_tokens`, `model.layers.[0-9].*`): what
+    they name keeps the weights of from_pretrained, and costs no gradient and no optimizer state."""
     family: str
     """Which family the architecture is of; each has its own keys beside these."""
     hidden_size: Size
@@ -71,6 +76,10 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> ModelConfig:
+        if self.freeze and self.from_pretrained is None:
+            raise ValueError(
+                "freeze keeps pretrained weights as they are, and no from_pretrained is given. Give one, or leave freeze out"
+            )
         heads, hidden = self.num_attention_heads, self.hidden_size
         if heads % self.kv_heads:
             raise ValueError(

@@ -46,6 +46,9 @@ class Transformer(Module):
         self.layers = layers
         self.hidden_size = hidden_size
         self.checkpointing = checkpointing
+        self.trains_below = False
+        """Whether a stage before this one trains anything, and so needs the gradient of this stage's input."""
+        self._untrained: int | None = None
         self.row_shares = 1
         """Tensor ranks that divide the rows of the stream among them (sequence parallelism)."""
 
@@ -68,6 +71,10 @@ class Transformer(Module):
 
     def keep_blocks(self, kept: list[Module], embedding: bool = True, head: bool = True) -> None:
         """Leave only these blocks in the model, and embedding and head if they are there and wanted."""
+        before = self.layers[: self.layers.index(kept[0])]
+        dropped = [layer for layer in before if not (embedding and layer is self.embedding)]
+        self.trains_below = self.trains_below or any(map(_trains, dropped))
+        self._untrained = None
         ends = [
             [layer] if layer and wanted else []
             for layer, wanted in ((self.embedding, embedding), (self.head, head))
@@ -103,17 +110,30 @@ class Transformer(Module):
         """Accumulates the gradients of the loss sum of the last `forward_loss` on this slot.
 
         On a stage without the head, of the sum whose gradients stand in `stage_gradients`; those of `stage_inputs` are
-        left there.
+        left there, if a stage before needs them. Below the lowest layer that trains nothing is computed.
         """
         dy = self.stream_gradient(slot)
         if self.head is not None:
             for stream in slot.streams.values():
                 stream.gradient.fill(0)
-        for layer, x, _ in reversed(self._trunk(tokens, slot)):
+        for layer, x, _ in reversed(self._trunk(tokens, slot)[self.untrained_layers :]):
             with slot.phase(layer.role), self._saving(slot):
                 if self.checkpointing:
                     layer.recompute(x, slot)
                 layer.backward(dy, dy, x, slot)
+
+    @property
+    def untrained_layers(self) -> int:
+        """How many of the layers, from the first on, need no backward: neither they nor what is below them trains."""
+        if self._untrained is None:
+            count = 0 if self.trains_below else len(self.layers)
+            self._untrained = next((i for i in range(count) if _trains(self.layers[i])), count)
+        return self._untrained
+
+    @property
+    def needs_backward(self) -> bool:
+        """Whether this stage or one before it trains anything."""
+        return self.untrained_layers < len(self.layers)
 
     def _trunk(self, tokens: np.ndarray, slot: Slot) -> list[tuple[Module, np.ndarray, np.ndarray]]:
         """(layer, its input, its output) of all layers but the head."""
@@ -190,3 +210,7 @@ class Transformer(Module):
         counts, since the head multiplies by it. To be asked of a whole model, before ranks divide it.
         """
         return self.flops(1, sequence_length)
+
+
+def _trains(layer: Module) -> bool:
+    return any(param.trainable for param in layer.params())

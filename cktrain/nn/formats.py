@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import ml_dtypes
 import numpy as np
 
 from cktrain.memory.param import Param
@@ -49,8 +50,13 @@ class Dense:
         module.num.kernels.linear_backward_input(dx, dy, self.weight.value, accumulate)
 
     def weight_gradient(self, dy: np.ndarray, x: np.ndarray, bias: Param | None, module: Module) -> None:
-        """Add dyᵀ · x to the weight's gradient, and the rows of dy to the bias's; `grad_added` must follow."""
+        """Add dyᵀ · x to the weight's gradient, unless it is frozen, and the rows of dy to the bias's.
+
+        `grad_added` must follow.
+        """
         weight = self.weight
+        if not weight.trainable:
+            return
         module.num.kernels.linear_backward_weight(
             weight.grad, None if bias is None else bias.grad, dy, x, weight.should_accumulate()
         )
@@ -96,7 +102,7 @@ class Widened:
             module.num.kernels.linear_backward_input(dx, dy[:, rows], block, accumulate or rows.start > 0)
 
     def weight_gradient(self, dy: np.ndarray, x: np.ndarray, bias: Param | None, module: Module) -> None:
-        """Nothing: the weight is frozen, and its bias with it."""
+        """Nothing: the weight is frozen."""
 
     def _blocks(self, module: Module, slot: Slot) -> Iterator[tuple[slice, np.ndarray]]:
         """(rows of w, those rows in the compute dtype), one block after the other in one array."""
@@ -107,5 +113,8 @@ class Widened:
         for start in range(0, count, height):
             rows = slice(start, min(start + height, count))
             part = block[: rows.stop - start]
-            np.copyto(part, stored[rows], casting="unsafe")
+            if stored.dtype == ml_dtypes.bfloat16 and part.dtype == np.float32:
+                module.num.kernels.cast(part, stored[rows])
+            else:
+                np.copyto(part, stored[rows], casting="unsafe")
             yield rows, part

@@ -56,6 +56,8 @@ def plan_buckets(
     Parameters in `alone` are buckets of their own: their pieces then are the same wherever the parameter stands. With
     `whole_matrices` no parameter that is tagged `optimizer="matrix"` is cut.
     """
+    if not params.trainable:  # a stage that is frozen
+        return []
     groups: list[list[Param]] = [[]]
     held = 0
     for param in params.trainable:

@@ -57,6 +57,7 @@ class ModelShard:
             cuts = cut_by_flops(model, ranks.pipeline.size, length)
         tag_by_role(model.params(), styles_of(config.model))
         tied = _tied_weight(model) if ranks.pipeline.size > 1 else None
+        tied = tied if tied is not None and tied.trainable else None
         if tied is not None:
             tied.tag(reduce_axes=tied.spec.reduce_axes | {"pipeline"})
         rows = batch.micro_batch_size * length

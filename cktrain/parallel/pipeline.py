@@ -81,7 +81,7 @@ class Stage:
                 count += valid
             else:
                 self.model.backward_loss(batch.ids, slot)
-                if not self._first:
+                if self.model.trains_below:
                     self._send(("backward", number), self.model.stage_gradients(slot), self.group.rank - 1)
                 self._held.discard(number)
                 after_backward()
@@ -117,7 +117,7 @@ class Stage:
         """The stage that this action's input comes from, or None."""
         if action.kind == "forward":
             return None if self._first else self.group.rank - 1
-        return None if self._last else self.group.rank + 1
+        return None if self._last or not self.model.needs_backward else self.group.rank + 1
 
     def _is_free(self, action: Action) -> bool:
         """Whether an action's input may be received already, while another action computes."""

@@ -11,6 +11,7 @@ from dataclasses import dataclass, fields
 
 from cktrain import cython_kernels
 from cktrain.config import Config
+from cktrain.hf.freeze import hold_as_stored
 from cktrain.memory.arena import planning
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
@@ -81,6 +82,8 @@ def plan_rank(
     length = config.data.sequence_length
     with planning() as arenas:
         model = build_model(config.model, numerics, length, config.memory.checkpointing == "block")
+        if config.model.freeze and config.model.from_pretrained is not None:
+            hold_as_stored(config.model.from_pretrained, config.model, model)
         part = ModelShard(config, model, planned_ranks(mesh, stage, config.model.kv_heads), cuts)
         optimizer = OPTIMIZERS[config.optimizer.name](
             part.params, config.optimizer, _fullest_spans(config, part)

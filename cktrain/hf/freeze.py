@@ -1,0 +1,98 @@
+"""Which parameters `model.freeze` keeps from being trained: shell patterns over Hugging Face's tensor names.
+
+    model.embed_tokens                 the module, all of its tensors
+    model.layers.[0-9].*               the first ten layers
+    *norm*                             `*` also stands for dots
+
+A frozen parameter has no gradient, no moments and no master weights, and below the lowest trained layer no backward is
+computed. Hugging Face's names are those of the model's files; where several of their tensors are one matrix here (query,
+key and value; gate and up), they are frozen together or not at all.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import Counter
+from collections.abc import Sequence
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+import numpy as np
+
+from cktrain.hf.tensors import hf_tensors, stored_dtypes
+from cktrain.memory.param import Param
+from cktrain.models.family import ModelConfig
+from cktrain.nn.embedding import Embedding
+from cktrain.nn.formats import Widened
+from cktrain.nn.linear import Linear
+from cktrain.nn.module import Module
+from cktrain.safetensors_file import DTYPES
+
+
+def freeze(config: ModelConfig, params: Sequence[Param]) -> None:
+    """Tag as frozen what `config.freeze` names; before the parameters have memory.
+
+    Raises ValueError for a pattern that names nothing, with the closest names, for a matrix that would be frozen in
+    part, and when nothing is left to train.
+    """
+    if not config.freeze:
+        return
+    tensors = hf_tensors(config, params)
+    names = [tensor.name for tensor in tensors]
+    frozen: set[str] = set()
+    for pattern in config.freeze:
+        found = {name for name in names if _names(pattern, name)}
+        if not found:
+            raise ValueError(
+                f"[model] model.freeze: {pattern!r} names no tensor of the model. {_closest(pattern, names)}"
+            )
+        frozen |= found
+    for param in dict.fromkeys(params):
+        own = [tensor.name for tensor in tensors if tensor.param is param]
+        left = [name for name in own if name not in frozen]
+        if left and len(left) < len(own):
+            raise ValueError(
+                f"[model] model.freeze names {', '.join(sorted(frozen.intersection(own)))} and not "
+                f"{', '.join(left)}: they are one matrix here. Freeze all of them or none."
+            )
+        if not left:
+            param.tag(trainable=False)
+    if not any(param.trainable for param in params):
+        raise ValueError(
+            f"[model] model.freeze names all {len(names):,} tensors, so nothing is left to train. Leave some out."
+        )
+
+
+def hold_as_stored(folder: str | Path, config: ModelConfig, model: Module) -> str:
+    """Let frozen matrices keep the dtype of their files, where it is narrower than the compute dtype.
+
+    They are widened by blocks while they are multiplied (`nn/formats.py`). Tables that are looked up, and matrices whose
+    parts have several dtypes in the files, are widened once. Returns what was done in words, empty when nothing.
+    """
+    stored = stored_dtypes(folder, config)
+    by_param: dict[Param, set[str]] = {}
+    for tensor in hf_tensors(config, [param for param in model.params() if not param.trainable]):
+        by_param.setdefault(tensor.param, set()).add(stored.get(tensor.name, ""))
+    looked_up = {module.weight for module in model.modules() if isinstance(module, Embedding)}
+    kept: Counter[str] = Counter()
+    for linear in model.modules():
+        if not isinstance(linear, Linear) or linear.weight in looked_up:
+            continue
+        dtypes = by_param.get(linear.weight, set())
+        if dtypes in ({"BF16"}, {"F16"}) and linear.num.real.itemsize > 2:
+            (name,) = dtypes
+            linear.weight.tag(storage=np.dtype(DTYPES[name]))
+            linear.format = Widened(linear.weight)
+            kept[name] += linear.weight.size
+    return ", ".join(f"{count:,} in {name}" for name, count in kept.items())
+
+
+def _names(pattern: str, name: str) -> bool:
+    """Whether a pattern names a tensor, or a module that it belongs to."""
+    return fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern}.*")
+
+
+def _closest(pattern: str, names: Sequence[str]) -> str:
+    modules = [name.rpartition(".")[0] for name in names]
+    near = difflib.get_close_matches(pattern, dict.fromkeys([*names, *modules]), n=3, cutoff=0.3)
+    return f"The closest names are {', '.join(near)}." if near else f"Its names are like {names[0]}."
