@@ -63,7 +63,7 @@ class Norm(Module):
     def statistics(self, x: np.ndarray, slot: Slot) -> tuple[np.ndarray, ...]:
         """What backward needs of each row, (N) or (N, H) f32 each."""
         shape, f32 = x.shape[:-1], self.num.f32
-        return tuple(slot.saved(self, name, shape, f32) for name in self.statistic_names)
+        return tuple([slot.saved(self, name, shape, f32) for name in self.statistic_names])
 
     def normalize(self, x: np.ndarray) -> np.ndarray:
         """norm(x) in a new array, for few rows (N, C), where no backward follows."""
@@ -94,9 +94,8 @@ class Norm(Module):
 
     def grads_added(self) -> None:
         """All rows of a micro-batch have added their gradients."""
-        for param in self.params():
-            if param.trainable:
-                param.grad_added()
+        if self.weight.trainable:
+            self.weight.grad_added()
 
     def _accumulator(self, param: Param) -> np.ndarray:
         """Where a kernel adds the gradient of `param`; that of a frozen one is thrown away."""
@@ -169,3 +168,9 @@ class LayerNorm(Norm):
         mean, rstd = statistics
         dw, db = self._accumulator(self.weight), self._accumulator(self.bias)
         self.num.kernels.layer_norm_backward(dx, dw, db, dy, x, self.weight.value, mean, rstd, accumulate)
+
+    def grads_added(self) -> None:
+        """All rows of a micro-batch have added their gradients."""
+        super().grads_added()
+        if self.bias.trainable:
+            self.bias.grad_added()
