@@ -53,7 +53,8 @@ class SavedModel:
 
         Raises ValueError for bad files.
         """
-        model = build_model(self.config, numerics, positions)
+        config = self.config.model_copy(update={"freeze": []})  # of the run that saved it
+        model = build_model(config, numerics, positions)
         params = ParamStore(model.params(), numerics, train=train)
         if self.hugging_face:
             load_weights(self.path, self.config, params)

@@ -296,6 +296,8 @@ def test_a_saved_model_is_whole(pretrained, frozen, composed, tmp_path):
     _, params = find_saved_model(tmp_path / "run").load(numerics, 16)
     for name, values in weights_of(trainer.params).items():
         np.testing.assert_array_equal(params[name].data, values.astype(np.float32), err_msg=name)
+    _, params = find_saved_model(tmp_path / "run").load(numerics, 16, train=True)
+    assert not params.frozen, "what a run froze is its own affair"
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
     with pytest.raises(
