@@ -491,6 +491,8 @@ def main(names: list[str]) -> int:
     if unknown:
         print(f"[tests] no stage is named {unknown[0]}. Known: {', '.join(known)}.", file=sys.stderr)
         return 2
+    # A shell that starts this in the background has it ignore SIGINT, and so what it starts.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     strict = is_strict()
     RESULTS.mkdir(parents=True, exist_ok=True)
     environment = {

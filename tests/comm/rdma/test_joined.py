@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ends import ADDRESSES
 
 from cktrain.comm.transport.rdma_device import mtu_problem
 from cktrain.comm.transport.verbs import status_name
@@ -156,18 +157,23 @@ def test_a_link_that_flaps_is_survived(end: Any, role: str, wire: str, meeting: 
 
 def test_a_lost_link_breaks_the_queue_pair_in_time(end: Any, role: str, wire: str, meeting: Any) -> None:
     settings = end.settings
+    status, took = "", 0.0
     meeting.exchange()
     if role == "B":
         change("ip", "link", "set", wire, "down")
-        time.sleep(3 * settings.failure_s)
+        time.sleep(2 + 3 * settings.failure_s)
         change("ip", "link", "set", wire, "up")
     else:
-        time.sleep(0.5)
+        ping = ["busybox", "ping", "-c", "1", "-W", "1", ADDRESSES["B"]]
+        while subprocess.run(ping, stdout=subprocess.DEVNULL, check=False).returncode == 0:
+            pass  # B's command takes its time where B is emulated on a busy host
         began = time.monotonic()
         end.write(0, PIECE)
         (failed,) = end.finished(good=False)
-        took = time.monotonic() - began
-        assert status_name(failed.status) == "RETRY_EXC_ERR"
+        status, took = status_name(failed.status), time.monotonic() - began
+    # A failure that kept one of them from coming here would leave both out of step in all tests after it.
+    meeting.exchange()
+    if role == "A":
+        assert status == "RETRY_EXC_ERR"
         print(f"{took:.2f} s; nominal {settings.failure_s:.2f} s")
         assert 0.9 * settings.failure_s < took < 2 * settings.failure_s
-    meeting.exchange()
