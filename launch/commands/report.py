@@ -7,7 +7,9 @@ told, since data or a split are not there, is said.
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--plot", type=path, metavar="FILE", help="also draw the losses into FILE, as loss.png"
     )
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_run)
 
 
@@ -34,24 +37,43 @@ def _run(options: argparse.Namespace) -> int:
 
     binding = bind(read_process_environment({}))
     from cktrain import cython_kernels
-    from cktrain.report import METRICS_FILE, measure, plot_losses, read_curve
+    from cktrain.report import METRICS_FILE, plot_losses, read_curve
+
+    found: dict[str, Any] = {"notes": []}
+
+    def say(text: str, note: bool = False) -> None:
+        if note:
+            found["notes"].append(text)
+        if not options.json:
+            print(text)
 
     given = Path(options.run_dir)
     run_dir = given.parent.parent if (given / MARKER).is_file() else given
     try:
         curve = read_curve(run_dir / METRICS_FILE)
     except ValueError as error:
-        print(error)
+        say(str(error), note=True)
     else:
-        print(curve.text())
+        found |= {"training": curve.training, "validation": curve.validation}
+        say(curve.text())
         if options.plot is not None:
             plot_losses(curve, run_dir.name, Path(options.plot))
-            print(f"loss curve: {options.plot}")
+            say(f"loss curve: {options.plot}")
     kernels = cython_kernels.load()
     kernels.set_num_threads(binding.threads)
     checkpoint, step, config, model = _newest(given, kernels)
-    print(f"checkpoint of step {step}: {checkpoint}")
+    found |= {"checkpoint": str(checkpoint), "step": step}
+    say(f"checkpoint of step {step}: {checkpoint}")
+    found |= _measured(model, config, step, say)
+    if options.json:
+        print(json.dumps(found))
+    return 0
+
+
+def _measured(model: Transformer, config: Config, step: int, say: Callable[..., None]) -> dict[str, Any]:
+    """Loss over the whole validation split and bits per byte beside n-gram models, as far as they can be had."""
     from cktrain.data.shards import open_source
+    from cktrain.report import compare_with_ngrams, measure
 
     data = config.data
     try:
@@ -63,23 +85,29 @@ def _run(options: argparse.Namespace) -> int:
         )
         result = measure(model, config, held_out)
     except ValueError as error:
-        print(f"validation: not measured, because {error}")
-        return 0
-    print(f"validation after step {step}: loss {result.loss:.4f} over {result.tokens:,} tokens")
+        say(f"validation: not measured, because {error}", note=True)
+        return {}
+    found: dict[str, Any] = {
+        "loss": result.loss,
+        "tokens": result.tokens,
+        "bits_per_byte": result.bits_per_byte,
+    }
+    say(f"validation after step {step}: loss {result.loss:.4f} over {result.tokens:,} tokens")
     if result.bits_per_byte is None:
-        print(
-            "bits per byte: unknown, since the data has a loss mask or does not say how much text it encodes"
+        say(
+            "bits per byte: unknown, since the data has a loss mask or does not say how much text it encodes",
+            note=True,
         )
-        return 0
-    from cktrain.report import compare_with_ngrams
-
+        return found
     try:
         source = open_source(data.path, "train", config.model.vocab_size, data.dtype)
-        print(compare_with_ngrams(result.bits_per_byte, source, held_out).table())
+        comparison = compare_with_ngrams(result.bits_per_byte, source, held_out)
+        found["n_grams_bits_per_byte"] = {"2": comparison.bigram, "5": comparison.five_gram}
+        say(comparison.table())
     except ValueError as error:
-        print(f"  this model            {result.bits_per_byte:.4f} bits per byte")
-        print(f"n-gram models: not measured, because {error}")
-    return 0
+        say(f"  this model            {result.bits_per_byte:.4f} bits per byte")
+        say(f"n-gram models: not measured, because {error}", note=True)
+    return found
 
 
 def _newest(given: Path, kernels: Any) -> tuple[Path, int, Config, Transformer]:

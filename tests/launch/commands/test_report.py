@@ -73,6 +73,23 @@ def test_a_report_reads_only_and_draws_where_it_is_told_to(run, capsys, tmp_path
     assert contents(run) == before
 
 
+def test_the_report_as_json(run, capsys):
+    """The same figures as in words, and in words what could not be told."""
+    assert main(["report", str(run)]) == 0
+    words = capsys.readouterr().out
+    assert main(["report", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert told["step"] == 4 and told["checkpoint"] == str(run / "checkpoints" / "step-00000004")
+    assert f"loss {told['loss']:.4f} over {told['tokens']:,} tokens" in words
+    for bits in (told["bits_per_byte"], *told["n_grams_bits_per_byte"].values()):
+        assert f"{bits:.4f} bits per byte" in words
+    assert [step for step, _ in told["training"]] == [1, 2, 3, 4] and told["notes"] == []
+    (run / "metrics.jsonl").unlink()
+    assert main(["report", str(run), "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    assert "training" not in told and "metrics.jsonl: it cannot be read" in told["notes"][0]
+
+
 def test_the_newest_complete_checkpoint_counts_whatever_config_yaml_says(run, capsys):
     (run / "config.yaml").write_text("checkpoint: {resume: none}\n")
     (run / "checkpoints" / "step-00000004" / "COMPLETE").unlink()
