@@ -77,8 +77,8 @@ MUTANTS = [
     Mutant(
         "optimizer state missing from the checkpoint",
         "cktrain/checkpoint.py",
-        "moments = [] if optimizer is None else list(optimizer.state)",
-        "moments = []",
+        "_read_moments(param, optimizer, stored)",
+        "pass",
         "tests/cktrain/test_checkpoint.py::test_resume_is_bitwise",
     ),
     Mutant(
