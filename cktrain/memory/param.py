@@ -77,6 +77,8 @@ class Param:
     def __init__(self, name: str, shape: tuple[int, ...], **tags: Any) -> None:
         """`shape` is the global one; `tags` are the other fields of `ParamSpec`."""
         self.spec = ParamSpec(name, shape, **tags)
+        self.trainable = self.spec.trainable
+        """Whether it has a gradient. Backward passes ask it several times per product."""
         self.shape = shape
         """Of the shard that stands here."""
         self.regions: tuple[ShardRegion, ...] = (ShardRegion(0, 0, shape[0]),)
@@ -106,11 +108,6 @@ class Param:
         return self.spec.parts
 
     @property
-    def trainable(self) -> bool:
-        """Whether it has a gradient."""
-        return self.spec.trainable
-
-    @property
     def size(self) -> int:
         """Number of elements that stand here."""
         return int(np.prod(self.shape, dtype=np.int64))
@@ -124,6 +121,7 @@ class Param:
         """Decide something of it: a new spec with these fields. Before it has memory."""
         assert not self.has_memory, self.name
         self.spec = dataclasses.replace(self.spec, **tags)
+        self.trainable = self.spec.trainable
 
     def shard(self, shape: tuple[int, ...], regions: tuple[ShardRegion, ...]) -> None:
         """Hold only these regions of the global parameter, in an array of this shape. Before it has memory."""

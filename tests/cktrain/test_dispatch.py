@@ -29,7 +29,8 @@ script = load_script()
 
 @pytest.mark.parametrize("layers", [1, 3])
 def test_the_modules_of_a_micro_batch(layers):
-    """6.5 calls of Python functions for each call of a kernel; two more are the counter's own."""
+    """Under 10 calls of Python functions for each call of a kernel: a branch, its body, a linear's layout and format, the
+    slot's arrays. Two more are the counter's own."""
     micro_batch, counter = script.modules(layers)
     events: list[str] = []
     with np.errstate(all="ignore"):
@@ -41,7 +42,7 @@ def test_the_modules_of_a_micro_batch(layers):
         finally:
             sys.setprofile(None)
     assert counter.calls > 20 * layers
-    assert events.count("call") / counter.calls < 2 + 8
+    assert events.count("call") / counter.calls < 2 + 10
 
 
 @pytest.mark.parametrize("op", script.doors())
