@@ -115,9 +115,7 @@ def _refuse_other_kinds(path: Path, head: bytes) -> None:
         except zlib.error:
             pass
     if kind is None and len(head) >= 64 and _is_text(head):
-        kind = Kind(
-            "text", "Make ids of it: cktrain data prepare {path} FOLDER, and give the folder."
-        )
+        kind = Kind("text", "Make ids of it: cktrain data prepare {path} FOLDER, and give the folder.")
     if kind is not None:
         raise ValueError(
             f"[data.shards] {shown(path)}: {kind.what}, not ids. "

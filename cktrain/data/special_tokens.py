@@ -136,7 +136,9 @@ def _asked_for(side: SideFiles, backend: Backend, key: str) -> tuple[int, bool] 
     flag = side.json(TOKENIZER_CONFIG_FILE).get(f"add_{key}_token")
     where = str(Path(side.found_in) / TOKENIZER_CONFIG_FILE)
     if flag is not None and not isinstance(flag, bool):
-        raise ValueError(f"[tokenizer] {where}: add_{key}_token is {shorten(flag)}, not true or false. Correct it.")
+        raise ValueError(
+            f"[tokenizer] {where}: add_{key}_token is {shorten(flag)}, not true or false. Correct it."
+        )
     name = configured_token(side, f"{key}_token")
     if flag is None or name is None:  # without a token there is nothing to add
         return None

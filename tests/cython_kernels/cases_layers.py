@@ -211,14 +211,18 @@ class Embedding(Case):
         return {"dtable": 1.0}
 
 
-NORM_OUTPUTS = st.sampled_from(["alone", "in x", "beside a residual", "in the residual", "in x, beside a residual"])
+NORM_OUTPUTS = st.sampled_from(
+    ["alone", "in x", "beside a residual", "in the residual", "in x, beside a residual"]
+)
 """Where a norm writes y, and whether a residual is added."""
 
 
 def norm_output(shape: Shape, residual: np.ndarray) -> Inputs:
     """What of the inputs says so; nothing for shapes that do not."""
     where = shape.get("y", "alone")
-    return {"y_in": where} | ({"residual": residual} if "residual" in where else {}) if where != "alone" else {}
+    return (
+        {"y_in": where} | ({"residual": residual} if "residual" in where else {}) if where != "alone" else {}
+    )
 
 
 def norm_arrays(inputs: Inputs) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:

@@ -69,7 +69,10 @@ def test_documents_and_prompts_begin_as_the_tokenizers_own_rule_says(said):
     assert Codec(read_tokenizer("data")).encode("One")[0] != 0
     assert recorded.eos_id == 1 and said == [line for line in said if "post-processor" not in line]
     make(said, write_tokenizer(Path("both"), backend(bos=True), add_bos_token=False), overwrite=True)
-    assert any("put [] before and [] after a text, the post-processor of tokenizer.json [0] and []" in line for line in said)
+    assert any(
+        "put [] before and [] after a text, the post-processor of tokenizer.json [0] and []" in line
+        for line in said
+    )
 
 
 def test_special_tokens_in_the_text_are_counted_and_text_or_tokens(said):
