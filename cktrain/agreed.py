@@ -1,8 +1,8 @@
 """What one rank meets becomes the same error on all: how a rank whose data or memory fails between two steps ends the run.
 
 A rank that meets trouble where the others do not wait for it keeps a `Trouble`, takes part in the next vector that all
-reduce (`parallel/sums.py`) with its flag up, and then all call `agree`: they know each rank's words, and can do together
-what is left to do. An error that is no AgreedError is known to its rank alone, which therefore says it.
+reduce (`parallel/step_reduction.py`) with its flag up, and then all call `agree`: they know each rank's words, and can
+do together what is left to do. An error that is no AgreedError is known to its rank alone, which therefore says it.
 """
 
 from __future__ import annotations

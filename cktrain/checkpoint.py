@@ -158,7 +158,7 @@ def save_checkpoint(
             )
         tensors = _owned_blocks(params, optimizer, owned)
         if tensors:
-            dtype = "F64" if params.numerics.f32.itemsize == 8 else "F32"
+            dtype = "F64" if params.numerics.master_dtype.itemsize == 8 else "F32"
             digest = hashlib.sha256()
             size = write_safetensors(file, tensors, dtype, digest)
             mine["files"][file.name] = {"bytes": size, "sha256": digest.hexdigest()}

@@ -30,9 +30,9 @@ from cktrain.models.family import ModelConfig
 from cktrain.models.transformer import Transformer
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.table import OPTIMIZERS
-from cktrain.parallel.cuts import choose_cuts
 from cktrain.parallel.mesh import resolve_mesh
 from cktrain.parallel.model_shard import ModelShard
+from cktrain.parallel.pipeline_partition import choose_partition
 from cktrain.parallel.ranks import Ranks, divide_world
 from cktrain.precision import agree_on_precision
 from cktrain.resume import consumed_examples, model_differences, other_changes, saved_config
@@ -119,7 +119,7 @@ def compose(
     base = _frozen_base(model, model_config, pretrained, group)
     if checkpoint is not None:
         refuse_other_base(checkpoint.path, checkpoint.state.base, base)
-    part = ModelShard(config, model, ranks, choose_cuts(config, numerics, ranks))
+    part = ModelShard(config, model, ranks, choose_partition(config, numerics, ranks))
     params = part.params
     optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer, part.data.update_spans)
     if checkpoint is not None:

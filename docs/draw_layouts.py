@@ -16,9 +16,9 @@ from cktrain.memory.arena import planning
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel.buckets import overlap
+from cktrain.parallel.fake_group import fake_rank
 from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.model_shard import ModelShard
-from cktrain.parallel.planned import planned_rank
 
 LAYERS = ("head", "layer 3", "layer 2", "layer 1", "layer 0", "embedding")
 LAYOUTS = {
@@ -47,7 +47,7 @@ def shares(mesh: Mesh, rank: int) -> dict[str, tuple[float, float]]:
             "batch": {"micro_batch_size": 1, "global_batch_size": 8},
         }
     )
-    ranks = planned_rank(mesh, mesh.coordinates(rank), kv_heads=8)
+    ranks = fake_rank(mesh, mesh.coordinates(rank), kv_heads=8)
     stages = mesh.pipeline
     cuts = [(4 * i // stages, 4 * (i + 1) // stages) for i in range(stages)]
     with planning():

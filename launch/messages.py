@@ -29,7 +29,7 @@ def encode(message: dict[str, Any]) -> bytes:
 
 
 class Lines:
-    """Cuts a stream of bytes into lines."""
+    """Partition a stream of bytes into lines."""
 
     def __init__(self) -> None:
         self._rest = b""

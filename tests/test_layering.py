@@ -28,9 +28,9 @@ BARE = set(ROOMS) - {"cktrain"}
 # A package that only these files may name.
 ONLY_IN = {
     "torch": {
-        "cktrain/bench/rivals.py",
+        "cktrain/bench/baselines.py",
         "cktrain/bench/gemm.py",
-        "cktrain/bench/trials.py",
+        "cktrain/bench/op_cases.py",
     },  # to be measured beside, where it is installed
     "pyverbs": {"comm/transport/verbs_pyverbs.py"},
     "mpi4py": {"comm/mpi_group.py", "comm/bootstrap.py"},

@@ -98,8 +98,8 @@ MUTANTS = [
     Mutant(
         "logits rounded to bf16",
         "cktrain/nn/head.py",
-        '"logits", (size, output.weight.shape[0]), self.num.f32',
-        '"logits", (size, output.weight.shape[0]), self.num.real',
+        '"logits", (size, output.weight.shape[0]), self.num.master_dtype',
+        '"logits", (size, output.weight.shape[0]), self.num.compute_dtype',
         "tests/cktrain/test_bf16.py::test_logits_are_not_rounded",
     ),
     Mutant(
@@ -150,7 +150,7 @@ PARALLEL_MUTANTS = [
     ),
     Mutant(
         "the norm reduced over the data group instead of the world",
-        "cktrain/parallel/sums.py",
+        "cktrain/parallel/step_reduction.py",
         "ranks.world.all_reduce(vector",
         "ranks.data.all_reduce(vector",
         f"{EQUALITY}[gpt2-tensor 2]",

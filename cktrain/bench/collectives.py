@@ -1,4 +1,4 @@
-"""`cktrain bench collectives`: time of each operation over lengths, beside its rivals and its bound, in one run.
+"""`cktrain bench collectives`: time of each operation over lengths, beside its baselines and its bound, in one run.
 
 The contenders of a length take turns, a few calls each, so that what disturbs the machine disturbs all of them.
 A call's time is the longest of all ranks'. algbw is bytes / p50; busbw is what each link or memory must carry for
@@ -118,9 +118,9 @@ def bench_collectives(
     transport: str,
     ops: Sequence[str],
     sizes: Sequence[int],
-    rivals: Sequence[Callable[[Group, str, np.ndarray], Contender | None]] = (),
+    baselines: Sequence[Callable[[Group, str, np.ndarray], Contender | None]] = (),
 ) -> list[Row]:
-    """Measure `group` in shared and in ordinary memory, and the rivals, at every length of every operation."""
+    """Measure `group` in shared and in ordinary memory, and the baselines, at every length of every operation."""
     rows = []
     longest = max(sizes)
     arena = group.allocate(2 * longest).view(np.float32)
@@ -132,7 +132,7 @@ def bench_collectives(
                 Contender(transport, name, call_of(group, op, memory[:n], memory[half : half + n]))
                 for name, memory in (("arena", arena), ("plain", plain))
             ]
-            contenders += [found for make in rivals if (found := make(group, op, plain[:n])) is not None]
+            contenders += [found for make in baselines if (found := make(group, op, plain[:n])) is not None]
             rows += measure(group, op, nbytes, contenders)
     return rows
 

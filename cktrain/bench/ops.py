@@ -5,7 +5,7 @@ that reads and writes as many arrays (csrc/peak.h), with plain or streaming stor
 arithmetic, which is the op's rate on operands that fit the second-level cache. The lower one is the limit; the share
 of the bandwidth is printed beside it. Attention's limit is the measured multiply-add rate of its precision.
 
-Op, limit and rival take turns in one process and the best round of each counts, so that a disturbance from outside
+Op, limit and baseline take turns in one process and the best round of each counts, so that a disturbance from outside
 hits all three; before a round the library's threads, which spin for a while, are waited for.
 """
 
@@ -19,8 +19,8 @@ from typing import Any
 
 import numpy as np
 
+from cktrain.bench.op_cases import Trial, Workbench, attention_trials, memory_trials
 from cktrain.bench.peak import measure_flops, settle
-from cktrain.bench.trials import Trial, Workbench, attention_trials, memory_trials
 from cktrain.memory.arena import Arena
 
 
@@ -59,10 +59,10 @@ def bench_ops(
     peak = measure_flops(kernels, precision)
     for shape, trial in attention_trials(w):
         if _wanted(trial, names):
-            seconds, rival = _best(kernels, [trial.call(0), trial.rival], 3 * rounds)
+            seconds, baseline = _best(kernels, [trial.call(0), trial.baseline], 3 * rounds)
             peak = max(peak, measure_flops(kernels, precision, 0.1))
             rate = trial.flops / seconds
-            yield _result(trial, shape, w, seconds, rival, "multiply-adds", peak, gflops=rate / 1e9)
+            yield _result(trial, shape, w, seconds, baseline, "multiply-adds", peak, gflops=rate / 1e9)
     streams = _Streams(w.operand_bytes)
     for trial in memory_trials(w):
         if _wanted(trial, names):
@@ -74,9 +74,9 @@ def bench_ops(
                 few,
                 plain,
                 streaming,
-                trial.rival,
+                trial.baseline,
             ]
-            seconds, few_seconds, *limits, rival = _best(kernels, runs, rounds, trial.clear)
+            seconds, few_seconds, *limits, baseline = _best(kernels, runs, rounds, trial.clear)
             streamed = (inputs or out)[0].nbytes * (len(inputs) + len(out))
             stream, in_cache = streamed / min(limits), few_bytes / few_seconds
             yield _result(
@@ -84,7 +84,7 @@ def bench_ops(
                 "",
                 w,
                 seconds,
-                rival,
+                baseline,
                 "memory" if stream <= in_cache else "arithmetic",
                 min(stream, in_cache),
                 gbs=trial.nbytes / seconds / 1e9,
@@ -188,7 +188,7 @@ def _result(
     shape: str,
     w: Workbench,
     seconds: float,
-    rival: float | None,
+    baseline: float | None,
     bound: str,
     limit: float,
     **rates: float,
@@ -207,8 +207,8 @@ def _result(
         reached / limit,
         rates.get("stream"),
         rates.get("in_cache"),
-        rival,
-        None if rival is None else rival / seconds,
+        baseline,
+        None if baseline is None else baseline / seconds,
     )
 
 
@@ -222,11 +222,11 @@ def ops_table(results: list[OpResult]) -> str:
         flops, bandwidth, stream, in_cache = (
             f"{x:.1f}" if x is not None else "" for x in (r.gflops, r.gbs, r.stream, r.in_cache)
         )
-        rival = "" if r.vs_torch is None else f"{r.vs_torch:.2f}"
+        baseline = "" if r.vs_torch is None else f"{r.vs_torch:.2f}"
         share = f"{100 * r.gbs / r.stream:.0f}" if r.gbs and r.stream else ""
         lines.append(
             f"{r.op:<22}{r.shape:<20}{r.precision:<6}{r.s * 1e3:>9.3f}{flops:>9}{bandwidth:>7}{stream:>8}{share:>6}"
-            f"{in_cache:>10}{r.bound:>15}{100 * r.roofline:>9.1f}{rival:>11}"
+            f"{in_cache:>10}{r.bound:>15}{100 * r.roofline:>9.1f}{baseline:>11}"
         )
     return "\n".join(lines)
 

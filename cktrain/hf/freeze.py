@@ -79,7 +79,7 @@ def hold_as_stored(folder: str | Path, config: ModelConfig, model: Module) -> st
         if not isinstance(linear, Linear) or linear.weight in looked_up:
             continue
         dtypes = by_param.get(linear.weight, set())
-        if dtypes in ({"BF16"}, {"F16"}) and linear.num.real.itemsize > 2:
+        if dtypes in ({"BF16"}, {"F16"}) and linear.num.compute_dtype.itemsize > 2:
             (name,) = dtypes
             linear.weight.tag(storage=np.dtype(DTYPES[name]))
             linear.format = Widened(linear.weight)

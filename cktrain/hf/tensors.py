@@ -96,7 +96,7 @@ def load_weights(
     names = FAMILIES[config.family].tensors
     wanted = hf_tensors(config, params.params if only is None else only)
     stored = _match(Path(folder), names, wanted, whole)
-    dtype = params.numerics.f32
+    dtype = params.numerics.master_dtype
     for tensor in wanted:
         source = stored[tensor.name]
         for rows, values in source.pieces():

@@ -30,7 +30,7 @@ class ParamSpec:
     """Of fresh weights, where `init` is normal."""
     parts: tuple[int, ...] = ()
     """Rows of the matrices that are fused along the first dimension, e.g. (query, key, value)."""
-    compute: Literal["real", "f32"] = "real"
+    read_as: Literal["compute", "master"] = "compute"
     """The dtype in which kernels read it: the compute dtype, or fp32 also in bf16 runs."""
     decay: bool = True
     """Whether weight decay applies: matrices yes, biases and norm weights no."""

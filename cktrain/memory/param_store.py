@@ -69,23 +69,23 @@ class ParamStore:
         for param in self.trainable:
             param.start = self.size
             self.size += -(-param.size // align) * align
-        f32 = numerics.f32
+        f32 = numerics.master_dtype
         self.data = Arena("parameters", self.size * f32.itemsize, allocate).array((self.size,), f32)
         """Master weights, (size,) fp32."""
         self.grad = Arena("gradients", self.size * f32.itemsize, allocate).array((self.size,), f32)
         """Gradients, (size,) fp32."""
         self.compute_weights: np.ndarray | None = None
         """The weights in the compute dtype, where that is not fp32: (size,), element for element that of `data`."""
-        if numerics.real != f32:
-            nbytes = self.size * numerics.real.itemsize
+        if numerics.compute_dtype != f32:
+            nbytes = self.size * numerics.compute_dtype.itemsize
             self.compute_weights = Arena("compute weights", nbytes, allocate).array(
-                (self.size,), numerics.real
+                (self.size,), numerics.compute_dtype
             )
         for param in self.trainable:
             span = slice(param.start, param.start + param.size)
             param.data = param.value = self.data[span].reshape(param.shape)
             param.grad = self.grad[span].reshape(param.shape)
-            if self.compute_weights is not None and param.spec.compute == "real":
+            if self.compute_weights is not None and param.spec.read_as == "compute":
                 param.value = self.compute_weights[span].reshape(param.shape)
         if self.frozen:
             self._hold_frozen()
@@ -161,7 +161,7 @@ class ParamStore:
         """One arena with each frozen parameter once."""
         num = self.numerics
         dtypes = [
-            param.spec.storage or (num.real if param.spec.compute == "real" else num.f32)
+            param.spec.storage or (num.compute_dtype if param.spec.read_as == "compute" else num.master_dtype)
             for param in self.frozen
         ]
         sizes = [nbytes_of(param.shape, dtype) for param, dtype in zip(self.frozen, dtypes, strict=True)]

@@ -96,7 +96,7 @@ def build(
     c, std, eps = config, config.initializer_range, config.rms_norm_eps
     output_std = std / math.sqrt(2 * c.num_hidden_layers)
     cos, sin = rope_tables(positions, c.resolved_head_dim, c.rope_theta, c.rope_scaling)
-    rotary = Rotary(cos.astype(numerics.f32), sin.astype(numerics.f32))
+    rotary = Rotary(cos.astype(numerics.master_dtype), sin.astype(numerics.master_dtype))
     embedding = Embedding("model.embed_tokens", numerics, c.vocab_size, c.hidden_size, std)
     blocks = []
     for i, window in enumerate(c.windows):

@@ -140,7 +140,7 @@ class Transformer(Module):
         x = tokens.reshape(-1) if self.embedding is not None else self.stream_input(slot)
         found = []
         for layer in self.layers[:-1] if self.head is not None else self.layers:
-            out = slot.kept(layer, "y", self._shape(slot), self.num.real)
+            out = slot.kept(layer, "y", self._shape(slot), self.num.compute_dtype)
             found.append((layer, x, out))
             x = out
         return found
@@ -155,7 +155,7 @@ class Transformer(Module):
 
     def stream_input(self, slot: Slot) -> np.ndarray:
         """The slot's stream that enters the first block of a stage that has no embedding."""
-        return slot.kept(self, "x", self._shape(slot), self.num.real)
+        return slot.kept(self, "x", self._shape(slot), self.num.compute_dtype)
 
     def stream_gradient(self, slot: Slot) -> np.ndarray:
         """The gradient of the stream, changed in place by the backward pass.
@@ -164,8 +164,8 @@ class Transformer(Module):
         be on its way to or from another rank while the next forward runs.
         """
         if self.embedding is not None and self.head is not None:
-            return slot.kept(self.layers[-2], "y", self._shape(slot), self.num.real)
-        return slot.kept(self, "dx", self._shape(slot), self.num.real)
+            return slot.kept(self.layers[-2], "y", self._shape(slot), self.num.compute_dtype)
+        return slot.kept(self, "dx", self._shape(slot), self.num.compute_dtype)
 
     def stage_inputs(self, slot: Slot) -> list[np.ndarray]:
         """What a stage without embedding gets from the one before: the stream, and the named streams."""
@@ -183,7 +183,7 @@ class Transformer(Module):
         if not slot.streams:
             for name, shape in self.streams.items():
                 value, gradient = (
-                    slot.kept(self, f"{name} {what}", shape(slot), self.num.real)
+                    slot.kept(self, f"{name} {what}", shape(slot), self.num.compute_dtype)
                     for what in ("value", "gradient")
                 )
                 slot.streams[name] = Stream(value, gradient)

@@ -129,7 +129,7 @@ class Attention(Body):
     def backward_inner(self, dy: np.ndarray, slot: Slot) -> np.ndarray:
         """The gradient (N, (H + 2K)·D) of the projected input, for dy (N, C)."""
         kernels = self.num.kernels
-        dqkv = slot.shared(self, "dqkv", (slot.rows, self.qkv_proj.out_features), self.num.real)
+        dqkv = slot.shared(self, "dqkv", (slot.rows, self.qkv_proj.out_features), self.num.compute_dtype)
         with slot.phase("heads"):
             self._backward_context(dy, dqkv, slot)
         dq, dk, _ = slot.view(self, "dviews", lambda: self._split(dqkv))
@@ -156,7 +156,7 @@ class Attention(Body):
     def _backward_context(self, dy: np.ndarray, dqkv: np.ndarray, slot: Slot) -> None:
         shape = self.shape
         context = self._context(slot)
-        dcontext = slot.shared(self, "dcontext", context.shape, self.num.real)
+        dcontext = slot.shared(self, "dcontext", context.shape, self.num.compute_dtype)
         self.o_proj.backward(dcontext, dy, context, slot)
         dq, dk, dv = slot.view(self, "dviews", lambda: self._split(dqkv))
         at = slot.view(self, "views", lambda: self._views(slot))
@@ -164,7 +164,9 @@ class Attention(Body):
             self, "dviews4", lambda: [self._by_sequence(a, slot) for a in (dq, dk, dv, self._heads(dcontext))]
         )
         dq4, dk4, dv4, dcontext4 = by_sequence
-        delta = slot.shared(self, "delta", (slot.batch_size, shape.heads, slot.sequence_length), self.num.f32)
+        delta = slot.shared(
+            self, "delta", (slot.batch_size, shape.heads, slot.sequence_length), self.num.master_dtype
+        )
         self.num.kernels.attention_backward(
             dq4,
             dk4,
@@ -182,14 +184,16 @@ class Attention(Body):
         )
 
     def _qkv(self, slot: Slot) -> np.ndarray:
-        return slot.saved(self, "qkv", (slot.rows, self.qkv_proj.out_features), self.num.real)
+        return slot.saved(self, "qkv", (slot.rows, self.qkv_proj.out_features), self.num.compute_dtype)
 
     def _context(self, slot: Slot) -> np.ndarray:
-        return slot.saved(self, "context", (slot.rows, self.shape.heads * self.shape.head_dim), self.num.real)
+        return slot.saved(
+            self, "context", (slot.rows, self.shape.heads * self.shape.head_dim), self.num.compute_dtype
+        )
 
     def _lse(self, slot: Slot) -> np.ndarray:
         return slot.saved(
-            self, "lse", (slot.batch_size, self.shape.heads, slot.sequence_length), self.num.f32
+            self, "lse", (slot.batch_size, self.shape.heads, slot.sequence_length), self.num.master_dtype
         )
 
     def _views(self, slot: Slot) -> _Views:
@@ -197,8 +201,8 @@ class Attention(Body):
         q, k = raw_q, raw_k
         rotated: tuple[np.ndarray, ...] = (self._query_and_key(self._qkv(slot)),)
         if self.q_norm is not None:
-            q = slot.saved(self, "q_normed", raw_q.shape, self.num.real)
-            k = slot.saved(self, "k_normed", raw_k.shape, self.num.real)
+            q = slot.saved(self, "q_normed", raw_q.shape, self.num.compute_dtype)
+            k = slot.saved(self, "k_normed", raw_k.shape, self.num.compute_dtype)
             rotated = (q, k)
         q4, k4, v4, context4 = (
             self._by_sequence(a, slot) for a in (q, k, v, self._heads(self._context(slot)))

@@ -109,19 +109,19 @@ class Branch(Module):
         """What enters the body, for the stream x."""
         if self.pre_norm is None:
             return x
-        normed = slot.shared(self, "normed", x.shape, self.num.real)
+        normed = slot.shared(self, "normed", x.shape, self.num.compute_dtype)
         self.pre_norm.forward(normed, x, slot)
         return normed
 
     def _inner(self, slot: Slot, x: np.ndarray) -> np.ndarray:
         """What leaves the body, which the post-norm's backward reads."""
-        return slot.saved(self, "inner", x.shape, self.num.real)
+        return slot.saved(self, "inner", x.shape, self.num.compute_dtype)
 
     def _body_gradient(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> np.ndarray:
         """The gradient of what leaves the body, for that of the stream."""
         if self.alpha == 1.0 and self.post_norm is None:
             return dy
-        dbody = slot.shared(self, "dbody", dy.shape, self.num.real)
+        dbody = slot.shared(self, "dbody", dy.shape, self.num.compute_dtype)
         source = dy
         if self.alpha != 1.0:
             scale(self.num, dbody, dy, self.alpha)
@@ -174,6 +174,6 @@ class Block(Module):
     def _between(self, x: np.ndarray, slot: Slot) -> list[np.ndarray]:
         """The stream after each branch but the last."""
         return [
-            slot.saved(self, f"stream {number}", x.shape, self.num.real)
+            slot.saved(self, f"stream {number}", x.shape, self.num.compute_dtype)
             for number in range(1, len(self.branches))
         ]

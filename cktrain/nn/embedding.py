@@ -38,7 +38,7 @@ class Embedding(Module):
     ) -> None:
         """out (N, C) = residual + alpha · table[ids]; ids must be below V (the loader has checked them)."""
         if residual is not None or alpha != 1.0:
-            rows = slot.shared(self, "rows", out.shape, self.num.real)
+            rows = slot.shared(self, "rows", out.shape, self.num.compute_dtype)
             self.forward(rows, x, slot)
             add_scaled(self.num, out, rows, residual, alpha)
             return

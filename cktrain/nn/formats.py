@@ -108,8 +108,8 @@ class Widened:
         """(rows of w, those rows in the compute dtype), one block after the other in one array."""
         stored = self.weight.value
         count, width = stored.shape
-        height = min(count, max(1, BLOCK_BYTES // (width * module.num.real.itemsize)))
-        block = slot.shared(module, "widened", (height, width), module.num.real)
+        height = min(count, max(1, BLOCK_BYTES // (width * module.num.compute_dtype.itemsize)))
+        block = slot.shared(module, "widened", (height, width), module.num.compute_dtype)
         for start in range(0, count, height):
             rows = slice(start, min(start + height, count))
             part = block[: rows.stop - start]

@@ -56,7 +56,7 @@ class Head(Module):
         alpha: float = 1.0,
     ) -> None:
         """out (N, V), f32 or of the compute dtype, = residual + alpha · logits."""
-        normed = slot.shared(self, "normed rows", x.shape, self.num.real)
+        normed = slot.shared(self, "normed rows", x.shape, self.num.compute_dtype)
         self.norm.forward(normed, x, slot)
         self.output.forward(out, normed, slot, residual, alpha)
 
@@ -64,14 +64,14 @@ class Head(Module):
         self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = False
     ) -> None:
         """dx (N, C) = or += the gradient of x for the logits' dy (N, V) of the compute dtype."""
-        normed = slot.shared(self, "normed rows", x.shape, self.num.real)
+        normed = slot.shared(self, "normed rows", x.shape, self.num.compute_dtype)
         self.norm.forward(normed, x, slot)
         self.output.backward(normed, dy, normed, slot)
         self.norm.backward(dx, normed, x, slot, accumulate)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """All logits (N, V) f32 for few rows of the stream x (N, C), in a new array, while generating."""
-        out = np.empty((x.shape[0], self.vocab_size), self.num.f32)
+        out = np.empty((x.shape[0], self.vocab_size), self.num.master_dtype)
         self.output.format.product(out, self.norm.normalize(x), None, None, self.output, Slot(1, len(x)))
         return out
 
@@ -100,8 +100,8 @@ class Head(Module):
         logp is the label's log-probability, lse the log-sum-exp of the row's logits; both 0 for rows without a label.
         With divided rows x is this rank's (N/t, C), and the result is that of all N on every rank.
         """
-        logp = slot.saved(self, "logp", labels.shape, self.num.f32)
-        all_lse = slot.saved(self, "lse", labels.shape, self.num.f32)
+        logp = slot.saved(self, "logp", labels.shape, self.num.master_dtype)
+        all_lse = slot.saved(self, "lse", labels.shape, self.num.master_dtype)
         logp[...] = all_lse[...] = 0
         rows = self._rows(x, None, labels, slot)
         for chunk in rows:
@@ -146,8 +146,8 @@ class Head(Module):
 
     def _chunk(self, rows: int) -> int:
         """Rows of a chunk."""
-        limit = CHUNK_BYTES if self.num.real == self.num.f32 else CHUNK_BYTES_BF16
-        most = max(1, limit // (self.output.weight.shape[0] * self.num.f32.itemsize))
+        limit = CHUNK_BYTES if self.num.compute_dtype == self.num.master_dtype else CHUNK_BYTES_BF16
+        most = max(1, limit // (self.output.weight.shape[0] * self.num.master_dtype.itemsize))
         least = -(-rows // -(-rows // most))
         whole = -(-least // TILE_ROWS) * TILE_ROWS
         return whole if whole <= min(most, rows) else least
@@ -155,7 +155,9 @@ class Head(Module):
     def _logits(self, normed: np.ndarray, size: int, slot: Slot) -> np.ndarray:
         """This rank's columns of a chunk's logits (n, V) f32, in an array that every chunk has."""
         output = self.output
-        logits = slot.shared(self, "logits", (size, output.weight.shape[0]), self.num.f32)[: len(normed)]
+        logits = slot.shared(self, "logits", (size, output.weight.shape[0]), self.num.master_dtype)[
+            : len(normed)
+        ]
         output.format.product(logits, normed, None, None, output, slot)
         return logits
 
@@ -165,7 +167,7 @@ class Head(Module):
         """(the label's logit, log-sum-exp) of a chunk's rows, over the whole vocabulary."""
         n = len(labels)
         (region,) = self.output.weight.regions  # further rows are padding
-        statistics = slot.shared(self, "statistics", (3 * size,), self.num.f32)
+        statistics = slot.shared(self, "statistics", (3 * size,), self.num.master_dtype)
         row_max, row_sum, label_logit = by_row = statistics[: 3 * n].reshape(3, n)
         self.num.kernels.cross_entropy_forward(
             row_max, row_sum, label_logit, logits[:, : region.rows], labels, region.global_row
@@ -203,9 +205,11 @@ class Head(Module):
 
     def _in_place(self, logits: np.ndarray) -> np.ndarray:
         """The compute dtype's (R, V) in the memory of f32 logits (R, V): each row in the first bytes of its row."""
-        if self.num.real == self.num.f32 or 0 in logits.strides:  # planned arrays have no memory to view
+        if (
+            self.num.compute_dtype == self.num.master_dtype or 0 in logits.strides
+        ):  # planned arrays have no memory to view
             return logits
-        return logits.view(self.num.real)[:, : logits.shape[1]]
+        return logits.view(self.num.compute_dtype)[:, : logits.shape[1]]
 
     def _combine(self, by_row: np.ndarray) -> None:
         """Make (maximum, sum of exponentials, label's logit) (3, n) those of the whole vocabulary."""

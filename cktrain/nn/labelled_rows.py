@@ -81,7 +81,7 @@ class WholeRows(LabelledRows):
     ) -> None:
         super().__init__(labels, size)
         self.norm, self.x, self.dx = norm, x, dx
-        self.normed = slot.shared(module, "normed", (size, x.shape[1]), norm.num.real)
+        self.normed = slot.shared(module, "normed", (size, x.shape[1]), norm.num.compute_dtype)
         self.statistics = norm.statistics(x, slot)
 
     def _chunk(self, start: int, stop: int) -> Chunk:
@@ -134,7 +134,7 @@ class DividedRows(LabelledRows):
     ) -> None:
         super().__init__(labels, size)
         self.norm, self.x, self.dx, self.layout, self.slot = norm, x, dx, layout, slot
-        self.normed = slot.shared(module, "normed rows", x.shape, norm.num.real)
+        self.normed = slot.shared(module, "normed rows", x.shape, norm.num.compute_dtype)
         norm.forward(self.normed, x, slot)
         self.rows = layout.enter(self.normed, slot)
         self.gradient, _ = layout.gradient(self.normed, False, slot)

@@ -81,7 +81,7 @@ class Linear(Product):
             weight = Param(f"{name}.weight", (out_features, in_features), std=std, parts=parts)
         self.weight = weight
         self.bias = (
-            Param(f"{name}.bias", (out_features,), init="zeros", decay=False, parts=parts, compute="f32")
+            Param(f"{name}.bias", (out_features,), init="zeros", decay=False, parts=parts, read_as="master")
             if bias
             else None
         )

@@ -65,16 +65,16 @@ class FeedForward(Body):
 
     def _expanded(self, slot: Slot) -> np.ndarray:
         width = self.input_proj.out_features
-        return slot.saved(self.input_proj, "y", self._spaced(slot, width), self.num.real)[:, :width]
+        return slot.saved(self.input_proj, "y", self._spaced(slot, width), self.num.compute_dtype)[:, :width]
 
     def _hidden(self, slot: Slot) -> np.ndarray:
         width = self.output_proj.in_features
-        return slot.shared(self, "hidden", self._spaced(slot, width), self.num.real)[:, :width]
+        return slot.shared(self, "hidden", self._spaced(slot, width), self.num.compute_dtype)[:, :width]
 
     def _spaced(self, slot: Slot, width: int) -> tuple[int, int]:
         """Rows of `width` elements, and a cache line where they would stand a multiple of 4 KB apart: packing reads many
         rows in turn, and those would all be in one set of the first-level cache (docs/matmul.md)."""
-        itemsize = self.num.real.itemsize
+        itemsize = self.num.compute_dtype.itemsize
         return slot.rows, width + (CACHE_LINE // itemsize if width * itemsize % 4096 == 0 else 0)
 
 
@@ -144,7 +144,7 @@ class GeluMLP(FeedForward):
     def _backward_activation(
         self, dhidden: np.ndarray, expanded: np.ndarray, slot: Slot
     ) -> tuple[np.ndarray, np.ndarray]:
-        hidden = slot.shared(self, "hidden_again", dhidden.shape, self.num.real)
+        hidden = slot.shared(self, "hidden_again", dhidden.shape, self.num.compute_dtype)
         self.num.kernels.gelu_forward(hidden, expanded, self.tanh)
         self.num.kernels.gelu_backward(dhidden, dhidden, expanded, self.tanh)
         return hidden, dhidden

@@ -31,7 +31,7 @@ class Norm(Module):
         super().__init__(name, numerics)
         self.size = size
         self.eps = eps
-        self.weight = Param(f"{name}.weight", (size,), init="ones", decay=False, compute="f32")
+        self.weight = Param(f"{name}.weight", (size,), init="ones", decay=False, read_as="master")
 
     def forward(
         self,
@@ -45,13 +45,13 @@ class Norm(Module):
         if alpha == 1.0:
             self.apply(out, x, self.statistics(x, slot), residual)
             return
-        normed = slot.shared(self, "normed", x.shape, self.num.real)
+        normed = slot.shared(self, "normed", x.shape, self.num.compute_dtype)
         self.apply(normed, x, self.statistics(x, slot))
         add_scaled(self.num, out, normed, residual, alpha)
 
     def recompute(self, x: np.ndarray, slot: Slot) -> None:
         """The statistics; no kernel computes them alone."""
-        self.apply(slot.shared(self, "normed", x.shape, self.num.real), x, self.statistics(x, slot))
+        self.apply(slot.shared(self, "normed", x.shape, self.num.compute_dtype), x, self.statistics(x, slot))
 
     def backward(
         self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = False
@@ -62,13 +62,13 @@ class Norm(Module):
 
     def statistics(self, x: np.ndarray, slot: Slot) -> tuple[np.ndarray, ...]:
         """What backward needs of each row, (N) or (N, H) f32 each."""
-        shape, f32 = x.shape[:-1], self.num.f32
+        shape, f32 = x.shape[:-1], self.num.master_dtype
         return tuple([slot.saved(self, name, shape, f32) for name in self.statistic_names])
 
     def normalize(self, x: np.ndarray) -> np.ndarray:
         """norm(x) in a new array, for few rows (N, C), where no backward follows."""
         y = np.empty_like(x)
-        self.apply(y, x, [np.empty(x.shape[:-1], self.num.f32) for _ in self.statistic_names])
+        self.apply(y, x, [np.empty(x.shape[:-1], self.num.master_dtype) for _ in self.statistic_names])
         return y
 
     def apply(
@@ -101,7 +101,7 @@ class Norm(Module):
         """Where a kernel adds the gradient of `param`; that of a frozen one is thrown away."""
         if param.trainable:
             return param.accumulator(self.num.kernels)
-        return np.zeros(param.shape, self.num.f32)
+        return np.zeros(param.shape, self.num.master_dtype)
 
 
 class RMSNorm(Norm):
@@ -141,7 +141,7 @@ class LayerNorm(Norm):
 
     def __init__(self, name: str, numerics: Numerics, size: int, eps: float) -> None:
         super().__init__(name, numerics, size, eps)
-        self.bias = Param(f"{name}.bias", (size,), init="zeros", decay=False, compute="f32")
+        self.bias = Param(f"{name}.bias", (size,), init="zeros", decay=False, read_as="master")
 
     def apply(
         self,

@@ -33,18 +33,19 @@ def _nothing(*_args: object, **_kwargs: object) -> None:
 
 
 class Numerics:
-    """The kernel set and the two element types of a model.
+    """The kernel set of a model, its compute dtype and its master dtype.
 
-    `real` is the type of weights and activations in the kernels; `f32` that of master weights, gradients,
-    statistics and the optimizer's state (both fp64 on the reference kernels with `precision: fp64`).
+    Kernels compute with weights and activations of `compute_dtype`; master weights, gradients, statistics and the
+    optimizer's state are of `master_dtype` (both fp64 on the reference kernels with `precision: fp64`). In the table of
+    ops the letters are `real` and `f32`.
     """
 
     def __init__(self, kernels: Any, precision: str) -> None:
         self.kernels = kernels
         self.precision = precision
-        real, f32 = PRECISIONS[precision]
-        self.real = np.dtype(real)
-        self.f32 = np.dtype(f32)
+        compute, master = PRECISIONS[precision]
+        self.compute_dtype = np.dtype(compute)
+        self.master_dtype = np.dtype(master)
 
     @property
     def is_dry(self) -> bool:

@@ -32,7 +32,7 @@ class WidthNorm(RMSNorm):
 
     def statistics(self, x: np.ndarray, slot: Slot) -> tuple[np.ndarray, ...]:
         """(1 / sqrt(mean(x²) + eps),), (N) f32."""
-        return (slot.saved(self, "rstd", x.shape[:1], self.num.f32),)
+        return (slot.saved(self, "rstd", x.shape[:1], self.num.master_dtype),)
 
     def apply(
         self,
@@ -59,7 +59,7 @@ class WidthNorm(RMSNorm):
         The kernel takes this mean over the rank's own heads; what is missing to the row's is added here.
         """
         dx, dy, x, (rstd,) = _flat(dx), _flat(dy), _flat(x), self.statistics(x, slot)
-        f32, own = self.num.f32, np.empty(0)
+        f32, own = self.num.master_dtype, np.empty(0)
         divided = self.layout.moves and not self.num.is_dry
         if self.layout.moves:
             product = slot.shared(self, "product", x.shape, f32)

@@ -54,7 +54,7 @@ class Muon(AdamW):
             (stop - start, param.shape[1]) for param in matrices for start, stop in parts_of(param)
         ]
         self._newton_schulz = NewtonSchulz(params.numerics, self._parts, config.ns_steps)
-        size, f32 = max((param.size for param in matrices), default=0), params.numerics.f32
+        size, f32 = max((param.size for param in matrices), default=0), params.numerics.master_dtype
         self._workspace = Arena("optimizer workspace", size * f32.itemsize).array((size,), f32)
 
     @property

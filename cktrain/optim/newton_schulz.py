@@ -43,8 +43,8 @@ class NewtonSchulz:
         shapes = list(shapes)
         elements = max((rows * columns for rows, columns in shapes), default=0)
         square = max((min(shape) ** 2 for shape in shapes), default=0)
-        real = numerics.real
-        sizes = [elements, square, square] + [elements] * (real != numerics.f32)
+        real = numerics.compute_dtype
+        sizes = [elements, square, square] + [elements] * (real != numerics.master_dtype)
         arena = Arena("optimizer workspace", sum(nbytes_of((size,), real) + 64 for size in sizes))
         self._buffers = [arena.array((size,), real) for size in sizes]
 

@@ -52,7 +52,7 @@ class Optimizer:
         self.config = config
         self.spans = [(0, params.size)] if spans is None else list(spans)
         self.size = sum(stop - start for start, stop in self.spans)
-        f32 = params.numerics.f32
+        f32 = params.numerics.master_dtype
         segments = [params.segments(start, stop, self.whole_matrices) for start, stop in self.spans]
         self._runs = self._lay_out([segment for run in segments for segment in run])
         sizes = {name: sum(stop - start for start, stop, _ in runs) for name, runs in self._runs.items()}

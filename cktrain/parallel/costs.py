@@ -2,7 +2,7 @@
 
 Measured: a model with one block of each kind, divided as the rank would divide it, with real arrays and random tokens.
 Predicted: the whole model without memory, where each kernel takes the time that its arithmetic or its bytes need. Both
-run the model's own code with a clock around its parts. Messages between ranks cost nothing here (`planned.py`).
+run the model's own code with a clock around its parts. Messages between ranks cost nothing here (`fake_group.py`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from cktrain.models.build import build_model, styles_of
 from cktrain.models.transformer import Transformer
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
+from cktrain.parallel.fake_group import fake_ranks
 from cktrain.parallel.mesh import Mesh
-from cktrain.parallel.planned import planned_ranks
 from cktrain.parallel.tensor import divide_layers
 
 LEAST_ROUNDS = 2
@@ -159,9 +159,9 @@ def divided_model(config: Config, numerics: Numerics, mesh: Mesh) -> Transformer
     """The whole depth of the model, each layer divided as tensor rank 0 divides it; no storage yet."""
     length = config.data.sequence_length
     model = build_model(config.model, numerics, length, config.memory.checkpointing == "block")
-    ranks = planned_ranks(mesh, 0, config.model.kv_heads)
+    ranks = fake_ranks(mesh, 0, config.model.kv_heads)
     rows = config.batch.micro_batch_size * length
-    divide_layers(model, styles_of(config.model), ranks.tensor, ranks.waiting, rows)
+    divide_layers(model, styles_of(config.model), ranks.tensor, ranks.comm_timer, rows)
     return model
 
 

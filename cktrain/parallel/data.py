@@ -36,7 +36,7 @@ from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore
 from cktrain.optim.optimizer import Optimizer
 from cktrain.parallel.buckets import BUCKET_BYTES, Bucket, Span, join, overlap, plan_buckets
-from cktrain.parallel.waiting import Waiting
+from cktrain.parallel.comm_timer import CommTimer
 
 
 class DataParallel:
@@ -46,7 +46,7 @@ class DataParallel:
         self,
         group: Group,
         params: ParamStore,
-        waiting: Waiting,
+        comm_timer: CommTimer,
         *,
         zero: int = 1,
         wire_bf16: bool = False,
@@ -68,7 +68,7 @@ class DataParallel:
             )
         self.group = group
         self.params = params
-        self.waiting = waiting
+        self.comm_timer = comm_timer
         self.sharded = zero == 1 and group.size > 1
         self.wire_bf16 = wire_bf16
         self.weights_bf16 = weights_bf16 and self.sharded
@@ -162,11 +162,11 @@ class DataParallel:
         if self.group.size == 1:
             return
         if self.deterministic:
-            with self.waiting:
+            with self.comm_timer:
                 self._sum_in_order()
             return
         assert not any(self._missing.values()), "contributions are missing"
-        with self.waiting:
+        with self.comm_timer:
             for bucket, work in zip(self.buckets, self._works, strict=True):
                 assert work is not None
                 work.wait()
@@ -190,20 +190,20 @@ class DataParallel:
                     flat[bucket.start : bucket.stop], flat[start:stop], bucket.counts, async_=True
                 )
             )
-        with self.waiting:
+        with self.comm_timer:
             for work in works:
                 work.wait()
         if self._unrounded is None:
             self.params.refresh()  # the optimizer wrote the bf16 copy of this rank's pieces alone
         else:
-            with self.waiting:
+            with self.comm_timer:
                 self._unrounded.gather()
 
     def _buffers(self) -> list[np.ndarray]:
         if not self.deterministic or self.micro_batches == 1:
             return []
         count = self.micro_batches if self.group.size > 1 else 1
-        size, f32 = self.params.size, self.params.numerics.f32
+        size, f32 = self.params.size, self.params.numerics.master_dtype
         arena = Arena("gradients of single micro-batches", count * size * f32.itemsize)
         return [arena.array((size,), f32) for _ in range(count)]
 
@@ -265,10 +265,10 @@ class _Unrounded:
     def __init__(self, params: ParamStore, buckets: Sequence[Bucket], group: Group) -> None:
         self.group = group
         self.data = params.data
-        read = [(p.start, p.start + p.size) for p in params.trainable if p.spec.compute == "f32"]
+        read = [(p.start, p.start + p.size) for p in params.trainable if p.spec.read_as == "master"]
         self.spans = [overlap(read, [b.piece(rank) for b in buckets]) for rank in range(group.size)]
         self.counts = [sum(stop - start for start, stop in spans) for spans in self.spans]
-        size, f32 = sum(self.counts), params.numerics.f32
+        size, f32 = sum(self.counts), params.numerics.master_dtype
         self.packed = Arena("fp32 weights on the wire", size * f32.itemsize).array((size,), f32)
 
     def gather(self) -> None:

@@ -22,7 +22,7 @@ from cktrain.parallel.pipeline import Stage
 from cktrain.parallel.ranks import Ranks
 from cktrain.parallel.roles import tag_by_role
 from cktrain.parallel.schedules import Schedule, make_schedule, slots_needed
-from cktrain.parallel.stages import Cuts, cut_by_flops, keep_stage
+from cktrain.parallel.stages import Partition, keep_stage, partition_by_flops
 from cktrain.parallel.tensor import divide_layers
 from cktrain.training.objective import Objective
 
@@ -30,7 +30,9 @@ from cktrain.training.objective import Objective
 class ModelShard:
     """A rank's part of the model: its stage and tensor share, its parameters, and their sums over other ranks."""
 
-    def __init__(self, config: Config, model: Transformer, ranks: Ranks, cuts: Cuts | None = None) -> None:
+    def __init__(
+        self, config: Config, model: Transformer, ranks: Ranks, cuts: Partition | None = None
+    ) -> None:
         """Divide the whole `model`, whose parameters have no storage yet, and give this rank's parameters theirs.
 
         `cuts` are the blocks [start, stop) of each stage, the same on all ranks; None: cut by floating-point
@@ -54,20 +56,20 @@ class ModelShard:
             )
         self._slot_shape = batch.micro_batch_size, length
         if cuts is None:
-            cuts = cut_by_flops(model, ranks.pipeline.size, length)
+            cuts = partition_by_flops(model, ranks.pipeline.size, length)
         tag_by_role(model.params(), styles_of(config.model))
         tied = _tied_weight(model) if ranks.pipeline.size > 1 else None
         tied = tied if tied is not None and tied.trainable else None
         if tied is not None:
             tied.tag(reduce_axes=tied.spec.reduce_axes | {"pipeline"})
         rows = batch.micro_batch_size * length
-        divide_layers(model, styles_of(config.model), ranks.tensor, ranks.waiting, rows)
+        divide_layers(model, styles_of(config.model), ranks.tensor, ranks.comm_timer, rows)
         keep_stage(model, cuts[ranks.pipeline.rank], ranks.pipeline.rank, ranks.pipeline.size)
         self.params = ParamStore(model.params(), model.num, ranks.world.allocate)
         self.data = DataParallel(
             ranks.data,
             self.params,
-            ranks.waiting,
+            ranks.comm_timer,
             zero=config.parallel.zero,
             wire_bf16=config.comm.wire_dtype == "bf16",
             weights_bf16=_weights_travel_as_bf16(config, model.num.precision),
@@ -80,7 +82,7 @@ class ModelShard:
             self.params,
             [*self._on_tensor_ranks(), *self._on_two_stages(tied)],
             self.data.summed_spans,
-            ranks.waiting,
+            ranks.comm_timer,
         )
         self.owned: list[Span] = without(self.data.pieces, self.partial.uncounted)
         """What of the flat buffers is this rank's to save: over all ranks, every element of the model once."""
@@ -92,7 +94,7 @@ class ModelShard:
         with self.data.counting():
             plan = self.model.plan(*self._slot_shape)
         slots = plan.allocate(slots_needed(self.schedule[self.ranks.pipeline.rank]))
-        return Stage(self.model, self.ranks.pipeline, slots, self.ranks.waiting)
+        return Stage(self.model, self.ranks.pipeline, slots, self.ranks.comm_timer)
 
     def gradients(self, batches: Sequence[Batch], objective: Objective) -> tuple[list[float], int]:
         """Forwards and backwards of this rank's micro-batches, and the sums of gradients over the ranks. Collective.

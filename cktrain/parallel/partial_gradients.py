@@ -17,7 +17,7 @@ from cktrain.comm.group import Group
 from cktrain.memory.arena import Arena
 from cktrain.memory.param_store import ParamStore
 from cktrain.parallel.buckets import Span, overlap
-from cktrain.parallel.waiting import Waiting
+from cktrain.parallel.comm_timer import CommTimer
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,18 +33,22 @@ class PartialGradients:
     """All spans of one rank whose gradients are partial."""
 
     def __init__(
-        self, params: ParamStore, partial: Sequence[PartialSpan], summed: Sequence[Span], waiting: Waiting
+        self,
+        params: ParamStore,
+        partial: Sequence[PartialSpan],
+        summed: Sequence[Span],
+        comm_timer: CommTimer,
     ) -> None:
         """`summed` is where the data group's sums stand; it must be the same for all copies."""
         self.params = params
         self.spans = partial
-        self.waiting = waiting
+        self.comm_timer = comm_timer
         self.uncounted = sorted((p.start, p.stop) for p in partial if p.group.rank != 0)
         """What another rank counts and saves."""
         self._by_group: list[tuple[Group, list[Span], np.ndarray]] = []
         for group in dict.fromkeys(p.group for p in partial):
             spans = overlap(sorted((p.start, p.stop) for p in partial if p.group is group), summed)
-            size, f32 = sum(stop - start for start, stop in spans), params.numerics.f32
+            size, f32 = sum(stop - start for start, stop in spans), params.numerics.master_dtype
             packed = Arena("partial gradients", size * f32.itemsize).array((size,), f32)
             self._by_group.append((group, spans, packed))
 
@@ -61,7 +65,7 @@ class PartialGradients:
             for start, stop in spans:
                 packed[at : at + stop - start] = grad[start:stop]
                 at += stop - start
-            with self.waiting:
+            with self.comm_timer:
                 group.all_reduce(packed, "sum")
             at = 0
             for start, stop in spans:

@@ -22,8 +22,8 @@ from cktrain.comm.work import Work
 from cktrain.data.loader import Batch
 from cktrain.memory.slot import Slot
 from cktrain.models.transformer import Transformer
+from cktrain.parallel.comm_timer import CommTimer
 from cktrain.parallel.schedules import Action
-from cktrain.parallel.waiting import Waiting
 from cktrain.training.objective import NextToken, Objective
 
 NEXT_TOKEN = NextToken()
@@ -42,11 +42,13 @@ class Clock:
 class Stage:
     """One rank's stage of the model, its slots and its neighbours in the pipeline group."""
 
-    def __init__(self, model: Transformer, group: Group, slots: Sequence[Slot], waiting: Waiting) -> None:
+    def __init__(
+        self, model: Transformer, group: Group, slots: Sequence[Slot], comm_timer: CommTimer
+    ) -> None:
         self.model = model
         self.group = group
         self.slots = slots
-        self.waiting = waiting
+        self.comm_timer = comm_timer
         self.clock = Clock()
         self._first = group.rank == 0
         self._last = group.rank == group.size - 1
@@ -75,7 +77,7 @@ class Stage:
                 self._held.add(number)
             if following is not None and self._is_free(following):
                 self._post(following)
-            waited, began = self.waiting.seconds, time.perf_counter()
+            waited, began = self.comm_timer.seconds, time.perf_counter()
             if action.kind == "forward":
                 losses[action.micro_batch], valid = self._forward(batch, slot, number, objective, train=True)
                 count += valid
@@ -85,7 +87,7 @@ class Stage:
                     self._send(("backward", number), self.model.stage_gradients(slot), self.group.rank - 1)
                 self._held.discard(number)
                 after_backward()
-            seconds = time.perf_counter() - began - (self.waiting.seconds - waited)
+            seconds = time.perf_counter() - began - (self.comm_timer.seconds - waited)
             if action.kind == "forward":
                 self.clock.forward += seconds
             else:
@@ -151,7 +153,7 @@ class Stage:
 
     def _wait(self, works: Sequence[Work]) -> None:
         if works:
-            with self.waiting:
+            with self.comm_timer:
                 for work in works:
                     work.wait()
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cktrain.comm.group import Group
+from cktrain.parallel.comm_timer import CommTimer
 from cktrain.parallel.mesh import AXES, Mesh
-from cktrain.parallel.waiting import Waiting
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Ranks:
     mesh: Mesh
     world: Group
     groups: Mapping[str, Group]
-    waiting: Waiting = field(default_factory=Waiting)
+    comm_timer: CommTimer = field(default_factory=CommTimer)
 
     def group(self, axis: str) -> Group:
         """The ranks that differ from this one along an axis alone."""

@@ -11,16 +11,16 @@ from cktrain.comm.group import Group
 from cktrain.memory.slot import Slot
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
-from cktrain.parallel.waiting import Waiting
+from cktrain.parallel.comm_timer import CommTimer
 
 
 class SequenceParallelRegion(Module):
     """Gathers rows where the region ends, scatters them where it begins. Its arrays are had once for all layers."""
 
-    def __init__(self, numerics: Numerics, group: Group, waiting: Waiting) -> None:
+    def __init__(self, numerics: Numerics, group: Group, comm_timer: CommTimer) -> None:
         super().__init__("sequence_parallel", numerics)
         self.group = group
-        self.waiting = waiting
+        self.comm_timer = comm_timer
 
     def own(self, whole: np.ndarray) -> np.ndarray:
         """This rank's rows of (N, …), a view."""
@@ -29,15 +29,15 @@ class SequenceParallelRegion(Module):
 
     def gather(self, x: np.ndarray, slot: Slot, name: str) -> np.ndarray:
         """All rows (N, C) of x (N/t, C), in the array `name`, which the next gather of that name overwrites."""
-        whole = slot.shared(self, name, (slot.rows, x.shape[1]), self.num.real)
+        whole = slot.shared(self, name, (slot.rows, x.shape[1]), self.num.compute_dtype)
         if not self.num.is_dry:
-            with self.waiting:
+            with self.comm_timer:
                 self.group.all_gather(whole, x)
         return whole
 
     def partial(self, slot: Slot, width: int) -> np.ndarray:
         """The array (N, width) for partial sums that `scatter` is given next."""
-        return slot.shared(self, "partial", (slot.rows, width), self.num.real)
+        return slot.shared(self, "partial", (slot.rows, width), self.num.compute_dtype)
 
     def scatter(self, y: np.ndarray, partial: np.ndarray, residual: np.ndarray | None = None) -> None:
         """y (N/t, C) = this rank's rows of the sum over ranks of partial (N, C), plus residual (N/t, C).
@@ -48,11 +48,11 @@ class SequenceParallelRegion(Module):
             own = self.own(partial)
             self.num.kernels.add(own, own, residual)
         if not self.num.is_dry:
-            with self.waiting:
+            with self.comm_timer:
                 self.group.reduce_scatter(y, partial, "sum")
 
     def all_reduce(self, array: np.ndarray, op: str) -> None:
         """Reduce a small array over the group, in place."""
         if not self.num.is_dry:
-            with self.waiting:
+            with self.comm_timer:
                 self.group.all_reduce(array, op)

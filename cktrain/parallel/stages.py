@@ -1,4 +1,4 @@
-"""Cuts a model in pipeline stages of about equal cost: contiguous runs of blocks, at least one each.
+"""Partition a model in pipeline stages of about equal cost: contiguous runs of blocks, at least one each.
 
 The embedding stands with the first stage, the final norm and the head with the last; what they cost counts there.
 """
@@ -10,11 +10,11 @@ from functools import cache
 
 from cktrain.models.transformer import Transformer
 
-Cuts = list[tuple[int, int]]
+Partition = list[tuple[int, int]]
 """The blocks [start, stop) of each stage."""
 
 
-def cut(blocks: Sequence[float], first: float, last: float, stages: int) -> Cuts:
+def cut(blocks: Sequence[float], first: float, last: float, stages: int) -> Partition:
     """The blocks [start, stop) of each stage, so that the dearest stage is as cheap as can be.
 
     `blocks` are the costs of the blocks, in any unit; `first` and `last` what the first and last stage have besides.
@@ -49,7 +49,7 @@ def cut(blocks: Sequence[float], first: float, last: float, stages: int) -> Cuts
     return list(zip((0, *stops[:-1]), stops, strict=True))
 
 
-def cut_by_flops(model: Transformer, stages: int, sequence_length: int) -> Cuts:
+def partition_by_flops(model: Transformer, stages: int, sequence_length: int) -> Partition:
     """The blocks of each stage of a whole model, by floating-point operations per token."""
     assert model.head is not None
     blocks = [block.flops(1, sequence_length) for block in model.blocks]

@@ -29,13 +29,13 @@ from cktrain.nn.attention import Attention
 from cktrain.nn.embedding import Embedding
 from cktrain.nn.linear import Linear
 from cktrain.nn.width_norm import WidthNorm
+from cktrain.parallel.comm_timer import CommTimer
 from cktrain.parallel.layouts import Column, OwnRows, Row
 from cktrain.parallel.sequence_parallel import SequenceParallelRegion
-from cktrain.parallel.waiting import Waiting
 
 
 def divide_layers(
-    model: Transformer, styles: Mapping[str, str], group: Group, waiting: Waiting, rows: int
+    model: Transformer, styles: Mapping[str, str], group: Group, comm_timer: CommTimer, rows: int
 ) -> None:
     """Give this rank its part of every layer, by the model's table of styles; before parameters have storage.
 
@@ -43,7 +43,7 @@ def divide_layers(
     """
     if group.size == 1:
         return
-    region = SequenceParallelRegion(model.num, group, waiting)
+    region = SequenceParallelRegion(model.num, group, comm_timer)
     for module in list(model.modules()):
         if isinstance(module, Attention):
             _divide_heads(module, group.size)

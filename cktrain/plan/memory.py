@@ -17,11 +17,11 @@ from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.table import OPTIMIZERS
 from cktrain.parallel.buckets import Span
+from cktrain.parallel.fake_group import fake_ranks
 from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.pipeline import Stage
-from cktrain.parallel.planned import planned_ranks
-from cktrain.parallel.stages import Cuts
+from cktrain.parallel.stages import Partition
 
 KINDS = {
     "parameters": "weights",
@@ -75,7 +75,7 @@ class PlannedRank:
 
 
 def plan_rank(
-    config: Config, mesh: Mesh, stage: int, precision: str, cuts: Cuts | None = None, threads: int = 1
+    config: Config, mesh: Mesh, stage: int, precision: str, cuts: Partition | None = None, threads: int = 1
 ) -> PlannedRank:
     """The first rank of a pipeline stage. `config.model` is resolved; ValueError for what does not divide."""
     numerics = Numerics(cython_kernels.load(), precision)
@@ -84,7 +84,7 @@ def plan_rank(
         model = build_model(config.model, numerics, length, config.memory.checkpointing == "block")
         if config.model.freeze and config.model.from_pretrained is not None:
             hold_as_stored(config.model.from_pretrained, config.model, model)
-        part = ModelShard(config, model, planned_ranks(mesh, stage, config.model.kv_heads), cuts)
+        part = ModelShard(config, model, fake_ranks(mesh, stage, config.model.kv_heads), cuts)
         optimizer = OPTIMIZERS[config.optimizer.name](
             part.params, config.optimizer, _fullest_spans(config, part)
         )

@@ -10,9 +10,9 @@ from typing import Any
 
 from cktrain.config import Config
 from cktrain.parallel.costs import Cost, ModelCosts, PredictedKernels, predict_costs
-from cktrain.parallel.cuts import cut_by_costs, cuts_from_list
 from cktrain.parallel.mesh import AXES, Mesh
-from cktrain.parallel.stages import Cuts
+from cktrain.parallel.pipeline_partition import partition_by_costs, partition_from_list
+from cktrain.parallel.stages import Partition
 from cktrain.plan.formulas import amdahl_ceiling, bubble_share, key_value_bytes
 from cktrain.plan.memory import RankMemory, plan_rank
 from cktrain.plan.rates import Link, UpdateRates
@@ -74,14 +74,14 @@ class Plan:
         return {**asdict(self), "memory": memory, "fits": self.fits}
 
 
-def plan_cuts(config: Config, mesh: Mesh, costs: ModelCosts | None) -> Cuts | None:
+def plan_cuts(config: Config, mesh: Mesh, costs: ModelCosts | None) -> Partition | None:
     """The stages that the run will have; None: cut by floating-point operations."""
     layers = config.model.num_hidden_layers
     assert layers is not None
     if isinstance(config.parallel.cut, list):
-        return cuts_from_list(config.parallel.cut, layers, mesh.pipeline)
+        return partition_from_list(config.parallel.cut, layers, mesh.pipeline)
     if config.parallel.cut == "measured" and costs is not None and not config.run.deterministic:
-        return cut_by_costs(costs, mesh.pipeline)
+        return partition_by_costs(costs, mesh.pipeline)
     return None
 
 

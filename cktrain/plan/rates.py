@@ -97,8 +97,8 @@ def measure_update(config: Config, numerics: Numerics) -> UpdateRates:
 def _newton_schulz_seconds(numerics: Numerics) -> float:
     """Seconds per floating-point operation of one iteration."""
     shape = PROBE_COLUMNS, PROBE_COLUMNS
-    out = np.zeros(shape, numerics.f32)
-    update = np.random.default_rng(0).standard_normal(shape).astype(numerics.f32)
+    out = np.zeros(shape, numerics.master_dtype)
+    update = np.random.default_rng(0).standard_normal(shape).astype(numerics.master_dtype)
     iteration = NewtonSchulz(numerics, [shape], 1)
     seconds = _median_seconds(lambda: iteration.add(out, update, 1e-3))
     return seconds / newton_schulz_flops(*shape, 1)

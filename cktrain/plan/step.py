@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from cktrain.parallel.costs import Cost, ModelCosts, PredictedKernels, predict_costs
-from cktrain.parallel.planned import PlannedGroup
+from cktrain.parallel.fake_group import FakeGroup
 from cktrain.parallel.schedules import simulate
 from cktrain.plan.formulas import all_reduce_bytes, half_all_reduce_bytes
 from cktrain.plan.memory import PlannedRank
@@ -76,7 +76,7 @@ def stage_work(
     number, last = rank.part.ranks.pipeline.rank, rank.part.ranks.last_stage
     compute = costs.stage(blocks, number == 0, number == last)
     group, link = rank.part.ranks.tensor, links["tensor"]
-    assert isinstance(group, PlannedGroup)
+    assert isinstance(group, FakeGroup)
     before, calls = group.traffic.nbytes, group.traffic.calls
     messages = predict_costs(
         rank.part.model,

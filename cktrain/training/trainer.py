@@ -30,7 +30,7 @@ from cktrain.optim.schedule import learning_rate
 from cktrain.parallel.bubble import measure_bubble
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.pipeline import Clock
-from cktrain.parallel.sums import reduce_sums
+from cktrain.parallel.step_reduction import reduce_step
 from cktrain.side_files import SideFiles
 from cktrain.training.checkpoint_saver import CheckpointSaver
 from cktrain.training.divergence import DivergenceCheck
@@ -94,12 +94,12 @@ class Trainer:
 
     def step(self, *, stop: bool = False) -> StepResult:
         """Compute the next step and update the weights; `stop`: tell the other ranks that it is to be the last one."""
-        part, waited_before = self.part, self.part.ranks.waiting.seconds
+        part, waited_before = self.part, self.part.ranks.comm_timer.seconds
         step = self.progress.step + 1
         batches, trouble = self._batches()
         trouble = self._trouble or trouble
         losses, count = part.gradients(batches, self.objective)
-        sums = reduce_sums(part.ranks, losses, count, part.squared_norm(), stop, trouble is not None)
+        sums = reduce_step(part.ranks, losses, count, part.squared_norm(), stop, trouble is not None)
         if sums.trouble:
             self._end_together(trouble)
         tokens = max(sums.tokens, 1)
@@ -120,7 +120,7 @@ class Trainer:
             examples=self.progress.examples + self.config.batch.global_batch_size,
         )
         self._updating = False
-        waited = part.ranks.waiting.seconds - waited_before
+        waited = part.ranks.comm_timer.seconds - waited_before
         return StepResult(loss, norm, lr, sums.tokens, applied, sums.stop, waited)
 
     def _batches(self) -> tuple[list[Batch], Trouble | None]:

@@ -18,7 +18,7 @@ from cktrain.config import Config
 from cktrain.data.loader import Batch, ValidationBatches, empty_batch
 from cktrain.data.shards import TokenSource
 from cktrain.parallel.model_shard import ModelShard
-from cktrain.parallel.sums import reduce_sums
+from cktrain.parallel.step_reduction import reduce_step
 
 log = logging.getLogger("cktrain")
 
@@ -82,7 +82,7 @@ class Validator:
                 raise  # ranks with other parts of the model may wait for this one inside it
             log.error("validation failed", exc_info=error)
             trouble = trouble or Trouble(f"validation: {type(error).__name__}: {error}", False)
-        sums = reduce_sums(self.ranks, [loss_sum], count, trouble=trouble is not None)
+        sums = reduce_step(self.ranks, [loss_sum], count, trouble=trouble is not None)
         if sums.trouble:
             agreed = agree(self.ranks.world, trouble)
             assert agreed is not None

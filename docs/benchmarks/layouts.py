@@ -47,10 +47,10 @@ def run_case(name: str, group: Any, threads: int, precision: str, steps: int, fo
     from cktrain.optim.table import OPTIMIZERS
     from cktrain.parallel.bubble import measure_bubble
     from cktrain.parallel.costs import measure_costs
-    from cktrain.parallel.cuts import choose_cuts, mean_costs
     from cktrain.parallel.mesh import resolve_mesh
     from cktrain.parallel.model_shard import ModelShard
     from cktrain.parallel.pipeline import Clock
+    from cktrain.parallel.pipeline_partition import choose_partition, mean_costs
     from cktrain.parallel.ranks import divide_world
     from cktrain.plan.plan import Machine, make_plan
     from cktrain.plan.rates import measure_links, measure_update
@@ -72,7 +72,7 @@ def run_case(name: str, group: Any, threads: int, precision: str, steps: int, fo
     mesh = resolve_mesh(config.parallel, group.size)
     ranks = divide_world(group, mesh)
 
-    cuts = choose_cuts(config, numerics, ranks)
+    cuts = choose_partition(config, numerics, ranks)
     links = measure_links(ranks)
     group.barrier()
     costs = mean_costs(measure_costs(config, numerics, mesh), ranks)

@@ -182,7 +182,7 @@ def _collectives(options: argparse.Namespace) -> int:
     process = read_process_environment(os.environ)
     bind(process)
     from cktrain import cython_kernels
-    from cktrain.bench import collectives, rivals
+    from cktrain.bench import baselines, collectives
     from cktrain.comm import bootstrap
 
     sizes, ops = collectives.parse_sizes(options.sizes), options.ops or list(collectives.OPS)
@@ -224,12 +224,12 @@ def _collectives(options: argparse.Namespace) -> int:
         if not options.no_rivals:
             os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
             found = [
-                rivals.traffic_bound,
-                rivals.RawSockets(group, options.tcp_sockets or 1).make,
-                rivals.Gloo(group).make,
+                baselines.traffic_bound,
+                baselines.RawSockets(group, options.tcp_sockets or 1).make,
+                baselines.Gloo(group).make,
             ]
             if process.source in ("openmpi", "pmi", "pmix"):
-                found.append(rivals.mpi)
+                found.append(baselines.mpi)
         rows = collectives.bench_collectives(group, bootstrap.transport_of(group), ops, sizes, found)
         if group.rank == 0:
             print(collectives.as_json(rows) if options.json else collectives.as_table(rows), flush=True)

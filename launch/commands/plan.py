@@ -229,7 +229,7 @@ def _with_time(
     """The plan with its step's time, and where the rates come from."""
     from cktrain.bench.peak import flop_rates, measure_bandwidth
     from cktrain.parallel.costs import PredictedKernels, measure_costs
-    from cktrain.parallel.cuts import mean_costs
+    from cktrain.parallel.pipeline_partition import mean_costs
     from cktrain.parallel.ranks import divide_world
     from cktrain.plan.plan import make_plan, predict_whole_model
     from cktrain.plan.rates import disturbance, measure_links, measure_update, predict_update

@@ -31,14 +31,14 @@ class LoRA(Adapter):
 
     def forward(self, out, x, slot, residual=None, alpha=1.0):
         assert alpha == 1.0
-        inner = slot.saved(self, "inner", (len(x), self.rank), self.num.real)
+        inner = slot.saved(self, "inner", (len(x), self.rank), self.num.compute_dtype)
         self.num.kernels.linear_forward(inner, x, self.a.value)
         inner *= self.scale
         self.num.kernels.linear_forward(out, inner, self.b.value, None, residual)
 
     def backward_weight(self, dy, x, slot):
         kernels = self.num.kernels
-        inner = slot.saved(self, "inner", (len(x), self.rank), self.num.real)
+        inner = slot.saved(self, "inner", (len(x), self.rank), self.num.compute_dtype)
         for param, left, right in ((self.b, dy, inner), (self.a, self._dinner(dy, slot), x)):
             kernels.linear_backward_weight(param.grad, None, left, right, param.should_accumulate())
             param.grad_added()
@@ -47,7 +47,7 @@ class LoRA(Adapter):
         self.num.kernels.linear_backward_input(dx, self._dinner(dy, slot), self.a.value, accumulate)
 
     def _dinner(self, dy, slot) -> np.ndarray:
-        dinner = slot.shared(self, "dinner", (len(dy), self.rank), self.num.real)
+        dinner = slot.shared(self, "dinner", (len(dy), self.rank), self.num.compute_dtype)
         self.num.kernels.linear_backward_input(dinner, dy, self.b.value)
         dinner *= self.scale
         return dinner

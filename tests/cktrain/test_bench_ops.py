@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 
 from cktrain import cython_kernels
-from cktrain.bench import ops, trials
+from cktrain.bench import op_cases, ops
 
 
 @pytest.fixture
 def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     if cython_kernels.available() == ["reference"]:
         pytest.skip("no kernels are compiled")
-    monkeypatch.setattr(trials, "last_level_cache_bytes", lambda: 1 << 18)
-    monkeypatch.setattr(trials, "ATTENTION", ((1, 128, 2, 16), (2, 64, 1, 24)))
+    monkeypatch.setattr(op_cases, "last_level_cache_bytes", lambda: 1 << 18)
+    monkeypatch.setattr(op_cases, "ATTENTION", ((1, 128, 2, 16), (2, 64, 1, 24)))
     kernels = cython_kernels.load()
     kernels.set_num_threads(1)
     yield kernels

@@ -27,9 +27,9 @@ class Bench:
         self.params = ParamStore(self.head.params(), self.num)
         rng = np.random.default_rng(3)
         self.params.data[...] = rng.standard_normal(self.params.size)
-        self.x = rng.standard_normal((ROWS, SIZE)).astype(self.num.real)
+        self.x = rng.standard_normal((ROWS, SIZE)).astype(self.num.compute_dtype)
         self.labels = rng.integers(0, words, ROWS).astype(np.int32)
-        self.weights = rng.standard_normal(ROWS).astype(self.num.f32)
+        self.weights = rng.standard_normal(ROWS).astype(self.num.master_dtype)
         with self.num.dry():
             (self.slot,) = plan_slot(1, ROWS, self.run).allocate()
 

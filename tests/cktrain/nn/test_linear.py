@@ -40,7 +40,7 @@ class Bench:
         if stored is not None:
             self.linear.weight.value = self.linear.weight.value.astype(stored)
             self.linear.format = Widened(self.linear.weight)
-        real = self.num.real
+        real = self.num.compute_dtype
         self.x, self.dy, self.residual = (
             rng.standard_normal(shape).astype(real) for shape in ((N, I), (N, O), (N, O))
         )
@@ -108,7 +108,7 @@ def test_widened_weights_multiply_as_dense_ones(precision, stored):
     """
     bench = Bench(0, stored, precision)
     out, dx = bench.run(bench.slot)
-    bench.linear.weight.value = bench.linear.weight.value.astype(bench.num.real)
+    bench.linear.weight.value = bench.linear.weight.value.astype(bench.num.compute_dtype)
     bench.linear.format = Dense(bench.linear.weight)
     dense = bench.run(bench.slot)
     np.testing.assert_array_equal(out, dense[0])

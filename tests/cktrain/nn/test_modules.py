@@ -52,7 +52,9 @@ def attention(
 ) -> Attention:
     shape = AttentionShape(heads=2, kv_heads=1, head_dim=4, window=window)
     tables = (
-        Rotary(*(t.astype(num.f32) for t in rope_tables(T, shape.head_dim, 100.0, None))) if rotary else None
+        Rotary(*(t.astype(num.master_dtype) for t in rope_tables(T, shape.head_dim, 100.0, None)))
+        if rotary
+        else None
     )
     return Attention(
         "layers.0.attention",

@@ -16,7 +16,7 @@ SHAPES = [(1, 1), (1, 9), (9, 1), (24, 24), (24, 67), (67, 24)]
 
 def orthogonalised(update: np.ndarray, steps: int, precision: str, isa: str = "reference") -> np.ndarray:
     numerics = Numerics(cython_kernels.load(isa), precision)
-    work = update.astype(numerics.f32)
+    work = update.astype(numerics.master_dtype)
     out = np.zeros_like(work)
     NewtonSchulz(numerics, [(30, 70), (70, 30)], steps).add(out, work, 1.0)
     return out
@@ -75,4 +75,4 @@ def test_floating_point_operations_are_those_of_two_half_products_and_a_whole_on
         numerics = Numerics(kernels, "bf16")
         NewtonSchulz(numerics, [shape], 5).add(np.zeros_like(update), update, 1.0)
         assert kernels.flops == newton_schulz_flops(*shape, 5) == 5 * (3 * 10 * 300 + 10**3)
-        assert numerics.real == bfloat16
+        assert numerics.compute_dtype == bfloat16

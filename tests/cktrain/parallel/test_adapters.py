@@ -20,7 +20,7 @@ from cktrain.parallel import model_shard
 from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.ranks import divide_world
-from cktrain.parallel.sums import reduce_sums
+from cktrain.parallel.step_reduction import reduce_step
 
 STEPS = 4
 FAMILIES = {
@@ -58,7 +58,7 @@ def train(config: Any, world: Group, mesh: Mesh, frozen: bool) -> tuple[list[flo
         sums, count = stage.train(batches, shard.schedule[0], shard.data.end_micro_batch)
         shard.data.finish()
         shard.partial.sum()
-        total = reduce_sums(ranks, sums, count)
+        total = reduce_step(ranks, sums, count)
         losses.append(total.loss_sum / total.tokens)
         shard.data.update(optimizer, 0.3, 1.0 / total.tokens, step)
     assert all(np.abs(param.data - start[param.name]).max() > 1e-4 for param in shard.params.trainable)

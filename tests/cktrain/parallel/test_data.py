@@ -12,10 +12,10 @@ from cktrain.data.loader import empty_batch
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
+from cktrain.parallel.comm_timer import CommTimer
 from cktrain.parallel.data import DataParallel
 from cktrain.parallel.pipeline import Stage
 from cktrain.parallel.schedules import make_schedule
-from cktrain.parallel.waiting import Waiting
 
 MICRO_BATCHES = 3
 
@@ -53,7 +53,7 @@ def step(tiny, monkeypatch):
         params.initialize(1)
         group = TwoRanks()
         data = DataParallel(
-            group, params, Waiting(), zero=zero, micro_batches=MICRO_BATCHES, bucket_bytes=8 * 500
+            group, params, CommTimer(), zero=zero, micro_batches=MICRO_BATCHES, bucket_bytes=8 * 500
         )
         with data.counting():
             plan = model.plan(2, 16)
@@ -66,7 +66,7 @@ def step(tiny, monkeypatch):
                 return result
 
             monkeypatch.setattr(block, "backward", noted)
-        stage = Stage(model, SoloGroup(), plan.allocate(), Waiting())
+        stage = Stage(model, SoloGroup(), plan.allocate(), CommTimer())
         data.begin()
         actions = make_schedule("1f1b", 1, MICRO_BATCHES)[0]
         stage.train([empty_batch(2, 16)] * MICRO_BATCHES, actions, data.end_micro_batch)
@@ -109,7 +109,7 @@ def test_a_rank_keeps_the_state_of_its_pieces(step):
 def test_deterministic_refuses_a_rounded_wire(step):
     _, data = step()
     with pytest.raises(ValueError, match=r"comm\.wire_dtype: fp32"):
-        DataParallel(data.group, data.params, Waiting(), wire_bf16=True, deterministic=True)
+        DataParallel(data.group, data.params, CommTimer(), wire_bf16=True, deterministic=True)
 
 
 def test_the_weights_of_every_bucket_are_gathered_after_the_update(step):

@@ -14,8 +14,8 @@ from cktrain.nn.branch import Block, Branch
 from cktrain.nn.mlp import GeluMLP
 from cktrain.nn.norm import LayerNorm, RMSNorm
 from cktrain.nn.numerics import Numerics
+from cktrain.parallel.comm_timer import CommTimer
 from cktrain.parallel.tensor import divide_layers
-from cktrain.parallel.waiting import Waiting
 
 B, T, C = 2, 4, 8
 STYLES = {
@@ -47,7 +47,7 @@ def compute(group, *arrangement):
     """(out, dx) of this rank's rows, and the gradients of its parameters by name."""
     num = Numerics(cython_kernels.load("reference"), "fp64")
     module = block(num, *arrangement)
-    divide_layers(module, STYLES, group, Waiting(), B * T)
+    divide_layers(module, STYLES, group, CommTimer(), B * T)
     params = ParamStore(module.params(), num)
     params.initialize(1)
     rng = np.random.default_rng(2)

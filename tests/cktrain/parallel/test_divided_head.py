@@ -15,9 +15,9 @@ from cktrain.nn.layout import Whole
 from cktrain.nn.linear import Linear
 from cktrain.nn.norm import RMSNorm
 from cktrain.nn.numerics import Numerics
+from cktrain.parallel.comm_timer import CommTimer
 from cktrain.parallel.sequence_parallel import SequenceParallelRegion
 from cktrain.parallel.tensor import _divide_vocabulary
-from cktrain.parallel.waiting import Waiting
 
 ROWS, SIZE, WORDS = 24, 6, 13
 
@@ -27,7 +27,7 @@ def compute(group, without, train):
     num = Numerics(cython_kernels.load("reference"), "fp64")
     head = Head(RMSNorm("norm", num, SIZE, 1e-5), Linear("head", num, SIZE, WORDS, bias=False, std=1.0))
     if group.size > 1:
-        _divide_vocabulary(head.output, SequenceParallelRegion(num, group, Waiting()))
+        _divide_vocabulary(head.output, SequenceParallelRegion(num, group, CommTimer()))
     assert (type(head.output.layout) is Whole) == (group.size == 1)
     params = ParamStore(head.params(), num)
     params.initialize(1)

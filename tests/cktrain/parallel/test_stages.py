@@ -1,4 +1,4 @@
-"""Cuts: contiguous, complete, at least a block each, and none cheaper."""
+"""Partition: contiguous, complete, at least a block each, and none cheaper."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from cktrain import cython_kernels
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
-from cktrain.parallel.stages import cut, cut_by_flops, keep_stage
+from cktrain.parallel.stages import cut, keep_stage, partition_by_flops
 
 costs = st.integers(1, 50)
 
@@ -47,7 +47,7 @@ def test_a_large_head_counts_as_layers(tiny):
     for vocab, first_stage in ((61, 4), (4000, 7)):
         config = tiny(**{"model.num_hidden_layers": 8, "model.vocab_size": vocab})
         model = build_model(config.model, Numerics(cython_kernels.load(), "fp32"), 16)
-        assert cut_by_flops(model, 2, 16)[0] == (0, first_stage)
+        assert partition_by_flops(model, 2, 16)[0] == (0, first_stage)
 
 
 def test_stages_together_are_the_model(tiny):

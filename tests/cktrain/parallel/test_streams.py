@@ -13,10 +13,10 @@ from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
+from cktrain.parallel.comm_timer import CommTimer
 from cktrain.parallel.pipeline import Stage
 from cktrain.parallel.schedules import make_schedule, slots_needed
 from cktrain.parallel.stages import keep_stage
-from cktrain.parallel.waiting import Waiting
 
 MICRO_BATCHES = 3
 SHAPE = 2, 16
@@ -68,7 +68,7 @@ def train(model, group, schedule) -> tuple[list[float], dict[str, np.ndarray]]:
     params.begin_sums()
     actions = make_schedule(schedule, group.size, MICRO_BATCHES)[group.rank]
     slots = model.plan(*SHAPE).allocate(slots_needed(actions))
-    losses, _ = Stage(model, group, slots, Waiting()).train(batches(), actions)
+    losses, _ = Stage(model, group, slots, CommTimer()).train(batches(), actions)
     return losses, {param.name: param.grad for param in params.params}
 
 

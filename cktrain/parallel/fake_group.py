@@ -33,7 +33,7 @@ class Traffic:
         self.calls += 1
 
 
-class PlannedGroup(SoloGroup):
+class FakeGroup(SoloGroup):
     """One rank of a group of `size`. Every operation is complete at once, and leaves its arrays as they are."""
 
     def __init__(self, rank: int, size: int, name: str, split_size: int = 1) -> None:
@@ -44,7 +44,7 @@ class PlannedGroup(SoloGroup):
 
     def split(self, color: int, key: int = 0) -> Group:
         """Rank 0 of a group of `split_size`."""
-        return PlannedGroup(0, self.split_size, f"{self.name}.{color}")
+        return FakeGroup(0, self.split_size, f"{self.name}.{color}")
 
     def all_gather_bytes(self, data: bytes) -> list[bytes]:
         """All ranks say the same."""
@@ -93,19 +93,19 @@ class PlannedGroup(SoloGroup):
         return CompletedWork()
 
 
-def planned_ranks(mesh: Mesh, stage: int, kv_heads: int) -> Ranks:
+def fake_ranks(mesh: Mesh, stage: int, kv_heads: int) -> Ranks:
     """The first rank of a stage of the mesh, with groups that do not exist; `kv_heads` are those of the model."""
-    return planned_rank(mesh, {**dict.fromkeys(AXES, 0), "pipeline": stage}, kv_heads)
+    return fake_rank(mesh, {**dict.fromkeys(AXES, 0), "pipeline": stage}, kv_heads)
 
 
-def planned_rank(mesh: Mesh, coordinates: Mapping[str, int], kv_heads: int) -> Ranks:
-    """Any rank of the mesh, as `planned_ranks`."""
+def fake_rank(mesh: Mesh, coordinates: Mapping[str, int], kv_heads: int) -> Ranks:
+    """Any rank of the mesh, as `fake_ranks`."""
     split_sizes = {
         "pipeline": 2,
         "tensor": max(1, mesh.tensor // kv_heads),
     }  # of the groups of partial gradients
     groups = {
-        axis: PlannedGroup(coordinates[axis], degree, axis, split_sizes.get(axis, 1))
+        axis: FakeGroup(coordinates[axis], degree, axis, split_sizes.get(axis, 1))
         for axis, degree in mesh.degrees.items()
     }
-    return Ranks(mesh, PlannedGroup(mesh.rank(coordinates), mesh.world, "world"), groups)
+    return Ranks(mesh, FakeGroup(mesh.rank(coordinates), mesh.world, "world"), groups)

@@ -9,11 +9,11 @@ import pytest
 from cktrain import cython_kernels
 from cktrain.memory.arena import arena_accounts
 from cktrain.nn.numerics import Numerics
-from cktrain.parallel import cuts as module
+from cktrain.parallel import pipeline_partition as module
 from cktrain.parallel.costs import Cost, ModelCosts, measure_costs
-from cktrain.parallel.cuts import choose_cuts, cut_by_costs, mean_costs
+from cktrain.parallel.fake_group import fake_ranks
 from cktrain.parallel.mesh import Mesh
-from cktrain.parallel.planned import planned_ranks
+from cktrain.parallel.pipeline_partition import choose_partition, mean_costs, partition_by_costs
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def numerics():
 
 
 def ranks(stages: int, stage: int = 0):
-    return planned_ranks(Mesh(1, stages, 1), stage, kv_heads=2)
+    return fake_ranks(Mesh(1, stages, 1), stage, kv_heads=2)
 
 
 def costs(*blocks: float, embedding: float = 0.0, head: float = 0.0) -> ModelCosts:
@@ -30,10 +30,10 @@ def costs(*blocks: float, embedding: float = 0.0, head: float = 0.0) -> ModelCos
 
 
 def test_the_slowest_stage_is_as_fast_as_can_be():
-    assert cut_by_costs(costs(1, 1, 1, 1), 2) == [(0, 2), (2, 4)]
-    assert cut_by_costs(costs(1, 1, 1, 1, head=2), 2) == [(0, 3), (3, 4)]
-    assert cut_by_costs(costs(3, 1, 1, 1), 2) == [(0, 1), (1, 4)]
-    assert cut_by_costs(costs(1, 1, 1, 1, embedding=2), 2) == [(0, 1), (1, 4)]
+    assert partition_by_costs(costs(1, 1, 1, 1), 2) == [(0, 2), (2, 4)]
+    assert partition_by_costs(costs(1, 1, 1, 1, head=2), 2) == [(0, 3), (3, 4)]
+    assert partition_by_costs(costs(3, 1, 1, 1), 2) == [(0, 1), (1, 4)]
+    assert partition_by_costs(costs(1, 1, 1, 1, embedding=2), 2) == [(0, 1), (1, 4)]
 
 
 def test_measured_costs_tell_a_large_head_from_a_small_one(tiny, numerics):
@@ -61,14 +61,14 @@ def test_what_was_decided_is_kept_and_asked_again_for_another_model(tiny, numeri
     answers = iter([costs(1, 1, 1, 5), costs(1, 1, 1, 1), costs(5, 1, 1, 1)])
     monkeypatch.setattr(module, "measure_costs", lambda *_: next(answers))
     four = tiny(**{"model.num_hidden_layers": 4})
-    assert choose_cuts(four, numerics, ranks(2)) == [(0, 3), (3, 4)]
-    assert choose_cuts(four, numerics, ranks(2)) == [(0, 3), (3, 4)]  # from the file
+    assert choose_partition(four, numerics, ranks(2)) == [(0, 3), (3, 4)]
+    assert choose_partition(four, numerics, ranks(2)) == [(0, 3), (3, 4)]  # from the file
     wider = tiny(**{"model.num_hidden_layers": 4, "model.intermediate_size": 48})
-    assert choose_cuts(wider, numerics, ranks(2)) == [(0, 2), (2, 4)]
+    assert choose_partition(wider, numerics, ranks(2)) == [(0, 2), (2, 4)]
     stored = json.loads((module.Path(four.run.dir) / module.FILE).read_text())
     assert stored["layers"] == [2, 2]
     (module.Path(four.run.dir) / module.FILE).write_text("{")  # damaged: measured anew
-    assert choose_cuts(wider, numerics, ranks(2)) == [(0, 1), (1, 4)]
+    assert choose_partition(wider, numerics, ranks(2)) == [(0, 1), (1, 4)]
 
 
 def test_the_mean_of_all_ranks_decides():
@@ -89,16 +89,18 @@ def test_the_mean_of_all_ranks_decides():
 
 def test_a_list_says_each_stages_layers(tiny, numerics):
     config = tiny(**{"model.num_hidden_layers": 4, "parallel.cut": [3, 1]})
-    assert choose_cuts(config, numerics, ranks(2)) == [(0, 3), (3, 4)]
+    assert choose_partition(config, numerics, ranks(2)) == [(0, 3), (3, 4)]
     for wrong in ([2, 1], [4], [2, 1, 1]):
         with pytest.raises(
             ValueError, match=rf"parallel.cut \[{', '.join(map(str, wrong))}\] has .* the model has 4"
         ):
-            choose_cuts(tiny(**{"model.num_hidden_layers": 4, "parallel.cut": wrong}), numerics, ranks(2))
+            choose_partition(
+                tiny(**{"model.num_hidden_layers": 4, "parallel.cut": wrong}), numerics, ranks(2)
+            )
 
 
 @pytest.mark.parametrize("setting", [{"parallel.cut": "flops"}, {"run.deterministic": True}])
 def test_without_measuring_operations_are_counted(tiny, numerics, monkeypatch, setting):
     monkeypatch.setattr(module, "measure_costs", lambda *_: pytest.fail("measured"))
-    assert choose_cuts(tiny(**setting), numerics, ranks(2)) is None
-    assert choose_cuts(tiny(), numerics, ranks(1)) is None
+    assert choose_partition(tiny(**setting), numerics, ranks(2)) is None
+    assert choose_partition(tiny(), numerics, ranks(1)) is None

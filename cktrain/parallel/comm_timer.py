@@ -6,14 +6,14 @@ import time
 from types import TracebackType
 
 
-class Waiting:
-    """`with waiting:` adds the time of the block to `seconds`. Not to be nested."""
+class CommTimer:
+    """`with comm_timer:` adds the time of the block to `seconds`. Not to be nested."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
         self._began = 0.0
 
-    def __enter__(self) -> Waiting:
+    def __enter__(self) -> CommTimer:
         self._began = time.perf_counter()
         return self
 

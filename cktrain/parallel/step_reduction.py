@@ -33,7 +33,7 @@ class StepSums:
     """Whether any rank could not read its part of the batch, or has met something else since the last sums."""
 
 
-def reduce_sums(
+def reduce_step(
     ranks: Ranks,
     losses: Sequence[float],
     tokens: int,
@@ -49,7 +49,7 @@ def reduce_sums(
         vector[first : first + count] = losses
         vector[-4] = tokens
     vector[-3:] = squared_norm, stop, trouble
-    with ranks.waiting:
+    with ranks.comm_timer:
         ranks.world.all_reduce(vector, "sum")
     total = 0.0
     for loss in vector[:-4].tolist():  # in the order of the global batch, whatever the ranks

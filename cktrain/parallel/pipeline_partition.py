@@ -21,7 +21,7 @@ from cktrain.foreign_file import read_json
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel.costs import Cost, ModelCosts, measure_costs
 from cktrain.parallel.ranks import Ranks
-from cktrain.parallel.stages import Cuts, cut
+from cktrain.parallel.stages import Partition, cut
 
 log = logging.getLogger("cktrain")
 
@@ -35,7 +35,7 @@ class _Decided(BaseModel):
     layers: list[Positive]
 
 
-def choose_cuts(config: Config, numerics: Numerics, ranks: Ranks) -> Cuts | None:
+def choose_partition(config: Config, numerics: Numerics, ranks: Ranks) -> Partition | None:
     """The blocks of each stage, the same on all ranks; None: `ModelShard` cuts by floating-point operations.
 
     `config.model` is resolved. Collective. Raises ValueError for a list that does not fit the model.
@@ -43,7 +43,7 @@ def choose_cuts(config: Config, numerics: Numerics, ranks: Ranks) -> Cuts | None
     wanted, stages = config.parallel.cut, ranks.pipeline.size
     layers = config.model.num_hidden_layers
     if isinstance(wanted, list):
-        return cuts_from_list(wanted, layers, stages)
+        return partition_from_list(wanted, layers, stages)
     if stages == 1 or stages > layers or wanted == "flops" or config.run.deterministic:
         return None
     file = Path(config.run.dir) / FILE
@@ -52,7 +52,7 @@ def choose_cuts(config: Config, numerics: Numerics, ranks: Ranks) -> Cuts | None
     if cuts is not None:
         return cuts
     costs = mean_costs(measure_costs(config, numerics, ranks.mesh), ranks)
-    cuts = cut_by_costs(costs, stages)
+    cuts = partition_by_costs(costs, stages)
     if ranks.world.rank == 0:
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(
@@ -62,7 +62,7 @@ def choose_cuts(config: Config, numerics: Numerics, ranks: Ranks) -> Cuts | None
     return cuts
 
 
-def cuts_from_list(layers_of_stages: list[int], layers: int, stages: int) -> Cuts:
+def partition_from_list(layers_of_stages: list[int], layers: int, stages: int) -> Partition:
     """The cuts that give each stage this many layers. ValueError, with the numbers, when they do not fit."""
     if len(layers_of_stages) != stages or sum(layers_of_stages) != layers or min(layers_of_stages) < 1:
         raise ValueError(
@@ -73,7 +73,7 @@ def cuts_from_list(layers_of_stages: list[int], layers: int, stages: int) -> Cut
     return list(pairwise(accumulate(layers_of_stages, initial=0)))
 
 
-def cut_by_costs(costs: ModelCosts, stages: int) -> Cuts:
+def partition_by_costs(costs: ModelCosts, stages: int) -> Partition:
     """The cut whose slowest stage, forward and backward together, is fastest."""
     return cut([block.both for block in costs.blocks], costs.embedding.both, costs.head.both, stages)
 
@@ -107,22 +107,26 @@ def _question(config: Config, numerics: Numerics, ranks: Ranks) -> dict[str, Any
     }
 
 
-def _decided_before(file: Path, question: dict[str, Any], ranks: Ranks) -> Cuts | None:
+def _decided_before(file: Path, question: dict[str, Any], ranks: Ranks) -> Partition | None:
     """What rank 0 finds in the run's folder, for the same question."""
     found = b""
     if ranks.world.rank == 0 and file.exists():
         try:
             before = read_json(file, _Decided, area="parallel", remedy="The stages are measured anew")
             if before.of == question:
-                cuts_from_list(before.layers, question["model"]["num_hidden_layers"], ranks.pipeline.size)
+                partition_from_list(
+                    before.layers, question["model"]["num_hidden_layers"], ranks.pipeline.size
+                )
                 found = json.dumps(before.layers).encode()
         except ValueError as error:
             log.warning("warning: %s.", str(error).rstrip("."))
     found = ranks.world.broadcast_bytes(found, root=0)
-    return cuts_from_list(json.loads(found), sum(json.loads(found)), ranks.pipeline.size) if found else None
+    return (
+        partition_from_list(json.loads(found), sum(json.loads(found)), ranks.pipeline.size) if found else None
+    )
 
 
-def _spelled(cuts: Cuts) -> str:
+def _spelled(cuts: Partition) -> str:
     return " + ".join(str(stop - start) for start, stop in cuts) + " layers"
 
 

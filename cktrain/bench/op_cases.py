@@ -41,7 +41,7 @@ class Trial:
     """Of all rows."""
     streams: tuple[int, int, int] = (0, 0, 0)
     flops: int = 0
-    rival: Callable[[], Any] | None = None
+    baseline: Callable[[], Any] | None = None
     reads: tuple[np.ndarray, ...] = ()
     writes: tuple[np.ndarray, ...] = ()
     updates: tuple[np.ndarray, ...] = ()
@@ -226,7 +226,7 @@ def _pointwise(w: Workbench) -> Iterator[Trial]:
 
 
 def _gelu(w: Workbench, x: np.ndarray, y: np.ndarray, tanh: bool) -> Iterator[Trial]:
-    def rival(a: Any) -> Any:
+    def baseline(a: Any) -> Any:
         return w.torch.nn.functional.gelu(a, approximate="tanh" if tanh else "none")
 
     k, form, one = w.kernels, "_tanh" * tanh, x.nbytes
@@ -237,11 +237,11 @@ def _gelu(w: Workbench, x: np.ndarray, y: np.ndarray, tanh: bool) -> Iterator[Tr
         2 * one,
         (1, 1, 0),
         0,
-        w.value(rival, x),
+        w.value(baseline, x),
         (x,),
         (y,),
     )
-    backward = w.gradient(rival, y, x)
+    backward = w.gradient(baseline, y, x)
     yield Trial(
         f"gelu_backward{form}",
         lambda m: partial(k.gelu_backward, y[:m], y[:m], x[:m], tanh),
@@ -335,11 +335,11 @@ def _optimizer(w: Workbench) -> Iterator[Trial]:
     copy = None if w.precision == "fp32" else w.array((n,))
     extra = 0 if copy is None else copy.nbytes
     settings = (1e-6, 0.9, 0.95, 1e-8, 0.1, 3, 1.0)
-    rival = None
+    baseline = None
     if w.torch:
         tensor = w.tensor(param).clone().requires_grad_()
         tensor.grad = w.tensor(grad)
-        rival = w.torch.optim.AdamW([tensor], lr=1e-6, weight_decay=0.1, fused=True).step
+        baseline = w.torch.optim.AdamW([tensor], lr=1e-6, weight_decay=0.1, fused=True).step
     yield Trial(
         "adamw_step",
         lambda j: partial(
@@ -355,7 +355,7 @@ def _optimizer(w: Workbench) -> Iterator[Trial]:
         28 * n + extra,
         (1, 0, 3),
         0,
-        rival,
+        baseline,
         (grad,),
         (),
         (param, m, v),
@@ -398,7 +398,7 @@ def _attention(w: Workbench, b: int, t: int, h: int, d: int) -> Iterator[Trial]:
         forward()
         backward()
 
-    rivals: list[Any] = [None, None, None]
+    baselines: list[Any] = [None, None, None]
     if w.torch:
         sdpa = w.torch.nn.functional.scaled_dot_product_attention
         tensors = [w.tensor(np.ascontiguousarray(x.transpose(0, 2, 1, 3)), grad=True) for x in (q, key, v)]
@@ -415,17 +415,17 @@ def _attention(w: Workbench, b: int, t: int, h: int, d: int) -> Iterator[Trial]:
             torch_forward()
             torch_backward()
 
-        rivals = [torch_forward, torch_backward, torch_both]
+        baselines = [torch_forward, torch_backward, torch_both]
     row = OPS["attention_forward"]
     flops = row.flops_of(row.sizes({"q": q, "k": key}))
-    for name, run, factor, rival in zip(
+    for name, run, factor, baseline in zip(
         ("attention_forward", "attention_backward", "attention_both"),
         (forward, backward, both),
         (1.0, 2.5, 3.5),
-        rivals,
+        baselines,
         strict=True,
     ):
-        yield Trial(name, _at_any_size(run), flops=int(flops * factor), rival=rival)
+        yield Trial(name, _at_any_size(run), flops=int(flops * factor), baseline=baseline)
 
 
 def _at_any_size(run: Callable[[], Any]) -> Callable[[int], Callable[[], Any]]:
