@@ -66,7 +66,7 @@ def test_a_model_of_70b_is_planned_in_little_memory():
     assert plan.memory[0].optimizer == pytest.approx(2 * plan.memory[0].weights, rel=1e-3)
     assert plan.memory[0].bf16_copy == pytest.approx(plan.memory[0].weights / 2, rel=1e-3)
     assert plan.key_value_bytes == 327_680
-    assert arena_accounts() == held
+    assert not arena_accounts() - held
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 1_000_000
 
 
