@@ -23,7 +23,7 @@ from cktrain.parallel.mesh import Mesh
 from cktrain.plan.memory import plan_rank
 
 DEMO = Path("examples/demo.yaml")
-MUON = {"optimizer.name": "muon", "optimizer.lr": 4e-3, "optimizer.muon_lr": 0.01}
+MUON = {"optimizer.name": "muon", "optimizer.lr": 4e-3, "optimizer.muon_lr": 0.005}
 SMALL_STEPS = {"batch.global_batch_size": 8}
 SHORT = {"data.sequence_length": 128, "batch.micro_batch_size": 16}
 
@@ -32,8 +32,8 @@ CANDIDATES: dict[str, dict[str, object]] = {
     "adamw, 8 sequences a step": SMALL_STEPS,
     "muon": MUON,
     "muon, 8 sequences a step": MUON | SMALL_STEPS,
-    "muon 0.005, 8 sequences a step": MUON | SMALL_STEPS | {"optimizer.muon_lr": 0.005},
-    "muon 0.02, 8 sequences a step": MUON | SMALL_STEPS | {"optimizer.muon_lr": 0.02},
+    "muon 0.0025, 8 sequences a step": MUON | SMALL_STEPS | {"optimizer.muon_lr": 0.0025},
+    "muon 0.01, 8 sequences a step": MUON | SMALL_STEPS | {"optimizer.muon_lr": 0.01},
     "muon, decay 0.01, 8 sequences a step": MUON | SMALL_STEPS | {"optimizer.weight_decay": 0.01},
     "muon, 16 of 128 tokens a step": MUON | SHORT,
     "muon, 3 layers of 160": MUON
