@@ -5,8 +5,7 @@
 A candidate is examples/demo.yaml with settings. Each has as many steps as its budget of floating-point operations
 allows: those of the model per token, and of the optimizer's matrix products per update (`cktrain plan` counts both).
 Warm-up is a tenth of the steps. The figure is the last validation on all held-out tokens. Runs are one after the other,
-each in a folder under runs/recipe/, and one that is there and done is not run again. `ngrams` is the line that the demo
-shows beside its result.
+each in a folder under runs/recipe/, and one that is there and done is not run again.
 """
 
 from __future__ import annotations

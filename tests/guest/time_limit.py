@@ -1,4 +1,4 @@
-"""How long a command may take in a guest: seconds of an idle Zen 4, stretched by how slow this host is now.
+"""How long a command may take in a guest: seconds of a Zen 4 with little else to do, stretched by how slow this host is now.
 
 Booting is the same work on every host, so the time that it takes is the measure: where a guest needs twice BOOT_S until
 its command begins (an older CPU, a busy one), the command has twice its limit. The boot itself is not counted.
@@ -7,7 +7,7 @@ its command begins (an older CPU, a busy one), the command has twice its limit. 
 import time
 
 BOOT_S = 9.0
-"""Emulated on two idle cores of a Zen 4, a guest that boots alone as well as two joined ones that boot together."""
+"""Of a single boot, emulated on two cores of a Zen 4 with little else to do: a scale, not a benchmark."""
 LONGEST_STRETCH = 8.0
 """On a host so slow the tests would take hours: what needs longer has a fault."""
 BOOT_LIMIT_S = 240.0
