@@ -4,10 +4,10 @@
 
 A small run is disturbed at a moment drawn over its start, or (four times of five) some milliseconds after a step drawn
 over all of them, and is then started again with the same command. Held against a run that nobody disturbed: every
-checkpoint that the run said it saved is there and complete; the second start gets to the end with status 0; no line of
-metrics.jsonl has another loss, and none is missing unless the disk was full; the last weights and moments are the same
-bytes. A full disk is a limit on the size of files, set from outside in mid-run, under which nothing but the smallest
-files can be written.
+checkpoint that the run said it saved is there and complete, the last step's among them where the status is 0; the second
+start gets to the end with status 0; no line of metrics.jsonl has another loss, and none is missing unless the disk was
+full; the last weights and moments are the same bytes. A full disk is a limit on the size of files, set from outside in
+mid-run, under which nothing but the smallest files can be written.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ KINDS = ("kill -9", "SIGHUP", "full disk", "closed stdout")
 STATUSES = {  # besides 0, where the moment came after the end
     "kill -9": {-signal.SIGKILL},
     "SIGHUP": {75, -signal.SIGHUP},  # the latter while Python itself starts, before any of the run's code
-    "full disk": {2},
+    "full disk": {2},  # a save in mid-run may fail; the last one, which nothing follows, ends the run
     "closed stdout": set(),
 }
 STEPS = 60
@@ -153,6 +153,8 @@ def trial(kind: str, reference: Reference, folder: Path, moment: Moment) -> Outc
         wrong.append(f"status {process.returncode}: {errors[-500:]}")
     if "Traceback" in errors + said_in_all:
         wrong.append(f"a traceback: {errors[-500:]}")
+    if process.returncode == 0 and not any(path.endswith(f"step-{STEPS:08d}") for path in saved):
+        wrong.append("status 0 without a last checkpoint")
     wrong += [f"{path} is lost" for path in saved if not (folder / path / "COMPLETE").exists()]
     again = subprocess.run(COMMAND, cwd=folder, capture_output=True, text=True, check=False)
     if again.returncode:
