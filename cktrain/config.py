@@ -93,6 +93,13 @@ class BatchConfig(Section):
         return self
 
 
+class ObjectiveConfig(Section):
+    """What is minimised."""
+
+    name: Literal["next_token"] = "next_token"
+    """next_token: the cross-entropy of each token that follows, of the labels that count."""
+
+
 class OptimizerConfig(Section):
     """The update rule."""
 
@@ -228,6 +235,7 @@ class Config(Section):
     model: AnyModel
     data: DataConfig
     batch: BatchConfig
+    objective: ObjectiveConfig = ObjectiveConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     schedule: ScheduleConfig = ScheduleConfig()
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"

@@ -177,7 +177,7 @@ def _describe(problem: Any, lines: dict[tuple, str], name: str) -> str:
     known = path
     while known and known not in lines:
         known = known[:-1]
-    where = lines[known] if path else name
+    where = lines.get(known, name)
     key = ".".join(str(part) for part in path)
     if problem["type"] == "extra_forbidden":
         return f"{where}: {key}: {_unknown(path, block)}"

@@ -38,6 +38,7 @@ _EFFECTS: dict[str, str | None] = {
     "data.validation.every": "validation comes at other steps",
     "batch.global_batch_size": "the next step begins with sequence {examples:,}, the first that was not consumed",
     "batch.micro_batch_size": _ROUNDING,
+    "objective": "what is minimised is another from here, and its losses do not compare with those before",
     "optimizer": "updates follow the new value from here",
     "optimizer.lr": _RATE,
     "schedule": _RATE,

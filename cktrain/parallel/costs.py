@@ -1,6 +1,7 @@
 """What the parts of a model cost on one rank: seconds of a micro-batch's forward and backward.
 
-Measured: a model with one block of each kind, divided as the rank would divide it, with real arrays and random tokens.
+Measured: a model with one block of each kind, divided as the rank would divide it, with real arrays and random tokens;
+frozen weights have their file's dtype, so that widening them is measured too.
 Predicted: the whole model without memory, where each kernel takes the time that its arithmetic or its bytes need. Both
 run the model's own code with a clock around its parts. Messages between ranks cost nothing here (`fake_group.py`).
 """
@@ -19,11 +20,11 @@ import numpy as np
 from cktrain.bench.profile import ProfiledKernels
 from cktrain.config import Config
 from cktrain.cython_kernels.ops import OPS
+from cktrain.hf.freeze import hold_as_stored
 from cktrain.memory.param_store import ParamStore
 from cktrain.memory.slot import Slot
 from cktrain.models.build import build_model, styles_of
 from cktrain.models.transformer import Transformer
-from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel.fake_group import fake_ranks
 from cktrain.parallel.mesh import Mesh
@@ -92,11 +93,19 @@ class PredictedKernels:
         return op
 
 
-def kinds_of(layers: list[Module], rows: int, length: int) -> list[Any]:
-    """What tells layers of different costs apart: their parameters' shapes and their floating-point operations."""
+def kinds_of(model: Transformer, rows: int, length: int) -> list[Any]:
+    """What tells blocks of different costs apart: their parameters' shapes and dtypes, their floating-point operations,
+    and whether they have a backward at all.
+    """
+    without_backward = model.layers[: model.untrained_layers]
     return [
-        (layer.role, tuple(param.shape for param in layer.params()), layer.flops(rows, length))
-        for layer in layers
+        (
+            block.role,
+            tuple((param.shape, param.spec.storage) for param in block.params()),
+            block.flops(rows, length),
+            block in without_backward,
+        )
+        for block in model.blocks
     ]
 
 
@@ -108,7 +117,7 @@ def measure_costs(config: Config, numerics: Numerics, mesh: Mesh) -> ModelCosts:
     """
     model = divided_model(config, numerics, mesh)
     shape = config.batch.micro_batch_size, config.data.sequence_length
-    kinds = kinds_of(model.blocks, shape[0] * shape[1], shape[1])
+    kinds = kinds_of(model, shape[0] * shape[1], shape[1])
     first_of = {kind: kinds.index(kind) for kind in kinds}
     model.keep_blocks([model.blocks[i] for i in first_of.values()])
     params = ParamStore(model.params(), numerics)
@@ -157,8 +166,10 @@ def predict_costs(
 
 def divided_model(config: Config, numerics: Numerics, mesh: Mesh) -> Transformer:
     """The whole depth of the model, each layer divided as tensor rank 0 divides it; no storage yet."""
-    length = config.data.sequence_length
+    length, folder = config.data.sequence_length, config.model.from_pretrained
     model = build_model(config.model, numerics, length, config.memory.checkpointing == "block")
+    if config.model.freeze and folder is not None:
+        hold_as_stored(folder, config.model, model)
     ranks = fake_ranks(mesh, 0, config.model.kv_heads)
     rows = config.batch.micro_batch_size * length
     divide_layers(model, styles_of(config.model), ranks.tensor, ranks.comm_timer, rows)

@@ -37,3 +37,7 @@ class NextToken:
     ) -> tuple[float, int]:
         """As `Objective.loss`."""
         return model.loss(x, batch.labels, slot, train)
+
+
+OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken}
+"""The objectives that a run can ask for, by the name in its configuration (`objective.name`)."""

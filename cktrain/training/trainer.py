@@ -37,7 +37,7 @@ from cktrain.training.divergence import DivergenceCheck
 from cktrain.training.log_line import LogLine
 from cktrain.training.meter import Meter
 from cktrain.training.metrics_file import MetricsFile
-from cktrain.training.objective import NextToken, Objective
+from cktrain.training.objective import OBJECTIVES, Objective
 from cktrain.training.observer import Observer, Observers, Step, StepResult
 from cktrain.training.periodic_validation import PeriodicValidation
 from cktrain.training.stop import StopFlag
@@ -57,7 +57,6 @@ class Trainer:
         loader: BatchLoader,
         progress: Progress,
         *,
-        objective: Objective | None = None,
         validator: Validator | None = None,
         peak_flops: float | None = None,
         observers: Sequence[Observer] = (),
@@ -72,7 +71,7 @@ class Trainer:
         self.loader = loader
         self.group = part.ranks.world
         self.progress = progress
-        self.objective = objective or NextToken()
+        self.objective: Objective = OBJECTIVES[config.objective.name]()
         self.validator = validator
         self.peak_flops = peak_flops
         self.observers = list(observers)

@@ -408,3 +408,12 @@ def test_a_home_is_expanded_in_every_path_key(config_of, monkeypatch):
             found = getattr(found, part)
         assert found == "/h/ada/x", key
     assert parse_model({"from_pretrained": "~/hf"}).from_pretrained == "/h/ada/hf"
+
+
+@pytest.mark.parametrize(
+    "block, key, value", [("optimizer", "lr", -1), ("optimizer", "rate", 1), ("nothing", "x", 1)]
+)
+def test_an_error_in_a_mapping_says_that_it_is_the_configuration(tiny, block, key, value):
+    values = tiny().model_dump(mode="json")
+    with pytest.raises(ValueError, match=rf"^the configuration: {block}"):
+        load_config({**values, block: {**values.get(block, {}), key: value}})

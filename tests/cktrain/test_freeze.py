@@ -12,7 +12,7 @@ from cktrain import cython_kernels
 from cktrain.checkpoint import CheckpointError
 from cktrain.checkpoint_record import read_checkpoint
 from cktrain.config import Config
-from cktrain.hf.folder import save_folder
+from cktrain.hf.folder import resolve_model, save_folder
 from cktrain.hf.freeze import freeze
 from cktrain.memory import arena
 from cktrain.memory.param_store import ParamStore
@@ -20,11 +20,13 @@ from cktrain.models import parse_model
 from cktrain.models.build import build_model
 from cktrain.nn.formats import Widened
 from cktrain.nn.numerics import Numerics
+from cktrain.parallel import costs
 from cktrain.parallel.mesh import Mesh
 from cktrain.plan.memory import plan_rank
 from cktrain.safetensors_file import read_header
 from cktrain.saved_model import find_saved_model
 
+TIME_PARTS = costs.time_parts
 LOWEST = ["model.embed_tokens", "model.layers.0"]
 
 
@@ -212,6 +214,28 @@ def test_the_plan_of_a_frozen_base_is_what_the_run_has(pretrained, frozen, compo
     cython_kernels.load("generic")
     planned = plan_rank(trainer.config, Mesh(), 0, precision)
     assert {name: nbytes for name, nbytes in planned.arenas.items() if nbytes} == held
+
+
+def test_measured_costs_are_those_of_the_frozen_base(pretrained, frozen, monkeypatch):
+    """Its matrices have their file's dtype, and a frozen block costs no backward unless a block below it trains."""
+    monkeypatch.setattr(costs, "LEAST_SECONDS", 0)
+    folder = pretrained("bfloat16", num_hidden_layers=3)
+    config = frozen(folder, ["model.embed_tokens", "model.layers.[02]", "lm_head"], precision="fp32")
+    config = config.model_copy(update={"model": resolve_model(config.model)[0]})
+    measured = []
+
+    def time_parts(model, *rest):
+        measured.append(model)
+        return TIME_PARTS(model, *rest)
+
+    monkeypatch.setattr(costs, "time_parts", time_parts)
+    numerics = Numerics(cython_kernels.load("reference"), "fp32")
+    below, trained, above = costs.measure_costs(config, numerics, Mesh()).blocks
+    assert isinstance(measured[0].head.output.format, Widened) and len(measured[0].blocks) == 3
+    for block, name in zip(measured[0].blocks, ("bfloat16", "float32", "bfloat16"), strict=True):
+        assert {p.value.dtype.name for p in block.params() if len(p.shape) == 2} == {name}
+    assert below.backward == 0 < below.forward
+    assert above.backward > 0 and trained.backward > 0
 
 
 def test_a_bf16_run_holds_a_bf16_file_once(pretrained, frozen, composed):

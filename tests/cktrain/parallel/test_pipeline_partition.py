@@ -45,7 +45,7 @@ def test_measured_costs_tell_a_large_head_from_a_small_one(tiny, numerics):
     assert all(len(c.blocks) == 2 and c.blocks[0].forward > 0 and c.blocks[0].backward > 0 for c in found)
     assert found[1].head.both > 3 * found[0].head.both
     assert 0 < found[0].outside < 1
-    assert arena_accounts() == held
+    assert arena_accounts() <= held  # what an earlier test held may go meanwhile
 
 
 def test_a_kind_of_layer_is_measured_once(tiny, numerics, monkeypatch):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 import numpy as np
 import pytest
 
-from cktrain.training.objective import NextToken
+from cktrain.config import ObjectiveConfig
+from cktrain.config_file import load_config
+from cktrain.training.objective import OBJECTIVES, NextToken
 
 
 class EverySecondLabel(NextToken):
@@ -44,3 +48,15 @@ def test_gradients_are_those_of_the_objective(tiny, composed):
         trainer.params.refresh()
         assert (losses[0] - losses[1]) / 2e-6 == pytest.approx(grad[index], rel=1e-5, abs=1e-7)
     assert type(composed(trainer.config).trainer.objective) is NextToken
+
+
+def test_the_configuration_names_the_objectives_that_there_are(tiny, composed):
+    assert set(get_args(ObjectiveConfig.model_fields["name"].annotation)) == set(OBJECTIVES)
+    values = tiny().model_dump(mode="json")
+    config = load_config({**values, "objective": {"name": "next_token"}})
+    assert config == tiny() and type(composed(config).trainer.objective) is NextToken
+
+
+def test_an_unknown_objective_is_told_the_known_ones(tiny):
+    with pytest.raises(ValueError, match=r"objective\.name: .*next_token.*next-tokens"):
+        load_config({**tiny().model_dump(mode="json"), "objective": {"name": "next-tokens"}})
