@@ -1,7 +1,7 @@
 """What tells one stream of tokens from another without reading all of it.
 
-A SHA-256 of the stream's length, vocabulary, end-of-text id and of BLOCKS blocks of ids, and of their loss mask where there
-is one, evenly spaced from the first to the last. Paths, shard borders and the type of the ids are left out: a copy
+A SHA-256 of the stream's length, vocabulary, end-of-text id and of BLOCKS blocks of ids, and of their loss mask and borders
+of rows where there are any, evenly spaced from the first to the last. Paths, shard borders and the type of the ids are left out: a copy
 elsewhere is the same data. Two streams of one length that differ only between the blocks are not told apart.
 """
 
@@ -25,4 +25,6 @@ def fingerprint(source: TokenSource) -> str:
         digest.update(source.read(start, count).astype("<i4").tobytes())
         if source.has_loss_mask:
             digest.update(source.learned(start, count).tobytes())
+        if source.row_length is not None:
+            digest.update(source.begins(start, count).tobytes())
     return digest.hexdigest()[:16]

@@ -1,7 +1,8 @@
 """Batches out of a token source: a pure function of the seed and the sequences consumed before the step.
 
 The stream is cut in windows: window i holds the sequence_length + 1 ids from i * sequence_length on, so that
-windows do not overlap but in the last target, which is the next window's first input. Training takes the
+windows do not overlap but in the last target, which is the next window's first input. Packed rows are windows already: their
+length is the sequence length, and the token after a window belongs to another row. Training takes the
 windows of a step, which has `consumed` sequences before it, at the positions [consumed, consumed + G) of an endless
 order: the windows one after the other, again and again, each round (epoch) either as they stand or in a shuffled order of
 its own. Data rank r of R takes rows [r * G / R, (r + 1) * G / R) of the global batch, cut in micro-batches. There is no
@@ -33,7 +34,8 @@ class Batch:
     `labels[b, t]` is the id that follows `ids[b, t]`, and -100 where there is nothing to predict or to learn: where the
     stream ends, and where the data's loss mask says so of the id that follows. With a document mask, `first` is the index
     in the row of the first token of the same document (what attention may see at most) and `positions` counts from it;
-    both are None without. It also takes the label of a document's end, which is the next one's first token.
+    both are None without. It also takes the label of a document's end, which is the next one's first token. Data of packed
+    rows always have these: there a row of the data is the document.
     """
 
     ids: npt.NDArray[np.int32]
@@ -76,7 +78,8 @@ class BatchLoader:
                 f"{micro_batch_size} x {data_ranks} data ranks = {micro_batch_size * data_ranks}. Change "
                 "one of them."
             )
-        self.windows = (len(source) - 1) // sequence_length
+        _check_row_length(source, sequence_length)
+        self.windows = _windows(source, sequence_length)
         if self.windows < 1:
             raise ValueError(
                 f"[data.loader] {source.shards[0].path}: {len(source):,} tokens are fewer than the "
@@ -175,6 +178,7 @@ class ValidationBatches:
         document_mask: bool = False,
         vocab_size: int | None = None,
     ):
+        _check_row_length(source, sequence_length)
         if len(source) < 2:
             raise ValueError(
                 f"[data.loader] {source.shards[0].path}: {len(source)} token gives nothing to predict. Give "
@@ -186,7 +190,7 @@ class ValidationBatches:
         self.micro_batch_size = micro_batch_size
         self.document_mask = document_mask
         self.vocab_size = vocab_size
-        self._windows = -(-(len(source) - 1) // sequence_length)
+        self._windows = -(-(len(source) - (source.row_length is None)) // sequence_length)
         if batches is not None:
             self._windows = min(self._windows, batches * global_batch_size)
         count = -(-self._windows // micro_batch_size)
@@ -212,8 +216,22 @@ class ValidationBatches:
         )
 
 
+def _windows(source: TokenSource, sequence_length: int) -> int:
+    """Whole ones. A stream's last window needs one token more, as its last target."""
+    return (len(source) - (source.row_length is None)) // sequence_length
+
+
+def _check_row_length(source: TokenSource, sequence_length: int) -> None:
+    if source.row_length is not None and source.row_length != sequence_length:
+        raise ValueError(
+            f"[data.loader] {source.shards[0].path}: its rows were packed for sequences of {source.row_length:,} tokens, "
+            f"and data.sequence_length is {sequence_length:,}. Set it to {source.row_length}, or prepare the data with "
+            f"--sequence-length {sequence_length}."
+        )
+
+
 def _check_document_mask(source: TokenSource, document_mask: bool) -> None:
-    if document_mask and source.eos_id is None:
+    if document_mask and source.row_length is None and source.eos_id is None:
         raise ValueError(
             f"[data.loader] {source.shards[0].path}: a document mask needs an end-of-document id and this "
             "data has none. "
@@ -230,6 +248,8 @@ def _read_windows(
     vocab_size: int | None,
 ) -> Batch:
     """The given windows as one micro-batch; missing windows and what lies beyond the stream are padding."""
+    if source.row_length is not None:
+        return _read_packed(source, windows, sequence_length, micro_batch_size, vocab_size)
     ids = np.zeros((micro_batch_size, sequence_length), dtype=np.int32)
     labels = np.full((micro_batch_size, sequence_length), IGNORE_INDEX, dtype=np.int32)
     for row, window in enumerate(windows):
@@ -250,6 +270,28 @@ def _read_windows(
     return Batch(ids, labels, positions, first)
 
 
+def _read_packed(
+    source: TokenSource,
+    windows: Sequence[int],
+    length: int,
+    micro_batch_size: int,
+    vocab_size: int | None,
+) -> Batch:
+    """As `_read_windows`, of packed rows: nothing crosses the border of a row of the data."""
+    ids = np.zeros((micro_batch_size, length), dtype=np.int32)
+    labels = np.full((micro_batch_size, length), IGNORE_INDEX, dtype=np.int32)
+    begins = np.zeros((micro_batch_size, length), dtype=bool)
+    for row, window in enumerate(windows):
+        start = window * length
+        ids[row] = source.read(start, length)
+        if vocab_size is not None:
+            source.check_ids(ids[row], start, vocab_size)
+        begins[row] = source.begins(start, length)
+        learned = source.learned(start, length) & ~begins[row]  # the token before belongs to another row
+        labels[row, :-1] = np.where(learned[1:], ids[row, 1:], IGNORE_INDEX)
+    return Batch(ids, labels, *reversed(_bounds(begins)))
+
+
 def document_bounds(
     ids: npt.NDArray[np.int32], eos_id: int
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
@@ -257,8 +299,12 @@ def document_bounds(
 
     A document ends with its eos. The one that a row opens with counts from the row's start.
     """
-    columns = np.arange(ids.shape[1], dtype=np.int32)
-    starts = np.zeros_like(ids)
-    starts[:, 1:] = np.where(ids[:, :-1] == eos_id, columns[1:], 0)
-    first = np.maximum.accumulate(starts, axis=1)
+    begins = np.zeros(ids.shape, dtype=bool)
+    begins[:, 1:] = ids[:, :-1] == eos_id
+    return _bounds(begins)
+
+
+def _bounds(begins: npt.NDArray[np.bool_]) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    columns = np.arange(begins.shape[1], dtype=np.int32)
+    first = np.maximum.accumulate(np.where(begins, columns, 0), axis=1, dtype=np.int32)
     return first, columns - first

@@ -12,10 +12,14 @@ A shard is a header of 64 bytes, then the ids, then the loss mask if it has one,
     32      8     vocabulary size: every id is below it
     40      8     id of the end-of-document token, or -1 (signed)
     48      8     bytes of UTF-8 text that the ids encode (for bits per byte)
-    56      8     zero
+    56      8     tokens of a packed row (format version 2), or 0: the ids are one stream
 
-The loss mask has a byte per token, in the order of the ids: 1 where the token is a label, which the model is to learn, 0
-where it is only read (a prompt, another speaker's turn).
+The loss mask has a byte per token, in the order of the ids. Its lowest bit is 1 where the token is a label, which the model
+is to learn, and 0 where it is only read (a prompt, another speaker's turn). The second bit is 1 where a row of the data
+begins (a conversation), which sees nothing of what is before it; a row's first token is never a label.
+
+A shard of packed rows is cut in sequences of the length that the header says, each of which holds whole rows and, up to its
+end, padding: rows of their own, in which nothing is a label.
 
 The writer works on a temporary name, syncs and renames, so a file under its final name is a whole one.
 Readers keep the file open and read what they are asked for (`token_file.py`). A raw file of ids without a header is
@@ -53,7 +57,8 @@ DATASET_VERSION = 1
 SUFFIX = ".cktok"
 DATASET_FILE = "dataset.json"
 
-_HEADER = struct.Struct("<8sIIIIQQqQ8x")
+_HEADER = struct.Struct("<8sIIIIQQqQQ")
+_LEARNED, _BEGINS = 1, 2  # bits of the loss mask
 _DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _CHECKED_AT_ONCE = 1 << 22
 _RAW_NAMES = {"train": "train.bin", "validation": "val.bin"}
@@ -70,7 +75,8 @@ def dtype_for(vocab_size: int) -> np.dtype[Any]:
 class Shard:
     """One open file. `vocab_size`, `eos_id` and `text_bytes` are None where the file does not say.
 
-    `loss_mask` is uint8 per token, 1 where it is learned; None: all are.
+    `loss_mask` is uint8 per token, its bits as in the file; None: all are learned. `row_length` is the tokens of a packed
+    row; None: the ids are one stream.
     """
 
     path: Path
@@ -79,6 +85,7 @@ class Shard:
     eos_id: int | None = None
     text_bytes: int | None = None
     loss_mask: TokenFile | npt.NDArray[Any] | None = None
+    row_length: int | None = None
 
 
 class _Version(BaseModel):
@@ -111,9 +118,19 @@ class ShardWriter:
     """
 
     def __init__(
-        self, path: str | Path, vocab_size: int, eos_id: int | None = None, *, loss_mask: bool = False
+        self,
+        path: str | Path,
+        vocab_size: int,
+        eos_id: int | None = None,
+        *,
+        loss_mask: bool = False,
+        row_length: int | None = None,
     ):
-        """`loss_mask`: the shard says of each token whether it is learned."""
+        """`loss_mask`: the shard says of each token whether it is learned. `row_length`: it is one of packed rows, with a
+        loss mask, and `append` gets whole ones.
+        """
+        assert row_length is None or loss_mask, "packed rows have a loss mask"
+        self.row_length = row_length
         self.path = Path(path)
         self.vocab_size = vocab_size
         self.eos_id = eos_id
@@ -131,11 +148,12 @@ class ShardWriter:
         ids: Sequence[int] | npt.NDArray[Any],
         text_bytes: int,
         learned: Sequence[bool] | npt.NDArray[Any] | None = None,
+        begins: Sequence[bool] | npt.NDArray[Any] | None = None,
     ) -> None:
         """Add ids, 0 <= id < vocab_size, that encode `text_bytes` bytes of UTF-8 text.
 
-        `learned`, where the shard has a loss mask: whether each of them is a label; None: all are. Raises ValueError for
-        an id beyond the vocabulary.
+        `learned`, where the shard has a loss mask: whether each of them is a label; None: all are. `begins`, where it has
+        packed rows: whether a row begins with it. Raises ValueError for an id beyond the vocabulary.
         """
         array = np.asarray(ids, dtype=np.int64)
         if array.size and (array.min() < 0 or array.max() >= self.vocab_size):
@@ -149,15 +167,23 @@ class ShardWriter:
         if self._mask is not None:
             mask = np.ones(array.size, bool) if learned is None else np.asarray(learned, dtype=bool)
             assert mask.shape == array.shape, (mask.shape, array.shape)
-            self._mask.write(mask.astype(np.uint8).tobytes())
+            bits = mask.astype(np.uint8) * _LEARNED
+            if begins is not None:
+                first = np.asarray(begins, dtype=bool)
+                assert first.shape == array.shape and not (first & mask).any(), (
+                    "a row's first token is no label"
+                )
+                bits |= first.astype(np.uint8) * _BEGINS
+            self._mask.write(bits.tobytes())
         else:
-            assert learned is None, "a shard without a loss mask"
+            assert learned is None and begins is None, "a shard without a loss mask"
         self.tokens += array.size
         self.text_bytes += text_bytes
 
     def close(self) -> None:
         """Write the header, sync to disk and rename to the final name."""
         eos_id = -1 if self.eos_id is None else self.eos_id
+        assert self.row_length is None or self.tokens % self.row_length == 0, (self.tokens, self.row_length)
         if self._mask is not None:
             self._mask.seek(0)
             shutil.copyfileobj(self._mask, self._file)
@@ -174,6 +200,7 @@ class ShardWriter:
                 self.vocab_size,
                 eos_id,
                 self.text_bytes,
+                self.row_length or 0,
             )
         )
         self._file.flush()
@@ -218,8 +245,8 @@ def read_shard(path: str | Path) -> Shard:
             "Prepare the data again."
         )
     with open(path, "rb") as file:
-        magic, version, header_bytes, item, mask_item, count, vocab_size, eos_id, text_bytes = _HEADER.unpack(
-            file.read(_HEADER.size)
+        magic, version, header_bytes, item, mask_item, count, vocab_size, eos_id, text_bytes, row_length = (
+            _HEADER.unpack(file.read(_HEADER.size))
         )
     if magic != MAGIC:
         raise ValueError(
@@ -236,6 +263,11 @@ def read_shard(path: str | Path) -> Shard:
             f"[data.shards] {path}: damaged header (id size {item} bytes, loss mask {mask_item} bytes, header "
             f"{header_bytes} bytes, vocabulary {vocab_size}). Prepare the data again."
         )
+    if row_length and (version == 1 or count % row_length):
+        raise ValueError(
+            f"[data.shards] {path}: damaged header ({count:,} tokens are no packed rows of {row_length:,}). Prepare the "
+            "data again."
+        )
     held = max(0, size - header_bytes) / (item + mask_item)
     if held != count:
         what = "truncated" if held < count else "too long"
@@ -250,7 +282,9 @@ def read_shard(path: str | Path) -> Shard:
     mask = None
     if mask_item:
         mask = TokenFile(path, np.dtype(np.uint8), header_bytes + count * item, count)
-    return Shard(path, tokens, vocab_size, None if eos_id < 0 else eos_id, text_bytes, mask)
+    return Shard(
+        path, tokens, vocab_size, None if eos_id < 0 else eos_id, text_bytes, mask, row_length or None
+    )
 
 
 def read_raw(path: str | Path, dtype: npt.DTypeLike | None = None, vocab_size: int | None = None) -> Shard:
@@ -294,7 +328,8 @@ class TokenSource:
     """The shards of one split, in order, as one stream of ids.
 
     `vocab_size`, `eos_id` and `text_bytes` (UTF-8 bytes that the whole stream encodes) are None when the
-    files are raw. `has_loss_mask`: some tokens may not be learned.
+    files are raw. `has_loss_mask`: some tokens may not be learned. `row_length`: tokens of each packed row; None: the ids
+    are one stream of documents.
     """
 
     def __init__(self, shards: Sequence[Shard]):
@@ -308,7 +343,13 @@ class TokenSource:
                     f"{first.path} has {first.vocab_size} and {first.eos_id}. Prepare all shards with one "
                     "tokenizer."
                 )
+            if shard.row_length != first.row_length:
+                raise ValueError(
+                    f"[data.shards] {shard.path}: {_rows_of(shard)}, but {first.path} has {_rows_of(first)}. Prepare all "
+                    "shards alike."
+                )
         self.shards = tuple(shards)
+        self.row_length = first.row_length
         self.vocab_size = first.vocab_size
         self.eos_id = first.eos_id
         sizes = [shard.text_bytes for shard in shards]
@@ -330,10 +371,17 @@ class TokenSource:
 
     def learned(self, start: int, count: int) -> npt.NDArray[np.bool_]:
         """Whether each of the tokens [start, start + count) is a label: bool (count)."""
-        out = np.ones(count, dtype=bool)
+        return self._bits(start, count, _LEARNED, absent=True)
+
+    def begins(self, start: int, count: int) -> npt.NDArray[np.bool_]:
+        """Whether a row begins with each of the tokens [start, start + count): bool (count)."""
+        return self._bits(start, count, _BEGINS, absent=False)
+
+    def _bits(self, start: int, count: int, bit: int, absent: bool) -> npt.NDArray[np.bool_]:
+        out = np.full(count, absent)
         for shard, there, here in self._pieces(start, count):
             if shard.loss_mask is not None:
-                out[here] = shard.loss_mask[there]
+                out[here] = (shard.loss_mask[there] & bit) != 0
         return out
 
     def _pieces(self, start: int, count: int) -> Iterator[tuple[Shard, slice, slice]]:
@@ -365,6 +413,10 @@ class TokenSource:
         """Raise ValueError (file, position) when any id of the stream is not below `vocab_size`."""
         for start in range(0, len(self), _CHECKED_AT_ONCE):
             self.check_ids(self.read(start, min(_CHECKED_AT_ONCE, len(self) - start)), start, vocab_size)
+
+
+def _rows_of(shard: Shard) -> str:
+    return "one stream" if shard.row_length is None else f"packed rows of {shard.row_length:,} tokens"
 
 
 def open_source(

@@ -45,6 +45,8 @@ from cktrain.training.validation import ValidationResult, Validator
 
 log = logging.getLogger("cktrain")
 
+_ROWS_NAMED = 16
+
 
 class Trainer:
     """Runs the steps of one rank, on its part of the model."""
@@ -101,6 +103,8 @@ class Trainer:
         sums = reduce_step(part.ranks, losses, count, part.squared_norm(), stop, trouble is not None)
         if sums.trouble:
             self._end_together(trouble)
+        if sums.tokens == 0:
+            self._say_that_nothing_is_learned(step)
         tokens = max(sums.tokens, 1)
         loss = sums.loss_sum / tokens
         norm = math.sqrt(sums.squared_norm) / tokens
@@ -132,6 +136,17 @@ class Trainer:
         except Exception as error:
             shape = self.config.batch.micro_batch_size, self.config.data.sequence_length
             return [empty_batch(*shape)] * self.part.micro_batches, Trouble.of(error)
+
+    def _say_that_nothing_is_learned(self, step: int) -> None:
+        rows = sorted(set(self.loader.rows(self.progress.examples).tolist()))
+        named = ", ".join(map(str, rows[:_ROWS_NAMED])) + (", ..." if len(rows) > _ROWS_NAMED else "")
+        log.warning(
+            "[trainer] warning: step %d has no label: every token of its %d sequences (%s of the data, counted from 0) is "
+            "masked, so nothing is learned in it. Look at them with `cktrain data show`.",
+            step,
+            self.config.batch.global_batch_size,
+            named,
+        )
 
     def run(self) -> bool:
         """Train to the last step. Returns True when done, False when a signal or the clock stopped it, after saving.

@@ -99,3 +99,46 @@ def test_not_a_bit_of_one_document_depends_on_the_other(train, precision, change
     if changed == 0:  # without the mask the second document sees the first
         leaking = [train(d, precision, ignored=borders[0], mask=False).loss for d in (documents, others)]
         assert leaking[0] != leaking[1]
+
+
+ROWS = 30, 41, 57  # of the data; one sequence holds them all
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_packed_rows_have_the_losses_of_the_rows_alone(tiny, composed, tmp_path, family):
+    """fp32: the same sums in another order, 1e-5. Of each row the second half is learned."""
+
+    def run(name: str, lengths: tuple[int, ...]) -> Result:
+        total = sum(ROWS)
+        path = tmp_path / f"{name}.cktok"
+        with ShardWriter(path, VOCAB, loss_mask=True, row_length=total) as shard:
+            ids, learned, begins = [0] * total, [False] * total, [False] * total
+            place = 0
+            for length in lengths:
+                ids[place : place + length] = document(length, length)
+                learned[place + length // 2 : place + length] = [True] * (length - length // 2)
+                begins[place] = True
+                place += length
+            if place < total:
+                begins[place] = True  # padding
+            shard.append(ids, 1, learned, begins)
+        values = {
+            "model.family": family,
+            "model.max_position_embeddings": total,
+            "data.path": str(path),
+            "data.sequence_length": total,
+            "batch.micro_batch_size": 1,
+            "batch.global_batch_size": 1,
+        }
+        made = composed(tiny(precision="fp32", **values), isa=None)
+        part, trainer = made.trainer.part, made.trainer
+        part.data.begin()
+        (loss,), count = part.stage.train(made.loader.micro_batches(0), part.schedule[0])
+        return Result(loss, count, trainer.params.grad.copy())
+
+    packed = run("packed", ROWS)
+    alone = [run(f"row {length}", (length,)) for length in ROWS]
+    assert packed.count == sum(a.count for a in alone) == sum(n - n // 2 for n in ROWS)
+    assert packed.loss == pytest.approx(sum(a.loss for a in alone), rel=1e-5)
+    expected = sum(a.grad for a in alone)
+    assert np.abs(packed.grad - expected).max() / np.abs(expected).max() < 1e-5

@@ -224,3 +224,35 @@ def test_a_mask_that_learns_all_changes_no_batch():
         BatchLoader(masked(ids, np.ones(50, bool)), 6, 1, 3, 1).micro_batches(3),
         BatchLoader(stream(50, eos_id=3), 6, 1, 3, 1).micro_batches(3),
     )
+
+
+def packed_rows(rows=3, length=6):
+    """Each sequence: a row of 4 tokens, of which the last 2 are labels, and one of 2 with the last a label."""
+    ids = np.arange(10, 10 + rows * length).astype(np.uint32)
+    mask = np.tile(np.array([2, 0, 1, 1, 2, 1], np.uint8), rows)
+    return TokenSource([Shard(Path("train-00000.cktok"), ids, 300, 0, 9, mask, length)])
+
+
+def test_packed_rows_are_windows_with_borders():
+    loader = BatchLoader(packed_rows(), 6, 1, 3, seed=0, shuffle=False)
+    assert loader.windows == 3
+    for index, batch in enumerate(loader.micro_batches(0)):
+        ids = 10 + 6 * index + np.arange(6)
+        assert batch.ids.tolist() == [ids.tolist()]
+        assert batch.labels.tolist() == [[-100, ids[2], ids[3], -100, ids[5], -100]]
+        assert batch.first.tolist() == [[0, 0, 0, 0, 4, 4]]
+        assert batch.positions.tolist() == [[0, 1, 2, 3, 0, 1]]
+        assert {a.dtype for a in (batch.ids, batch.labels, batch.first, batch.positions)} == {
+            np.dtype(np.int32)
+        }
+
+
+def test_validation_has_every_packed_row_once():
+    batches = list(ValidationBatches(packed_rows(), 6, 2, 2))
+    assert [int((batch.labels != -100).sum()) for batch in batches] == [6, 3]
+    assert batches[1].labels[1].tolist() == [-100] * 6  # padding to the full shape
+
+
+def test_the_sequence_length_is_that_of_the_packed_rows():
+    with pytest.raises(ValueError, match="packed for sequences of 6 tokens, and data.sequence_length is 8"):
+        BatchLoader(packed_rows(), 8, 1, 1, seed=0)

@@ -261,3 +261,42 @@ def test_a_summary_that_does_not_fit_is_named(tmp_path, change, message):
     (tmp_path / "dataset.json").write_text(json.dumps(good | change))
     with pytest.raises(ValueError, match=message):
         open_source(tmp_path)
+
+
+def packed(path: Path, row_length=4) -> Path:
+    with ShardWriter(path, 300, 0, loss_mask=True, row_length=row_length) as writer:
+        learned = [False, True, False, True, False, False, False, False]
+        begins = [True, False, True, False, True, False, False, True]
+        writer.append(range(8), 9, learned, begins)
+    return path
+
+
+def test_packed_rows_are_what_the_format_says(tmp_path):
+    path = packed(tmp_path / "a.cktok")
+    expected = b"CKTOKENS" + struct.pack("<IIIIQQqQQ", 2, 64, 2, 1, 8, 300, 0, 9, 4)
+    expected += struct.pack("<8H", *range(8)) + bytes([2, 1, 2, 1, 2, 0, 0, 2])
+    assert path.read_bytes() == expected
+    source = TokenSource([read_shard(path)])
+    assert source.row_length == 4 and source.has_loss_mask
+    assert source.learned(0, 8).tolist() == [False, True, False, True, False, False, False, False]
+    assert source.begins(1, 7).tolist() == [False, True, False, True, False, False, True]
+
+
+def test_a_stream_has_no_borders(tmp_path):
+    source = TokenSource([read_shard(write(tmp_path / "a.cktok", [1, 2, 3]))])
+    assert source.row_length is None and not source.begins(0, 3).any() and source.learned(0, 3).all()
+
+
+def test_rows_of_a_length_that_does_not_divide_the_tokens_are_refused(tmp_path):
+    path = packed(tmp_path / "a.cktok")
+    patch(path, 56, "<Q", 3)
+    with pytest.raises(ValueError, match="damaged header .8 tokens are no packed rows of 3"):
+        read_shard(path)
+
+
+def test_shards_of_other_rows_do_not_go_together(tmp_path):
+    shards = [read_shard(packed(tmp_path / "a.cktok", 4)), read_shard(packed(tmp_path / "b.cktok", 8))]
+    with pytest.raises(ValueError, match="packed rows of 8 tokens, but .*a.cktok has packed rows of 4"):
+        TokenSource(shards)
+    with pytest.raises(ValueError, match="one stream, but .*a.cktok has packed rows of 4"):
+        TokenSource([shards[0], read_shard(write(tmp_path / "c.cktok", [1, 2]))])

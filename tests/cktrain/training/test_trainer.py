@@ -248,3 +248,16 @@ def test_bad_data_in_mid_run_saves_what_was_trained(tiny, composed, tokens_file)
         trainer.run()
     path = Path(str(error.value).split("saved in ")[1].rstrip("."))
     assert (path / "COMPLETE").exists() and path.name == "step-00000007"
+
+
+def test_a_step_without_a_label_is_said_with_its_rows(tiny, composed, tmp_path, caplog):
+    path = tmp_path / "masked.cktok"
+    with ShardWriter(path, 61, loss_mask=True, row_length=16) as shard:
+        for learned in ([True] * 15, [False] * 15, [True] * 15):
+            shard.append(range(16), 1, [False, *learned], [True, *[False] * 15])
+    values = {"data.path": str(path), "data.shuffle": False, "batch.micro_batch_size": 1}
+    run = composed(tiny(**FP64, **values, **{"batch.global_batch_size": 1}))
+    tokens = [run.trainer.step().tokens for _ in range(3)]
+    assert tokens == [15, 0, 15]
+    (record,) = (record for record in caplog.records if "no label" in record.getMessage())
+    assert "step 2 has no label: every token of its 1 sequences (1 of the data" in record.getMessage()
