@@ -66,25 +66,27 @@ def freeze(config: ModelConfig, params: Sequence[Param]) -> None:
 def hold_as_stored(folder: str | Path, config: ModelConfig, model: Module) -> str:
     """Let frozen matrices keep the dtype of their files, where it is narrower than the compute dtype.
 
-    They are widened by blocks while they are multiplied (`nn/formats.py`). Tables that are looked up, and matrices whose
-    parts have several dtypes in the files, are widened once. Returns what was done in words, empty when nothing.
+    They are widened by blocks while they are multiplied, and row by row where they are looked up (`nn/formats.py`).
+    Matrices whose parts have several dtypes in the files are widened once. Returns what was done in words, empty when
+    nothing.
     """
     stored = stored_dtypes(folder, config)
     by_param: dict[Param, set[str]] = {}
     for tensor in hf_tensors(config, [param for param in model.params() if not param.trainable]):
         by_param.setdefault(tensor.param, set()).add(stored.get(tensor.name, ""))
-    looked_up = {module.weight for module in model.modules() if isinstance(module, Embedding)}
-    kept: Counter[str] = Counter()
-    for linear in model.modules():
-        if not isinstance(linear, Linear) or linear.weight in looked_up:
+    kept: dict[Param, str] = {}
+    for module in model.modules():
+        if not isinstance(module, (Embedding, Linear)):
             continue
-        dtypes = by_param.get(linear.weight, set())
-        if dtypes in ({"BF16"}, {"F16"}) and linear.num.compute_dtype.itemsize > 2:
-            (name,) = dtypes
-            linear.weight.tag(storage=np.dtype(DTYPES[name]))
-            linear.format = Widened(linear.weight)
-            kept[name] += linear.weight.size
-    return ", ".join(f"{count:,} in {name}" for name, count in kept.items())
+        weight, dtypes = module.weight, by_param.get(module.weight, set())
+        if dtypes in ({"BF16"}, {"F16"}) and module.num.compute_dtype.itemsize > 2:
+            (kept[weight],) = dtypes
+            weight.tag(storage=np.dtype(DTYPES[kept[weight]]))
+            module.format = Widened(weight)  # a tied head's too
+    counts: Counter[str] = Counter()
+    for weight, name in kept.items():
+        counts[name] += weight.size
+    return ", ".join(f"{count:,} in {name}" for name, count in counts.items())
 
 
 def _names(pattern: str, name: str) -> bool:

@@ -182,8 +182,8 @@ def test_frozen_matrices_keep_their_files_dtype(pretrained, frozen, composed, tm
         frozen(folder, LOWEST, precision=precision), "generic" if precision == "fp32" else "reference"
     ).trainer
     dtypes = {param.name: param.data.dtype.name for param in trainer.params.frozen}
-    matrices = {name for name in dtypes if name.endswith("_proj.weight")}
-    assert {dtypes[name] for name in matrices} == {"bfloat16"} and len(matrices) == 4
+    matrices = {param.name for param in trainer.params.frozen if len(param.shape) == 2}
+    assert {dtypes[name] for name in matrices} == {"bfloat16"} and len(matrices) == 4 + 1
     assert {dtypes[name] for name in dtypes.keys() - matrices} == {
         "float32" if precision == "fp32" else "float64"
     }
@@ -193,6 +193,21 @@ def test_frozen_matrices_keep_their_files_dtype(pretrained, frozen, composed, tm
     assert trainer.step().loss == wide.step().loss
     for param in trainer.params.trainable:
         np.testing.assert_array_equal(param.grad, wide.params[param.name].grad, err_msg=param.name)
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_tied_table_keeps_its_files_dtype(pretrained, frozen, composed, tmp_path, family):
+    """It is looked up by the embedding and multiplied by the head; GPT-2 looks up positions too."""
+    folder = pretrained("bfloat16", family=family, tie_word_embeddings=True)
+    patterns = ["*.embed_tokens"] if family == "llama" else ["*.wte", "*.wpe"]
+    part = composed(frozen(folder, patterns, precision="fp32"), "generic").trainer
+    whole = composed(
+        frozen(folder, [], precision="fp32", **{"run.dir": str(tmp_path / "w")}), "generic"
+    ).trainer
+    assert {param.data.dtype.name for param in part.params.frozen} == {"bfloat16"}
+    assert part.step().loss == whole.step().loss
+    for param in part.params.trainable:
+        np.testing.assert_array_equal(param.grad, whole.params[param.name].grad, err_msg=param.name)
 
 
 def test_a_frozen_matrix_above_a_trained_one_passes_its_gradient_on(pretrained, frozen, composed, tmp_path):
