@@ -39,7 +39,7 @@ from comparison import (
     prepare_data,
 )
 from findings import Finding
-from page import as_page, as_table
+from page import add_to_page, as_page, as_table
 from sides import alone, prepare
 
 PARTS = ("losses", "exports", "memory", "speed")
@@ -62,7 +62,11 @@ def arguments() -> argparse.Namespace:
         "--speed", nargs="+", choices=step_time.CASES, help="steps to time; default: demo small"
     )
     parser.add_argument("--jobs", type=int, default=len(os.sched_getaffinity(0)), help="cases at a time")
-    parser.add_argument("--page", type=Path, help="also write the result there, as a dated Markdown page")
+    parser.add_argument(
+        "--page",
+        type=Path,
+        help="also write the result there, as dated Markdown; a page that is there is added to",
+    )
     return parser.parse_args()
 
 
@@ -111,7 +115,7 @@ def compare(options: argparse.Namespace) -> int:
     worse = [finding for finding in found if finding.is_worse]
     print(f"{len(found)} comparisons, {len(worse)} worse, {seconds:.0f} s")
     if options.page:
-        options.page.write_text(as_page(sides, found, times, seconds))
+        add_to_page(options.page, as_page(sides, found, times, seconds))
     return 1 if worse else 0
 
 

@@ -54,16 +54,23 @@ def as_page(
     for finding in found:
         if finding.verdict == "same":
             same.setdefault(finding.what, []).append(finding.case)
-    lines += ["| the same | cases |", "|---|---|"]
-    lines += [f"| {what} | {'; '.join(names)} |" for what, names in same.items()]
+    if same:
+        lines += ["| the same | cases |", "|---|---|"]
+        lines += [f"| {what} | {'; '.join(names)} |" for what, names in same.items()] + [""]
     if times:
-        lines += ["", "| step | old ms | new ms | new/old | spread of old/old | rounds | |", "|---" * 7 + "|"]
+        lines += ["| step | old ms | new ms | new/old | spread of old/old | rounds | |", "|---" * 7 + "|"]
         lines += [
             f"| {t.case} | {t.old_ms:.2f} | {t.new_ms:.2f} | {t.ratio:.4f} | {100 * t.spread:.2f} % | {t.rounds} "
             f"| {t.verdict} |"
             for t in times
         ]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def add_to_page(page: Path, text: str) -> None:
+    """A new page, or a further section at the end of one that is there: parts may be compared at different times."""
+    before = page.read_text().rstrip("\n") + "\n\n#" if page.exists() else ""
+    page.write_text(before + text)
 
 
 def cpu_name() -> str:
