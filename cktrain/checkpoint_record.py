@@ -56,6 +56,8 @@ class FrozenBase(BaseModel):
     """The Hugging Face folder that holds them."""
     files: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]]
     """SHA-256 of each of its weight files, by name."""
+    stamps: dict[str, list[int]] = {}
+    """Their stamps on the host of rank 0 (`cktrain/file_identity.py`): files that still have them are not read again."""
     tensors: dict[str, list[Size]]
     """Shapes of the parameters that are frozen, by our names."""
 

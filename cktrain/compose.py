@@ -116,9 +116,10 @@ def compose(
     )
     model = build_model(model_config, numerics, length, config.memory.checkpointing == "block")
     names = [tensor.name for tensor in hf_tensors(model_config, model.params())]
-    base = _frozen_base(model, model_config, pretrained, group)
+    recorded = None if checkpoint is None else checkpoint.state.base
+    base = _frozen_base(model, model_config, pretrained, group, recorded)
     if checkpoint is not None:
-        refuse_other_base(checkpoint.path, checkpoint.state.base, base)
+        refuse_other_base(checkpoint.path, recorded, base)
     part = ModelShard(config, model, ranks, choose_partition(config, numerics, ranks))
     params = part.params
     optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer, part.data.update_spans)
@@ -179,7 +180,7 @@ def compose(
 
 
 def _frozen_base(
-    model: Transformer, config: ModelConfig, folder: Path | None, group: Group
+    model: Transformer, config: ModelConfig, folder: Path | None, group: Group, recorded: FrozenBase | None
 ) -> FrozenBase | None:
     """Say what trains; of a model with frozen parameters, let them keep their files' dtype, and record which files."""
     frozen = [param for param in model.params() if not param.trainable]
@@ -195,7 +196,7 @@ def _frozen_base(
     kept = together(group, partial(hold_as_stored, folder, config, model))
     if kept:
         log.info("of these %s, as their files have them: widened while they are multiplied", kept)
-    return record_base(folder, frozen, group)
+    return record_base(folder, frozen, group, recorded)
 
 
 def _architecture(model: ModelConfig, before: Config | None) -> tuple[ModelConfig, Path | None]:

@@ -16,7 +16,7 @@ from cktrain.agreed import AgreedError
 from cktrain.checkpoint_record import CheckpointError, FrozenBase
 from cktrain.comm.group import Group
 from cktrain.consistency_check import together
-from cktrain.file_identity import changed_files, sha256_of_files, sha256_of_set
+from cktrain.file_identity import changed_files, sha256_of_file, sha256_of_set, stamp_of_file
 from cktrain.hf.tensors import weight_files
 from cktrain.memory.param import Param
 
@@ -25,27 +25,46 @@ class OtherBaseError(CheckpointError, AgreedError):
     """The ranks, or a run and its checkpoint, have different frozen weights; the same text on all ranks."""
 
 
-def record_base(folder: Path, frozen: Sequence[Param], group: Group) -> FrozenBase:
+def record_base(
+    folder: Path, frozen: Sequence[Param], group: Group, recorded: FrozenBase | None = None
+) -> FrozenBase:
     """What a checkpoint says of the weights of `frozen`, read from `folder`. Collective: a host's ranks share the reading.
 
-    Raises ValueError when the folder has no weights, OtherBaseError when the hosts have different files there.
+    Files that have the stamps of `recorded`, what the checkpoint that the run goes on from says, are not read. Raises
+    ValueError when the folder has no weights, OtherBaseError when the hosts have different files there.
     """
     names = together(group, partial(weight_files, folder))
     hosts = [text.decode() for text in group.all_gather_bytes(platform.node().encode())]
     here = [rank for rank, host in enumerate(hosts) if host == platform.node()]
     mine = names[here.index(group.rank) :: len(here)]
-    digests_here = together(group, partial(sha256_of_files, folder, mine))
-    told = [json.loads(text) for text in group.all_gather_bytes(json.dumps(digests_here).encode())]
+    found_here = together(group, partial(_identify, folder, mine, recorded))
+    told = [json.loads(text) for text in group.all_gather_bytes(json.dumps(found_here).encode())]
     by_host: dict[str, dict[str, str]] = {}
-    for host, digests in zip(hosts, told, strict=True):
-        by_host.setdefault(host, {}).update(digests)
+    stamps: dict[str, list[int]] = {}
+    for host, found in zip(hosts, told, strict=True):
+        by_host.setdefault(host, {}).update({name: digest for name, (digest, _) in found.items()})
+        if host == hosts[0]:
+            stamps |= {name: stamp for name, (_, stamp) in found.items() if stamp}
     if len({sha256_of_set(digests) for digests in by_host.values()}) > 1:
         who = ", ".join(f"{sha256_of_set(digests)[:12]}… on {host}" for host, digests in by_host.items())
         raise OtherBaseError(
             f"[model] {folder} holds different weights on the hosts: SHA-256 {who}. Give all hosts the same folder."
         )
     shapes = {param.name: list(param.global_shape) for param in frozen}
-    return FrozenBase(path=str(folder.absolute()), files=by_host[hosts[0]], tensors=shapes)
+    return FrozenBase(path=str(folder.absolute()), files=by_host[hosts[0]], stamps=stamps, tensors=shapes)
+
+
+def _identify(
+    folder: Path, names: Sequence[str], recorded: FrozenBase | None
+) -> dict[str, tuple[str, list[int]]]:
+    """(SHA-256, stamp) of each file; what is recorded under the stamp that a file has now is taken for it."""
+    found = {}
+    for name in names:
+        stamp = stamp_of_file(folder / name)
+        known = recorded is not None and bool(stamp) and recorded.stamps.get(name) == stamp
+        digest = recorded.files[name] if recorded and known else sha256_of_file(folder / name)
+        found[name] = digest, stamp
+    return found
 
 
 def refuse_other_base(checkpoint: Path, recorded: FrozenBase | None, found: FrozenBase | None) -> None:
@@ -61,7 +80,7 @@ def refuse_other_base(checkpoint: Path, recorded: FrozenBase | None, found: Froz
 
 def open_base(checkpoint: Path, base: FrozenBase) -> Path:
     """The folder of a checkpoint's frozen weights. Raises CheckpointError when it is gone, or holds other files now."""
-    problems = changed_files(base.path, base.files)
+    problems = changed_files(base.path, base.files, base.stamps)
     if problems:
         raise CheckpointError(
             f"[checkpoint] {checkpoint} holds what was trained, over the frozen weights of {base.path}: "

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import os
 
 import pytest
 
 from cktrain import file_identity
-from cktrain.file_identity import changed_files, sha256_of_file, sha256_of_files, sha256_of_set
+from cktrain.file_identity import (
+    changed_files,
+    sha256_of_file,
+    sha256_of_files,
+    sha256_of_set,
+    stamp_of_file,
+)
 
 
 @pytest.fixture
@@ -50,3 +57,22 @@ def test_what_has_changed_is_told(folder):
     (folder / "a.json").unlink()
     (folder / "a.json").mkdir()
     assert changed_files(folder, {"a.json": digests["a.json"]}) == ["a.json cannot be read (Is a directory)"]
+
+
+def test_a_file_with_the_recorded_stamp_is_not_read(folder, monkeypatch):
+    monkeypatch.setattr(file_identity, "_UNCHANGED_NS", 0)
+    digests = sha256_of_files(folder, ["a.json", "sub/b.jinja"])
+    stamps = {name: stamp_of_file(folder / name) for name in digests}
+    monkeypatch.setattr(file_identity, "sha256_of_file", lambda path: f"read {path.name}")
+    assert changed_files(folder, digests, stamps) == []
+    os.utime(folder / "a.json")
+    assert changed_files(folder, digests, stamps) == ["a.json is not the one recorded"]
+    (folder / "sub" / "b.jinja").unlink()
+    assert changed_files(folder, digests, stamps)[1] == "sub/b.jinja is missing"
+
+
+def test_a_file_that_was_changed_just_now_has_no_stamp(folder, monkeypatch):
+    """Its next change could fall into the same tick of the file system's clock."""
+    monkeypatch.setattr(file_identity, "_UNCHANGED_NS", 3_600_000_000_000)
+    assert stamp_of_file(folder / "a.json") == []
+    assert changed_files(folder, {"a.json": "0"}, {"a.json": []}) == ["a.json is not the one recorded"]

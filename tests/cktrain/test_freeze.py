@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from cktrain import cython_kernels
+from cktrain import cython_kernels, file_identity, frozen_base
 from cktrain.checkpoint import CheckpointError
 from cktrain.checkpoint_record import read_checkpoint
 from cktrain.config import Config
@@ -26,6 +26,7 @@ from cktrain.plan.memory import plan_rank
 from cktrain.safetensors_file import read_header
 from cktrain.saved_model import find_saved_model
 
+SHA256_OF_FILE = file_identity.sha256_of_file
 TIME_PARTS = costs.time_parts
 LOWEST = ["model.embed_tokens", "model.layers.0"]
 
@@ -294,6 +295,30 @@ def test_resume_over_the_frozen_base_is_bitwise(pretrained, frozen, composed, tm
     again.run()
     for name, values in weights_of(whole.params).items():
         np.testing.assert_array_equal(again.params[name].data, values, err_msg=name)
+
+
+def test_a_base_that_stayed_as_it_was_is_read_once_for_its_digest(
+    pretrained, frozen, composed, tmp_path, monkeypatch
+):
+    """By the first start; afterwards only when it has moved to another file or was written again."""
+    monkeypatch.setattr(file_identity, "_UNCHANGED_NS", 0)
+    read = []
+    for module in (file_identity, frozen_base):
+        monkeypatch.setattr(module, "sha256_of_file", lambda path: read.append(path) or SHA256_OF_FILE(path))
+    folder = pretrained()
+    trainer = composed(config := frozen(folder, LOWEST)).trainer
+    trainer.step()
+    trainer.save()
+    weights = folder / "model.safetensors"
+    assert read.count(weights) == 1
+    again = composed(config).trainer
+    find_saved_model(tmp_path / "run").load(Numerics(cython_kernels.load("reference"), "fp32"), 16)
+    assert again.progress.step == 1 and again.progress.base == trainer.progress.base
+    assert read.count(weights) == 1
+    shutil.copy2(weights, tmp_path / "copy")
+    (tmp_path / "copy").replace(weights)
+    third = composed(config).trainer
+    assert read.count(weights) == 2 and third.progress.base.files == trainer.progress.base.files
 
 
 def test_another_base_is_refused(pretrained, frozen, composed):
