@@ -1,8 +1,8 @@
 """What tells one stream of tokens from another without reading all of it.
 
 A SHA-256 of the stream's length, vocabulary, end-of-text id and of BLOCKS blocks of ids, and of their loss mask and borders
-of rows where there are any, evenly spaced from the first to the last. Paths, shard borders and the type of the ids are left out: a copy
-elsewhere is the same data. Two streams of one length that differ only between the blocks are not told apart.
+of rows where there are any, evenly spaced from the first to the last. Paths, shard borders and the type of the ids are left
+out: a copy elsewhere is the same data. Two streams of one length that differ only between the blocks are not told apart.
 """
 
 from __future__ import annotations

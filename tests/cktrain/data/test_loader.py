@@ -254,5 +254,5 @@ def test_validation_has_every_packed_row_once():
 
 
 def test_the_sequence_length_is_that_of_the_packed_rows():
-    with pytest.raises(ValueError, match="packed for sequences of 6 tokens, and data.sequence_length is 8"):
+    with pytest.raises(ValueError, match=r"packed for sequences of 6 tokens, and data.sequence_length is 8"):
         BatchLoader(packed_rows(), 8, 1, 1, seed=0)

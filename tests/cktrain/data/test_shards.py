@@ -290,13 +290,13 @@ def test_a_stream_has_no_borders(tmp_path):
 def test_rows_of_a_length_that_does_not_divide_the_tokens_are_refused(tmp_path):
     path = packed(tmp_path / "a.cktok")
     patch(path, 56, "<Q", 3)
-    with pytest.raises(ValueError, match="damaged header .8 tokens are no packed rows of 3"):
+    with pytest.raises(ValueError, match=r"damaged header .8 tokens are no packed rows of 3"):
         read_shard(path)
 
 
 def test_shards_of_other_rows_do_not_go_together(tmp_path):
     shards = [read_shard(packed(tmp_path / "a.cktok", 4)), read_shard(packed(tmp_path / "b.cktok", 8))]
-    with pytest.raises(ValueError, match="packed rows of 8 tokens, but .*a.cktok has packed rows of 4"):
+    with pytest.raises(ValueError, match=r"packed rows of 8 tokens, but .*a.cktok has packed rows of 4"):
         TokenSource(shards)
-    with pytest.raises(ValueError, match="one stream, but .*a.cktok has packed rows of 4"):
+    with pytest.raises(ValueError, match=r"one stream, but .*a.cktok has packed rows of 4"):
         TokenSource([shards[0], read_shard(write(tmp_path / "c.cktok", [1, 2]))])
