@@ -69,8 +69,12 @@ def compose(
     peak_flops: float | None = None,
     observers: Sequence[Observer] = (),
 ) -> Run:
-    """Build everything for this rank. Raises ValueError for what the user can mend."""
-    ranks = divide_world(group, resolve_mesh(config.parallel, group.size))
+    """Build everything for this rank. Raises ValueError for what the user can mend.
+
+    What a rank does by itself it does `together` with the others, which then hear of a failure. Of any other error this
+    rank alone knows, and whoever called ends the others, who may be waiting.
+    """
+    ranks = divide_world(group, together(group, partial(resolve_mesh, config.parallel, group.size)))
     _warn_of_tensor_ranks_apart(ranks)
     kernels = cython_kernels.load()
     kernels.set_num_threads(threads)
@@ -87,22 +91,18 @@ def compose(
     config = config.model_copy(update={"model": model_config})
     examples = 0
     if checkpoint is not None and before is not None:
-        examples = consumed_examples(checkpoint, before, config)
+        examples = together(group, partial(consumed_examples, checkpoint, before, config))
     data, length = config.data, config.data.sequence_length
-    longest = model_config.max_position_embeddings
-    if longest is not None and length > longest:
-        raise ValueError(
-            f"[data] data.sequence_length {length} is longer than the model's max_position_embeddings {longest}. "
-            f"Set it to {longest} or less."
-        )
+    together(group, partial(_refuse_longer, length, model_config.max_position_embeddings))
     side = agree_on_side_files(
         data, pretrained, None if checkpoint is None else checkpoint.path, run_dir, group
     )
     numerics = Numerics(kernels, precision)
     source = together(group, lambda: open_source(data.path, "train", model_config.vocab_size, data.dtype))
-    tokens = fingerprint(source)
+    tokens = together(group, partial(fingerprint, source))
     agree_on_data(tokens, group)
-    loader = BatchLoader(
+    load_batches = partial(
+        BatchLoader,
         source,
         length,
         config.batch.micro_batch_size,
@@ -114,7 +114,9 @@ def compose(
         document_mask=data.document_mask,
         vocab_size=model_config.vocab_size,
     )
-    model = build_model(model_config, numerics, length, config.memory.checkpointing == "block")
+    loader = together(group, load_batches)
+    by_block = config.memory.checkpointing == "block"
+    model = together(group, partial(build_model, model_config, numerics, length, by_block))
     names = [tensor.name for tensor in hf_tensors(model_config, model.params())]
     recorded = None if checkpoint is None else checkpoint.state.base
     base = _frozen_base(model, model_config, pretrained, group, recorded)
@@ -122,7 +124,10 @@ def compose(
         refuse_other_base(checkpoint.path, recorded, base)
     part = ModelShard(config, model, ranks, choose_partition(config, numerics, ranks))
     params = part.params
-    optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer, part.data.update_spans)
+    optimizer_of = partial(
+        OPTIMIZERS[config.optimizer.name], params, config.optimizer, part.data.update_spans
+    )
+    optimizer = together(group, optimizer_of)
     if checkpoint is not None:
         other = [] if before is None else model_differences(before, config)
         load = partial(load_checkpoint, checkpoint, params, optimizer, part.shapes, other, verify=False)
@@ -177,6 +182,14 @@ def compose(
         side=side,
     )
     return Run(trainer, loader)
+
+
+def _refuse_longer(length: int, longest: int | None) -> None:
+    if longest is not None and length > longest:
+        raise ValueError(
+            f"[data] data.sequence_length {length} is longer than the model's max_position_embeddings {longest}. "
+            f"Set it to {longest} or less."
+        )
 
 
 def _frozen_base(

@@ -29,6 +29,10 @@ class AgreedProblem(ValueError, AgreedError):
     """What is wrong with the user's input on any rank, the same text on all."""
 
 
+class LoneProblem(ValueError):
+    """What this rank has met outside of what the ranks do `together`: the others may wait for it, and are to be ended."""
+
+
 def together(group: Group, work: Callable[[], Value]) -> Value:
     """This rank's part of what all ranks do at the same time; what it returns. Collective.
 
@@ -86,19 +90,19 @@ def check_agreement(group: Group, config: Config, version: str, isa: str) -> Non
     would drift apart, and are refused.
 
     Raises:
-        ValueError: on all ranks, for differences that would spoil the run.
+        AgreedProblem: on all ranks, for differences that would spoil the run.
     """
     mine = {"version": version, "isa": isa, "config": config.model_dump(mode="json")}
     ranks = [json.loads(text) for text in group.all_gather_bytes(json.dumps(mine).encode())]
     problems = differences(ranks)
     if problems:
-        raise ValueError("\n".join(problems))
+        raise AgreedProblem("\n".join(problems))
     isas = [rank["isa"] for rank in ranks]
     if len(set(isas)) == 1:
         return
     text = f"the ranks have different instruction sets: {_who(isas)}"
     if config.parallel.zero == 0:
-        raise ValueError(
+        raise AgreedProblem(
             f"[launch] {text}. With parallel.zero: 0 their weights would drift apart. Set CKTRAIN_ISA to one that all "
             "have, or parallel.zero: 1."
         )

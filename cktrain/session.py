@@ -20,7 +20,7 @@ from cktrain.comm.environment import ProcessEnvironment
 from cktrain.comm.group import Group
 from cktrain.compose import Run, compose
 from cktrain.config import Config
-from cktrain.consistency_check import AgreedProblem, agree_on_problem, check_agreement
+from cktrain.consistency_check import AgreedProblem, LoneProblem, agree_on_problem, check_agreement
 from cktrain.folder_lock import lock_folder
 from cktrain.host.bind import Binding
 from cktrain.host.process import environment
@@ -129,7 +129,8 @@ class Session:
     def compose(self) -> Trainer:
         """Build what trains. Collective.
 
-        Raises AgreedProblem, on all ranks with one text, for what the user can mend, and StopRequested.
+        Raises AgreedProblem, on all ranks with one text, for what the user can mend; LoneProblem for what only this
+        rank is known to have met, while the others may wait for it; and StopRequested.
         """
         assert self.group is not None, "the ranks have met"
         config, group = self.config, self.group
@@ -142,18 +143,16 @@ class Session:
         except ValueError as error:
             problem = problem or str(error)
         self._agree(problem)
-        problem = ""
         try:
             check_agreement(group, config, __version__, kernels.label)
             self._run = compose(config, group, self._binding.threads)
         except AgreedError as error:
             raise AgreedProblem(str(error)) from None
-        except (ValueError, MemoryError) as error:
-            problem = str(error) or "[memory] there is not enough"
-        except OSError as error:
-            problem = in_words(error)
-        self._agree(problem)
-        assert self._run is not None
+        except (ValueError, MemoryError, OSError) as error:
+            text = in_words(error) if isinstance(error, OSError) else str(error)
+            kind = AgreedProblem if group.size == 1 else LoneProblem
+            raise kind(text or "[memory] there is not enough") from None
+        self._agree("")
         if group.rank == 0 and (tables := bootstrap.tables_of(group)) is not None:
             _keep_table(self.run_dir / TABLE_FILE, tables.text)
         trainer = self._run.trainer

@@ -85,6 +85,7 @@ def _run(arguments: list[str], flag: StopFlag | None) -> int:
         parser = build_parser(arguments[0] if arguments else None)
         options = parser.parse_args(arguments)
         options.flag = flag
+        _say_unknown_variables()
         if flag is not None:
             flag.check()
         status = options.run(options)
@@ -115,6 +116,23 @@ def _run(arguments: list[str], flag: StopFlag | None) -> int:
     except CommError as error:
         print(f"cktrain: {error}", file=sys.stderr)
         return 1
+
+
+def _say_unknown_variables() -> None:
+    """Once: by rank 0, or by the `cktrain launch` that has started it."""
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.comm.errors import CommError
+    from cktrain.host.variables import unknown_variables
+
+    said = unknown_variables(os.environ)
+    if not said or "CKTRAIN_LAUNCHER" in os.environ:
+        return
+    with contextlib.suppress(
+        CommError, OSError, ValueError
+    ):  # whoever follows these variables says what is wrong
+        if read_process_environment(os.environ).rank == 0:
+            for line in said:
+                print(f"cktrain: warning: {line}", file=sys.stderr, flush=True)
 
 
 def _give_up_output() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from cktrain.best_effort import BestEffort
 from cktrain.config import Config, Positive
 from cktrain.foreign_file import read_json
 from cktrain.nn.numerics import Numerics
@@ -54,10 +55,13 @@ def choose_partition(config: Config, numerics: Numerics, ranks: Ranks) -> Partit
     costs = mean_costs(measure_costs(config, numerics, ranks.mesh), ranks)
     cuts = partition_by_costs(costs, stages)
     if ranks.world.rank == 0:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(
-            json.dumps({"of": question, "layers": [b - a for a, b in cuts], "costs": asdict(costs)})
-        )
+        with BestEffort(
+            f"[parallel] {file} cannot be written", "The run goes on; resumed, it may cut otherwise."
+        ):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(
+                json.dumps({"of": question, "layers": [b - a for a, b in cuts], "costs": asdict(costs)})
+            )
         log.info("pipeline stages of %s by measured cost: %s", _spelled(cuts), _spelled_costs(costs))
     return cuts
 

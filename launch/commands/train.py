@@ -72,7 +72,7 @@ def _train(options: argparse.Namespace, session: Session) -> int:
     """Every rank ends with a status of its own; one that cannot go on ends the others, after the folder is given back."""
     from cktrain.agreed import AgreedError
     from cktrain.comm import bootstrap
-    from cktrain.consistency_check import AgreedProblem
+    from cktrain.consistency_check import AgreedProblem, LoneProblem
     from cktrain.training.stop import StopRequested
 
     group = session.meet()
@@ -84,6 +84,10 @@ def _train(options: argparse.Namespace, session: Session) -> int:
                 print(f"cktrain: {problem}", file=sys.stderr, flush=True)
             group.close()
             return EXIT_INPUT
+        except LoneProblem:
+            if group.rank > 0:  # rank 0 may have it too, and be the one to say it
+                time.sleep(AFTER_RANK_0_S)
+            raise
         done = session.train()
     except StopRequested:  # on all ranks
         group.close()
