@@ -24,6 +24,7 @@ from cktrain.data.shards import TokenSource, open_source
 from cktrain.frozen_base import record_base, refuse_other_base
 from cktrain.hf.folder import resolve_model
 from cktrain.hf.freeze import hold_as_stored
+from cktrain.hf.peft_targets import in_words
 from cktrain.hf.tensors import hf_tensors, load_weights
 from cktrain.models.build import build_model
 from cktrain.models.family import ModelConfig
@@ -116,10 +117,11 @@ def compose(
     )
     loader = together(group, load_batches)
     by_block = config.memory.checkpointing == "block"
-    model = together(group, partial(build_model, model_config, numerics, length, by_block))
+    build = partial(build_model, model_config, numerics, length, by_block, config.adapter)
+    model = together(group, build)
     names = [tensor.name for tensor in hf_tensors(model_config, model.params())]
     recorded = None if checkpoint is None else checkpoint.state.base
-    base = _frozen_base(model, model_config, pretrained, group, recorded)
+    base = _frozen_base(model, config, pretrained, group, recorded)
     if checkpoint is not None:
         refuse_other_base(checkpoint.path, recorded, base)
     part = ModelShard(config, model, ranks, choose_partition(config, numerics, ranks))
@@ -141,6 +143,7 @@ def compose(
     else:
         if pretrained is not None:
             together(group, partial(load_weights, pretrained, model_config, params, names))
+            params.initialize(config.run.seed, [param for param in params.params if param.spec.adapter])
             log.info("weights from %s", pretrained)
         else:
             params.initialize(config.run.seed)
@@ -193,9 +196,13 @@ def _refuse_longer(length: int, longest: int | None) -> None:
 
 
 def _frozen_base(
-    model: Transformer, config: ModelConfig, folder: Path | None, group: Group, recorded: FrozenBase | None
+    model: Transformer, config: Config, folder: Path | None, group: Group, recorded: FrozenBase | None
 ) -> FrozenBase | None:
     """Say what trains; of a model with frozen parameters, let them keep their files' dtype, and record which files."""
+    if config.adapter is not None:
+        of = config.optimizer
+        log.info("adapter: %s", in_words(config.adapter, model))
+        log.info("optimizer: %s, lr %g, weight_decay %g, betas %s", of.name, of.lr, of.weight_decay, of.betas)
     frozen = [param for param in model.params() if not param.trainable]
     count, still = sum(param.size for param in model.params()), sum(param.size for param in frozen)
     log.info("%s parameters: %s trained, %s frozen", f"{count:,}", f"{count - still:,}", f"{still:,}")
@@ -203,10 +210,10 @@ def _frozen_base(
         return None
     if folder is None:
         raise CheckpointError(
-            f"[model] model.from_pretrained: {config.from_pretrained} is gone, and the frozen weights are read from it. "
-            "Put it back, or set model.from_pretrained to where it is now."
+            f"[model] model.from_pretrained: {config.model.from_pretrained} is gone, and the frozen weights are read from "
+            "it. Put it back, or set model.from_pretrained to where it is now."
         )
-    kept = together(group, partial(hold_as_stored, folder, config, model))
+    kept = together(group, partial(hold_as_stored, folder, config.model, model))
     if kept:
         log.info("of these %s, as their files have them: widened while they are multiplied", kept)
     return record_base(folder, frozen, group, recorded)

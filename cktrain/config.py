@@ -7,7 +7,8 @@ are checked here, where both numbers are known. The `model:` block is one of the
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -27,6 +28,7 @@ from cktrain.config_types import (
     Section,
     Size,
 )
+from cktrain.hf.peft_config import ADAPTER_DEFAULTS, AdapterConfig
 from cktrain.models import AnyModel
 
 
@@ -233,6 +235,7 @@ class Config(Section):
 
     run: RunConfig
     model: AnyModel
+    adapter: AdapterConfig | None = None
     data: DataConfig
     batch: BatchConfig
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -247,8 +250,28 @@ class Config(Section):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _default_of_adapters(cls, values: Any) -> Any:
+        """An adapter has other defaults of the optimizer: it begins at zero, and its weights are few."""
+        if not isinstance(values, Mapping) or values.get("adapter") is None:
+            return values
+        optimizer = values.get("optimizer", {})
+        if not isinstance(optimizer, Mapping):
+            return values
+        return {**values, "optimizer": {**ADAPTER_DEFAULTS, **optimizer}}
+
     @model_validator(mode="after")
     def _check(self) -> Config:
+        if self.adapter is not None and self.model.from_pretrained is None:
+            raise ValueError(
+                "adapter stands beside pretrained weights, and model.from_pretrained is not given. Give a folder, or leave "
+                "adapter out"
+            )
+        if self.adapter is not None and self.model.freeze:
+            raise ValueError(
+                "adapter keeps all weights of model.from_pretrained as they are already. Leave model.freeze out"
+            )
         rows = self.batch.micro_batch_size * self.data.sequence_length
         if rows > LARGEST_SIZE:
             raise ValueError(

@@ -256,7 +256,5 @@ def _fields_at(path: tuple, block: str) -> list[str]:
         return list((FAMILIES[block].config if block in FAMILIES else FromFolder).model_fields)
     section: type[BaseModel] = Config
     for part in path:
-        annotation = section.model_fields[part].annotation
-        assert isinstance(annotation, type) and issubclass(annotation, BaseModel)
-        section = annotation
+        (section,) = _blocks(_kinds(section.model_fields[part].annotation))
     return list(section.model_fields)

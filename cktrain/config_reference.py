@@ -36,10 +36,10 @@ def reference() -> str:
     """The whole page as Markdown."""
     parts = [INTRODUCTION]
     for name, field in Config.model_fields.items():
-        section = field.annotation
+        section = next((kind for kind in get_args(field.annotation) if _is_block(kind)), field.annotation)
         if name == "model":
             parts += _models()
-        elif isinstance(section, type) and issubclass(section, BaseModel):
+        elif _is_block(section):
             parts.append(_section(name, section))
         else:
             parts.append(
@@ -74,12 +74,16 @@ def _section(name: str, section: type[BaseModel], fields: dict[str, FieldInfo] |
     ]
     nested = []
     for key, field in (section.model_fields if fields is None else fields).items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
+        if _is_block(field.annotation):
             nested.append(_section(f"{name}.{key}", field.annotation))
             continue
         meaning = " ".join((field.description or "").split()).replace("|", "\\|")
         lines.append(f"| `{key}` | {_type(field)} | {_default(field)} | {meaning} |")
     return "\n".join(lines) + "\n" + "".join("\n" + text for text in nested)
+
+
+def _is_block(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _type(field: FieldInfo) -> str:

@@ -10,7 +10,7 @@ from collections.abc import Collection
 
 _ACCUMULATION = "the steps are derived: global_batch_size / (micro_batch_size x data ranks)"
 _EPOCHS = "run.steps counts optimizer steps"
-_LORA = "all weights are trained"
+_LORA = "adapters are trained without it"
 _PACKED = (
     "sequences are always cut from one stream of documents, and data.document_mask keeps documents apart"
 )

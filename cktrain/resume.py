@@ -75,9 +75,12 @@ def consumed_examples(checkpoint: Checkpoint, old: Config, new: Config) -> int:
 
 def model_differences(old: Config, new: Config) -> list[str]:
     """`model.key is OLD in the checkpoint and NEW here`, for every key that changes what the model computes."""
-    before, after = _meaning(old), _meaning(new)
     return [
-        f"model.{key} is {_spell(before.get(key))} in the checkpoint and {_spell(after.get(key))} here"
+        f"{block}.{key} is {_spell(before.get(key))} in the checkpoint and {_spell(after.get(key))} here"
+        for block, before, after in (
+            ("model", _meaning(old), _meaning(new)),
+            ("adapter", _adapter(old), _adapter(new)),
+        )
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key)
     ]
@@ -123,6 +126,10 @@ def _rate(old: Config, new: Config, step: int) -> str:
 
 def _meaning(config: Config) -> dict[str, Any]:
     return config.model.meaning(config.data.sequence_length)
+
+
+def _adapter(config: Config) -> dict[str, Any]:
+    return {} if config.adapter is None else config.adapter.meaning()
 
 
 def _flat(config: Config) -> Iterator[tuple[str, Any]]:

@@ -19,6 +19,7 @@ from cktrain.data.tokenizer import Tokenizer
 from cktrain.frozen_base import open_base
 from cktrain.hf.config_json import read_model_config
 from cktrain.hf.folder import resolve_model
+from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.tensors import hf_tensors, load_weights
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
@@ -47,6 +48,8 @@ class SavedModel:
     side: SideFiles | None
     """Tokenizer and so on; None for a checkpoint of before they were kept in it."""
     hugging_face: bool
+    adapter: AdapterConfig | None = None
+    """What a checkpoint's run trained beside its base."""
 
     def load(self, numerics: Numerics, positions: int, train: bool = False) -> tuple[Transformer, ParamStore]:
         """The model with its weights, for up to `positions` tokens; with `train` they have gradients.
@@ -54,7 +57,10 @@ class SavedModel:
         Raises ValueError for bad files.
         """
         config = self.config.model_copy(update={"freeze": []})  # of the run that saved it
-        model = build_model(config, numerics, positions)
+        model = build_model(config, numerics, positions, adapter=self.adapter)
+        if train:
+            for param in model.params():
+                param.tag(trainable=True)
         params = ParamStore(model.params(), numerics, train=train)
         if self.hugging_face:
             load_weights(self.path, self.config, params)
@@ -142,4 +148,4 @@ def _from_checkpoint(path: Path) -> SavedModel:
         raise ValueError(
             f"[saved_model] {path}: {FOLDER} is missing, which {MARKER} lists. Copy the checkpoint again, with its folders."
         )
-    return SavedModel(path, model, side, False)
+    return SavedModel(path, model, side, False, config.adapter)

@@ -58,10 +58,12 @@ class HFTensor:
 
 
 def hf_tensors(config: ModelConfig, params: Iterable[Param]) -> list[HFTensor]:
-    """The Hugging Face tensors of these parameters of a model, in the order given."""
+    """The Hugging Face tensors of these parameters of a model, in the order given; adapters are none of its."""
     names = FAMILIES[config.family].tensors
     found: list[HFTensor] = []
     for param in params:
+        if param.spec.adapter:
+            continue
         name = param.name
         for fused, parts in names.split.items():
             if f".{fused}." in name:

@@ -25,9 +25,9 @@ class ParamSpec:
     name: str
     global_shape: tuple[int, ...]
     """(rows,) or (rows, columns) of the undivided parameter."""
-    init: Literal["normal", "ones", "zeros"] = "normal"
+    init: Literal["normal", "uniform", "ones", "zeros"] = "normal"
     std: float = 0.02
-    """Of fresh weights, where `init` is normal."""
+    """Of fresh weights, where `init` is normal or uniform."""
     parts: tuple[int, ...] = ()
     """Rows of the matrices that are fused along the first dimension, e.g. (query, key, value)."""
     read_as: Literal["compute", "master"] = "compute"
@@ -36,6 +36,8 @@ class ParamSpec:
     """Whether weight decay applies: matrices yes, biases and norm weights no."""
     optimizer: Literal["elementwise", "matrix"] = "elementwise"
     """Whether an optimizer that works on whole matrices (Muon) takes it, or always an elementwise one."""
+    adapter: bool = False
+    """Whether it is an adapter's: no file of the model holds it, PEFT's does."""
     trainable: bool = True
     """Frozen parameters have no gradient, no moments and no master weights."""
     storage: np.dtype | None = None

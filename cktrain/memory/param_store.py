@@ -104,18 +104,24 @@ class ParamStore:
                 return param
         raise KeyError(name)
 
-    def initialize(self, seed: int) -> None:
-        """Fresh weights: each parameter from its own stream, keyed by (seed, name), whatever the layout."""
-        for param in self.params:
+    def initialize(self, seed: int, only: Sequence[Param] | None = None) -> None:
+        """Fresh weights: each parameter from its own stream, keyed by (seed, name), whatever the layout.
+
+        `only`: of these parameters, where the others' weights come from elsewhere.
+        """
+        for param in self.params if only is None else only:
             param.data.fill(0)
-            if param.spec.init == "normal":
+            if param.spec.init in ("normal", "uniform"):
                 words = np.frombuffer(param.name.encode(), dtype=np.uint8).astype(np.uint32)
                 rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, *words.tolist()])))
                 rows, *rest = param.global_shape
                 step = max(1, STREAM_BLOCK // int(np.prod(rest, dtype=np.int64)))
                 for row in range(0, rows, step):  # the whole stream is drawn, a block of it at a time
                     block = (min(step, rows - row), *rest)
-                    values = rng.standard_normal(block, dtype=np.float32) * param.spec.std
+                    if param.spec.init == "normal":
+                        values = rng.standard_normal(block, dtype=np.float32) * param.spec.std
+                    else:
+                        values = (2 * rng.random(block, dtype=np.float32) - 1) * (3**0.5 * param.spec.std)
                     param.put(param.data, values, row)
             elif param.spec.init == "ones":
                 param.data[...] = 1.0

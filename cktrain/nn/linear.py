@@ -9,6 +9,8 @@ product between the two. They know nothing of each other, so any format can stan
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import numpy as np
 
 from cktrain.memory.param import Param
@@ -51,6 +53,13 @@ class Adapter(Product):
     def shard(self, linear: Linear) -> None:
         """Keep the share of this rank, after the linear's weight was divided (`linear.weight.regions`)."""
         raise NotImplementedError
+
+    def divided_rows(self) -> Iterable[tuple[Param, slice]]:
+        """The parameters whose rows are the linear's outputs, and which of its outputs on this rank."""
+        return ()
+
+    def output_gradient(self, dy: np.ndarray, slot: Slot) -> None:
+        """Called with the dy of both halves of the backward, before either."""
 
 
 class Linear(Product):
@@ -119,7 +128,10 @@ class Linear(Product):
 
     def output_gradient(self, dy: np.ndarray, slot: Slot) -> np.ndarray:
         """What both halves of the backward read, for the dy that stands on this rank."""
-        return self.layout.enter_gradient(dy, slot)
+        dy = self.layout.enter_gradient(dy, slot)
+        for adapter in self.adapters:
+            adapter.output_gradient(dy, slot)
+        return dy
 
     def backward_weight(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> None:
         """Adds dyᵀ · x to the weight's gradient and the rows of dy to the bias's; dy from `output_gradient`.

@@ -167,8 +167,9 @@ def predict_costs(
 def divided_model(config: Config, numerics: Numerics, mesh: Mesh) -> Transformer:
     """The whole depth of the model, each layer divided as tensor rank 0 divides it; no storage yet."""
     length, folder = config.data.sequence_length, config.model.from_pretrained
-    model = build_model(config.model, numerics, length, config.memory.checkpointing == "block")
-    if config.model.freeze and folder is not None:
+    by_block = config.memory.checkpointing == "block"
+    model = build_model(config.model, numerics, length, by_block, config.adapter)
+    if folder is not None and any(not param.trainable for param in model.params()):
         hold_as_stored(folder, config.model, model)
     ranks = fake_ranks(mesh, 0, config.model.kv_heads)
     rows = config.batch.micro_batch_size * length

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 
 from cktrain.comm.group import Group
@@ -128,9 +128,12 @@ class ModelShard:
             group = tensor.split(tensor.rank // copies, tensor.rank)
             for module in divided:
                 if module.layout.copies == copies:
-                    for param in module.params():
-                        if param.trainable and param.regions == module.weight.regions:
-                            spans += [_rows_of(param, rows, group) for rows in module.layout.copied_rows]
+                    for param, first in _divided_rows(module):
+                        spans += [
+                            _rows_of(param, (start - first, stop - first), group)
+                            for start, stop in module.layout.copied_rows
+                            if param.trainable and first <= start and stop <= first + param.shape[0]
+                        ]
         return spans
 
     def _on_two_stages(self, tied: Param | None) -> list[PartialSpan]:
@@ -167,6 +170,16 @@ def _tied_weight(model: Transformer) -> Param | None:
     assert model.embedding is not None and model.head is not None
     weight = model.head.output.weight
     return weight if weight is model.embedding.tokens.weight else None
+
+
+def _divided_rows(module: Linear | WidthNorm) -> Iterator[tuple[Param, int]]:
+    """The parameters whose rows are the module's outputs on this rank, and the output of their first row."""
+    for value in vars(module).values():
+        if isinstance(value, Param):
+            yield value, 0
+    for adapter in module.adapters if isinstance(module, Linear) else ():
+        for param, rows in adapter.divided_rows():
+            yield param, rows.start
 
 
 def _rows_of(param: Param, rows: Span, group: Group) -> PartialSpan:

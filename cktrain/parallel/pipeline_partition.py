@@ -102,6 +102,7 @@ def _question(config: Config, numerics: Numerics, ranks: Ranks) -> dict[str, Any
     """All that the costs depend on, as far as the run knows it."""
     return {
         "model": config.model.model_dump(),
+        **({} if config.adapter is None else {"adapter": config.adapter.meaning()}),
         "stages": ranks.pipeline.size,
         "tensor": ranks.tensor.size,
         "rows": [config.batch.micro_batch_size, config.data.sequence_length],

@@ -12,6 +12,13 @@ number). The style decides the rest:
 | width | norm over all heads, heads divided | complete, of its shard | - |
 | replicated | norm, whole on every rank | partial: of its rows or heads | partial |
 
+Beside a linear an adapter's parts follow it (`nn/adapters/lora.py`):
+
+| linear | lora_A | lora_B |
+|---|---|---|
+| column | partial: of the rank's outputs | complete, of its outputs |
+| row | complete, of its inputs | partial: of the rank's inputs |
+
 A partial gradient is summed over the tensor group too (`partial_gradients.py`). A parameter that no row of the table
 names is an error: a silent default would sum a gradient over ranks that all have it complete, or not sum it at all.
 """
@@ -32,6 +39,10 @@ _REDUCE_AXES = {
     "width": {"weight": _COMPLETE},
     "replicated": {"weight": _PARTIAL, "bias": _PARTIAL},
 }
+_ADAPTER_AXES = {
+    "column": {"lora_A": _PARTIAL, "lora_B": _COMPLETE},
+    "row": {"lora_A": _COMPLETE, "lora_B": _PARTIAL},
+}
 _MATRICES = ("column", "row")
 """Styles whose weights map features to features, which is what an optimizer of whole matrices is made for."""
 
@@ -40,13 +51,17 @@ def tag_by_role(params: Iterable[Param], styles: Mapping[str, str]) -> None:
     """Tag each parameter with its `reduce_axes` and `optimizer`. Raises ValueError for a role that is not listed."""
     for param in params:
         module, _, kind = param.spec.role.rpartition(".")
+        axes_of = _REDUCE_AXES
+        if param.spec.adapter:
+            linear, _, part = module.partition(".lora_")
+            module, kind, axes_of = linear, f"lora_{part[0]}", _ADAPTER_AXES
         style = styles.get(module, "")
-        axes = _REDUCE_AXES.get(style, {}).get(kind)
+        axes = axes_of.get(style, {}).get(kind)
         if axes is None:
             what = f"its style {style!r} has no {kind}" if style else f"no style is given for {module}"
             raise ValueError(
                 f"[parallel] {param.name}: {what}, so it is not known over which ranks its gradient is summed. "
                 "Name it in the family's STYLES (parallel/roles.py lists the styles)."
             )
-        matrix = style in _MATRICES and kind == "weight"
+        matrix = style in _MATRICES and kind == "weight"  # an adapter's are thin: they are no case for Muon
         param.tag(reduce_axes=axes, optimizer="matrix" if matrix else "elementwise")

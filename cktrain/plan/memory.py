@@ -81,8 +81,10 @@ def plan_rank(
     numerics = Numerics(cython_kernels.load(), precision)
     length = config.data.sequence_length
     with planning() as arenas:
-        model = build_model(config.model, numerics, length, config.memory.checkpointing == "block")
-        if config.model.freeze and config.model.from_pretrained is not None:
+        model = build_model(
+            config.model, numerics, length, config.memory.checkpointing == "block", config.adapter
+        )
+        if config.model.from_pretrained is not None and any(not p.trainable for p in model.params()):
             hold_as_stored(config.model.from_pretrained, config.model, model)
         part = ModelShard(config, model, fake_ranks(mesh, stage, config.model.kv_heads), cuts)
         optimizer = OPTIMIZERS[config.optimizer.name](

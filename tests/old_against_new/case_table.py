@@ -251,7 +251,9 @@ SMALLER: Blocks = {
 def _examples(folder: Path) -> Iterator[Case]:
     for path in sorted(folder.glob("*.yaml")):
         blocks = yaml.safe_load(path.read_text())
-        if "model" not in blocks:  # machines, not a run
+        if "from_pretrained" in blocks.get(
+            "model", {"from_pretrained": ""}
+        ):  # a user's folder; machines, not a run
             continue
         over = SMALLER
         if "decay_steps" in blocks.get("schedule", {}):

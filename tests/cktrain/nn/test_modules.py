@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
+from lora import add_lora
 
 from cktrain import cython_kernels
 from cktrain.memory.param_store import ParamStore
@@ -95,9 +96,24 @@ def sandwich(num: Numerics) -> Block:
     return Block("layers.0", [first, second])
 
 
+def adapted(module: Module) -> Module:
+    """Adapters beside each linear."""
+    for linear in list(module.modules()):
+        if isinstance(linear, Linear):
+            add_lora(linear)
+    return module
+
+
 STREAM = {"scaled": False, "dx_is_x": False, "dx_is_dy": True}
 CASES = {
     "linear": Case(lambda n: Linear("l", n, C, 6, bias=True, std=0.3), width=6),
+    "linear, lora": Case(lambda n: adapted(Linear("l", n, C, 6, bias=True, std=0.3)), width=6),
+    "linear, three loras": Case(
+        lambda n: adapted(Linear("l", n, C, 6, bias=False, std=0.3, parts=(3, 1, 2))), width=6
+    ),
+    "attention, lora": Case(lambda n: adapted(attention(n))),
+    "swiglu, lora": Case(lambda n: adapted(swiglu(n))),
+    "block, lora": Case(lambda n: adapted(block(n)), accumulates=False, **STREAM),
     "rms norm": Case(norm, dx_is_dy=True),
     "layer norm": Case(lambda n: LayerNorm("norm", n, C, 1e-5), dx_is_dy=True),
     "attention": Case(attention),

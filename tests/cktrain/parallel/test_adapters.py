@@ -6,17 +6,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-from lora import add_lora, with_lora
+from lora import add_lora
 from thread_group import run_ranks
 
 from cktrain import cython_kernels
 from cktrain.comm.group import Group
 from cktrain.data.loader import Batch
-from cktrain.models.build import build_model, styles_of
+from cktrain.models.build import build_model
 from cktrain.nn.linear import Linear
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.table import OPTIMIZERS
-from cktrain.parallel import model_shard
 from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.ranks import divide_world
@@ -30,11 +29,6 @@ FAMILIES = {
 }
 
 
-@pytest.fixture(autouse=True)
-def styles(monkeypatch):
-    monkeypatch.setattr(model_shard, "styles_of", lambda config: with_lora(styles_of(config)))
-
-
 def train(config: Any, world: Group, mesh: Mesh, frozen: bool) -> tuple[list[float], dict[str, np.ndarray]]:
     """Losses of the steps, and what this rank has of the adapters after them."""
     model = build_model(config.model, Numerics(cython_kernels.load("reference"), "fp64"), 16)
@@ -42,7 +36,7 @@ def train(config: Any, world: Group, mesh: Mesh, frozen: bool) -> tuple[list[flo
         if isinstance(module, Linear) and module.name != "lm_head":
             add_lora(module)
     for param in model.params():
-        param.tag(trainable=not frozen or "lora" in param.name)
+        param.tag(trainable=not frozen or param.spec.adapter)
     ranks = divide_world(world, mesh)
     shard = ModelShard(config, model, ranks)
     shard.params.initialize(5)
@@ -62,7 +56,7 @@ def train(config: Any, world: Group, mesh: Mesh, frozen: bool) -> tuple[list[flo
         losses.append(total.loss_sum / total.tokens)
         shard.data.update(optimizer, 0.3, 1.0 / total.tokens, step)
     assert all(np.abs(param.data - start[param.name]).max() > 1e-4 for param in shard.params.trainable)
-    adapters = {param.name: param for param in shard.params.params if "lora" in param.name}
+    adapters = {param.name: param for param in shard.params.params if param.spec.adapter}
     return losses, {name: whole(param, ranks.tensor) for name, param in adapters.items()}
 
 

@@ -1,0 +1,192 @@
+"""LoRA (Hu et al. 2021): y += s · (x · aᵀ) · bᵀ beside a weight that stays as it is.
+
+    x (N, I) --a (R, I)--> u (N, R) --scaled--> --b (O_p, r_p) of each target--> y[:, rows of the target]
+
+A linear may be several matrices to Hugging Face (query, key and value; gate and up), each of which is a target of its own,
+with its own rank r_p and scale s_p. Their a stand in one matrix, R = sum of r_p, so that x is read once for all of them;
+each b adds to its target's columns of y.
+
+Backward, with s · dy · b = du: db = dyᵀ · (s · u), da = duᵀ · x, dx += du · a. u is computed again from x; the base weight's
+gradient is never computed (`nn/linear.py`).
+
+Under tensor parallelism the rows of b follow the linear's output features, or the columns of a its input features; the
+other one stands whole on every rank and gets a part of its gradient there (`parallel/roles.py`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cktrain.memory.param import Param, ShardRegion
+from cktrain.memory.slot import Slot
+from cktrain.nn.linear import Adapter, Linear
+from cktrain.nn.module import Module
+from cktrain.nn.scaled import scale
+
+
+@dataclass(frozen=True)
+class Target:
+    """A matrix that is adapted: some rows of a linear's weight, or all of them."""
+
+    name: str
+    """Hugging Face's name of the module: model.layers.0.self_attn.q_proj."""
+    rows: slice
+    """Of the linear's whole weight."""
+    rank: int
+    scale: float
+    """alpha / r, or with rsLoRA alpha / √r."""
+
+
+class LowRankRows(Module):
+    """The b of one target, and where its outputs and its share of u stand."""
+
+    def __init__(self, linear: Linear, target: Target, columns: slice) -> None:
+        super().__init__(f"{linear.name}.lora_B.{target.name.rpartition('.')[2]}", linear.num)
+        self.target = target
+        self.rows = target.rows
+        """Of the linear's outputs on this rank."""
+        self.columns = columns
+        """Of u."""
+        count = target.rows.stop - target.rows.start
+        self.weight = Param(f"{self.name}.weight", (count, target.rank), init="zeros", adapter=True)
+
+    def shard(self, linear: Linear) -> None:
+        """The rows that belong to this rank's outputs."""
+        first, last = self.target.rows.start, self.target.rows.stop
+        mine = [region for region in linear.weight.regions if first <= region.global_row < last]
+        start = mine[0].row
+        self.rows = slice(start, start + sum(region.rows for region in mine))
+        self.weight.shard(
+            (self.rows.stop - start, self.target.rank),
+            tuple(ShardRegion(r.row - start, r.global_row - first, r.rows) for r in mine),
+        )
+
+
+class LoRA(Adapter):
+    """The low-rank products of one linear. out is the residual; dx may be x."""
+
+    def __init__(self, linear: Linear, targets: Sequence[Target]) -> None:
+        """To be made before the linear is divided and its parameters have memory. Ranks are 1 or more."""
+        super().__init__(f"{linear.name}.lora", linear.num)
+        ranks = tuple(target.rank for target in targets)
+        bound = 1.0 / math.sqrt(linear.in_features)  # PEFT's: kaiming_uniform with a = √5
+        self.a = Param(
+            f"{linear.name}.lora_A.weight",
+            (sum(ranks), linear.in_features),
+            init="uniform",
+            std=bound / math.sqrt(3),
+            parts=ranks,
+            adapter=True,
+        )
+        self.b: list[LowRankRows] = []
+        column = 0
+        for target in targets:
+            self.b.append(LowRankRows(linear, target, slice(column, column + target.rank)))
+            column += target.rank
+        scales = {target.scale for target in targets}
+        self._scale = scales.pop() if len(scales) == 1 else None
+
+    def shard(self, linear: Linear) -> None:
+        """As `Adapter.shard`."""
+        if linear.weight.shape[0] != linear.weight.global_shape[0]:
+            for rows in self.b:
+                rows.shard(linear)
+        else:
+            (region,) = linear.weight.regions
+            count = self.a.shape[0]
+            self.a.shard((count, linear.in_features), (ShardRegion(0, 0, count, region.column),))
+
+    def divided_rows(self) -> Iterator[tuple[Param, slice]]:
+        """As `Adapter.divided_rows`."""
+        for rows in self.b:
+            yield rows.weight, rows.rows
+
+    def forward(
+        self,
+        out: np.ndarray,
+        x: np.ndarray,
+        slot: Slot,
+        residual: np.ndarray | None = None,
+        alpha: float = 1.0,
+    ) -> None:
+        """out += s · (x · aᵀ) · bᵀ."""
+        assert residual is out and alpha == 1.0, self.name
+        inner = self._inner(x, slot)
+        for rows in self.b:
+            y = out[:, rows.rows]
+            self.num.kernels.linear_forward(y, inner[:, rows.columns], rows.weight.value, None, y)
+
+    def output_gradient(self, dy: np.ndarray, slot: Slot) -> None:
+        """Computes du, which both halves of the backward read."""
+        dinner = self._dinner(len(dy), slot)
+        for rows in self.b:
+            self.num.kernels.linear_backward_input(
+                dinner[:, rows.columns], dy[:, rows.rows], rows.weight.value
+            )
+        self._scale_columns(dinner)
+
+    def backward_weight(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> None:
+        """Adds the gradients of a and b."""
+        kernels = self.num.kernels
+        inner = self._inner(x, slot) if any(rows.weight.trainable for rows in self.b) else None
+        for rows in self.b:
+            weight = rows.weight
+            if inner is not None and weight.trainable:
+                kernels.linear_backward_weight(
+                    weight.grad,
+                    None,
+                    dy[:, rows.rows],
+                    inner[:, rows.columns],
+                    weight.should_accumulate(),
+                )
+                weight.grad_added()
+        if self.a.trainable:
+            kernels.linear_backward_weight(
+                self.a.grad, None, self._dinner(len(dy), slot), x, self.a.should_accumulate()
+            )
+            self.a.grad_added()
+
+    def backward_input(self, dx: np.ndarray, dy: np.ndarray, slot: Slot, accumulate: bool = False) -> None:
+        """dx = or += du · a."""
+        self.num.kernels.linear_backward_input(dx, self._dinner(len(dy), slot), self.a.value, accumulate)
+
+    def flops(self, rows: int, length: int) -> int:
+        """6 per row and element of a and b."""
+        return 6 * rows * (self.a.size + sum(each.weight.size for each in self.b))
+
+    def merge_into(self, weight: np.ndarray) -> None:
+        """weight (O, I) += s · b · a, where all of it stands here; computed in the master dtype."""
+        for rows in self.b:
+            a = self.a.data[rows.columns].astype(self.num.master_dtype)
+            b = rows.weight.data.astype(self.num.master_dtype)
+            part = weight[rows.rows]
+            part += (rows.target.scale * (b @ a)).astype(weight.dtype)
+
+    def _inner(self, x: np.ndarray, slot: Slot) -> np.ndarray:
+        """s · u (N, R)."""
+        inner = self._thin("inner", len(x), slot)
+        self.num.kernels.linear_forward(inner, x, self.a.value)
+        self._scale_columns(inner)
+        return inner
+
+    def _dinner(self, count: int, slot: Slot) -> np.ndarray:
+        return self._thin("dinner", count, slot)
+
+    def _thin(self, name: str, count: int, slot: Slot) -> np.ndarray:
+        """(N, R). Layers whose ranks differ have arrays of their own."""
+        width = self.a.shape[0]
+        return slot.shared(self, f"{name} of {width}", (count, width), self.num.compute_dtype)
+
+    def _scale_columns(self, inner: np.ndarray) -> None:
+        """Each target's columns by its scale, in place."""
+        if self._scale is not None:
+            if self._scale != 1.0:
+                scale(self.num, inner, inner, self._scale)
+            return
+        for rows in self.b:
+            part = inner[:, rows.columns]
+            scale(self.num, part, part, rows.target.scale)
