@@ -1,7 +1,7 @@
 """Which kernels compute, and in which types.
 
 Every module of a model holds the same `Numerics`. While memory is planned its kernels are `DryKernels`: each op does
-nothing, so the real forward and backward run over arrays that have a shape and no memory (`memory.py`).
+nothing, so the real forward and backward run over arrays that have a shape and no memory (`cktrain/memory/slot.py`).
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ is chosen by its content:
 | InfiniBand | the port's own entry (index 0); within a subnet the LID alone would do |
 
 The two ends must be of one family: `common_families` says which all ranks have. Pure functions over a table that
-was read before (`device.py`), so that any table can be tried.
+was read before (`rdma_device.py`), so that any table can be tried.
 """
 
 from __future__ import annotations
