@@ -276,7 +276,7 @@ PLANS: dict[str, tuple[str, Blocks, int]] = {
     "reference, bf16": ("docs/benchmarks/reference.yaml", {"precision": "bf16"}, 1),
     "reference, fp32, data 2": (
         "docs/benchmarks/reference.yaml",
-        {"precision": "fp32", "parallel": {"data": 2}},
+        {"precision": "fp32", "batch": {"global_batch_size": 8}, "parallel": {"data": 2}},
         2,
     ),
     "reference, bf16, 2 x 2 x 2": (
