@@ -27,6 +27,7 @@ from cktrain.data.tokenizer_backend import read_backend
 from cktrain.file_identity import sha256_of_file
 from cktrain.side_files import (
     FOLDER,
+    TEMPLATE_FILE,
     TOKENIZER_CONFIG_FILE,
     TOKENIZER_FILE,
     SideFiles,
@@ -102,7 +103,13 @@ def _with_data(path: str, model: SideFiles | None, who: str, allowed: bool) -> S
             json.dumps(known.encoding.model_dump()),
             json.dumps(model.encoding.model_dump()),
         )
-    return replace(model, encoding=known.encoding, files={**known.tokenizer_files(), **model.files})
+    # The data's template is the model's, or the one that the data was rendered with instead of it.
+    template = {name: data for name, data in known.files.items() if name == TEMPLATE_FILE}
+    if template and template.items() - model.files.items():
+        log.info("chat template: that of %s, not the model's", path)
+    return replace(
+        model, encoding=known.encoding, files={**known.tokenizer_files(), **model.files, **template}
+    )
 
 
 def _refuse_other(known: SideFiles, model: SideFiles, who: str, what: str, allowed: bool) -> bool:

@@ -206,7 +206,7 @@ STAGES = (
         "judges",
         "parity with PyTorch and transformers, live",
         (("pytest", "-m", "judge"), ("python", "tests/golden/hf/hf_parity.py")),
-        needs_modules("torch", "transformers", extra="judges"),
+        needs_modules("torch", "transformers", "pyarrow", extra="judges"),
     ),
     Stage(
         "unit",

@@ -21,7 +21,11 @@ CHOSEN = {"numpy", "yaml", "pydantic", "ml_dtypes", "safetensors", "tokenizers",
 ROOMS = {
     "cython_kernels": ("cktrain.cython_kernels", set(), {"numpy", "ml_dtypes", "cython"}),
     "comm": ("cktrain.comm", set(), {"numpy", "ml_dtypes", "cython", "mpi4py", "pyverbs"}),
-    "cktrain": ("cktrain", {"cktrain.cython_kernels", "cktrain.comm"}, CHOSEN | {"torch"}),
+    "cktrain": (
+        "cktrain",
+        {"cktrain.cython_kernels", "cktrain.comm"},
+        CHOSEN | {"torch", "jinja2", "pyarrow", "zstandard"},
+    ),
     "launch": ("cktrain.launch", {"cktrain", "cktrain.cython_kernels", "cktrain.comm"}, CHOSEN),
 }
 BARE = set(ROOMS) - {"cktrain"}
@@ -32,6 +36,9 @@ ONLY_IN = {
         "cktrain/bench/gemm.py",
         "cktrain/bench/op_cases.py",
     },  # to be measured beside, where it is installed
+    "jinja2": {"cktrain/data/chat/template.py"},
+    "pyarrow": {"cktrain/data/chat/row_files.py"},
+    "zstandard": {"cktrain/data/zstd_file.py"},
     "pyverbs": {"comm/transport/verbs_pyverbs.py"},
     "mpi4py": {"comm/mpi_group.py", "comm/bootstrap.py"},
 }

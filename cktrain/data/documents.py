@@ -40,12 +40,13 @@ class Seen:
 
 
 class BadRow(ValueError):
-    """A row without usable text: why, and what to do."""
+    """A row without usable text: why, and what to do; `text` is the line, where it is no JSON."""
 
-    def __init__(self, why: str, remedy: str = "Correct the line."):
+    def __init__(self, why: str, remedy: str = "Correct the line.", text: str | None = None):
         super().__init__(why)
         self.why = why
         self.remedy = remedy
+        self.text = text
 
 
 def head_of(path: Path) -> tuple[bytes, str | None]:
@@ -55,7 +56,7 @@ def head_of(path: Path) -> tuple[bytes, str | None]:
         packed = packing(head)
         if packed is not None:
             file.seek(0)
-            head = _unpacked(file, packed).read(HEAD_BYTES)
+            head = unpacked(file, packed).read(HEAD_BYTES)
         return head, packed
 
 
@@ -74,11 +75,11 @@ def documents_of(
     after which a text is cut.
     """
     with reading(path), open(path, "rb") as raw:
-        file = raw if packed is None else _unpacked(raw, packed)
+        file = raw if packed is None else unpacked(raw, packed)
         if form == "text":
             yield from cut(_normalised(path, file, seen), limit)
             return
-        for line, row in _rows(path, file, form, seen):
+        for line, row in rows_of(path, file, form, seen):
             try:
                 text = row_text(row, key)
             except BadRow as error:
@@ -100,8 +101,8 @@ def documents_of(
 def unlike_documents(path: Path, packed: str | None, form: Format, key: str) -> str | None:
     """Why the first row of a JSON file is none with text: it may be a configuration, or a vocabulary. None if it is one."""
     with reading(path), open(path, "rb") as raw:
-        file = raw if packed is None else _unpacked(raw, packed)
-        for _, row in _rows(path, file, form, Seen()):
+        file = raw if packed is None else unpacked(raw, packed)
+        for _, row in rows_of(path, file, form, Seen()):
             try:
                 row_text(row, key)
             except BadRow as error:
@@ -122,12 +123,20 @@ def reading(path: Path) -> Iterator[None]:
             "(--skip-bad-files leaves out such files and counts them)"
         ) from error
     except Exception as error:
-        if type(error).__name__ != "LZMAError":  # its module is imported only where such a file is read
+        if type(error).__name__ not in (
+            "LZMAError",
+            "ZstdError",
+        ):  # of modules imported only where such a file is read
             raise
         raise BadFile(f"[data.corpus] {shown(path)}: cannot be unpacked ({error}). Copy it again.") from error
 
 
-def _unpacked(file: IO[bytes], packed: str) -> IO[bytes]:
+def unpacked(file: IO[bytes], packed: str) -> IO[bytes]:
+    """What is inside of a compressed file, see `sniff.packing`."""
+    if packed == "zst":
+        from cktrain.data.zstd_file import ZstdFile
+
+        return io.BufferedReader(ZstdFile(file), _BLOCK)
     if packed == "gz":
         import gzip
 
@@ -269,7 +278,8 @@ def _no_key(value: Any, key: str) -> BadRow:
     return BadRow(f'no key "{key}" (found: {found})', remedy)
 
 
-def _rows(path: Path, file: IO[bytes], form: Format, seen: Seen) -> Iterator[tuple[int, Any]]:
+def rows_of(path: Path, file: IO[bytes], form: Format, seen: Seen) -> Iterator[tuple[int, Any]]:
+    """Each value of a file of JSON, with its line; a BadRow where a line is none. Raises BadFile."""
     return _lines(path, file, seen) if form == "jsonl" else _values(path, file, seen)
 
 
@@ -291,7 +301,7 @@ def _lines(path: Path, file: IO[bytes], seen: Seen) -> Iterator[tuple[int, Any]]
         try:
             yield number, json.loads(line.decode("utf-8"), object_pairs_hook=object_of)
         except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
-            yield number, BadRow(f"not JSON: {error}")
+            yield number, BadRow(f"not JSON: {error}", text=line.decode("utf-8", "backslashreplace").strip())
 
 
 def _values(path: Path, file: IO[bytes], seen: Seen) -> Iterator[tuple[int, Any]]:

@@ -106,7 +106,7 @@ def prepare(
         "validation_fraction": validation_fraction,
     }
     try:
-        with target, _progress(progress) as bar:
+        with target, progress_bar(progress) as bar:
             side = given or _train_tokenizer(corpus, vocab_size, validation_fraction, bar)
             ready = Tokenizer.of(side, eos_token, special_tokens)
             if conflict := ready.rule_conflict(side):
@@ -116,13 +116,13 @@ def prepare(
             side.write(target.data)  # byte for byte what was given
             seen = RoundTrip(ready)
             summary |= _write_shards(target.data, corpus, ready, seen, validation_fraction, shard_tokens, bar)
-            summary |= _how_it_was_encoded(side, ready) | seen.report(corpus.source, say)
+            summary |= how_it_was_encoded(side, ready) | seen.report(corpus.source, say)
             summary["made_from"] = made
-            summary["written"] = sha256_of_files(target.data, _files(target.data))
-            _write_synced(target.data / DATASET_FILE, json.dumps(summary, indent=2) + "\n")
+            summary["written"] = sha256_of_files(target.data, files_below(target.data))
+            write_synced(target.data / DATASET_FILE, json.dumps(summary, indent=2) + "\n")
             target.put_in_place()
     except OSError as error:
-        raise _stopped(target, corpus, error) from error
+        raise stopped(target, corpus.bytes, error) from error
     except BaseException as error:
         if type(error).__name__ != "PanicException":  # tokenizers' own failures are no Exception
             raise
@@ -135,12 +135,12 @@ def prepare(
     return summary
 
 
-def _stopped(target: Target, corpus: Corpus, error: OSError) -> OSError:
+def stopped(target: Target, source_bytes: int, error: OSError) -> OSError:
     """The error of a disk or folder that could not be written to."""
     room = ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         free = shutil.disk_usage(next(folder for folder in target.out.parents if folder.is_dir())).free
-        room = f"; {free:,} bytes are free there now, and {corpus.bytes:,} bytes of text are to be encoded"
+        room = f"; {free:,} bytes are free there now, and {source_bytes:,} bytes of text are to be encoded"
     remedy = "Make room, or correct the path or its permissions, and run it again"
     if error.errno == errno.EFBIG:
         remedy = "Allow larger files (ulimit -f), or fewer tokens in each with --shard-tokens"
@@ -193,10 +193,11 @@ def _train_tokenizer(corpus: Corpus, vocab_size: int, fraction: float, bar: Prog
     task = bar.add_task("training the tokenizer", total=total)
     tokenizer = Tokenizer.train(_training_documents(corpus, fraction, bar, task), vocab_size)
     bar.update(task, completed=total)
-    return tokenizer.side_files()
+    return tokenizer.sidefiles_below()
 
 
-def _how_it_was_encoded(side: SideFiles, tokenizer: Tokenizer) -> dict[str, Any]:
+def how_it_was_encoded(side: SideFiles, tokenizer: Tokenizer) -> dict[str, Any]:
+    """What dataset.json says of the tokenizer."""
     return {
         "vocab_size": tokenizer.vocab_size,
         "eos_token": tokenizer.eos_token,
@@ -206,7 +207,8 @@ def _how_it_was_encoded(side: SideFiles, tokenizer: Tokenizer) -> dict[str, Any]
     }
 
 
-def _files(folder: Path) -> list[str]:
+def files_below(folder: Path) -> list[str]:
+    """Every file below a folder, by its path from there."""
     return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
@@ -335,7 +337,8 @@ def _check_splits(corpus: Corpus, documents: int, fraction: float) -> None:
         )
 
 
-def _write_synced(path: Path, text: str) -> None:
+def write_synced(path: Path, text: str) -> None:
+    """Write a file that is on disk when this returns."""
     with open(path, "w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -343,6 +346,7 @@ def _write_synced(path: Path, text: str) -> None:
     sync(path.parent)
 
 
-def _progress(shown: bool) -> Progress:
+def progress_bar(shown: bool) -> Progress:
+    """A bar on standard error, or none."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"))
     return Progress(*columns, TimeElapsedColumn(), console=Console(stderr=True), disable=not shown)

@@ -2,12 +2,13 @@
 
 Every file that enters is looked at before it is read. What documents can be read from has a format: text, JSON lines
 (`jsonl`: an object per line) or JSON (`json`: an array of objects, or objects one after the other over several lines),
-each of them as it is or inside gzip, bzip2 or xz. Everything else is named, with one command that makes text of it.
+each of them as it is or inside gzip, bzip2, xz or zstd. Everything else is named, with one command that makes text of it.
 """
 
 from __future__ import annotations
 
 import csv
+import importlib.util
 import io
 import json
 import re
@@ -20,7 +21,7 @@ Format = Literal["text", "jsonl", "json"]
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
-PACKED_SUFFIXES = (".gz", ".bz2", ".xz")
+PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 HEAD_BYTES = 1 << 16
 """How much of a file's start is looked at."""
 
@@ -54,7 +55,7 @@ _IMAGE_REMEDY = "Give text; cktrain reads no images, sound or video."
 # (offset, bytes there, what it is, what to do): the first that fits.
 _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"CKTOKENS", "a shard of tokens", "Give it as data.path, or give the text that it was made from."),
-    (0, b"(\xb5/\xfd", "a zstd file", "Unpack it: zstd -d {path}"),
+    (0, b"(\xb5/\xfd", "a zstd file", "pip install zstandard, or unpack it: zstd -d {path}"),
     (0, b"\x04\x22M\x18", "an lz4 file", "Unpack it: lz4 -d {path}"),
     (0, b"\x1f\x9d", "a file of compress (.Z)", "Unpack it: uncompress {path}"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it: 7z x {path}"),
@@ -159,11 +160,13 @@ _JSON_STRINGS = re.compile(r'\s*\[\s*"(?:[^"\\]|\\.)*"\s*[,\]]')
 
 
 def packing(head: bytes) -> str | None:
-    """The compression that a file's start tells, of those that are read through: gz, bz2 or xz."""
+    """The compression that a file's start tells, of those that are read through: gz, bz2, xz, and zst with zstandard."""
     if head.startswith(b"\x1f\x8b"):
         return "gz"
     if re.match(rb"BZh[1-9](1AY&SY|\x17\x72\x45\x38\x50\x90)", head):
         return "bz2"
+    if head.startswith(b"(\xb5/\xfd") and importlib.util.find_spec("zstandard"):
+        return "zst"
     return "xz" if head.startswith(b"\xfd7zXZ\0") else None
 
 

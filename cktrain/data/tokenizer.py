@@ -149,18 +149,36 @@ class Tokenizer:
         added = self._backend.get_added_tokens_decoder().values()
         return sorted(token.content for token in added if token.special and token.content)
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token, None for one that is not in the vocabulary."""
+        index: int | None = self._backend.token_to_id(token)
+        return index
+
     def token_of(self, index: int) -> str | None:
         """The token of an id, None beyond the vocabulary."""
         return self._backend.id_to_token(index)
 
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text; nothing is added before or after. Raises ValueError where the library fails."""
+        return [ids for ids, _ in self.encode_with_offsets(texts)]
+
+    def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Ids of each text, and of each id the characters that it stands for. Raises ValueError as `encode_batch`."""
         encodings = guarded(
             lambda: self._backend.encode_batch(list(texts), add_special_tokens=False),
             f"the tokenizer fails on one of {len(texts)} texts",
             "Its tokenizer.json is damaged, or the text is more than it can take.",
         )
-        return [encoding.ids for encoding in encodings]
+        return [(encoding.ids, encoding.offsets) for encoding in encodings]
+
+    def encode_inside(self, text: str) -> list[int]:
+        """Ids of a piece of a longer text: without the space that some tokenizers put before the first word."""
+        for before in ("a", ".", "\n"):
+            ids, offsets = self.encode_with_offsets([before + text])[0]
+            count = sum(end <= len(before) for _, end in offsets)
+            if all(begin >= len(before) for begin, _ in offsets[count:]):
+                return ids[count:]
+        return self.encode(text)
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text."""

@@ -1,9 +1,10 @@
-"""`cktrain data prepare SOURCE OUT`: text to token shards."""
+"""`cktrain data prepare SOURCE OUT`: text or chats to token shards; `cktrain data show OUT`: rows as one reads them."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import datetime
 import signal
 import sys
 from collections.abc import Iterator
@@ -18,12 +19,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain data`."""
     actions = parser.add_subparsers(title="actions", metavar="ACTION", required=True)
     prepare = actions.add_parser(
-        "prepare", help="tokenize text into shards", description="Tokenize text into shards."
+        "prepare",
+        help="tokenize text or chats into shards",
+        description="Tokenize text, or rows of chat and instruction data, into shards.",
     )
     prepare.add_argument(
         "source",
         type=arguments.path,
-        help="text file, .jsonl, .json, folder, or python-stdlib (this Python's own source)",
+        help="text file, .jsonl, .json, folder, or python-stdlib (this Python's own source); of rows .csv and .parquet, too",
     )
     prepare.add_argument("out", type=arguments.path, help="folder to make")
     prepare.add_argument(
@@ -49,6 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     prepare.add_argument(
         "--validation-fraction",
+        "--validation",
         type=arguments.number(0.0, 0.5),
         default=0.05,
         help="share of the documents held out",
@@ -65,7 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="how to read every file; auto: by its name and how it begins",
     )
     prepare.add_argument(
-        "--skip-bad-rows", action="store_true", help="leave out and count rows of JSON without usable text"
+        "--skip-bad-rows",
+        "--skip-bad",
+        action="store_true",
+        help="leave out and count rows that cannot be used; of chats they go to rejected.jsonl",
     )
     prepare.add_argument(
         "--skip-bad-files", action="store_true", help="leave out and count files that cannot be read"
@@ -81,7 +88,65 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep OUT when it was made from the same files with the same options; replace it otherwise",
     )
+    _add_chat_arguments(prepare)
     prepare.set_defaults(run=_prepare)
+    show = actions.add_parser(
+        "show",
+        help="print rows of a prepared folder",
+        description="Print rows of a prepared folder, with what is learned in colour, or in ⟦ ⟧ where there are none.",
+    )
+    show.add_argument("out", type=arguments.path, help="folder that `cktrain data prepare` made")
+    show.add_argument(
+        "-n", type=arguments.whole(1), default=3, dest="count", help="rows to print; default: 3"
+    )
+    show.add_argument("--split", choices=("train", "validation"), default="train")
+    show.set_defaults(run=_show)
+
+
+def _add_chat_arguments(prepare: argparse.ArgumentParser) -> None:
+    chat = prepare.add_argument_group(
+        "chat and instruction data",
+        "Rows with messages, conversations, prompt and completion, or instruction and output are known by their keys; "
+        "--sequence-length makes rows of text ones, too.",
+    )
+    chat.add_argument(
+        "--sequence-length", type=arguments.whole(2), help="tokens that rows are packed into; default: 2048"
+    )
+    chat.add_argument(
+        "--train-on",
+        choices=("assistant", "all", "completion"),
+        help="what is learned: every answer (default), every token, or the completion (the last answer)",
+    )
+    chat.add_argument(
+        "--packing",
+        choices=("bfd", "none"),
+        help="bfd: best-fit decreasing (default); none: a row in each sequence",
+    )
+    chat.add_argument(
+        "--too-long",
+        choices=("drop", "truncate", "error"),
+        help="rows above --sequence-length; drop (default) refuses to drop more than 5 %%",
+    )
+    chat.add_argument(
+        "--chat-template",
+        metavar="NAME|FILE",
+        help="chatml, llama3, plain or a file; default: the tokenizer's own",
+    )
+    chat.add_argument(
+        "--columns",
+        metavar="OURS=THEIRS,...",
+        help="what the data calls our keys: prompt=question,completion=answer",
+    )
+    chat.add_argument(
+        "--group-by",
+        metavar="KEY",
+        help="rows with one value of KEY are all in training or all in validation",
+    )
+    chat.add_argument(
+        "--date",
+        metavar="YYYY-MM-DD",
+        help="what a template is told that asks for today; default: 2024-07-26",
+    )
 
 
 def _prepare(options: argparse.Namespace) -> int:
@@ -95,6 +160,8 @@ def _prepare_and_tell(options: argparse.Namespace) -> int:
     from cktrain.data.prepare import prepare
     from cktrain.data.sniff import shown
 
+    if _is_chat(options):
+        return _prepare_chat_and_tell(options)
     if options.tokenizer is not None and options.vocab_size is not None:
         raise ValueError(
             "[data] --vocab-size is for a tokenizer that is trained, and --tokenizer has its own. Leave one out."
@@ -120,14 +187,131 @@ def _prepare_and_tell(options: argparse.Namespace) -> int:
                 say=_say,
             )
     except _Stopped as stopped:
-        _say(f"cktrain: [data.prepare] {shown(options.out)}: {stopped.signal.name} came; nothing was kept.")
-        return 128 + stopped.signal
+        return _say_stopped(options, stopped)
     splits = {
         name: sum(shard["tokens"] for shard in split["shards"]) for name, split in summary["splits"].items()
     }
     text = ", ".join(f"{tokens:,} {name} tokens" for name, tokens in splits.items())
     print(f"{shown(options.out)}: {text}")
     print(_how_documents_end(summary))
+    return 0
+
+
+def _say_stopped(options: argparse.Namespace, stopped: _Stopped) -> int:
+    from cktrain.data.sniff import shown
+
+    _say(f"cktrain: [data.prepare] {shown(options.out)}: {stopped.signal.name} came; nothing was kept.")
+    return 128 + stopped.signal
+
+
+_CHAT_OPTIONS = (
+    "sequence_length",
+    "train_on",
+    "packing",
+    "too_long",
+    "chat_template",
+    "columns",
+    "group_by",
+    "date",
+)
+_STREAM_OPTIONS = {
+    "vocab_size": None,
+    "text_key": "text",
+    "suffixes": None,
+    "format": "auto",
+    "skip_bad_files": False,
+}
+
+
+def _is_chat(options: argparse.Namespace) -> bool:
+    """Whether the source is rows of chat or instruction data: by an option that only these have, or by its first row."""
+    if any(getattr(options, name) is not None for name in _CHAT_OPTIONS):
+        return True
+    if options.source == "python-stdlib" or options.format != "auto" or options.text_key != "text":
+        return False
+    from cktrain.data.chat.row_files import first_shape
+
+    return first_shape(options.source) not in (None, "text")
+
+
+def _prepare_chat_and_tell(options: argparse.Namespace) -> int:
+    from cktrain.data.chat.findings import described
+    from cktrain.data.chat.prepare import ChatOptions, prepare_chat
+    from cktrain.data.sniff import shown
+
+    for name, default in _STREAM_OPTIONS.items():
+        if getattr(options, name) != default:
+            raise ValueError(
+                f"[data] --{name.replace('_', '-')} is for text, and {shown(options.source)} is read as rows of chat or "
+                "instruction data. Leave it out."
+            )
+    if options.tokenizer is None:
+        raise ValueError(
+            f"[data] {shown(options.source)}: chat and instruction data need the model's tokenizer. Name its folder with "
+            "--tokenizer."
+        )
+    given = {name: value for name in _CHAT_OPTIONS if (value := getattr(options, name)) is not None}
+    given |= {"columns": _columns(options.columns), "date": _date(options.date)}
+    chat_options = ChatOptions(
+        **{name: value for name, value in given.items() if value is not None},
+        validation_fraction=options.validation_fraction,
+        special_tokens=options.special_tokens,
+        eos_token=options.eos_token,
+        skip_bad=options.skip_bad_rows,
+        shard_tokens=options.shard_tokens,
+    )
+    try:
+        with _stopped_by_signals():
+            summary = prepare_chat(
+                options.source,
+                options.out,
+                tokenizer=options.tokenizer,
+                options=chat_options,
+                overwrite=options.overwrite,
+                reuse=options.reuse,
+                say=_say,
+            )
+    except _Stopped as stopped:
+        return _say_stopped(options, stopped)
+    rows = ", ".join(f"{split['documents']:,} {name} rows" for name, split in summary["splits"].items())
+    print(f"{shown(options.out)}: {rows}")
+    print("\n".join(described(summary["chat"])))
+    print(f"train with data: {{path: {shown(options.out)}, sequence_length: {chat_options.sequence_length}}}")
+    return 0
+
+
+def _columns(text: str | None) -> dict[str, str] | None:
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    if not all(ours.strip() and sign and theirs.strip() for ours, sign, theirs in pairs):
+        raise ValueError(
+            f"[data] --columns {text}: write ours=theirs, as in prompt=question,completion=answer."
+        )
+    return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
+
+
+def _date(text: str | None) -> datetime.date | None:
+    try:
+        return None if text is None else datetime.date.fromisoformat(text)
+    except ValueError:
+        raise ValueError(f"[data] --date {text}: is no date. Write it as 2024-07-26.") from None
+
+
+def _show(options: argparse.Namespace) -> int:
+    from rich.console import Console
+    from rich.text import Text
+
+    from cktrain.data.chat.show import shown_rows
+
+    console = Console(highlight=False, soft_wrap=True)
+    for number, row in enumerate(shown_rows(options.out, options.count, options.split)):
+        title = f"row {number}: {row.tokens:,} tokens, {row.trained:,} trained, in sequence {row.sequence}"
+        if not console.is_terminal:
+            print(f"--- {title}\n{row.plain()}")
+            continue
+        console.print(Text(f"--- {title}", "bold"))
+        console.print(Text.assemble(*((text, "green" if learned else "") for text, learned in row.pieces)))
     return 0
 
 

@@ -180,7 +180,7 @@ def test_a_full_disk_keeps_what_was_and_leaves_nothing_new(source, tmp_path, mon
     target = {
         "append": (ShardWriter, "append"),
         "close": (ShardWriter, "close"),
-        "dataset": (module, "_write_synced"),
+        "dataset": (module, "write_synced"),
     }
     monkeypatch.setattr(*target[moment], full)
     with pytest.raises(

@@ -69,7 +69,7 @@ def test_a_file_that_comes_while_it_is_prepared_is_not_deleted(place, monkeypatc
         (place / "out" / "late.txt").write_text("precious")
         real(*arguments)
 
-    monkeypatch.setattr(preparing, "_write_synced", write)
+    monkeypatch.setattr(preparing, "write_synced", write)
     with pytest.raises(ValueError, match=r"would be deleted: late\.txt"):
         run(place)
     assert (place / "out" / "late.txt").read_text() == "precious"

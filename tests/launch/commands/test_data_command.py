@@ -33,7 +33,7 @@ def test_a_signal_leaves_nothing_behind(monkeypatch, capsys, name):
             time.sleep(0.001)
         raise AssertionError("not interrupted")
 
-    monkeypatch.setattr(preparing, "_write_synced", interrupted)
+    monkeypatch.setattr(preparing, "write_synced", interrupted)
     assert main(PREPARE) == 128 + number
     assert f"out: {name} came; nothing was kept" in capsys.readouterr().err
     assert os.listdir() == ["corpus.jsonl"]
