@@ -50,10 +50,10 @@ def load(
     special_tokens: str | None = None,
     threads: int | None = None,
 ) -> Model:
-    """Open a model: a Hugging Face folder, a run (its newest whole checkpoint), or one of its checkpoints.
+    """Open a model: a Hugging Face folder, a GGUF file, a run (its newest whole checkpoint), or one of its checkpoints.
 
     Args:
-        path: the folder.
+        path: the folder or the file.
         quantize: not yet: weights keep their values.
         adapter: not yet.
         dtype: what products are computed in: "fp32" (None), "bf16", or "fp64" on the reference kernels
@@ -66,8 +66,6 @@ def load(
     Raises:
         ValueError: it is none of these, it is damaged, or something is asked for that does not exist yet.
     """
-    if str(path).lower().endswith(".gguf"):
-        raise ValueError(f"[load] {path}: GGUF files are not read yet. Give a Hugging Face folder or a run.")
     if quantize not in (None, "none"):
         raise ValueError(f"[load] quantize={quantize!r}: weights cannot be quantized yet. Leave it out.")
     if adapter is not None:

@@ -17,6 +17,7 @@ from cktrain.checkpoint_record import CheckpointError, FrozenBase
 from cktrain.comm.group import Group
 from cktrain.consistency_check import together
 from cktrain.file_identity import changed_files, sha256_of_file, sha256_of_set, stamp_of_file
+from cktrain.hf.gguf_file import is_gguf
 from cktrain.hf.tensors import weight_files
 from cktrain.memory.param import Param
 
@@ -34,6 +35,7 @@ def record_base(
     ValueError when the folder has no weights, OtherBaseError when the hosts have different files there.
     """
     names = together(group, partial(weight_files, folder))
+    folder = folder.parent if is_gguf(folder) else folder
     hosts = [text.decode() for text in group.all_gather_bytes(platform.node().encode())]
     here = [rank for rank, host in enumerate(hosts) if host == platform.node()]
     mine = names[here.index(group.rank) :: len(here)]
@@ -79,11 +81,15 @@ def refuse_other_base(checkpoint: Path, recorded: FrozenBase | None, found: Froz
 
 
 def open_base(checkpoint: Path, base: FrozenBase) -> Path:
-    """The folder of a checkpoint's frozen weights. Raises CheckpointError when it is gone, or holds other files now."""
+    """The folder of a checkpoint's frozen weights, or their GGUF file.
+
+    Raises CheckpointError when it is gone, or holds other files now.
+    """
     problems = changed_files(base.path, base.files, base.stamps)
     if problems:
         raise CheckpointError(
             f"[checkpoint] {checkpoint} holds what was trained, over the frozen weights of {base.path}: "
             f"{'; '.join(problems[:3])}. Put the folder back as it was (SHA-256 {sha256_of_set(base.files)[:12]}…)."
         )
-    return Path(base.path)
+    first = Path(base.path, next(iter(base.files)))
+    return first if is_gguf(first) else Path(base.path)

@@ -67,7 +67,7 @@ def choose_side_files(data: DataConfig, pretrained: Path | None, checkpoint: Pat
     """The run's files. Raises ValueError when a tokenizer is another one than it should be, or damaged."""
     model = None if checkpoint is None else read_record(checkpoint / FOLDER)
     who = f"the tokenizer of {checkpoint}"
-    if model is None and pretrained is not None and pretrained.is_dir():
+    if model is None and pretrained is not None and pretrained.exists():
         model = read_side_files(pretrained)
         who = f"that of the pretrained model, {where_of(model)}"
     side = _with_data(data.path, model, who, data.allow_other_tokenizer)

@@ -17,7 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import ml_dtypes
 import numpy as np
@@ -30,6 +30,21 @@ DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float1
 _HEADER_LIMIT = 100 << 20  # the format's own
 
 
+class Rows(Protocol):
+    """What can be written: an array, or what makes an array's rows when they are asked for."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As numpy has it."""
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray:
+        """Some rows."""
+
+
 @dataclass(frozen=True)
 class StoredTensor:
     """A tensor in a file: its type as the format names it, its shape and the offset of its first byte."""
@@ -39,6 +54,16 @@ class StoredTensor:
     dtype: str
     shape: tuple[int, ...]
     start: int
+
+    @property
+    def size(self) -> int:
+        """Elements."""
+        return math.prod(self.shape)
+
+    def __getitem__(self, rows: slice) -> np.ndarray:
+        """Some rows, read. Raises ValueError as `pieces`."""
+        start, stop, _ = rows.indices(self.shape[0])
+        return np.concatenate([values for _, values in self.pieces(start, stop)])
 
     def pieces(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
         """(rows, values): the tensor's rows [start, stop) in order, values (rows, …) of the stored type."""
@@ -115,12 +140,11 @@ def _entry(name: str, file: Path, data: int, spec: _Spec) -> tuple[StoredTensor,
     return tensor, data + end
 
 
-def write_safetensors(
-    file: Path, tensors: Sequence[tuple[str, np.ndarray]], dtype: str, digest: Any = None
-) -> int:
+def write_safetensors(file: Path, tensors: Sequence[tuple[str, Rows]], dtype: str, digest: Any = None) -> int:
     """Write (name, array) pairs, converted to `dtype` (a name of the format), and sync the file; returns its bytes.
 
-    `digest`, of hashlib, is fed what is written, in another thread while it is written. Arrays may be strided views.
+    `digest`, of hashlib, is fed what is written, in another thread while it is written. Arrays may be strided views, and
+    need not be in memory (`Rows`).
     Raises OSError when the disk is full, ValueError when a weight is NaN or infinite in the written type.
     """
     kind = np.dtype(DTYPES[dtype])

@@ -1,4 +1,4 @@
-"""Opens a model that was saved: a run's folder, one of its checkpoints, or a Hugging Face folder."""
+"""Opens a model that was saved: a run's folder, one of its checkpoints, a Hugging Face folder, or a GGUF file."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from cktrain.data.tokenizer import Tokenizer
 from cktrain.frozen_base import open_base
 from cktrain.hf.config_json import read_model_config
 from cktrain.hf.folder import resolve_model
+from cktrain.hf.gguf_file import is_gguf
 from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.tensors import hf_tensors, load_weights
 from cktrain.memory.param_store import ParamStore
@@ -43,7 +44,7 @@ class SavedModel:
     """Where a model's files are, and its architecture with max_position_embeddings resolved."""
 
     path: Path
-    """The checkpoint or the Hugging Face folder."""
+    """The checkpoint, the Hugging Face folder, or the GGUF file."""
     config: ModelConfig
     side: SideFiles | None
     """Tokenizer and so on; None for a checkpoint of before they were kept in it."""
@@ -112,7 +113,7 @@ class SavedModel:
 
 
 def find_saved_model(path: str | Path) -> SavedModel:
-    """What `path` holds: the newest complete checkpoint of a run, a checkpoint, or a Hugging Face folder.
+    """What `path` holds: the newest complete checkpoint of a run, a checkpoint, a Hugging Face folder, or a GGUF file.
 
     Newer ones that are not complete are named in a warning. Raises ValueError when it is none of these.
     """
@@ -130,11 +131,11 @@ def find_saved_model(path: str | Path) -> SavedModel:
         for text in candidates.passed_over:
             warn(f"[saved_model] passed over {text}; taken instead: {newest}")
         return _from_checkpoint(newest)
-    if (path / CONFIG_FILE).is_file():
+    if (path / CONFIG_FILE).is_file() or is_gguf(path):
         return SavedModel(path, read_model_config(path), read_side_files(path), True)
     raise ValueError(
-        f"[saved_model] {path} is no run (checkpoints/), no checkpoint ({MARKER}) and no Hugging Face folder "
-        f"({CONFIG_FILE}). Give the path of one."
+        f"[saved_model] {path} is no run (checkpoints/), no checkpoint ({MARKER}), no Hugging Face folder "
+        f"({CONFIG_FILE}) and no GGUF file. Give the path of one."
     )
 
 

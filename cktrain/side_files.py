@@ -25,6 +25,7 @@ from pydantic import BaseModel, ConfigDict
 
 from cktrain.file_identity import changed_files, sha256_of_files
 from cktrain.foreign_file import checked, parse_json, read_json
+from cktrain.hf.gguf_file import is_gguf
 
 FOLDER = "model_files"
 RECORD_FILE = "record.json"
@@ -150,11 +151,15 @@ class SideFiles:
 
 
 def read_side_files(folder: str | Path) -> SideFiles:
-    """All that a Hugging Face folder, or one with a tokenizer, has of these files.
+    """All that a Hugging Face folder, or one with a tokenizer, has of these files; of a GGUF file what they would be.
 
     Raises ValueError for one that is there and cannot be read, a link to nothing among them.
     """
     folder = Path(folder)
+    if is_gguf(folder):
+        from cktrain.hf.gguf_file.source import read_side
+
+        return read_side(folder)
     names = [*TOKENIZER_FILES, GENERATION_FILE, CONFIG_FILE]
     templates = folder / TEMPLATE_FOLDER
     if templates.is_dir():
@@ -172,7 +177,7 @@ def read_tokenizer(path: str | Path) -> SideFiles:
     """
     path = Path(path)
     folder = path.parent if path.name == TOKENIZER_FILE else path
-    if path.is_file() and path.name != TOKENIZER_FILE:
+    if path.is_file() and path.name != TOKENIZER_FILE and not is_gguf(path):
         found = {TOKENIZER_FILE: _read(path)}
         beside = path.with_name(TOKENIZER_CONFIG_FILE)
         if os.path.lexists(beside):

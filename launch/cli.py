@@ -26,10 +26,10 @@ _COMMANDS = {
     "launch": ("cktrain.launch.commands.launch", "start a command's ranks, here or on several hosts"),
     "data": ("cktrain.launch.commands.data", "prepare token shards"),
     "generate": ("cktrain.launch.commands.generate", "continue a text with a trained model"),
-    "export": ("cktrain.launch.commands.export", "write a checkpoint as a Hugging Face folder"),
+    "export": ("cktrain.launch.commands.export", "write a model as a Hugging Face folder or a GGUF file"),
     "import": (
         "cktrain.launch.commands.import_folder",
-        "check a Hugging Face folder and print a config that starts from it",
+        "check a Hugging Face folder, or make one of a GGUF file, and print a config that starts from it",
     ),
     "plan": ("cktrain.launch.commands.plan", "memory, bytes on the wire and time of a run, before it starts"),
     "report": ("cktrain.launch.commands.report", "loss curve and bits per byte of a run"),

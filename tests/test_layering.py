@@ -24,7 +24,7 @@ ROOMS = {
     "cktrain": (
         "cktrain",
         {"cktrain.cython_kernels", "cktrain.comm"},
-        CHOSEN | {"torch", "jinja2", "pyarrow", "zstandard"},
+        CHOSEN | {"torch", "jinja2", "pyarrow", "zstandard", "gguf"},
     ),
     "launch": ("cktrain.launch", {"cktrain", "cktrain.cython_kernels", "cktrain.comm"}, CHOSEN),
 }
@@ -36,6 +36,7 @@ ONLY_IN = {
         "cktrain/bench/gemm.py",
         "cktrain/bench/op_cases.py",
     },  # to be measured beside, where it is installed
+    "gguf": {"cktrain/hf/gguf_file/reader.py"},
     "jinja2": {"cktrain/data/chat/template.py"},
     "pyarrow": {"cktrain/data/chat/row_files.py"},
     "zstandard": {"cktrain/data/zstd_file.py"},

@@ -14,6 +14,7 @@ from pydantic import ValidationError
 
 from cktrain.foreign_file import read_json, shorten, spell
 from cktrain.hf.config_keys import ConfigKeys
+from cktrain.hf.gguf_file import is_gguf
 from cktrain.models import FAMILIES
 from cktrain.models.family import Family, ModelConfig
 
@@ -32,12 +33,20 @@ _SIZES = (
 
 
 def read_model_config(folder: str | Path) -> ModelConfig:
-    """The architecture that a folder's config.json describes. Raises ValueError for what is not supported."""
+    """The architecture that a folder's config.json describes, or a GGUF file. ValueError for what is not supported."""
+    if is_gguf(folder):
+        from cktrain.hf.gguf_file.source import read_config
+
+        return _config_of(Path(folder), read_config(folder))
     path = Path(folder) / CONFIG_FILE
     remedy = "Give a folder with a Hugging Face model in it, or fetch the file again."
     if not path.exists():
         remedy = _what_it_holds(Path(folder)) or remedy
-    values = read_json(path, dict[str, Any], area="hugging_face", remedy=remedy)
+    return _config_of(path, read_json(path, dict[str, Any], area="hugging_face", remedy=remedy))
+
+
+def _config_of(path: Path, values: Mapping[str, Any]) -> ModelConfig:
+    """The architecture that a config.json's values describe; `path` is where they were read."""
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ValueError(

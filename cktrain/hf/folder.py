@@ -6,10 +6,13 @@ is written under a temporary name and renamed when it is whole.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +25,8 @@ from cktrain.memory.param_store import ParamStore
 from cktrain.models.family import FromFolder, ModelConfig
 from cktrain.side_files import GENERATION_FILE, TOKENIZER_CONFIG_FILE, SideFiles
 
-_STORED = {"float32": "F32", "bfloat16": "BF16"}
+STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+"""config.json's names of types, and those of safetensors."""
 _SPELLED_OTHERWISE = ("dtype", "rope_parameters", "auto_map", "_name_or_path")
 """Keys of a source's config.json that are written in another spelling, or name files and code that do not come along."""
 
@@ -54,11 +58,19 @@ def save_folder(
     not empty, when no Hugging Face class has this architecture, when a weight is NaN or infinite, and OSError when
     writing fails, a full disk for one; `folder` is then as it was.
     """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"[hugging_face] {folder} exists and is not an empty folder. Choose another or delete it."
-        )
+    save = partial(save_weights, config=config, params=params)
+    write_folder(folder, config, save, side, dtype, max_shard_bytes)
+
+
+def write_folder(
+    folder: str | Path,
+    config: ModelConfig,
+    weights: Callable[[Path, str, int], None],
+    side: SideFiles | None,
+    dtype: str,
+    max_shard_bytes: int,
+) -> None:
+    """As `save_folder`; `weights(folder, type, max_shard_bytes)` writes them, in a type of safetensors."""
     side = side or SideFiles()
     ids = special_ids(side)
     plain = write_model_config(config, dtype, ids)
@@ -67,14 +79,29 @@ def save_folder(
         extra[GENERATION_FILE] = ids
     if side.has_tokenizer and TOKENIZER_CONFIG_FILE not in side.files:
         extra[TOKENIZER_CONFIG_FILE] = _tokenizer_config(side)
-    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
+    with whole_folder(folder) as temporary:
         side.write(temporary)
-        save_weights(temporary, config, params, _STORED[dtype], max_shard_bytes)
+        weights(temporary, STORED[dtype], max_shard_bytes)
         for name, values in extra.items():
             _write_json(temporary / name, values)
         _write_config(temporary, plain, side)
+
+
+@contextlib.contextmanager
+def whole_folder(folder: str | Path) -> Iterator[Path]:
+    """A temporary folder to write into, that becomes `folder` at the end, or is removed after an error.
+
+    Raises ValueError when `folder` exists and is not empty, OSError, naming `folder`, when writing fails.
+    """
+    folder = Path(folder)
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise ValueError(
+            f"[hugging_face] {folder} exists and is not an empty folder. Choose another or delete it."
+        )
+    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        yield temporary
         for path in temporary.iterdir():
             sync(path)
         sync(temporary)

@@ -18,11 +18,12 @@ import numpy as np
 from pydantic import BaseModel
 
 from cktrain.foreign_file import read_json, shorten
+from cktrain.hf.gguf_file import is_gguf
 from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore
 from cktrain.models import FAMILIES
 from cktrain.models.family import ModelConfig, TensorNames
-from cktrain.safetensors_file import DTYPES, StoredTensor, read_header, to_finite, write_safetensors
+from cktrain.safetensors_file import DTYPES, Rows, StoredTensor, read_header, to_finite, write_safetensors
 
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
@@ -130,11 +131,25 @@ def check_weights(folder: str | Path, config: ModelConfig, params: Iterable[Para
     return list(stored.values())
 
 
+def matching_tensors(folder: str | Path, config: ModelConfig, params: Iterable[Param]) -> list[StoredTensor]:
+    """What is stored of these parameters, without reading it. Raises ValueError as `load_weights` for what does not fit."""
+    wanted = hf_tensors(config, params)
+    stored = _match(Path(folder), FAMILIES[config.family].tensors, wanted)
+    return [stored[tensor.name] for tensor in wanted]
+
+
 def save_weights(
-    folder: Path, config: ModelConfig, params: ParamStore, dtype: str, max_shard_bytes: int
+    folder: Path, dtype: str, max_shard_bytes: int, config: ModelConfig, params: ParamStore
 ) -> None:
-    """Write model.safetensors, or shards of `max_shard_bytes` and their index; `dtype` is F32 or BF16."""
+    """Write the parameters as `write_weights` does."""
     tensors = [(t.name, t.view(t.param.data)) for t in hf_tensors(config, reversed(params.params))]
+    write_weights(folder, dtype, max_shard_bytes, tensors)
+
+
+def write_weights(
+    folder: Path, dtype: str, max_shard_bytes: int, tensors: Sequence[tuple[str, Rows]]
+) -> None:
+    """Write model.safetensors, or shards of `max_shard_bytes` and their index; `dtype` is F32, F16 or BF16."""
     itemsize = np.dtype(DTYPES[dtype]).itemsize
     shards = _shards(tensors, itemsize, max_shard_bytes)
     if len(shards) == 1:
@@ -154,10 +169,10 @@ def save_weights(
 
 
 def _shards(
-    tensors: Sequence[tuple[str, np.ndarray]], itemsize: int, max_bytes: int
-) -> list[list[tuple[str, np.ndarray]]]:
+    tensors: Sequence[tuple[str, Rows]], itemsize: int, max_bytes: int
+) -> list[list[tuple[str, Rows]]]:
     """The tensors in order, in shards of up to `max_bytes`; a larger tensor has one of its own."""
-    shards: list[list[tuple[str, np.ndarray]]] = [[]]
+    shards: list[list[tuple[str, Rows]]] = [[]]
     held = 0
     for name, array in tensors:
         size = array.size * itemsize
@@ -230,7 +245,11 @@ def _check_tied_head(head: StoredTensor, embedding: str, params: ParamStore) -> 
 
 
 def _stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], Path]:
-    """What the folder's weight files hold, and the file that says so."""
+    """What the folder's weight files hold, and the file that says so; the folder may be a GGUF file."""
+    if is_gguf(folder):
+        from cktrain.hf.gguf_file.source import read_tensors
+
+        return dict(read_tensors(folder)), folder
     single, index = folder / WEIGHTS_FILE, folder / INDEX_FILE
     if single.is_file():
         return {tensor.name: tensor for tensor in read_header(single)}, single

@@ -1,4 +1,8 @@
-"""`cktrain export RUN OUT`: a run's newest checkpoint, or a given one, as a Hugging Face folder."""
+"""`cktrain export SRC OUT`: a run's newest checkpoint, a given one, or a model's folder or GGUF file, in another form.
+
+cktrain export runs/demo hf                   a Hugging Face folder
+cktrain export runs/demo demo.gguf --gguf f16 a file for llama.cpp
+"""
 
 from __future__ import annotations
 
@@ -12,10 +16,19 @@ _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain export`."""
-    parser.add_argument("model", type=arguments.path, help="folder of a run, or a checkpoint")
-    parser.add_argument("out", type=arguments.path, help="folder to make")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), default="float32", help="type of the weights"
+        "model",
+        type=arguments.path,
+        help="folder of a run, a checkpoint, a Hugging Face folder, or a GGUF file",
+    )
+    parser.add_argument("out", type=arguments.path, help="folder to make; with --gguf a file")
+    parser.add_argument(
+        "--dtype", choices=("float32", "bfloat16"), help="type of the weights (default float32)"
+    )
+    parser.add_argument(
+        "--gguf",
+        choices=("f32", "f16", "bf16", "q8_0"),
+        help="write a GGUF file for llama.cpp, its matrices in this type",
     )
     parser.add_argument(
         "--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="500MB, 5GB (default)"
@@ -47,9 +60,24 @@ def _run(options: argparse.Namespace) -> int:
 
     saved = find_saved_model(options.model)
     side = saved.side_files(options.tokenizer, options.any_tokenizer)
+    if options.gguf is not None and options.dtype is not None:
+        raise ValueError(
+            f"[export] --gguf {options.gguf} names the type of the weights too. Leave --dtype out."
+        )
     _, params = saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)
-    save_folder(options.out, saved.config, params, side, options.dtype, options.max_shard_size)
-    print(f"{saved.path} -> {options.out}: {params.count:,} parameters, {options.dtype}")
+    if options.gguf is not None:
+        from cktrain.hf.gguf_file.export import export_gguf
+
+        notes = export_gguf(options.out, saved.config, params, side, options.gguf)
+        print(f"{saved.path} -> {options.out}: {params.count:,} parameters, {options.gguf}")
+        for note in notes:
+            print(f"note: {note}")
+        if not side.has_tokenizer:
+            print("without a tokenizer: the run has none (give one with --tokenizer)")
+        return 0
+    dtype = options.dtype or "float32"
+    save_folder(options.out, saved.config, params, side, dtype, options.max_shard_size)
+    print(f"{saved.path} -> {options.out}: {params.count:,} parameters, {dtype}")
     if not side.has_tokenizer:
         print("without a tokenizer: the run has none (give one with --tokenizer)")
     elif model_type_of(saved.config) == "qwen2":

@@ -1,4 +1,8 @@
-"""`cktrain import HF_DIR`: check a Hugging Face folder and print a config that starts from it."""
+"""`cktrain import SRC [OUT]`: check a Hugging Face folder, or make one of a GGUF file, and print a config to start from.
+
+cktrain import models/smol             a folder is checked, and stays where it is
+cktrain import smol.gguf models/smol   a GGUF file becomes a folder
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,42 @@ _LONGEST = 1024
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain import`."""
-    parser.add_argument("folder", type=arguments.path, help="folder with config.json and safetensors")
+    parser.add_argument(
+        "source", type=arguments.path, help="folder with config.json and safetensors, or a GGUF file"
+    )
+    parser.add_argument("out", nargs="?", type=arguments.path, help="folder to make of a GGUF file")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        help="type of the folder's weights; default: that of the GGUF file's matrices, bfloat16 for quantized ones",
+    )
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
+    from cktrain.hf.gguf_file import is_gguf
+
+    if not is_gguf(options.source):
+        if options.out is not None or options.dtype is not None:
+            raise ValueError(
+                f"[import] {options.source} is no GGUF file: a folder is checked where it is. Leave OUT and --dtype out."
+            )
+        _check(options.source)
+        return 0
+    if options.out is None:
+        raise ValueError(f"[import] {options.source} is a GGUF file. Name a folder to make of it as well.")
+    from cktrain.hf.gguf_file.import_gguf import import_gguf
+    from cktrain.hf.gguf_file.source import block_kinds
+
+    dtype = import_gguf(options.source, options.out, options.dtype)
+    kinds = ", ".join(f"{count} {kind}" for kind, count in block_kinds(options.source).items())
+    print(f"{options.source} ({kinds} tensors) -> {options.out}, {dtype}", file=sys.stderr)
+    _check(options.out)
+    return 0
+
+
+def _check(given: str) -> None:
+    """Read the whole folder, say what it holds, and print a configuration."""
     from pathlib import Path
 
     from cktrain import cython_kernels
@@ -28,7 +63,7 @@ def _run(options: argparse.Namespace) -> int:
     from cktrain.nn.numerics import Numerics
     from cktrain.side_files import TOKENIZER_FILE
 
-    folder = Path(options.folder)
+    folder = Path(given)
     config = read_model_config(folder)
     length = config.max_position_embeddings
     assert length is not None
@@ -43,12 +78,11 @@ def _run(options: argparse.Namespace) -> int:
         file=sys.stderr,
     )
     name = folder.resolve().name or "model"
-    given = options.folder if not options.folder.startswith("-") else f"./{options.folder}"
+    given = given if not given.startswith("-") else f"./{given}"
     if (folder / TOKENIZER_FILE).is_file():
         command = ["cktrain", "data", "prepare", "TEXT", f"data/{name}", "--tokenizer", given]
         print(f"tokens: {shlex.join(command)}", file=sys.stderr)
     print(_config(name, given, min(length, _LONGEST)), end="")
-    return 0
 
 
 def _config(name: str, folder: str, length: int) -> str:

@@ -70,7 +70,7 @@ def test_an_unknown_name_is_an_attribute_error():
 @pytest.mark.parametrize(
     "given, words",
     [
-        ({"path": "m.gguf"}, "GGUF files are not read yet"),
+        ({"path": "m.gguf"}, "m.gguf: it cannot be read"),
         ({"path": ".", "quantize": "q8_0"}, "cannot be quantized yet"),
         ({"path": ".", "adapter": "lora"}, "adapters are not read yet"),
         ({"path": ".", "dtype": "int8"}, "dtype='int8' is unknown"),

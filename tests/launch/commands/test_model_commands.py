@@ -121,7 +121,7 @@ def test_import_checks_the_weights_and_prints_a_config(run, capfdbinary, tmp_pat
     [
         (
             ["generate", "nothing"],
-            "nothing is no run (checkpoints/), no checkpoint (COMPLETE) and no Hugging Face folder",
+            "nothing is no run (checkpoints/), no checkpoint (COMPLETE), no Hugging Face folder",
         ),
         (["generate", "run", "--prompt", "東" * 40], "the model 32 positions. Shorten the prompt"),
         (["generate", "run", "--tokenizer", "run"], "tokenizer.json: no such file"),

@@ -1,0 +1,206 @@
+"""A model to a GGUF file, as llama.cpp's own converter writes it: matrices in one type, vectors in F32.
+
+    F32 F16 BF16 Q8_0     of a matrix whose rows are no multiple of 32 values Q8_0 becomes F16, as the converter has it
+
+Everything is checked before the first byte is written; then one tensor at a time is converted and written.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from cktrain.durable import sync
+from cktrain.hf.config_json import model_type_of
+from cktrain.hf.gguf_file.architectures import ARCHITECTURES, BY_MODEL_TYPE, Architecture, to_neighbours
+from cktrain.hf.gguf_file.hyperparameters import (
+    ROPE_FACTORS,
+    llama3_factors,
+    rope_kind,
+    write_hyperparameters,
+)
+from cktrain.hf.gguf_file.reader import block_types
+from cktrain.hf.gguf_file.tokenizer_out import tokenizer_keys
+from cktrain.hf.tensors import HFTensor, hf_tensors
+from cktrain.memory.param_store import ParamStore
+from cktrain.models.family import ModelConfig, RotaryConfig
+from cktrain.safetensors_file import to_finite
+from cktrain.side_files import SideFiles
+
+Kind = Literal["f32", "f16", "bf16", "q8_0"]
+KINDS: tuple[Kind, ...] = ("f32", "f16", "bf16", "q8_0")
+_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
+_ROW_OF_BLOCKS = 32
+
+
+def export_gguf(
+    path: str | Path, config: ModelConfig, params: ParamStore, side: SideFiles, kind: Kind
+) -> list[str]:
+    """Write the file; returns notes on what is not as in the model, in words.
+
+    Raises ValueError when it exists, for an architecture, a rotary scaling, biases or a tokenizer that llama.cpp has not,
+    for a weight that is NaN or infinite, and OSError when writing fails. There is no file then.
+    """
+    path = Path(path)
+    if os.path.lexists(path):
+        raise ValueError(f"[gguf] {path} exists. Choose another name or delete it.")
+    gguf = block_types()
+    notes: list[str] = []
+    architecture = _architecture(config)
+    assert isinstance(config, RotaryConfig)
+    keys: dict[str, Any] = {
+        "general.type": "model",
+        "general.name": path.stem,
+        "general.file_type": _FILE_TYPES[kind],
+        "general.quantization_version": 2,
+    }
+    own = write_hyperparameters(_within_window(config, notes), architecture)
+    keys |= {f"{architecture.name}.{key}": value for key, value in own.items()}
+    keys |= tokenizer_keys(side, config.vocab_size)
+    tensors = hf_tensors(config, reversed(params.params))
+    _refuse_biases(tensors, architecture)
+    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writer = gguf.GGUFWriter(temporary, architecture.name)
+        for key, value in keys.items():
+            _add_key(writer, key, value)
+        _write_tensors(writer, config, architecture, tensors, kind, notes)
+        writer.close()
+        sync(temporary)
+        os.rename(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"[gguf] cannot write {path}: {error.strerror}. Free some space or check the folder; nothing was kept",
+        ) from None
+    finally:
+        temporary.unlink(missing_ok=True)
+    return notes
+
+
+def _architecture(config: ModelConfig) -> Architecture:
+    model_type = model_type_of(config)
+    if model_type not in BY_MODEL_TYPE:
+        raise ValueError(
+            f"[gguf] a model of type {model_type} is not written as GGUF yet, {', '.join(BY_MODEL_TYPE)} are. Export a "
+            "Hugging Face folder."
+        )
+    found = ARCHITECTURES[BY_MODEL_TYPE[model_type]]
+    width = config.num_attention_heads * config.resolved_head_dim
+    if found.name in ("qwen2", "olmo2") and width != config.hidden_size:
+        raise ValueError(
+            f"[gguf] {config.num_attention_heads} heads of {config.resolved_head_dim} are {width}, not hidden_size "
+            f"{config.hidden_size}, and llama.cpp's {found.name} needs that. Export a Hugging Face folder."
+        )
+    return found
+
+
+def _within_window(config: RotaryConfig, notes: list[str]) -> RotaryConfig:
+    """llama.cpp knows no window in these architectures: within its length there is no difference."""
+    positions, windows = (
+        config.max_position_embeddings,
+        [width for width in getattr(config, "windows", []) if width],
+    )
+    if not windows or positions is None or min(windows) >= positions:
+        return config
+    notes.append(
+        f"context_length is {min(windows):,}, the sliding window, and not {positions:,}: llama.cpp has no window here"
+    )
+    return config.model_copy(update={"max_position_embeddings": min(windows)})
+
+
+def _refuse_biases(tensors: list[HFTensor], architecture: Architecture) -> None:
+    for tensor in tensors:
+        module, _, part = tensor.name.rpartition(".")
+        if part == "bias" and not module.endswith(tuple(architecture.biases)):
+            raise ValueError(
+                f"[gguf] the model has {tensor.name}, which llama.cpp's {architecture.name} would ignore. Export a Hugging "
+                "Face folder."
+            )
+
+
+def _add_key(writer: Any, key: str, value: Any) -> None:
+    """One key in the type that llama.cpp expects: counts and ids are u32, numbers f32, bytes an array of u8."""
+    types = block_types().GGUFValueType
+    if isinstance(value, list | bytes):
+        writer.add_array(key, value)
+    else:
+        kind = {bool: types.BOOL, int: types.UINT32, float: types.FLOAT32, str: types.STRING}[type(value)]
+        writer.add_key_value(key, value, kind)
+
+
+def _write_tensors(
+    writer: Any,
+    config: RotaryConfig,
+    architecture: Architecture,
+    tensors: list[HFTensor],
+    kind: Kind,
+    notes: list[str],
+) -> None:
+    named = [(architecture.theirs(tensor.name), tensor) for tensor in tensors]
+    if config.tied and architecture.untied:
+        table = next(tensor for name, tensor in named if name == "token_embd.weight")
+        named.append(("output.weight", table))
+        notes.append(
+            f"the tied head is written a second time, as output.weight: {architecture.name} needs one there"
+        )
+    kinds = {name: _kind(tensor.shape, kind) for name, tensor in named}
+    other = [name for name, found in kinds.items() if found == "F16" and kind == "q8_0"]
+    if other:
+        notes.append(
+            f"{len(other)} matrices are F16 and not Q8_0, their rows are no multiple of {_ROW_OF_BLOCKS}: {other[0]} is one"
+        )
+    factors = None
+    if rope_kind(config) == "llama3":
+        assert config.rope_scaling is not None
+        factors = llama3_factors(config.rope_scaling, config.rope_theta, config.resolved_head_dim).astype(
+            np.float32
+        )
+        _announce(writer, ROPE_FACTORS, factors.shape, "F32")
+    for name, tensor in named:
+        _announce(writer, name, tensor.shape, kinds[name])
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    if factors is not None:
+        writer.write_tensor_data(factors)
+    for name, tensor in named:
+        values = np.ascontiguousarray(tensor.view(tensor.param.data), np.float32)
+        if architecture.permutes(tensor.name):
+            values = to_neighbours(values, config.resolved_head_dim)
+        writer.write_tensor_data(_stored(values, kinds[name], tensor.name))
+
+
+def _kind(shape: tuple[int, ...], kind: Kind) -> str:
+    if len(shape) == 1:
+        return "F32"
+    return "F16" if kind == "q8_0" and shape[-1] % _ROW_OF_BLOCKS else kind.upper()
+
+
+def _announce(writer: Any, name: str, shape: tuple[int, ...], kind: str) -> None:
+    """Describe a tensor, whose data come later and in the same order."""
+    gguf = block_types()
+    known = gguf.GGMLQuantizationType[kind]
+    block, block_bytes = gguf.GGML_QUANT_SIZES[known]
+    row = shape[-1] // block * block_bytes
+    sizes = (*shape[:-1], row)
+    writer.add_tensor_info(name, sizes, np.dtype(np.uint8), int(np.prod(sizes)), raw_dtype=known)
+
+
+def _stored(values: np.ndarray, kind: str, name: str) -> np.ndarray:
+    """The bytes of a tensor (rows, bytes of a row)."""
+    gguf = block_types()
+    what = f"{name} of the model"
+    if kind == "Q8_0":
+        blocks = gguf.quants.quantize(
+            to_finite(values, np.dtype(np.float32), what), gguf.GGMLQuantizationType.Q8_0
+        )
+        return np.ascontiguousarray(blocks)
+    dtype = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}[kind]
+    return to_finite(values, np.dtype(dtype), what).view(np.uint8)

@@ -1,0 +1,98 @@
+"""Small models of each family, by their keys, and a byte-level tokenizer."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from tokenizers import AddedToken, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer as Backend
+
+from cktrain.memory.param_store import ParamStore
+from cktrain.models.family import ModelConfig
+from cktrain.side_files import SideFiles, read_side_files
+
+ROWS = 272
+SIZES: dict[str, Any] = {
+    "hidden_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 96,
+    "vocab_size": ROWS,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.1,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {},
+    "llama_tied_linear": {
+        "tie_word_embeddings": True,
+        "rope_scaling": {"rope_type": "linear", "factor": 2.0},
+    },
+    "llama3": {"rope_theta": 500000.0, "rope_scaling": LLAMA3, "head_dim": 32},
+    "llama_biases": {"attention_bias": True, "mlp_bias": True},
+    "qwen2": {"qkv_bias": True, "tie_word_embeddings": True},
+    "qwen3": {"qk_norm": True, "head_dim": 32, "rms_norm_eps": 1e-6},
+    "olmo2": {"family": "olmo2"},
+    "olmo2_tied": {"family": "olmo2", "tie_word_embeddings": True},
+}
+TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+class Made(NamedTuple):
+    config: ModelConfig
+    params: ParamStore
+    side: SideFiles
+
+
+def byte_level(pre: Any = None, normalizer: Any = None, **model: Any) -> Backend:
+    """Bytes, some merges and three special tokens, in 269 ids."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    pairs = [
+        ("Ġ", "t"),
+        ("h", "e"),
+        ("Ġt", "he"),
+        ("1", "2"),
+        ("i", "n"),
+        ("in", "g"),
+        ("l", "l"),
+        ("Ġ", "Ġ"),
+    ]
+    merges = [*pairs, ("1", "3"), ("12", "3")]
+    tokens = [
+        "<|im_start|>",
+        "<|im_end|>",
+        "<|endoftext|>",
+        *alphabet,
+        *(left + right for left, right in merges),
+    ]
+    made = Backend(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=merges, **model))
+    made.pre_tokenizer = pre or pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.normalizer = normalizer
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens([AddedToken(token, special=True) for token in tokens[:3]])
+    return made
+
+
+def side_files(folder: Path, backend: Backend, **config: Any) -> SideFiles:
+    """What a folder with this tokenizer has."""
+    folder.mkdir(parents=True, exist_ok=True)
+    backend.save(str(folder / "tokenizer.json"))
+    values = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "eos_token": "<|im_end|>",
+        "bos_token": "<|im_start|>",
+        "chat_template": TEMPLATE,
+        **config,
+    }
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
+    return read_side_files(folder)
