@@ -193,7 +193,7 @@ def _train_tokenizer(corpus: Corpus, vocab_size: int, fraction: float, bar: Prog
     task = bar.add_task("training the tokenizer", total=total)
     tokenizer = Tokenizer.train(_training_documents(corpus, fraction, bar, task), vocab_size)
     bar.update(task, completed=total)
-    return tokenizer.sidefiles_below()
+    return tokenizer.side_files()
 
 
 def how_it_was_encoded(side: SideFiles, tokenizer: Tokenizer) -> dict[str, Any]:

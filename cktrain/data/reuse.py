@@ -9,15 +9,21 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
-from cktrain.data.corpus import Corpus
 from cktrain.data.shards import DATASET_VERSION
 from cktrain.file_identity import changed_files, sha256_of_bytes, sha256_of_set
 from cktrain.side_files import SideFiles
 
 
-def made_from(corpus: Corpus, tokenizer: SideFiles | None, options: dict[str, Any]) -> dict[str, Any]:
+class Source(Protocol):
+    """What data is prepared from."""
+
+    def fingerprint(self) -> str:
+        """A hash of the files' names and contents."""
+
+
+def made_from(corpus: Source, tokenizer: SideFiles | None, options: dict[str, Any]) -> dict[str, Any]:
     """What a prepared folder depends on; `tokenizer` is the one that was given, None where one is trained."""
     found = {"format": DATASET_VERSION, "source": corpus.fingerprint(), **options}
     if tokenizer is not None:

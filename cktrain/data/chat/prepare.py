@@ -382,7 +382,7 @@ class _Preparation:
             sequences = [[index] for index in range(len(rows))]
         vocab_size, eos = self._maker.tokenizer.vocab_size, self._maker.tokenizer.eos_id
         per_shard = max(1, self._options.shard_tokens // length)
-        shards = []
+        shards: list[dict[str, Any]] = []
         for begin in range(0, len(sequences), per_shard):
             path = self._folder / f"{split}-{len(shards):05d}{SUFFIX}"
             with ShardWriter(path, vocab_size, eos, loss_mask=True, row_length=length) as shard:

@@ -65,7 +65,7 @@ def test_files_of_others_are_not_deleted(place, name):
 def test_a_file_that_comes_while_it_is_prepared_is_not_deleted(place, monkeypatch):
     from cktrain.data import prepare as preparing
 
-    def write(*arguments, real=preparing._write_synced):
+    def write(*arguments, real=preparing.write_synced):
         (place / "out" / "late.txt").write_text("precious")
         real(*arguments)
 
