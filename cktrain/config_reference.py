@@ -10,7 +10,7 @@ from __future__ import annotations
 import sys
 import types
 import typing
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, Literal, TypeGuard, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -82,7 +82,7 @@ def _section(name: str, section: type[BaseModel], fields: dict[str, FieldInfo] |
     return "\n".join(lines) + "\n" + "".join("\n" + text for text in nested)
 
 
-def _is_block(kind: Any) -> bool:
+def _is_block(kind: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
