@@ -123,10 +123,8 @@ def reading(path: Path) -> Iterator[None]:
             "(--skip-bad-files leaves out such files and counts them)"
         ) from error
     except Exception as error:
-        if type(error).__name__ not in (
-            "LZMAError",
-            "ZstdError",
-        ):  # of modules imported only where such a file is read
+        # Of modules that are imported only where such a file is read.
+        if type(error).__name__ not in ("LZMAError", "ZstdError"):
             raise
         raise BadFile(f"[data.corpus] {shown(path)}: cannot be unpacked ({error}). Copy it again.") from error
 
@@ -272,7 +270,9 @@ def _no_key(value: Any, key: str) -> BadRow:
             if isinstance(rows, list) and rows and isinstance(rows[0], dict):
                 remedy = f"If its rows are under {json.dumps(name)}: jq -c '.[{json.dumps(name)}][]' FILE > rows.jsonl"
                 if "role" in rows[0] or "from" in rows[0]:
-                    remedy = "A chat is no text yet: write each as text, by its model's chat template."
+                    remedy = (
+                        "These are chats, which are known by their keys: leave --text-key and --format out."
+                    )
         if "nbformat" in value:
             remedy = "Take a notebook's text out: jupyter nbconvert --to markdown FILE"
     return BadRow(f'no key "{key}" (found: {found})', remedy)

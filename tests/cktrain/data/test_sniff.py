@@ -198,7 +198,7 @@ def test_anything_else_is_named_with_what_to_do(tmp_path, name, content, message
         ('[{"text": "a"},]', r"not JSON"),
         ('{"data": [{"text": "a"}]}', r"""found: data.* jq -c '\.\["data"\]\[\]' FILE"""),
         ('{"text": {"0": "a", "1": "b"}}', "columns of a table"),
-        ('[{"messages": [{"role": "user", "content": "a"}]}]', "found: messages.*chat template"),
+        ('[{"messages": [{"role": "user", "content": "a"}]}]', "found: messages.*known by their keys"),
         ('[{"a": 1, "text": null}]', '"text" is null, not text'),
         ('[{"text": "a", "text": "b"}]', 'the key "text" stands twice'),
         ('["one", "two"]', r"""a string, not an object with "text" in it.* jq -c '\.\[\] \| \{text: \.\}'"""),

@@ -8,10 +8,14 @@ import numpy as np
 import pytest
 from chat_models import STOCK, SYSTEM, TURN, TURNS_TWO, write_model, write_rows
 
+from cktrain.config import DataConfig
+from cktrain.data.chat.named_templates import NAMED
 from cktrain.data.chat.prepare import ChatOptions, prepare_chat
 from cktrain.data.chat.show import shown_rows
+from cktrain.data.chat.template import stock_template, without_generation
 from cktrain.data.shards import open_source
 from cktrain.launch.cli import main
+from cktrain.run_files import choose_side_files
 
 COUNTING = [{"instruction": f"count to {i}", "output": " ".join(map(str, range(i + 1)))} for i in range(30)]
 
@@ -210,6 +214,32 @@ def test_packed_and_unpacked_rows_have_one_loss(tiny, composed):
     packed, alone = found["bfd"], found["none"]
     assert packed.tokens == alone.tokens > 300
     assert packed.loss == pytest.approx(alone.loss, rel=1e-5)
+
+
+def test_the_template_that_data_was_rendered_with_is_the_runs():
+    write_model(Path("other"), STOCK["gemma"])
+    for template, expected in ((None, STOCK["gemma"]), ("chatml", without_generation(NAMED["chatml"]))):
+        run(COUNTING, model="other", chat_template=template, overwrite=Path("out").exists())
+        side = choose_side_files(DataConfig(path="out", sequence_length=160), Path("other"), None)
+        assert stock_template(side) == expected
+
+
+def test_rows_with_bytes_changed_are_read_or_refused_with_a_message():
+    good = write_rows(Path("good.jsonl"), [{"messages": SYSTEM, "tools": []}, *COUNTING[:4]]).read_bytes()
+    rng = np.random.default_rng(0)
+    refused = 0
+    for _ in range(40):
+        data = bytearray(good)
+        for place in rng.integers(0, len(data), rng.integers(1, 4)):
+            data[place] = rng.choice(np.frombuffer(b'{"\\\x00\xff\n9abcdef', np.uint8))
+        end = len(data) if rng.integers(4) else rng.integers(1, len(data))
+        Path("rows.jsonl").write_bytes(data[:end])
+        try:
+            run(Path("rows.jsonl"), overwrite=Path("out").exists(), validation_fraction=0.0)
+        except ValueError as error:
+            refused += 1
+            assert "rows.jsonl" in str(error)
+    assert 5 < refused < 40
 
 
 COMMAND = ["data", "prepare", "rows.jsonl", "out", "--tokenizer", "model"]
