@@ -100,6 +100,11 @@ def lock_folder(
                 return FolderLock(path, *made, note)
             note = _displace(path, say, silence_s) or note
     except OSError as error:
+        if folder.is_symlink() and not folder.exists():
+            raise ValueError(
+                f"[lock] {folder} is a link to {os.readlink(folder)}, which is not there. Make that folder, or remove the "
+                "link."
+            ) from None
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         remedy = "Free some space there" if full else "Give a folder that can be written to"
         raise ValueError(

@@ -174,8 +174,13 @@ def draw_losses(curve: Curve, title: str) -> Figure:
     return figure
 
 
-def plot_losses(curve: Curve, title: str, file: Path) -> None:
-    """Draw the curve into `file`, whose suffix says how. Raises ValueError when it cannot be written."""
+def plot_losses(curve: Curve, title: str, file: Path) -> Path:
+    """Draw the curve into `file`, whose suffix says how, or into `file`.png; returns where it is.
+
+    Raises ValueError when it cannot be written.
+    """
+    if not file.suffix:
+        file = file.with_name(f"{file.name}.png")
     try:
         draw_losses(curve, title).savefig(file, dpi=120)
     except (OSError, ValueError) as error:  # ValueError: a suffix that matplotlib does not know
@@ -183,6 +188,7 @@ def plot_losses(curve: Curve, title: str, file: Path) -> None:
         raise ValueError(
             f"[report] --plot {file}: {reason}. Give a file that can be written, as loss.png."
         ) from None
+    return file
 
 
 def _bits(nats: Any) -> Any:

@@ -74,12 +74,13 @@ def consumed_examples(checkpoint: Checkpoint, old: Config, new: Config) -> int:
 
 
 def model_differences(old: Config, new: Config) -> list[str]:
-    """`model.key is OLD in the checkpoint and NEW here`, for every key that changes what the model computes."""
+    """`key is OLD in the checkpoint and NEW here`, for every key that changes what the model computes, or its moments."""
     return [
         f"{block}.{key} is {_spell(before.get(key))} in the checkpoint and {_spell(after.get(key))} here"
         for block, before, after in (
             ("model", _meaning(old), _meaning(new)),
             ("adapter", _adapter(old), _adapter(new)),
+            ("optimizer", {"name": old.optimizer.name}, {"name": new.optimizer.name}),
         )
         for key in dict.fromkeys([*before, *after])
         if before.get(key) != after.get(key)

@@ -120,6 +120,18 @@ def read_header(file: Path) -> list[StoredTensor]:
                 f"[safetensors] {file}: {tensor.name} ends at byte {end:,} and the file has {size:,}. "
                 "The file is truncated: fetch it again."
             )
+    at = 8 + length
+    for tensor, end in sorted(found, key=lambda entry: (entry[0].start, entry[1])):
+        if tensor.start != at:
+            raise ValueError(
+                f"[safetensors] {file}: {tensor.name} begins at byte {tensor.start:,}, and what stands before it ends at "
+                f"{at:,}. {remedy}"
+            )
+        at = end
+    if at != size:
+        raise ValueError(
+            f"[safetensors] {file}: {size - at:,} bytes follow the last tensor. The file is damaged: fetch it again."
+        )
     return [tensor for tensor, _ in found]
 
 

@@ -24,6 +24,9 @@ DEPTH = 32
 NODES = 20_000
 """Keys and values, aliases unfolded."""
 
+INVISIBLE = re.compile("[\u00a0\u00ad\u1680\u2000-\u200f\u2028-\u202f\u205f-\u2064\u3000\ufeff]")
+"""Spaces that are none to YAML, and characters without width: they come with text that was copied from a page."""
+
 Lines = dict[tuple, str]
 """Where each key path stands, as `FILE:LINE`."""
 
@@ -103,7 +106,7 @@ def parse_yaml(text: str, name: str) -> tuple[Any, Lines]:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{name}:{mark.line + 1}" if mark else name
-        raise ValueError(f"{where}: not valid YAML: {_reason(error)}") from None
+        raise ValueError(f"{where}: not valid YAML: {_reason(error)}{_unseen(text)}") from None
     except _Refused as error:
         raise ValueError(str(error)) from None
     except (
@@ -145,6 +148,8 @@ def _locate(node: yaml.Node, path: tuple, lines: Lines, name: str, seen: list[in
             spot = f"{name}:{key.start_mark.line + 1}"
             if not isinstance(key, yaml.ScalarNode):
                 raise _Refused(f"{spot}: a key is a {key.id}. Keys are words")
+            if unseen := INVISIBLE.search(key.value):
+                raise _Refused(f"{spot}: a key holds {_named(unseen[0])}: {key.value!a}. Type it anew")
             below = (*path, str(key.value))
             if below in lines:
                 raise _Refused(
@@ -155,6 +160,20 @@ def _locate(node: yaml.Node, path: tuple, lines: Lines, name: str, seen: list[in
     elif isinstance(node, yaml.SequenceNode):
         for index, value in enumerate(node.value):
             _locate(value, (*path, index), lines, name, seen)
+
+
+def _named(character: str) -> str:
+    return f"an invisible character (U+{ord(character):04X})"
+
+
+def _unseen(text: str) -> str:
+    """Where the first invisible character stands, which an editor does not show; empty where there is none."""
+    for number, line in enumerate(text.split("\n"), 1):
+        if unseen := INVISIBLE.search(line.partition(" #")[0]):
+            return (
+                f". Line {number} has {_named(unseen[0])} in column {unseen.start() + 1}: type the line anew"
+            )
+    return ""
 
 
 def _reason(error: yaml.YAMLError) -> str:

@@ -6,6 +6,8 @@ A rank that is missing is told apart by what its process shows (its heart beats 
 - no heartbeat for 2 s: the process is stopped, or the machine is. A warning names it;
 - it computes, or writes a file: at the deadline it gets another one, up to ten (a slow checkpoint is no death);
 - it does neither: waiting ends at the deadline.
+
+While this process itself is stopped (Ctrl-Z, a suspended machine) it waits for nobody: that time does not count.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ class Patience:
         self.timeout_s = timeout_s
         self.deadline = self.began + timeout_s
         self.stretch = stretch
+        self._looked = self.began
         self._seen: dict[int, tuple[int, int, float, float]] = {}  # beat, activity, when each last changed
         self._warned: set[int] = set()
 
@@ -40,6 +43,14 @@ class Patience:
             describe: what the wait is for and what those ranks did last, for the warning.
         """
         now = time.monotonic()
+        away = now - self._looked
+        self._looked = now
+        if away > STOPPED_S:
+            self.began += away
+            self.deadline += away
+            self._seen = {
+                rank: (*seen[:2], seen[2] + away, seen[3] + away) for rank, seen in self._seen.items()
+            }
         for rank, (beat, activity) in missing.items():
             old_beat, old_activity, beat_at, active_at = self._seen.get(
                 rank, (beat, activity, now, self.began - 60)

@@ -245,13 +245,25 @@ class Job:
         while any(remote.running for remote in self.remotes):
             while self._signals:
                 number = self._signals.popleft()
-                for remote in self.remotes:
-                    remote.tell({"signal": number})
+                if number == signal.SIGTSTP:
+                    self._suspend()
+                else:
+                    self._tell_all(number)
             if self._failure is not None and deadline is None:
                 deadline = time.monotonic() + GRACE_S
             if (deadline is not None and time.monotonic() > deadline) or self._interrupts > 1:
                 return
             self._read(0.2)
+
+    def _tell_all(self, number: int) -> None:
+        for remote in self.remotes:
+            remote.tell({"signal": number})
+
+    def _suspend(self) -> None:
+        """Stop the ranks and then this process, as a terminal's Ctrl-Z stops a command; they go on when it does."""
+        self._tell_all(signal.SIGSTOP)
+        os.kill(os.getpid(), signal.SIGSTOP)
+        self._tell_all(signal.SIGCONT)
 
     def _conclude(self) -> int:
         for (rank, error), lines in self._lines.items():
@@ -278,7 +290,10 @@ class Job:
             self._interrupts += number == signal.SIGINT
             self._signals.append(number)  # `_wait` sends it: here another message may be half written
 
-        before = {number: signal.signal(number, forward) for number in catchable()}
+        numbers = catchable()
+        if signal.getsignal(signal.SIGTSTP) == signal.SIG_DFL:  # a shell without job control ignores it
+            numbers.append(signal.SIGTSTP)
+        before = {number: signal.signal(number, forward) for number in numbers}
         if flag is not None:
             flag.at_once = False
         try:

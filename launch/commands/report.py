@@ -57,8 +57,7 @@ def _run(options: argparse.Namespace) -> int:
         found |= {"training": curve.training, "validation": curve.validation}
         say(curve.text())
         if options.plot is not None:
-            plot_losses(curve, run_dir.name, Path(options.plot))
-            say(f"loss curve: {options.plot}")
+            say(f"loss curve: {plot_losses(curve, run_dir.name, Path(options.plot))}")
     kernels = cython_kernels.load()
     kernels.set_num_threads(binding.threads)
     checkpoint, step, config, model = _newest(given, kernels)

@@ -187,6 +187,8 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
         ("{a: " * 5000, "nested deeper than 32 levels"),
         ("run: {dir: a}\nrun: {dir: b}\n", r"run.yaml:2: run: the key stands twice \(first at .*run.yaml:1\)"),
         ("run:\n\tdir: x\n", "run.yaml:2: .*Indent with spaces, not with a tab"),
+        ("run:\n  dir: x\n  steps:\u00a06\n", r"not valid YAML: .*Line 3 has an invisible character .U.00A0. in column 9"),
+        ("run:\n  st\u200beps: 3\n", r"run.yaml:2: a key holds an invisible character \(U\+200B\): 'st\\u200beps'"),
         ("run: {dir: x}\n---\nrun: {dir: y}\n", "run.yaml:2: not valid YAML: a second document begins"),
         ("run: \x07bell\n", "may not stand in YAML"),
         ("run: !!python/object/apply:os.system ['true']\n", "run.yaml:1: not valid YAML: could not determine a constructor"),

@@ -102,6 +102,11 @@ def test_the_same_model_in_other_words_is_the_same(tiny, same):
     assert model_differences(tiny(), tiny(**same)) == []
 
 
+def test_another_optimizer_is_named_by_its_key(tiny):
+    told = 'optimizer.name is "adamw" in the checkpoint and "muon" here'
+    assert model_differences(tiny(), tiny(**{"optimizer.name": "muon"})) == [told]
+
+
 LINES = {
     "batch.global_batch_size": (
         4,

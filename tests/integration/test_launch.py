@@ -103,6 +103,11 @@ def processes_of(run: str) -> list[int]:
     return sorted(found)
 
 
+def state_of(pid: int) -> str:
+    """R, S … or T for one that is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
 def assert_nothing_is_left(folder: Path, run: str, limit_s: float = 10) -> None:
     deadline = time.monotonic() + limit_s
     while left := processes_of(f"{folder}/{run}"):
@@ -373,3 +378,24 @@ def test_the_batch_script_resumes_itself(runs):
     assert "resumed from" in output and len(runs.losses("run")) == 8
     status, output = submit({"JOB_END": "NONE"}, "--set", "run.stepz=1")
     assert status == 2 and "requeue" not in output
+
+
+def test_a_job_that_is_stopped_by_the_terminal_goes_on_where_it_was(runs):
+    """Ctrl-Z stops the ranks too, for longer than they would wait for each other; what continues it continues them."""
+    settings = ("--set", "run.steps=60", "--set", "comm.timeout_s=2.5")
+    job = runs.start("suspended", "-n", "2", settings=settings)
+    runs.wait_for_step("suspended", 2, job)
+    job.send_signal(signal.SIGTSTP)
+    ranks = processes_of(f"{runs.folder}/suspended")
+    assert len(ranks) == 2
+    deadline = time.monotonic() + 30
+    while {state_of(pid) for pid in (*ranks, job.pid)} != {"T"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    before = len(runs.losses("suspended"))
+    time.sleep(3.5)
+    assert len(runs.losses("suspended")) == before
+    job.send_signal(signal.SIGCONT)
+    status, output = ended(job)
+    assert status == 0, output
+    assert len(runs.losses("suspended")) == 60

@@ -266,6 +266,10 @@ def test_odd_indexes_are_named(saved, small_params, index, message):
         ('{"a": {"dtype": 32, "shape": [1], "data_offsets": [0, 4]}}', "a.dtype: .*string, found 32"),
         ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}, "a": {}}', "'a' stands twice"),
         ('{"a": ' * 9999, "nested too deeply"),
+        ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [0, 4]}}', "4 bytes follow the last tensor"),
+        ('{"a": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "a begins at byte 73, and .* ends at 69"),
+        ('{"a": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]},'
+         ' "b": {"dtype": "F32", "shape": [1], "data_offsets": [4, 8]}}', "b begins at byte"),
     ],
 )  # fmt: skip
 def test_odd_headers_are_named(tmp_path, header, message):

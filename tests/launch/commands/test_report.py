@@ -70,6 +70,12 @@ def test_a_report_reads_only_and_draws_where_it_is_told_to(run, capsys, tmp_path
     assert contents(run) == before
     assert main(["report", str(run), "--plot", str(tmp_path / "loss.png")]) == 0
     assert (tmp_path / "loss.png").stat().st_size > 5000
+    capsys.readouterr()
+    assert main(["report", str(run), "--plot", str(tmp_path / "curve")]) == 0
+    assert (
+        f"loss curve: {tmp_path / 'curve.png'}" in capsys.readouterr().out
+        and (tmp_path / "curve.png").exists()
+    )
     assert contents(run) == before
 
 
