@@ -116,6 +116,15 @@ def compose(
         vocab_size=model_config.vocab_size,
     )
     loader = together(group, load_batches)
+    if loader.windows < config.batch.global_batch_size:
+        log.warning(
+            "[data] warning: %s gives %s sequences of %d tokens, and a step takes %d: the same ones come again within a "
+            "step. Give more data, or a smaller batch.global_batch_size.",
+            data.path,
+            f"{loader.windows:,}",
+            length,
+            config.batch.global_batch_size,
+        )
     by_block = config.memory.checkpointing == "block"
     build = partial(build_model, model_config, numerics, length, by_block, config.adapter)
     model = together(group, build)

@@ -41,7 +41,7 @@ def read_model_config(folder: str | Path) -> ModelConfig:
     path = Path(folder) / CONFIG_FILE
     remedy = "Give a folder with a Hugging Face model in it, or fetch the file again."
     if not path.exists():
-        remedy = _what_it_holds(Path(folder)) or remedy
+        remedy = _what_it_holds(Path(folder)) or _how_to_fetch(Path(folder)) or remedy
     return _config_of(path, read_json(path, dict[str, Any], area="hugging_face", remedy=remedy))
 
 
@@ -64,6 +64,16 @@ def _config_of(path: Path, values: Mapping[str, Any]) -> ModelConfig:
         ) from None
     except ValueError as error:
         raise ValueError(f"[hugging_face] {path}: {error}") from None
+
+
+def _how_to_fetch(folder: Path) -> str | None:
+    """What to do with a name of the hub, which other tools download by themselves."""
+    if folder.exists() or folder.is_absolute() or len(folder.parts) != 2:
+        return None
+    return (
+        f"Give a folder with a Hugging Face model in it. If {folder} is a name of the hub: nothing is downloaded here, "
+        f"fetch it first (hf download {folder} --local-dir FOLDER)."
+    )
 
 
 def _what_it_holds(folder: Path) -> str | None:

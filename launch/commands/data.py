@@ -166,13 +166,14 @@ def _prepare_and_tell(options: argparse.Namespace) -> int:
         raise ValueError(
             "[data] --vocab-size is for a tokenizer that is trained, and --tokenizer has its own. Leave one out."
         )
+    wanted = 2048 if options.vocab_size is None else options.vocab_size
     try:
         with _stopped_by_signals():
             summary = prepare(
                 options.source,
                 options.out,
                 tokenizer=options.tokenizer,
-                vocab_size=2048 if options.vocab_size is None else options.vocab_size,
+                vocab_size=wanted,
                 eos_token=options.eos_token,
                 special_tokens=options.special_tokens,
                 validation_fraction=options.validation_fraction,
@@ -193,6 +194,8 @@ def _prepare_and_tell(options: argparse.Namespace) -> int:
     }
     text = ", ".join(f"{tokens:,} {name} tokens" for name, tokens in splits.items())
     print(f"{shown(options.out)}: {text}")
+    if options.tokenizer is None and summary["vocab_size"] < wanted:
+        print(f"the tokenizer has {summary['vocab_size']:,} tokens: the text gives no more of {wanted:,}")
     print(_how_documents_end(summary))
     return 0
 

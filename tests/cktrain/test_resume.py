@@ -224,3 +224,12 @@ def test_a_hugging_face_folder_that_is_gone_is_not_needed(trained, tiny, compose
     other = config.model_copy(update={"model": parse_model({"from_pretrained": str(tmp_path / "typo")})})
     with pytest.raises(ValueError, match="typo"):
         composed(other)
+
+
+def test_data_of_fewer_sequences_than_a_batch_are_told(tiny, composed, said, tokens_file):
+    np.fromfile(tokens_file, np.uint16)[: 16 * 7 + 1].tofile(tokens_file)
+    composed(tiny())
+    assert any("gives 7 sequences of 16 tokens, and a step takes 8" in line for line in said)
+    said.clear()
+    composed(tiny(**{"batch.global_batch_size": 4}))
+    assert not any("sequences of 16" in line for line in said)

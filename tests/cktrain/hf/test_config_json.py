@@ -355,6 +355,11 @@ def test_json_that_is_no_config(tmp_path, text):
         read_model_config(tmp_path)
 
 
+def test_a_name_of_the_hub_comes_with_the_command_that_fetches_it():
+    with pytest.raises(ValueError, match=r"hf download nobody/no-such-model --local-dir FOLDER"):
+        read_model_config("nobody/no-such-model")
+
+
 def test_an_adapter_and_a_folder_of_the_cache_are_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(ValueError, match=r"an adapter .LoRA., not a model: merge it"):

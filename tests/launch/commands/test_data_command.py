@@ -128,3 +128,10 @@ def test_a_failure_inside_the_tokenizers_library(monkeypatch, capsys):
     assert main(PREPARE) == 2
     assert "the tokenizers library gave up (index out of bounds)" in capsys.readouterr().err
     assert os.listdir() == ["corpus.jsonl"]
+
+
+def test_a_text_that_does_not_fill_the_vocabulary_is_told(capsys):
+    assert main(["data", "prepare", "corpus.jsonl", "out", "--vocab-size", "5000"]) == 0
+    has = json.loads(Path("out/dataset.json").read_text())["vocab_size"]
+    assert 257 <= has < 5000
+    assert f"the tokenizer has {has:,} tokens: the text gives no more of 5,000" in capsys.readouterr().out
