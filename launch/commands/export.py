@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import re
+from pathlib import Path
+from typing import Literal
 
 from cktrain.launch import arguments
 
@@ -29,6 +31,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gguf",
         choices=("f32", "f16", "bf16", "q8_0"),
         help="write a GGUF file for llama.cpp, its matrices in this type",
+    )
+    parser.add_argument(
+        "--ollama", action="store_true", help="with --gguf: write a Modelfile for Ollama beside the file"
     )
     parser.add_argument(
         "--max-shard-size", type=_size, default="5GB", metavar="SIZE", help="500MB, 5GB (default)"
@@ -64,18 +69,29 @@ def _run(options: argparse.Namespace) -> int:
         raise ValueError(
             f"[export] --gguf {options.gguf} names the type of the weights too. Leave --dtype out."
         )
+    if options.ollama and options.gguf is None:
+        raise ValueError("[export] --ollama writes a Modelfile beside a GGUF file. Give --gguf as well.")
     _, params = saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)
     if options.gguf is not None:
         from cktrain.hf.gguf_file.export import export_gguf
+        from cktrain.hf.gguf_file.modelfile import modelfile
 
+        out = Path(options.out)
+        beside = out.with_name("Modelfile")
+        text = (
+            modelfile(beside, out.name, side) if options.ollama else None
+        )  # refused before the model is written
         notes = export_gguf(options.out, saved.config, params, side, options.gguf)
         print(f"{saved.path} -> {options.out}: {params.count:,} parameters, {options.gguf}")
         for note in notes:
             print(f"note: {note}")
+        if text is not None:
+            beside.write_text(text, encoding="utf-8")
+            print(f"{beside}: ollama create NAME -f {beside}")
         if not side.has_tokenizer:
             print("without a tokenizer: the run has none (give one with --tokenizer)")
         return 0
-    dtype = options.dtype or "float32"
+    dtype: Literal["float32", "bfloat16"] = options.dtype or "float32"
     save_folder(options.out, saved.config, params, side, dtype, options.max_shard_size)
     print(f"{saved.path} -> {options.out}: {params.count:,} parameters, {dtype}")
     if not side.has_tokenizer:

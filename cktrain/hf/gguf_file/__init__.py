@@ -7,7 +7,9 @@
     tokenizer_in.py      keys to tokenizer.json and what stands beside it
     tokenizer_out.py     the way back
     source.py            config, tokenizer and tensors of a file
+    import_gguf.py       a file to a folder
     export.py            a model to a file
+    modelfile.py         Ollama's Modelfile beside it
 
 Everything that opens a pretrained model (`cktrain.hf.config_json`, `cktrain.hf.tensors`, `cktrain.side_files`) asks
 `is_gguf` about its path first. This module is light; the others need the package `gguf`, which knows the block types.

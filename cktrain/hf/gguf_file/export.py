@@ -62,7 +62,7 @@ def export_gguf(
     keys |= {f"{architecture.name}.{key}": value for key, value in own.items()}
     keys |= tokenizer_keys(side, config.vocab_size)
     tensors = hf_tensors(config, reversed(params.params))
-    _refuse_biases(tensors, architecture)
+    _refuse_unknown(tensors, architecture)
     temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -115,9 +115,17 @@ def _within_window(config: RotaryConfig, notes: list[str]) -> RotaryConfig:
     return config.model_copy(update={"max_position_embeddings": min(windows)})
 
 
-def _refuse_biases(tensors: list[HFTensor], architecture: Architecture) -> None:
+def _refuse_unknown(tensors: list[HFTensor], architecture: Architecture) -> None:
+    """Every tensor has a name there, and is read there."""
     for tensor in tensors:
         module, _, part = tensor.name.rpartition(".")
+        try:
+            architecture.theirs(tensor.name)
+        except KeyError:
+            raise ValueError(
+                f"[gguf] the model has {tensor.name}, for which {architecture.name} has no name. Merge an adapter into the "
+                "weights before the export."
+            ) from None
         if part == "bias" and not module.endswith(tuple(architecture.biases)):
             raise ValueError(
                 f"[gguf] the model has {tensor.name}, which llama.cpp's {architecture.name} would ignore. Export a Hugging "

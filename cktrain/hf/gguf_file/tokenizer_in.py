@@ -147,9 +147,9 @@ def _byte_level(file: GGUFFile, tokens: list[str], types: list[int]) -> dict[str
     vocabulary = _vocabulary(tokens, types)
     pairs = []
     for merge in merges:
-        left, space, right = merge[:1], *merge[1:].partition(" ")[1:]
-        left += merge[1:].partition(" ")[0]
-        if not space or left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
+        cut = merge.find(" ", 1)
+        left, right = merge[:cut], merge[cut + 1 :]
+        if cut < 0 or left not in vocabulary or right not in vocabulary or left + right not in vocabulary:
             raise file.error(
                 f"tokenizer.ggml.merges has {merge[:60]!r}, which makes no token of two. Fetch the file again."
             )
@@ -197,7 +197,7 @@ def _unigram(file: GGUFFile, tokens: list[str], types: list[int]) -> dict[str, A
     scores = _scores(file, len(tokens))
     unknown = next((index for index, kind in enumerate(types) if kind == UNKNOWN), None)
     table = file.get("tokenizer.ggml.precompiled_charsmap", list)
-    normalizers = []
+    normalizers: list[dict[str, Any]] = []
     if table is not None and len(table):
         data = base64.b64encode(np.asarray(table).astype(np.uint8).tobytes()).decode()
         normalizers.append({"type": "Precompiled", "precompiled_charsmap": data})

@@ -12,12 +12,13 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from cktrain.data.chat.template import stock_template, without_generation
 from cktrain.data.special_tokens import added_around, configured_token, end_ids, end_token, special_ids
 from cktrain.data.tokenizer_backend import read_backend
 from cktrain.foreign_file import shorten
 from cktrain.hf.gguf_file.pre_tokenizers import PRE_TOKENIZERS
 from cktrain.hf.gguf_file.tokenizer_in import BYTE, CONTROL, NORMAL, SPACE, UNKNOWN, UNUSED, USER_DEFINED
-from cktrain.side_files import TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, TOKENIZER_FILE, SideFiles
+from cktrain.side_files import TOKENIZER_FILE, SideFiles
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
@@ -62,19 +63,8 @@ def tokenizer_keys(side: SideFiles, vocab_size: int) -> dict[str, Any]:
     if "tokenizer.ggml.scores" in found:
         scores = found["tokenizer.ggml.scores"]
         found["tokenizer.ggml.scores"] = [scores.get(token, -1e6) for token in tokens]
-    template = chat_template(side)
-    return found if template is None else {**found, "tokenizer.chat_template": template}
-
-
-def chat_template(side: SideFiles) -> str | None:
-    """The template of the tokenizer's files: chat_template.jinja, else the key; of several the one called default."""
-    if TEMPLATE_FILE in side.files:
-        return side.files[TEMPLATE_FILE].decode()
-    found = side.json(TOKENIZER_CONFIG_FILE).get("chat_template")
-    if isinstance(found, list):
-        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
-        found = named.get("default")
-    return found if isinstance(found, str) else None
+    template = stock_template(side)
+    return found if template is None else {**found, "tokenizer.chat_template": without_generation(template)}
 
 
 def find_pre(backend: Backend) -> str | None:

@@ -103,6 +103,12 @@ def test_the_command_ends_with_status_2(whole, tmp_path, capsys):
     assert "Name a folder to make of it as well" in capsys.readouterr().err
     assert main(["export", str(path), str(tmp_path / "o.gguf"), "--gguf", "f16", "--dtype", "float32"]) == 2
     assert "Leave --dtype out" in capsys.readouterr().err
+    assert main(["export", str(path), str(tmp_path / "hf"), "--ollama"]) == 2
+    assert "Give --gguf as well" in capsys.readouterr().err
+    (tmp_path / "Modelfile").touch()
+    assert main(["export", str(path), str(tmp_path / "o.gguf"), "--gguf", "f16", "--ollama"]) == 2
+    assert "Modelfile exists" in capsys.readouterr().err
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["Modelfile", "m.gguf"]
 
 
 def test_the_commands_go_both_ways(whole, tmp_path, capsys):
@@ -110,7 +116,8 @@ def test_the_commands_go_both_ways(whole, tmp_path, capsys):
     assert main(["import", str(tmp_path / "m.gguf"), str(tmp_path / "hf")]) == 0
     said = capsys.readouterr()
     assert "bfloat16" in said.err and "all there, all finite" in said.err and "from_pretrained" in said.out
-    assert main(["export", str(tmp_path / "hf"), str(tmp_path / "o.gguf"), "--gguf", "q8_0"]) == 0
+    assert main(["export", str(tmp_path / "hf"), str(tmp_path / "o.gguf"), "--gguf", "q8_0", "--ollama"]) == 0
+    assert (tmp_path / "Modelfile").read_text().startswith("FROM ./o.gguf\nTEMPLATE")
     assert main(["generate", str(tmp_path / "o.gguf"), "--prompt", "the", "--max-tokens", "3"]) == 0
     one, other = read_gguf(tmp_path / "m.gguf"), read_gguf(tmp_path / "o.gguf")
     assert one.keys["tokenizer.ggml.tokens"] == other.keys["tokenizer.ggml.tokens"]
