@@ -76,6 +76,8 @@ class Outcome:
     not_run: str | None = None
     problem: str | None = None
     left_to_ci: bool = False
+    failures: list[str] = field(default_factory=list)
+    """Of each failed test its name, and under it the end of what pytest said of it."""
 
     @property
     def skipped(self) -> int:
@@ -180,6 +182,11 @@ DEMO_IN_BRIEF = (
 )
 
 ENGINE_SHAKEN = ("tests/comm/test_sanitizers.py", "tests/comm/test_soak.py")
+
+LAST_LINES = 30
+"""Of a failed test's traceback that are shown again before the table: what it says of its cause stands at the end."""
+MOST_FAILURES = 4
+"""Of a stage that are shown so: a log of which only the end is kept has them."""
 
 LAST_WORDS_S = 60
 """For what was interrupted to end by itself: guests to be stopped, results to be written."""
@@ -411,19 +418,30 @@ def read_report(report: Path, status: int, outcome: Outcome) -> None:
         outcome.failed += 1
         outcome.problem = f"pytest ended with status {status} before it wrote its results"
         return
-    failed = 0
+    failures = []
     for case in ElementTree.parse(report).getroot().iter("testcase"):
         skip = case.find("skipped")
-        if case.find("failure") is not None or case.find("error") is not None:
-            failed += 1
+        if (failure := failure_of(case)) is not None:
+            failures.append(failure)
         elif skip is not None:
             outcome.skips[skip_reason(skip)] += 1
         else:
             outcome.passed += 1
-    if status != 0 and failed == 0:
-        failed = 1
+    if status != 0 and not failures:
+        outcome.failed += 1
         outcome.problem = f"pytest ended with status {status}"
-    outcome.failed += failed
+    outcome.failed += len(failures)
+    outcome.failures += failures
+
+
+def failure_of(case: ElementTree.Element, lines: int = LAST_LINES) -> str | None:
+    """A test case's name and the last lines of its failure or error, indented; None when it has neither."""
+    for kind in ("failure", "error"):
+        if (found := case.find(kind)) is not None:
+            said = (found.text or found.get("message") or "").rstrip().splitlines()
+            name = f"{case.get('classname', '')}::{case.get('name', '')}"
+            return "\n".join([name, *(f"    {line}" for line in said[-lines:])])
+    return None
 
 
 def skip_reason(skip: ElementTree.Element) -> str:
@@ -484,6 +502,13 @@ def table(outcomes: dict[Stage, Outcome]) -> str:
     return "\n".join(lines)
 
 
+def shown_failures(stage: Stage, outcome: Outcome) -> str:
+    """The ends of the first failed tests' tracebacks, and the names of the others."""
+    others = [failure.partition("\n")[0] for failure in outcome.failures[MOST_FAILURES:]]
+    blocks = outcome.failures[:MOST_FAILURES] + (["\n    ".join(["others:", *others])] if others else [])
+    return "".join(f"\n== failed in {stage.name}: {block}\n" for block in blocks)
+
+
 def main(names: list[str]) -> int:
     """Run the named stages, or all, print the table and the totals, and return the exit status."""
     known = {stage.name: stage for stage in STAGES}
@@ -515,6 +540,8 @@ def main(names: list[str]) -> int:
     skips = Counter[str]()
     for outcome in outcomes.values():
         skips.update(outcome.skips)
+    for stage, outcome in outcomes.items():
+        print(shown_failures(stage, outcome), end="")
     print("\n== results")
     for reason, count in sorted(skips.items()):
         print(f"skipped {count}: {reason}")

@@ -126,3 +126,29 @@ def test_stages_side_by_side(
         < shown.index("== c")
     )
     assert "3 passed, 0 failed, 0 skipped in " in shown
+
+
+def test_the_ends_of_failed_tests_stand_before_the_table(
+    stages: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """The last lines of the first ones, and the names of the rest, so that a log's end tells what went wrong."""
+    (tmp_path / "test_bad.py").write_text(
+        "import pytest\n"
+        "def test_long(): pytest.fail('\\n'.join(f'line {i}' for i in range(100)), pytrace=False)\n"
+        "@pytest.fixture\n"
+        "def broken(): raise OSError('no such machine')\n"
+        "def test_error(broken): pass\n"
+        "@pytest.mark.parametrize('i', range(4))\n"
+        "def test_many(i): assert i < 0\n"
+    )
+    stage = stages.Stage("bad", "", (("pytest", "-p", "no:cacheprovider", str(tmp_path)),))
+    monkeypatch.setattr(stages, "STAGES", (stage,))
+    assert stages.main([]) == 1
+    shown, _, table = capfd.readouterr().out.partition("\n== failed in bad: ")[2].partition("== results\n")
+    long, error, *many, others = shown.split("\n== failed in bad: ")
+    assert long.splitlines()[0].endswith("test_bad::test_long")
+    assert long.splitlines()[1:31] == [f"    line {i}" for i in range(70, 100)]
+    assert "OSError: no such machine" in error
+    assert len(many) == 2 and "assert 0 < 0" in many[0]
+    assert others.startswith("others:") and others.count("test_many[") == 2
+    assert "FAILED  bad: 6 failed" in table
