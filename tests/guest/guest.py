@@ -27,9 +27,6 @@ import argparse
 import contextlib
 import ctypes
 import fcntl
-import gzip
-import hashlib
-import lzma
 import os
 import platform
 import resource
@@ -46,9 +43,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from kernel import Kernel, prepare
 from time_limit import TimeLimit
 
-HERE = Path(__file__).resolve().parent
 CANNOT_BOOT, TIME_LIMIT, GUEST_DIED = 123, 124, 125
 
 # What the guest's start needs, and what the RDMA tests in it use.
@@ -60,8 +57,6 @@ PACKAGES = (
 )
 # Unpacked for the guests and not installed: an installed one would serve on the host too.
 SSH_SERVER = "openssh-server"
-# Modules that the root directory, the output and the random numbers come through.
-EARLY_MODULES = ("virtio_pci", "9pnet_virtio", "9p", "overlay", "virtio_console", "virtio_rng")
 KVM_TRIAL_S = 15
 
 
@@ -80,20 +75,6 @@ class Machine:
     """"A" or "B" of two joined guests."""
     link: int | None = None
     """File descriptor of a unix stream socket: the wire to the other guest."""
-
-
-@dataclass(frozen=True)
-class Kernel:
-    """An unpacked kernel package, `folder`/boot and `folder`/lib/modules, and the initramfs made for it."""
-
-    folder: Path
-    release: str
-    initramfs: Path
-
-    @property
-    def image(self) -> Path:
-        """The kernel itself."""
-        return self.folder / "boot" / f"vmlinuz-{self.release}"
 
 
 # --------------------------------------------------------------------------------------------- what must be here
@@ -138,11 +119,10 @@ def setup() -> Kernel:
         raise CannotBoot(reason)
     with _locked(_cache() / "lock"):
         folder = _unpacked_kernel()
-        release = next((folder / "lib" / "modules").iterdir()).name
         if not _is_complete(_ssh_server()):
             _download(SSH_SERVER, _ssh_server())
             _mark_complete(_ssh_server())
-        return Kernel(folder, release, _initramfs(folder, release))
+        return prepare(folder)
 
 
 def _absent_packages() -> list[str]:
@@ -217,52 +197,6 @@ def _is_complete(folder: Path) -> bool:
 
 def _mark_complete(folder: Path) -> None:
     (folder / "complete").touch()
-
-
-def _initramfs(folder: Path, release: str) -> Path:
-    """A static busybox, init.sh and the early modules; made again when init.sh or the list changes."""
-    recipe = (HERE / "init.sh").read_bytes() + " ".join(EARLY_MODULES).encode()
-    made = folder / f"initramfs-{hashlib.sha256(recipe).hexdigest()[:16]}"
-    if made.exists():
-        return made
-    with tempfile.TemporaryDirectory() as temporary:
-        tree = Path(temporary)
-        for name in ("bin", "modules", "proc", "sys", "dev", "below", "above", "new"):
-            (tree / name).mkdir()
-        shutil.copy(shutil.which("busybox") or "/bin/busybox", tree / "bin" / "busybox")
-        shutil.copy(HERE / "init.sh", tree / "init")
-        (tree / "init").chmod(0o755)
-        names = []
-        for path in _modules_in_order(folder, release):
-            content = path.read_bytes()
-            if path.suffix == ".xz":
-                content = lzma.decompress(content)
-            names.append(path.name.removesuffix(".xz"))
-            (tree / "modules" / names[-1]).write_bytes(content)
-        (tree / "modules" / "list").write_text("".join(f"{name}\n" for name in names))
-        listing = "\n".join(str(path.relative_to(tree)) for path in sorted(tree.rglob("*")))
-        pack = ["cpio", "--quiet", "-o", "-H", "newc", "-R", "0:0"]
-        archive = subprocess.run(pack, cwd=tree, input=listing.encode(), stdout=subprocess.PIPE, check=True)
-    unfinished = made.with_suffix(".part")
-    unfinished.write_bytes(gzip.compress(archive.stdout, 1))
-    unfinished.rename(made)
-    return made
-
-
-def _modules_in_order(folder: Path, release: str) -> list[Path]:
-    """The early modules and what they depend on, each after its dependencies."""
-    found: dict[Path, None] = {}
-    for module in EARLY_MODULES:
-        shown = subprocess.run(
-            ["modprobe", "-d", str(folder), "-S", release, "--show-depends", module],
-            capture_output=True,
-            text=True,
-            check=True,
-        )
-        for line in shown.stdout.splitlines():
-            if line.startswith("insmod "):
-                found.setdefault(Path(line.split()[1]))
-    return list(found)
 
 
 def _run(*command: str, check: bool = True, **options: object) -> None:
