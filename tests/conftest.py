@@ -8,15 +8,19 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 
-import hypothesis
 import pytest
 
 # Tests of all folders share machine_load and made_machines.
 sys.path.insert(0, str(Path(__file__).parent))
 
-# A deadline per example measures the machine's load, not the code.
-hypothesis.settings.register_profile("cktrain", deadline=None)
-hypothesis.settings.load_profile("cktrain")
+import machine_load
+
+if not machine_load.IN_GUEST:  # there nothing uses it, and its import takes seconds
+    import hypothesis
+
+    # A deadline per example measures the machine's load, not the code.
+    hypothesis.settings.register_profile("cktrain", deadline=None)
+    hypothesis.settings.load_profile("cktrain")
 
 
 _running: dict[str, None] = {}

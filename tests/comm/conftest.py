@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import machine_load
 import pytest
 
 FOLDER = Path(__file__).resolve().parent
@@ -19,10 +20,12 @@ sys.path.insert(0, str(FOLDER))  # for `import job`
 
 @pytest.fixture(scope="session", autouse=True)
 def nurseries() -> Iterator[None]:
-    """The processes that ranks are forked from end with the tests."""
-    yield
+    """The processes that ranks are forked from end with the tests; in a guest they begin before a test opens a device."""
     import job
 
+    if machine_load.IN_GUEST:
+        job.nursery(rdma=True)
+    yield
     job.close_nurseries()
 
 

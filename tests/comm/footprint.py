@@ -20,14 +20,16 @@ def say(text: str) -> None:
 
 
 def cpu_time_of_waiting(group: Group) -> None:
-    group.barrier()
-    if group.rank == 1:
-        time.sleep(2)
-    began = os.times()
-    group.barrier()
-    ended = os.times()
-    if group.rank == 0:
-        say(f"cpu: {ended.user - began.user + ended.system - began.system}")
+    """Of rank 0 in a wait of 2 s, or in so many as argv says."""
+    for _ in range(int(sys.argv[2]) if sys.argv[2:] else 1):
+        group.barrier()
+        if group.rank == 1:
+            time.sleep(2)
+        began = os.times()
+        group.barrier()
+        ended = os.times()
+        if group.rank == 0:
+            say(f"cpu: {ended.user - began.user + ended.system - began.system}")
 
 
 def cpu_of_the_engine(group: Group) -> None:
@@ -81,7 +83,8 @@ def memory_of_a_group(group: Group) -> None:
 
 def memory_of_another_group(group: Group) -> None:
     """What one more group of all ranks costs a rank beyond the arrays, once every way was taken."""
-    large, other = np.ones(1 << 21, np.float32), np.ones(1 << 21, np.float32)
+    # As large as what the group works in. Integers: their sums cost little where the processor is emulated.
+    large, other = np.ones(1 << 21, np.int32), np.ones(1 << 21, np.int32)
     small, received = np.ones(100, np.float32), np.empty(100, np.float32)
     # Else the kernel joins pages of these arrays, or of the process's own, to huge ones while we count.
     assert ctypes.CDLL(None).prctl(_PR_SET_THP_DISABLE, 1, 0, 0, 0) == 0

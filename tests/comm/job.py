@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -24,8 +25,12 @@ KILLED_S = 2.0
 """Within which all others must see that a rank was killed."""
 
 
-PATIENCE = 4 if "GUEST_SSH_SERVER" in os.environ else 1
+PATIENCE = 4 if machine_load.IN_GUEST else 1
 """What only ends a test that hangs waits so many times longer in a guest, which cannot see that its host is busy."""
+
+
+MEETING_S = 60.0
+"""Ranks in a guest have so long to meet, whatever deadline is tested: for that they need their processors for a while."""
 
 
 def slack_s() -> float:
@@ -40,7 +45,7 @@ class Ended:
     status: int
     output: str
     at: float
-    """time.monotonic() when it was seen to have ended."""
+    """machine_load.now() when it was seen to have ended."""
 
 
 @dataclass
@@ -62,8 +67,8 @@ class Ranks:
             if process.stdout:
                 process.stdout.close()
 
-    def wait_for(self, text: str, rank: int, limit_s: float = 30) -> str:
-        """Read the rank's output up to a line that holds `text`, and return that line."""
+    def wait_for(self, pattern: str, rank: int, limit_s: float = 30) -> str:
+        """Read the rank's output up to a line in which `pattern`, a regular expression, is found, and return that line."""
         deadline = time.monotonic() + PATIENCE * limit_s
         stream = self.processes[rank].stdout
         assert stream is not None
@@ -71,16 +76,23 @@ class Ranks:
         while time.monotonic() < deadline:
             line = stream.readline()
             seen.append(line)
-            if text in line:
+            if re.search(pattern, line):
                 return line
             if not line:
                 break
-        raise AssertionError(f"rank {rank} never said {text!r}:\n{''.join(seen)}")
+        raise AssertionError(f"rank {rank} never said {pattern!r}:\n{''.join(seen)}")
 
     def signal(self, rank: int, number: int) -> float:
-        """Send a signal to a rank; when that was."""
+        """Send a signal to a rank; when that was, by machine_load.now()."""
         self.processes[rank].send_signal(number)
-        return time.monotonic()
+        return machine_load.now()
+
+    def until_ended(self, *ranks: int, limit_s: float) -> float:
+        """Wait for the end of some ranks, or until the limit; when that was, by machine_load.now()."""
+        deadline = machine_load.now() + limit_s
+        while machine_load.now() < deadline and any(self.processes[r].poll() is None for r in ranks):
+            machine_load.nap()
+        return machine_load.now()
 
     def ends(self, limit_s: float = 60) -> list[Ended]:
         """Wait for all ranks; a rank that does not end fails the test. Their children may live on."""
@@ -90,8 +102,8 @@ class Ranks:
         while len(at) < len(self.processes) and time.monotonic() < deadline:
             for rank, process in enumerate(self.processes):
                 if rank not in at and process.poll() is not None:
-                    at[rank] = time.monotonic()
-            time.sleep(0.005)
+                    at[rank] = machine_load.now()
+            machine_load.nap()
         for process in self.processes:
             if process.poll() is None:
                 process.kill()
@@ -125,9 +137,12 @@ _nurseries: dict[bool, Nursery] = {}
 
 
 def nursery(*, rdma: bool) -> Nursery:
-    """The process that ranks are forked from, made when it is first asked for."""
+    """The process that ranks are forked from, made when it is first asked for.
+
+    In a guest, where each import takes its time, it is a fork of this process: the first test asks for it.
+    """
     if rdma not in _nurseries:
-        _nurseries[rdma] = Nursery(rdma=rdma)
+        _nurseries[rdma] = Nursery(rdma=rdma, here=machine_load.IN_GUEST)
     return _nurseries[rdma]
 
 
@@ -170,6 +185,8 @@ def start(
         }
         place |= {"CKTRAIN_JOB": f"test-{os.getpid()}-{_jobs}", "PYTHONUNBUFFERED": "1"}
         place["CKTRAIN_RENDEZVOUS"] = f"127.0.0.1:{port}"
+        if machine_load.IN_GUEST:
+            place["CKTRAIN_TEST_MEETING"] = str(MEETING_S)
         if lab is not None:
             place |= {
                 "LOCAL_RANK": "0",
@@ -192,6 +209,13 @@ def start(
             )
         )
     return Ranks(processes)
+
+
+def but_for_stalls(output: str) -> str:
+    """What a rank printed; in a guest without warnings of a missing heartbeat, which are true of a host that stops it."""
+    if not machine_load.IN_GUEST:
+        return output
+    return "".join(line for line in output.splitlines(keepends=True) if "(no heartbeat for" not in line)
 
 
 def assert_together(ends: Sequence[Ended]) -> None:

@@ -13,6 +13,7 @@ import time
 from pathlib import Path
 
 import job
+import machine_load
 import pytest
 
 TRANSPORTS = ["shm", "tcp"]
@@ -59,10 +60,9 @@ def test_killed_while_all_are_idle(transport, tmp_path):
             ranks.wait_for("running", rank)
         ranks.signal(2, signal.SIGKILL)
         time.sleep(1)
-        since = time.monotonic()
+        since = machine_load.now()
         (tmp_path / "go").touch()
-        while ranks.processes[0].poll() is None and time.monotonic() < since + 10:
-            time.sleep(0.01)
+        ranks.until_ended(0, limit_s=10)
         ranks.signal(1, signal.SIGKILL)
         ends = ranks.ends(5)
     job.assert_lost([ends[0]], 2, since)
@@ -111,18 +111,18 @@ def test_stopped_for_ever_is_a_timeout_that_names_it(transport):
         CKTRAIN_TEST_TIMEOUT="4",
     ) as ranks:
         ranks.wait_for("late", 2)
-        ranks.signal(2, signal.SIGSTOP)
-        began = time.monotonic()
-        while any(p.poll() is None for p in ranks.processes[:2]) and time.monotonic() < began + 15:
-            time.sleep(0.01)
-        took = time.monotonic() - began
+        began = ranks.signal(2, signal.SIGSTOP)
+        took = ranks.until_ended(0, 1, limit_s=15) - began
         ranks.signal(2, signal.SIGKILL)
         ends = ranks.ends(5)
     assert [end.status for end in ends] == [1, 1, -signal.SIGKILL], ends
-    assert 3.5 < took < 4 + job.slack_s()
+    assert took < 4 + job.slack_s()
     assert any("not complete after 4 s; ranks not heard from: 2" in end.output for end in ends[:2]), ends
     for end in ends[:2]:  # the second to give up may see the first one go instead
-        assert "not complete after 4 s" in end.output or ": lost rank " in end.output
+        waited = re.search(r"waited (\S+) s", end.output)
+        assert waited is not None, end.output
+        gave_up = "not complete after 4 s" in end.output and float(waited[1]) >= 4
+        assert gave_up or ": lost rank " in end.output, end.output
 
 
 def test_sleeping_rank_is_a_timeout(transport):
@@ -137,10 +137,8 @@ def test_sleeping_rank_is_a_timeout(transport):
         CKTRAIN_TEST_TIMEOUT="1",
     ) as ranks:
         ranks.wait_for("late", 1)
-        began = time.monotonic()
-        while ranks.processes[0].poll() is None and time.monotonic() < began + 10:
-            time.sleep(0.01)
-        took = time.monotonic() - began
+        began = machine_load.now()
+        took = ranks.until_ended(0, limit_s=10) - began
         ranks.signal(1, signal.SIGKILL)
         ends = ranks.ends(5)
     assert ends[0].status == 1
@@ -155,19 +153,16 @@ def test_ranks_that_share_a_core(transport):
 
 
 def test_deadline_stretches_for_a_rank_at_work(transport):
-    """Computing (or writing a checkpoint) for longer than the deadline is no failure."""
-    with job.start(
-        2,
-        "rank_program.py",
-        "wait_for_one",
-        "compute",
-        "3",
-        CKTRAIN_TEST_TRANSPORT=transport,
-        CKTRAIN_TEST_TIMEOUT="1",
-    ) as ranks:
+    """Computing (or writing a checkpoint) for longer than the deadline is no failure.
+
+    A rank that the host of a guest lets do nothing for half of the deadline is not at work: there it is longer.
+    """
+    seconds, late = ("2", "5") if machine_load.IN_GUEST else ("1", "3")
+    how = {"CKTRAIN_TEST_TRANSPORT": transport, "CKTRAIN_TEST_TIMEOUT": seconds}
+    with job.start(2, "rank_program.py", "wait_for_one", "compute", late, **how) as ranks:
         ends = ranks.ends(20)
     assert [end.status for end in ends] == [0, 0], ends
-    assert "at work: waiting for another 1 s" in ends[0].output
+    assert f"at work: waiting for another {seconds} s" in ends[0].output
 
 
 @pytest.mark.parametrize(
@@ -257,7 +252,7 @@ def test_planned_exits_are_no_failures(transport, status):
         ends = ranks.ends()
     job.assert_together(ends)
     assert [end.status for end in ends] == [status] * 3, ends
-    assert all(end.output == "" for end in ends)
+    assert all(job.but_for_stalls(end.output) == "" for end in ends), ends
 
 
 @pytest.mark.parametrize("number, status", [(signal.SIGINT, 1), (signal.SIGTERM, -signal.SIGTERM)])
@@ -268,9 +263,7 @@ def test_signals_end_a_waiting_rank(transport, number, status):
         ranks.wait_for("late", 1)
         time.sleep(0.5)
         since = ranks.signal(0, number)
-        while ranks.processes[0].poll() is None and time.monotonic() < since + 10:
-            time.sleep(0.01)
-        took = time.monotonic() - since
+        took = ranks.until_ended(0, limit_s=10) - since
         ranks.signal(1, signal.SIGKILL)
         ends = ranks.ends(5)
     assert ends[0].status == status

@@ -24,6 +24,9 @@ ADDRESSES = {"A": "10.8.0.1", "B": "10.8.0.2"}
 """Of two joined machines."""
 WAIT_S = 60.0
 """How long a completion may take: the guest is emulated, and its host may be busy."""
+TURN_S = 300.0
+"""How long one of two processes waits for the other: the other may be in a test's longest step, and whoever gave up would
+be out of step in all tests that follow."""
 
 
 def gid_of(device: str) -> Gid:
@@ -137,10 +140,10 @@ class Meeting:
     def __init__(self, role: str, host: str = "127.0.0.1", port: int = 29500):
         if role == "A":
             with socket.create_server(("", port)) as server:
-                server.settimeout(WAIT_S)
+                server.settimeout(TURN_S)
                 self._socket = server.accept()[0]
         else:
-            deadline = time.monotonic() + WAIT_S
+            deadline = time.monotonic() + TURN_S
             while True:
                 try:
                     self._socket = socket.create_connection((host, port), timeout=5)
@@ -149,7 +152,7 @@ class Meeting:
                     if time.monotonic() > deadline:
                         raise
                     time.sleep(0.1)
-        self._socket.settimeout(WAIT_S)
+        self._socket.settimeout(TURN_S)
 
     def __enter__(self) -> Meeting:
         return self

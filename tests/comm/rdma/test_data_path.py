@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from ends import WAIT_S
 
 from cktrain.comm.transport import verbs
 from cktrain.comm.transport.verbs import Write
@@ -148,18 +149,24 @@ def test_completions_come_in_order_and_no_more_than_asked(connected: Any) -> Non
     a, _ = connected()
     for i in range(10):
         a.write(0, 8, wr_id=i)
-    time.sleep(0.2)
-    first = a.sends.poll(4)
-    assert [c.wr_id for c in [*first, *a.finished(6)]] == list(range(10))
-    assert len(first) == 4
+    time.sleep(0.2)  # by then all ten are there, or nearly always
+    found: list[Any] = []
+    while len(found) < 10:
+        some = a.sends.poll(4, timeout_s=WAIT_S)
+        assert 1 <= len(some) <= 4
+        found += some
+    assert [c.wr_id for c in found] == list(range(10))
 
 
 def test_poll_waits_no_longer_than_told(connected: Any) -> None:
     a, _ = connected()
-    began = time.monotonic()
-    assert a.sends.poll(16, timeout_s=0.3) == []
-    # The upper bound is the machine's, not the code's: it may be busy.
-    assert 0.3 <= time.monotonic() - began < 3
+    took = []
+    for _ in range(3):
+        began = time.monotonic()
+        assert a.sends.poll(16, timeout_s=0.3) == []
+        took.append(time.monotonic() - began)
+    # What the machine does besides can only add: the least of them is the code's.
+    assert 0.3 <= min(took) < 1, took
 
 
 def test_poll_wakes_when_something_arrives(connected: Any) -> None:
@@ -190,9 +197,13 @@ def test_waiting_lets_other_threads_run(connected: Any) -> None:
     worker = threading.Thread(target=work)
     worker.start()
     try:
-        began = steps
-        a.sends.poll(1, timeout_s=0.5)
-        assert steps - began > 100
+        done = 0
+        for _ in range(5):  # a guest whose host stops it for half a second does nothing meanwhile
+            if done <= 100:
+                began = steps
+                a.sends.poll(1, timeout_s=0.5)
+                done = steps - began
+        assert done > 100
     finally:
         stop.set()
         worker.join()
