@@ -55,7 +55,8 @@ def load(
     Args:
         path: the folder or the file.
         quantize: not yet: weights keep their values.
-        adapter: not yet.
+        adapter: PEFT's folder, or a run of an adapter, that stands beside a Hugging Face folder; a run of an adapter given
+            as the path has its own.
         dtype: what products are computed in: "fp32" (None), "bf16", or "fp64" on the reference kernels
             (CKTRAIN_ISA=reference).
         tokenizer: folder with a tokenizer.json instead of the model's own.
@@ -68,10 +69,6 @@ def load(
     """
     if quantize not in (None, "none"):
         raise ValueError(f"[load] quantize={quantize!r}: weights cannot be quantized yet. Leave it out.")
-    if adapter is not None:
-        raise ValueError(
-            f"[load] adapter={str(adapter)!r}: adapters are not read yet. Merge it with PEFT first."
-        )
     if dtype not in (None, *PRECISIONS):
         raise ValueError(f"[load] dtype={dtype!r} is unknown. Give one of {', '.join(PRECISIONS)}.")
     if special_tokens not in (None, "text", "parse"):
@@ -86,6 +83,7 @@ def load(
         tokenizer=None if tokenizer is None else str(tokenizer),
         any_tokenizer=any_tokenizer,
         special_tokens=special_tokens,  # type: ignore[arg-type]
+        adapter=adapter,
     )
 
 

@@ -4,6 +4,7 @@
         state.json            step, sequences, tokens, versions, run and ancestors, what the tensors must be
         config.yaml           the resolved configuration
         rank0.safetensors …   what each rank holds and counts: blocks of param.NAME, exp_avg.NAME, exp_avg_sq.NAME, f32
+        adapter_config.json   with an adapter: PEFT's folder, adapter_model.safetensors beside it
         model_files/          tokenizer, templates, generation settings (`cktrain.side_files`)
         COMPLETE              written last: size and SHA-256 of every file
 
@@ -64,6 +65,7 @@ from cktrain.config_file import save_config
 from cktrain.durable import sync
 from cktrain.file_identity import sha256_of_file
 from cktrain.folder_lock import FolderInUse, refuse_if_taken_over
+from cktrain.hf.peft_folder import PeftAdapter
 from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore
 from cktrain.optim.optimizer import Optimizer
@@ -133,6 +135,7 @@ def save_checkpoint(
     group: Group,
     keep: int,
     side: SideFiles | None = None,
+    adapter: PeftAdapter | None = None,
 ) -> None:
     """Write `folder/step-N`, then delete all but the newest `keep`. Collective over `group`, all ranks of the run.
 
@@ -171,6 +174,10 @@ def save_checkpoint(
     def finish(final: Path, temporary: Path) -> None:
         if side is not None:
             side.write_with_record(temporary / FOLDER)
+        for name, record in files.items():
+            _wait_for(temporary / name, record["bytes"])
+        if adapter is not None:
+            adapter.write(temporary, [temporary / name for name in files])
         _write_state(temporary, progress, config, whole, list(optimizer.state), files)
         refuse_if_taken_over(folder.parent)
         earlier = make_room(folder, final) if os.path.lexists(final) else None
@@ -297,8 +304,6 @@ def _write_state(
     state |= {"base": None if progress.base is None else progress.base.model_dump()}
     state |= {"moments": moments, "tensors": shapes}
     (folder / STATE_FILE).write_text(json.dumps(state, indent=1))
-    for name, record in files.items():
-        _wait_for(folder / name, record["bytes"])
     record = dict(files)
     for path in sorted(path for path in folder.rglob("*") if path.is_file()):
         name = path.relative_to(folder).as_posix()

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ class Checkpoint:
     @property
     def rank_files(self) -> list[Path]:
         """The files of weights that it names; others in the folder are not its own."""
-        return [self.path / name for name in sorted(self.files) if name.endswith(".safetensors")]
+        return [self.path / name for name in sorted(self.files) if is_rank_file(name)]
 
     def unknown(self) -> str:
         """What an older format does not tell; empty for the newest."""
@@ -126,6 +127,11 @@ class Checkpoint:
             f"[checkpoint] {self.path} has format {self.state.format}: it has no digests, so damage that keeps the sizes "
             "is not found, and the sequences that it has consumed are taken to be its steps times its global batch."
         )
+
+
+def is_rank_file(name: str) -> bool:
+    """Whether a file of a checkpoint is what a rank held; an adapter's PEFT folder has one of another name."""
+    return re.fullmatch(r"rank\d+\.safetensors", name) is not None
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
@@ -186,7 +192,7 @@ def _read(path: Path) -> Checkpoint:
     for name in (STATE_FILE, CONFIG_FILE):
         if name not in files:
             raise _refuse(path, f"{MARKER} does not name {name}")
-    if not any(name.endswith(".safetensors") for name in files):
+    if not any(is_rank_file(name) for name in files):
         raise _refuse(path, f"{MARKER} names no weights")
     for name, record in files.items():
         file = path / name

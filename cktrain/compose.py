@@ -24,6 +24,7 @@ from cktrain.data.shards import TokenSource, open_source
 from cktrain.frozen_base import record_base, refuse_other_base
 from cktrain.hf.folder import resolve_model
 from cktrain.hf.freeze import hold_as_stored
+from cktrain.hf.peft_folder import find_adapter, load_adapter, peft_adapter, resolve_adapter
 from cktrain.hf.peft_targets import in_words
 from cktrain.hf.tensors import hf_tensors, load_weights
 from cktrain.models.build import build_model
@@ -89,7 +90,8 @@ def compose(
         config.precision, kernels.isa, "" if checkpoint is None else checkpoint.state.precision, group
     )
     model_config, pretrained = together(group, lambda: _architecture(config.model, before))
-    config = config.model_copy(update={"model": model_config})
+    adapter = together(group, partial(resolve_adapter, config.adapter))
+    config = config.model_copy(update={"model": model_config, "adapter": adapter})
     examples = 0
     if checkpoint is not None and before is not None:
         examples = together(group, partial(consumed_examples, checkpoint, before, config))
@@ -133,6 +135,7 @@ def compose(
     base = _frozen_base(model, config, pretrained, group, recorded)
     if checkpoint is not None:
         refuse_other_base(checkpoint.path, recorded, base)
+    peft = None if adapter is None else peft_adapter(adapter, model_config, model, base)
     part = ModelShard(config, model, ranks, choose_partition(config, numerics, ranks))
     params = part.params
     optimizer_of = partial(
@@ -154,6 +157,10 @@ def compose(
             together(group, partial(load_weights, pretrained, model_config, params, names))
             params.initialize(config.run.seed, [param for param in params.params if param.spec.adapter])
             log.info("weights from %s", pretrained)
+            if adapter is not None and adapter.from_pretrained is not None and peft is not None:
+                folder = find_adapter(adapter.from_pretrained)
+                together(group, partial(load_adapter, folder, peft, params))
+                log.info("adapter from %s", folder)
         else:
             params.initialize(config.run.seed)
         progress = Progress(step=0, updates=0, tokens=0, precision=precision)
@@ -192,6 +199,7 @@ def compose(
         peak_flops=peak_flops,
         observers=observers,
         side=side,
+        adapter=peft,
     )
     return Run(trainer, loader)
 

@@ -21,6 +21,8 @@ from cktrain import cython_kernels
 from cktrain.data.loader import IGNORE_INDEX
 from cktrain.generate import Sampler, generate
 from cktrain.hf.folder import save_folder
+from cktrain.hf.peft_folder import peft_adapter
+from cktrain.hf.peft_targets import loras
 from cktrain.hf.tensors import hf_tensors
 from cktrain.memory.param_store import ParamStore
 from cktrain.memory.slot import Slot, SlotPlan, plan_slot
@@ -42,6 +44,7 @@ def open_model(
     tokenizer: str | None = None,
     any_tokenizer: bool = False,
     special_tokens: SpecialTokens | None = None,
+    adapter: str | Path | None = None,
 ) -> Model:
     """As `cktrain.load`, in a process that is bound. Raises ValueError for what cannot be opened."""
     kernels = cython_kernels.load()
@@ -51,6 +54,8 @@ def open_model(
         )
     kernels.set_num_threads(threads)
     saved = find_saved_model(path)
+    if adapter is not None:
+        saved = saved.with_adapter(adapter)
     side = saved.side_files(tokenizer, any_tokenizer)
     return Model(saved, Numerics(kernels, precision), side, special_tokens)
 
@@ -140,7 +145,7 @@ class Model:
     ) -> dict[str, npt.NDArray[np.floating]]:
         """Gradients of `loss` by every parameter: new arrays by Hugging Face's names and in its shapes, fp32.
 
-        A tied head has none of its own. Raises ValueError as `loss`.
+        Those of an adapter have PEFT's names. A tied head has none of its own. Raises ValueError as `loss`.
         """
         rows, shape = self._read_ids(ids)
         shifted = self._shifted(rows, shape, labels)
@@ -150,14 +155,24 @@ class Model:
         _, count = model.forward_loss(rows, shifted, slot)
         model.backward_loss(rows, slot)
         tensors = hf_tensors(self._saved.config, reversed(params.params))
-        return {tensor.name: tensor.view(tensor.param.grad) / count for tensor in tensors}
+        found: dict[str, npt.NDArray[np.floating]] = {}
+        found |= {tensor.name: tensor.view(tensor.param.grad) / count for tensor in tensors}
+        if self._saved.adapter is not None:
+            for part in peft_adapter(self._saved.adapter, self._saved.config, model, None).tensors:
+                found[part.name] = part.param.grad[part.rows] / count
+        return found
 
     def save(self, folder: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
-        """Write a Hugging Face folder that transformers loads.
+        """Write a Hugging Face folder that transformers loads; an adapter is merged into its weights.
 
         Raises ValueError where it is not empty or no Hugging Face class has this architecture, OSError where writing fails.
         """
-        _, params = self._build(1, train=False)
+        if self._saved.adapter is None:
+            _, params = self._build(1, train=False)
+        else:
+            model, params = self._saved.load(Numerics(self._numerics.kernels, "fp32"), 1)
+            for linear, lora in loras(model):
+                lora.merge_into(linear.weight.data)
         save_folder(folder, self._saved.config, params, self._side, dtype)
 
     # -------------------------------------------------------------------------------------- text

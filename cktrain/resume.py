@@ -29,6 +29,7 @@ _EFFECTS: dict[str, str | None] = {
     "model.from_pretrained": "nothing, the weights are the checkpoint's",
     "model.initializer_range": "nothing, it is of fresh weights",
     "model.max_position_embeddings": "sequences up to the new length are allowed",
+    "adapter.from_pretrained": "nothing, the weights are the checkpoint's",
     "data.path": "{data}",
     "data.sequence_length": "sequences are cut anew; the next step begins with sequence {examples:,} of the new length",
     "data.shuffle": _ORDER,

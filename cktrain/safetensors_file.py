@@ -13,10 +13,11 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, Protocol
 
 import ml_dtypes
@@ -135,6 +136,14 @@ def read_header(file: Path) -> list[StoredTensor]:
     return [tensor for tensor, _ in found]
 
 
+def read_metadata(file: Path) -> dict[str, str]:
+    """The texts that a file's header keeps beside its tensors, after `read_header` has checked the file."""
+    with open(file, "rb") as stream:
+        header = json.loads(stream.read(int.from_bytes(stream.read(8), "little")))
+    found = header.get("__metadata__")
+    return {str(key): str(value) for key, value in found.items()} if isinstance(found, dict) else {}
+
+
 class _Spec(BaseModel):
     """What the header says of a tensor."""
 
@@ -152,15 +161,21 @@ def _entry(name: str, file: Path, data: int, spec: _Spec) -> tuple[StoredTensor,
     return tensor, data + end
 
 
-def write_safetensors(file: Path, tensors: Sequence[tuple[str, Rows]], dtype: str, digest: Any = None) -> int:
+def write_safetensors(
+    file: Path,
+    tensors: Sequence[tuple[str, Rows]],
+    dtype: str,
+    digest: Any = None,
+    metadata: Mapping[str, str] = MappingProxyType({}),
+) -> int:
     """Write (name, array) pairs, converted to `dtype` (a name of the format), and sync the file; returns its bytes.
 
-    `digest`, of hashlib, is fed what is written, in another thread while it is written. Arrays may be strided views, and
-    need not be in memory (`Rows`).
+    `metadata` are texts that the header keeps. `digest`, of hashlib, is fed what is written, in another thread while it is
+    written. Arrays may be strided views, and need not be in memory (`Rows`).
     Raises OSError when the disk is full, ValueError when a weight is NaN or infinite in the written type.
     """
     kind = np.dtype(DTYPES[dtype])
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **metadata}}
     end = 0
     for name, array in tensors:
         begin, end = end, end + array.size * kind.itemsize

@@ -8,6 +8,7 @@ from pathlib import Path
 from cktrain.best_effort import warn
 from cktrain.checkpoint import MARKER, load_checkpoint
 from cktrain.checkpoint_folder import find_candidates
+from cktrain.checkpoint_record import FrozenBase
 from cktrain.config_file import load_config
 from cktrain.data.same_tokenizer import (
     other_tokenizer_error,
@@ -16,12 +17,20 @@ from cktrain.data.same_tokenizer import (
     with_other_tokenizer,
 )
 from cktrain.data.tokenizer import Tokenizer
+from cktrain.file_identity import sha256_of_files
 from cktrain.frozen_base import open_base
 from cktrain.hf.config_json import read_model_config
 from cktrain.hf.folder import resolve_model
 from cktrain.hf.gguf_file import is_gguf
 from cktrain.hf.peft_config import AdapterConfig
-from cktrain.hf.tensors import hf_tensors, load_weights
+from cktrain.hf.peft_folder import (
+    find_adapter,
+    load_adapter,
+    peft_adapter,
+    read_adapter_config,
+    says_its_base,
+)
+from cktrain.hf.tensors import hf_tensors, load_weights, weight_files
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.models.family import ModelConfig
@@ -50,7 +59,19 @@ class SavedModel:
     """Tokenizer and so on; None for a checkpoint of before they were kept in it."""
     hugging_face: bool
     adapter: AdapterConfig | None = None
-    """What a checkpoint's run trained beside its base."""
+    """What was trained beside its base."""
+    adapter_folder: Path | None = None
+    """PEFT's folder that gives the adapter's weights; None: the checkpoint has them."""
+
+    def with_adapter(self, path: str | Path) -> SavedModel:
+        """This model with PEFT's folder, or a run of an adapter, beside it. ValueError where that cannot be."""
+        if not self.hugging_face:
+            raise ValueError(
+                f"[adapter] {self.path} is a checkpoint, and an adapter stands beside a Hugging Face folder. Export it "
+                "first."
+            )
+        folder = find_adapter(path)
+        return replace(self, adapter=read_adapter_config(folder), adapter_folder=folder)
 
     def load(self, numerics: Numerics, positions: int, train: bool = False) -> tuple[Transformer, ParamStore]:
         """The model with its weights, for up to `positions` tokens; with `train` they have gradients.
@@ -65,6 +86,14 @@ class SavedModel:
         params = ParamStore(model.params(), numerics, train=train)
         if self.hugging_face:
             load_weights(self.path, self.config, params)
+            if self.adapter is not None and self.adapter_folder is not None:
+                base = None
+                if says_its_base(self.adapter_folder):
+                    files = sha256_of_files(self.path, weight_files(self.path))
+                    base = FrozenBase(path=str(self.path), files=files, tensors={})
+                load_adapter(
+                    self.adapter_folder, peft_adapter(self.adapter, self.config, model, base), params
+                )
         else:
             base = load_checkpoint(self.path, params, None).base
             if base is not None:

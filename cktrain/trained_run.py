@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from cktrain.adapter_export import export_adapter, export_merged
 from cktrain.loaded_model import Model, open_model
 from cktrain.report import METRICS_FILE, Curve, draw_losses, plot_losses, read_curve
+from cktrain.saved_model import find_saved_model
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,11 +49,36 @@ class TrainedRun:
 
         return load(self.path, dtype=dtype)
 
-    def export(self, folder: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") -> Path:
+    def save_adapter(self, folder: str | Path) -> Path:
+        """Write the adapter of the newest whole checkpoint as PEFT's folder; returns it.
+
+        Raises ValueError where the run has no adapter or the folder is not empty, and OSError where writing fails.
+        """
+        export_adapter(find_saved_model(self.path), Path(folder))
+        return Path(folder)
+
+    def export(
+        self, folder: str | Path, dtype: Literal["float32", "bfloat16"] | None = None, *, merge: bool = False
+    ) -> Path:
         """Write the model as a Hugging Face folder; returns it.
 
-        Raises ValueError where the folder is not empty or there is no whole checkpoint, and OSError where writing fails.
+        Args:
+            folder: to make.
+            dtype: of the weights; None: float32, or with `merge` as the base's files have them.
+            merge: put the run's adapter into its base's weights.
+
+        Raises:
+            ValueError: the folder is not empty, there is no whole checkpoint, or it has an adapter and `merge` is not given.
+            OSError: writing fails.
         """
-        model = open_model(self.path)
-        model.save(folder, dtype)
+        saved = find_saved_model(self.path)
+        if merge:
+            export_merged(saved, Path(folder), saved.side_files(None, False), dtype)
+        elif saved.adapter is not None:
+            raise ValueError(
+                f"[export] {self.path} trained an adapter. Give merge=True for the base with the adapter in it, or call "
+                "save_adapter."
+            )
+        else:
+            open_model(self.path).save(folder, dtype or "float32")
         return Path(folder)

@@ -213,7 +213,7 @@ STAGES = (
         "judges",
         "parity with PyTorch and transformers, live",
         (("pytest", "-m", "judge"), ("python", "tests/golden/hf/hf_parity.py")),
-        needs_modules("torch", "transformers", "pyarrow", extra="judges"),
+        needs_modules("torch", "transformers", "pyarrow", "peft", extra="judges"),
     ),
     Stage(
         "unit",

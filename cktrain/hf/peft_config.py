@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from cktrain.config_types import FinitePositive, Section, Size
+from cktrain.config_types import FinitePositive, PathText, Section, Size
 
 ADAPTER_DEFAULTS: dict[str, Any] = {"lr": 2.0e-4, "weight_decay": 0.0, "betas": [0.9, 0.999]}
 """Of the optimizer, where a run has an adapter and does not give them."""
@@ -20,6 +20,8 @@ class AdapterConfig(Section):
     """What is trained beside pretrained weights that stay as they are (docs/adapters.md); keys and meanings are PEFT's.
     Left out: all weights are trained."""
 
+    from_pretrained: PathText | None = None
+    """PEFT's folder, or a run or checkpoint of an adapter, to start from; it gives the other keys."""
     peft_type: Literal["lora"] = "lora"
     """The kind: y = x Wᵀ + scale · (x Aᵀ) Bᵀ (LoRA, Hu et al. 2021)."""
     r: Size = 16
@@ -61,9 +63,7 @@ class AdapterConfig(Section):
 
     def meaning(self) -> dict[str, Any]:
         """The keys that say what the adapter's numbers mean, which stay as they are when a run goes on."""
-        return self.model_dump(
-            mode="json",
-        )
+        return self.model_dump(mode="json", exclude={"from_pretrained"})
 
 
 def fits_pattern(pattern: str, module: str) -> bool:

@@ -58,6 +58,13 @@ def loras(model: Transformer) -> list[tuple[Linear, LoRA]]:
     ]
 
 
+def linear_modules(config: ModelConfig, model: Transformer) -> dict[str, bool]:
+    """The linears by Hugging Face's names, and whether their weight is (in, out) there."""
+    return {
+        _module(tensor): tensor.transposed for _, tensors in _linears(config, model) for tensor in tensors
+    }
+
+
 def in_words(adapter: AdapterConfig, model: Transformer) -> str:
     """What is adapted, for the run's first lines."""
     targets = [rows.target for _, lora in loras(model) for rows in lora.b]

@@ -77,9 +77,14 @@ def hf_tensors(config: ModelConfig, params: Iterable[Param]) -> list[HFTensor]:
         else:
             for ours, theirs in names.renamed.items():
                 name = name.replace(ours, theirs)
-            transposed = re.fullmatch(names.transposed, name) is not None
-            found.append(HFTensor(name, param, slice(0, param.global_shape[0]), transposed))
+            every = slice(0, param.global_shape[0])
+            found.append(HFTensor(name, param, every, is_transposed(config, name)))
     return found
+
+
+def is_transposed(config: ModelConfig, name: str) -> bool:
+    """Whether a tensor, by Hugging Face's name, is (in, out) there and (out, in) here."""
+    return re.fullmatch(FAMILIES[config.family].tensors.transposed, name) is not None
 
 
 def load_weights(
@@ -112,6 +117,11 @@ def load_weights(
 def weight_files(folder: str | Path) -> list[str]:
     """The names of the files that hold a folder's weights. Raises ValueError when it has none."""
     return sorted({tensor.file.name for tensor in _stored_tensors(Path(folder))[0].values()})
+
+
+def stored_tensors(folder: str | Path, config: ModelConfig) -> dict[str, StoredTensor]:
+    """The tensors of a folder by Hugging Face's name, which each file may spell without its prefix."""
+    return _named_tensors(Path(folder), FAMILIES[config.family].tensors)[0]
 
 
 def stored_dtypes(folder: str | Path, config: ModelConfig) -> dict[str, str]:

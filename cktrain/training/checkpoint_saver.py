@@ -15,6 +15,7 @@ from pathlib import Path
 from cktrain.checkpoint import CheckpointError, NotSavedError, Progress, save_checkpoint
 from cktrain.checkpoint_folder import step_name
 from cktrain.config import Config
+from cktrain.hf.peft_folder import PeftAdapter
 from cktrain.optim.optimizer import Optimizer
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.side_files import SideFiles
@@ -35,13 +36,18 @@ class CheckpointSaver(Observer):
         optimizer: Optimizer,
         progress: Callable[[], Progress],
         side: SideFiles | None = None,
+        adapter: PeftAdapter | None = None,
     ) -> None:
-        """`side` is what stands beside the weights, on rank 0. The run has just been resumed, or begins."""
+        """`side` is what stands beside the weights, on rank 0; `adapter` what the run trains beside a base.
+
+        The run has just been resumed, or begins.
+        """
         self._config = config
         self._shard = shard
         self._optimizer = optimizer
         self._progress = progress
         self._side = side
+        self._adapter = adapter
         self._failures = 0
         self.saved_step = progress().step
         """The last step that is on disk; that which the run began with, or 0."""
@@ -85,6 +91,7 @@ class CheckpointSaver(Observer):
             self._shard.ranks.world,
             self._config.checkpoint.keep if keep is None else keep,
             self._side,
+            self._adapter,
         )
         self.saved_step = progress.step
         log.info("saved %s", path)

@@ -25,6 +25,7 @@ from cktrain.checkpoint import Progress
 from cktrain.comm.errors import CommError
 from cktrain.config import Config
 from cktrain.data.loader import Batch, BatchLoader, empty_batch
+from cktrain.hf.peft_folder import PeftAdapter
 from cktrain.optim.optimizer import Optimizer
 from cktrain.optim.schedule import learning_rate
 from cktrain.parallel.bubble import measure_bubble
@@ -63,6 +64,7 @@ class Trainer:
         peak_flops: float | None = None,
         observers: Sequence[Observer] = (),
         side: SideFiles | None = None,
+        adapter: PeftAdapter | None = None,
     ) -> None:
         """`observers` only watch, as the log and the metrics file do; rank 0 has in `side` what stands beside weights."""
         self.config = config
@@ -82,7 +84,7 @@ class Trainer:
         """Save and stop after the step in which it is raised."""
         self.fate = ""
         """What became of the work, once the run has ended by an error."""
-        self.saver = CheckpointSaver(config, part, optimizer, lambda: self.progress, side)
+        self.saver = CheckpointSaver(config, part, optimizer, lambda: self.progress, side, adapter)
         self.stage = part.stage
         self._told: Observers | None = None
         self._trouble: Trouble | None = None

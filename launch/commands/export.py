@@ -25,7 +25,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("out", type=arguments.path, help="folder to make; with --gguf a file")
     parser.add_argument(
-        "--dtype", choices=("float32", "bfloat16"), help="type of the weights (default float32)"
+        "--dtype",
+        choices=("float32", "bfloat16"),
+        help="type of the weights; default: float32, with --merge that of the base's files",
+    )
+    parser.add_argument(
+        "--merge",
+        action="store_true",
+        help="of an adapter's run: the base's weights with the adapter in them",
+    )
+    parser.add_argument(
+        "--adapter", action="store_true", help="of an adapter's run: the adapter, as PEFT's folder"
     )
     parser.add_argument(
         "--gguf",
@@ -58,19 +68,37 @@ def _size(text: str) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from cktrain import cython_kernels
+    from cktrain.adapter_export import export_adapter, export_merged
     from cktrain.hf.config_json import model_type_of
     from cktrain.hf.folder import save_folder
     from cktrain.nn.numerics import Numerics
     from cktrain.saved_model import find_saved_model
 
     saved = find_saved_model(options.model)
+    if options.adapter and options.merge:
+        raise ValueError("[export] --adapter and --merge are two exports. Give one of them.")
+    if saved.adapter is not None and not (options.adapter or options.merge):
+        raise ValueError(
+            f"[export] {saved.path} is of an adapter. Give --merge for the base's weights with the adapter in them, or "
+            "--adapter for PEFT's folder."
+        )
+    if options.adapter:
+        count = export_adapter(saved, Path(options.out))
+        print(f"{saved.path} -> {options.out}: an adapter of {count:,} weights, for PEFT")
+        return 0
     side = saved.side_files(options.tokenizer, options.any_tokenizer)
+    if options.gguf is not None and options.merge:
+        raise ValueError("[export] --gguf is of a folder. Export with --merge, then that folder with --gguf.")
     if options.gguf is not None and options.dtype is not None:
         raise ValueError(
             f"[export] --gguf {options.gguf} names the type of the weights too. Leave --dtype out."
         )
     if options.ollama and options.gguf is None:
         raise ValueError("[export] --ollama writes a Modelfile beside a GGUF file. Give --gguf as well.")
+    if options.merge:
+        words = export_merged(saved, Path(options.out), side, options.dtype)
+        print(f"{saved.path} -> {options.out}: {words}")
+        return 0
     _, params = saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)
     if options.gguf is not None:
         from cktrain.hf.gguf_file.export import export_gguf

@@ -15,6 +15,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "model", type=arguments.path, help="folder of a run, a checkpoint, or a Hugging Face folder"
     )
+    parser.add_argument(
+        "--adapter",
+        type=arguments.path,
+        help="PEFT's folder, or a run of an adapter, beside a Hugging Face folder",
+    )
     parser.add_argument("--prompt", default="", help="text to continue; default: the start of a document")
     parser.add_argument(
         "--max-tokens",
@@ -76,6 +81,7 @@ def _run(options: argparse.Namespace) -> int:
         tokenizer=options.tokenizer,
         any_tokenizer=options.any_tokenizer,
         special_tokens=options.special_tokens,
+        adapter=options.adapter,
     )
     # The argument's bytes are UTF-8 even where the locale made Python read them as something else.
     text = os.fsencode(options.prompt).decode("utf-8", errors="surrogateescape")

@@ -72,7 +72,6 @@ def test_an_unknown_name_is_an_attribute_error():
     [
         ({"path": "m.gguf"}, "m.gguf: it cannot be read"),
         ({"path": ".", "quantize": "q8_0"}, "cannot be quantized yet"),
-        ({"path": ".", "adapter": "lora"}, "adapters are not read yet"),
         ({"path": ".", "dtype": "int8"}, "dtype='int8' is unknown"),
         ({"path": ".", "special_tokens": "no"}, "special_tokens='no' is unknown"),
         ({"path": ".", "threads": 9999}, "Give 1 to"),

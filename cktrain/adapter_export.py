@@ -1,0 +1,77 @@
+"""What a run of an adapter gives to others: PEFT's folder, or the base's own weights with the adapter in them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import Literal
+
+from cktrain import cython_kernels
+from cktrain.checkpoint_record import CheckpointError, read_checkpoint
+from cktrain.durable import sync
+from cktrain.frozen_base import open_base
+from cktrain.hf.folder import save_folder
+from cktrain.hf.peft_folder import CONFIG_FILE, WEIGHTS_FILE
+from cktrain.hf.peft_merge import merge_folder
+from cktrain.hf.peft_targets import loras
+from cktrain.nn.numerics import Numerics
+from cktrain.safetensors_file import read_header, to_finite
+from cktrain.saved_model import SavedModel
+from cktrain.side_files import SideFiles
+
+
+def export_adapter(saved: SavedModel, out: Path) -> int:
+    """Write PEFT's folder of a run's checkpoint as `out`; returns the adapter's weights.
+
+    Raises ValueError where the run has no adapter, `out` is not empty or a number is NaN or infinite, OSError where
+    writing fails.
+    """
+    _refuse_plain(saved)
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise ValueError(f"[export] {out} exists and is not an empty folder. Choose another or delete it.")
+    count = 0
+    for tensor in read_header(saved.path / WEIGHTS_FILE):
+        for _, values in tensor.pieces():
+            count += to_finite(values, values.dtype, f"{tensor.name} in {tensor.file}").size
+    temporary = out.with_name(f".{out.name}.tmp{os.getpid()}")
+    try:
+        temporary.mkdir(parents=True)
+        for name in (WEIGHTS_FILE, CONFIG_FILE):
+            shutil.copyfile(saved.path / name, temporary / name)
+            sync(temporary / name)
+        os.rename(temporary, out)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    return count
+
+
+def export_merged(
+    saved: SavedModel, out: Path, side: SideFiles, dtype: Literal["float32", "bfloat16"] | None = None
+) -> str:
+    """Write the base with the adapter in it as `out`, in the base's own dtype or a given one; what was done, in words.
+
+    Raises ValueError where the run has no adapter, its base has changed, `out` is not empty or a merged weight is not
+    finite, OSError where writing fails.
+    """
+    _refuse_plain(saved)
+    assert saved.adapter is not None
+    if dtype is None:
+        base = read_checkpoint(saved.path).state.base
+        assert base is not None
+        count = merge_folder(open_base(saved.path, base), saved.path, saved.adapter, saved.config, out, side)
+        return f"{count:,} matrices merged into the weights of {base.path}, in their dtype"
+    model, params = saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)
+    found = loras(model)
+    for linear, lora in found:
+        lora.merge_into(linear.weight.data)
+    save_folder(out, saved.config, params, side, dtype)
+    return f"{sum(len(lora.b) for _, lora in found):,} matrices merged, {dtype}"
+
+
+def _refuse_plain(saved: SavedModel) -> None:
+    if saved.adapter is None or not (saved.path / WEIGHTS_FILE).is_file():
+        raise CheckpointError(
+            f"[export] {saved.path} is no checkpoint of an adapter. Leave --merge and --adapter out (merge= in Python)."
+        )

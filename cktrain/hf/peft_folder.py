@@ -1,0 +1,267 @@
+"""PEFT's folder: an adapter as `PeftModel.from_pretrained` reads and writes it.
+
+    adapter_config.json         rank, alpha, targets …, in PEFT's keys
+    adapter_model.safetensors   base_model.model.MODULE.lora_A.weight (r, in), …lora_B.weight (out, r), f32
+
+Each checkpoint of an adapter is such a folder, beside what resume needs. The metadata of its tensors' file name the base by
+the SHA-256 of its files, so that it is not put beside another one; a folder that PEFT wrote does not say that.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cktrain.checkpoint_record import FrozenBase
+from cktrain.durable import sync
+from cktrain.file_identity import sha256_of_set
+from cktrain.foreign_file import read_json, shorten
+from cktrain.hf.peft_config import AdapterConfig
+from cktrain.hf.peft_targets import ends_in, linear_modules, loras
+from cktrain.memory.param import Param
+from cktrain.memory.param_store import ParamStore
+from cktrain.models.family import ModelConfig
+from cktrain.models.transformer import Transformer
+from cktrain.parallel.blocks import read_label
+from cktrain.safetensors_file import (
+    DTYPES,
+    StoredTensor,
+    read_header,
+    read_metadata,
+    to_finite,
+    write_safetensors,
+)
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+BASE_KEY = "base_sha256"
+
+_OURS = ("r", "lora_alpha", "exclude_modules", "use_rslora", "rank_pattern", "alpha_pattern")
+_SAID = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
+         "target_modules", "fan_in_fan_out", "megatron_config", "megatron_core", "init_lora_weights", "loftq_config",
+         "qalora_group_size", "ensure_weight_tying", "lora_dropout", "modules_to_save")  # fmt: skip
+"""Keys that change nothing in what a loaded adapter computes here, or are read on their own."""
+
+
+@dataclass(frozen=True)
+class PeftTensor:
+    """A tensor as PEFT names it, and its rows of one of our parameters."""
+
+    name: str
+    param: Param
+    rows: slice
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """In PEFT's file."""
+        return (self.rows.stop - self.rows.start, *self.param.global_shape[1:])
+
+
+@dataclass(frozen=True)
+class PeftAdapter:
+    """The adapter of a whole model, whatever part of it stands on this rank."""
+
+    tensors: Sequence[PeftTensor]
+    config: Mapping[str, Any]
+    """Of adapter_config.json."""
+    base: FrozenBase | None = field(default=None)
+
+    def write(self, folder: Path, rank_files: Sequence[Path]) -> None:
+        """Write PEFT's files into a checkpoint, from what all ranks wrote there.
+
+        Raises OSError, and ValueError where a number is NaN or infinite.
+        """
+        wanted = {tensor.param.name: tensor.param for tensor in self.tensors}
+        whole: dict[str, np.ndarray] = {}
+        for file in rank_files:
+            for stored in read_header(file):
+                label, block = read_label(stored.name, stored.shape)
+                kind, _, name = label.partition(".")
+                if kind != "param" or name not in wanted:
+                    continue
+                if name not in whole:
+                    whole[name] = np.full(wanted[name].global_shape, np.nan, np.float32)
+                columns = slice(block.column, block.column + (block.columns or 0))
+                for rows, values in stored.pieces():
+                    whole[name][block.row + rows.start : block.row + rows.stop, columns] = values
+        self.write_arrays(folder, whole)
+
+    def write_arrays(self, folder: Path, whole: Mapping[str, np.ndarray]) -> None:
+        """Write PEFT's files, from whole parameters by our names. Raises as `write`."""
+        arrays = [(tensor.name, whole[tensor.param.name][tensor.rows]) for tensor in self.tensors]
+        metadata = {} if self.base is None else {BASE_KEY: sha256_of_set(self.base.files)}
+        write_safetensors(folder / WEIGHTS_FILE, arrays, "F32", metadata=metadata)
+        (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
+        sync(folder / CONFIG_FILE)
+
+
+def peft_adapter(
+    adapter: AdapterConfig, config: ModelConfig, model: Transformer, base: FrozenBase | None
+) -> PeftAdapter:
+    """What PEFT's folder says of a model's adapters; of a whole model, before ranks divide it."""
+    tensors: list[PeftTensor] = []
+    names: list[str] = []
+    for _, lora in loras(model):
+        for rows in lora.b:
+            name = rows.target.name
+            names.append(name)
+            tensors.append(PeftTensor(f"{PREFIX}{name}.lora_A.weight", lora.a, rows.columns))
+            tensors.append(
+                PeftTensor(f"{PREFIX}{name}.lora_B.weight", rows.weight, slice(0, rows.weight.shape[0]))
+            )
+    modules = linear_modules(config, model)
+    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    plain = [name for name in modules if any(ends_in(name, end) for end in ends)] == names
+    whole = adapter.lora_alpha.is_integer()
+    values = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": config.from_pretrained if base is None else base.path,
+        "inference_mode": True,
+        "r": adapter.r,
+        "lora_alpha": int(adapter.lora_alpha) if whole else adapter.lora_alpha,
+        "lora_dropout": 0.0,
+        "target_modules": ends if plain else names,
+        "bias": "none",
+        "fan_in_fan_out": any(modules[name] for name in names),
+        "use_rslora": adapter.use_rslora,
+        "rank_pattern": adapter.rank_pattern,
+        "alpha_pattern": adapter.alpha_pattern,
+    }
+    return PeftAdapter(tensors, values, base)
+
+
+def find_adapter(path: str | Path) -> Path:
+    """PEFT's folder at `path`: the folder itself, or the newest whole checkpoint of a run. ValueError: there is none."""
+    from cktrain.checkpoint_folder import find_candidates
+
+    path = Path(path)
+    if (path / CONFIG_FILE).is_file():
+        return path
+    if (path / "checkpoints").is_dir():
+        for candidate in find_candidates(path / "checkpoints").found:
+            if (candidate.path / CONFIG_FILE).is_file():
+                return candidate.path
+    raise ValueError(
+        f"[adapter] {path} holds no {CONFIG_FILE}, and is no run of an adapter. Give a folder that PEFT or "
+        "`cktrain export --adapter` wrote, or a run."
+    )
+
+
+def read_adapter_config(folder: Path) -> AdapterConfig:
+    """What adapter_config.json says, as the keys of `adapter:`.
+
+    Raises ValueError for what is not computed here, and for a file that is damaged.
+    """
+    file = folder / CONFIG_FILE
+    values = read_json(file, dict[str, Any], area="adapter", remedy="Fetch the folder again.")
+    if values.get("peft_type") != "LORA":
+        raise ValueError(
+            f"[adapter] {file}: peft_type {shorten(values.get('peft_type'))} is not read, only LORA is."
+        )
+    for key, value in values.items():
+        plain = value in (None, False, 0, "none") or value == {} or value == []
+        if not plain and key not in _OURS and key not in _SAID:
+            raise ValueError(
+                f"[adapter] {file}: {key} is {shorten(value)}, which is not computed here. Merge the adapter with PEFT, or "
+                "train one without it."
+            )
+    if values.get("modules_to_save"):
+        raise ValueError(f"[adapter] {file}: modules_to_save is not read yet. Merge the adapter with PEFT.")
+    start = values.get("init_lora_weights", True)
+    if start not in (True, False, "gaussian", None):
+        raise ValueError(
+            f"[adapter] {file}: init_lora_weights {shorten(start)} changes the base's weights too. Convert it with PEFT."
+        )
+    found = {key: values[key] for key in _OURS if values.get(key) is not None}
+    found["r"] = values.get("r", 8)
+    found["lora_alpha"] = float(values.get("lora_alpha", 8))
+    if values.get("target_modules") is None:
+        raise ValueError(f"[adapter] {file}: target_modules is missing. Name the modules that it adapts.")
+    try:
+        return AdapterConfig(target_modules=values["target_modules"], **found)
+    except ValueError as error:
+        raise ValueError(f"[adapter] {file}: {error}") from None
+
+
+def resolve_adapter(adapter: AdapterConfig | None) -> AdapterConfig | None:
+    """The block with all of its keys, those of from_pretrained among them. ValueError where a given key says otherwise.
+
+    A folder that is gone gives no keys: a run that goes on has them written out.
+    """
+    if adapter is None or adapter.from_pretrained is None:
+        return adapter
+    if not Path(adapter.from_pretrained).exists() and "target_modules" in adapter.model_fields_set:
+        return adapter
+    folder = find_adapter(adapter.from_pretrained)
+    found = read_adapter_config(folder)
+    for key in sorted(adapter.model_fields_set - {"from_pretrained"}):
+        if getattr(adapter, key) != getattr(found, key):
+            raise ValueError(
+                f"[adapter] adapter.{key} is {shorten(getattr(adapter, key))} and {shorten(getattr(found, key))} in "
+                f"{folder / CONFIG_FILE}, which gives it. Remove the key."
+            )
+    return found.model_copy(update={"from_pretrained": adapter.from_pretrained})
+
+
+def load_adapter(folder: Path, adapter: PeftAdapter, params: ParamStore) -> None:
+    """Read an adapter's weights into what of them stands on this rank.
+
+    Raises ValueError for another base, a tensor that is missing, misshapen or too much, and NaN or infinite numbers, before
+    anything is changed.
+    """
+    file = folder / WEIGHTS_FILE
+    stored = {tensor.name: tensor for tensor in read_header(file)}
+    _refuse_other_base(file, adapter)
+    _check(file, stored, adapter.tensors)
+    here = set(params.params)
+    dtype = params.numerics.master_dtype
+    found = []
+    for tensor in adapter.tensors:
+        if tensor.param in here:
+            for rows, values in stored[tensor.name].pieces():
+                found.append((tensor, rows, to_finite(values, dtype, f"{tensor.name} in {file}")))
+    for tensor, rows, values in found:
+        tensor.param.put(tensor.param.data, values, tensor.rows.start + rows.start)
+    params.refresh()
+
+
+def says_its_base(folder: Path) -> bool:
+    """Whether an adapter's folder names the base that it was trained beside. ValueError for damaged weights."""
+    read_header(folder / WEIGHTS_FILE)
+    return BASE_KEY in read_metadata(folder / WEIGHTS_FILE)
+
+
+def _refuse_other_base(file: Path, adapter: PeftAdapter) -> None:
+    trained_beside = read_metadata(file).get(BASE_KEY)
+    if trained_beside is None or adapter.base is None:
+        return
+    have = sha256_of_set(adapter.base.files)
+    if have != trained_beside:
+        raise ValueError(
+            f"[adapter] {file.parent} was trained beside another base (SHA-256 {trained_beside[:12]}…) than "
+            f"{adapter.base.path} ({have[:12]}…). Give the base that it was trained with."
+        )
+
+
+def _check(file: Path, stored: Mapping[str, StoredTensor], wanted: Sequence[PeftTensor]) -> None:
+    names = {tensor.name for tensor in wanted}
+    problems = [f"{tensor.name} is missing" for tensor in wanted if tensor.name not in stored]
+    problems += [f"{name} is of no target" for name in stored if name not in names]
+    for tensor in wanted:
+        have = stored.get(tensor.name)
+        if have is not None and have.shape != tensor.shape:
+            problems.append(f"{tensor.name} has shape {have.shape}, beside this model it has {tensor.shape}")
+        elif have is not None and have.dtype not in DTYPES:
+            problems.append(f"{tensor.name} is {have.dtype}, only {', '.join(DTYPES)} are read")
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise ValueError(
+            f"[adapter] {file}: {'; '.join(problems[:3])}{more}. It is an adapter of another model or of other targets."
+        )

@@ -1,0 +1,194 @@
+"""PEFT's folder out and in: checkpoints are one, another base or another adapter is refused, merging keeps the dtype."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from cktrain import cython_kernels
+from cktrain.adapter_export import export_adapter, export_merged
+from cktrain.checkpoint import CheckpointError, NotSavedError
+from cktrain.config import Config
+from cktrain.hf.folder import save_folder
+from cktrain.hf.peft_folder import CONFIG_FILE, WEIGHTS_FILE
+from cktrain.loaded_model import open_model
+from cktrain.memory.param_store import ParamStore
+from cktrain.models.build import build_model
+from cktrain.nn.numerics import Numerics
+from cktrain.safetensors_file import read_header
+from cktrain.saved_model import find_saved_model
+
+IDS = np.arange(12) * 5 % 61
+ADAPTER = {
+    "r": 3,
+    "rank_pattern": {"k_proj": 2},
+    "alpha_pattern": {"o_proj": 9},
+    "exclude_modules": ["up_proj"],
+}
+
+
+@pytest.fixture
+def trained(tiny, composed, tmp_path):
+    """`trained(dtype, seed, adapter keys, **model keys)` -> (base, run) after three steps with large rates."""
+
+    def make(dtype="float32", seed=5, adapter=None, name="run", **keys):
+        config = tiny(**{f"model.{key}": value for key, value in keys.items()})
+        model = config.model.model_copy(update={"max_position_embeddings": 16})
+        numerics = Numerics(cython_kernels.load("reference"), "fp32")
+        params = ParamStore(build_model(model, numerics, 16).params(), numerics)
+        params.initialize(seed)
+        base = tmp_path / f"base-{dtype}-{seed}-{keys.get('family', 'llama')}"
+        if not base.exists():
+            save_folder(base, model, params, dtype=dtype)
+        values = config.model_dump(mode="json", exclude={"adapter"})
+        values |= {
+            "model": {"from_pretrained": str(base)},
+            "precision": "fp32",
+            "adapter": adapter or ADAPTER,
+        }
+        values["run"] |= {"dir": str(tmp_path / name), "steps": 6}
+        values["optimizer"] = {"lr": 0.1}
+        trainer = composed(Config.model_validate(values)).trainer
+        for _ in range(3):
+            trainer.step()
+        trainer.save()
+        return base, trainer
+
+    return make
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2", "olmo2"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_folder_beside_the_base_and_the_merged_base_are_the_run(trained, tmp_path, family, dtype):
+    adapter = {"r": 3, "lora_alpha": 12} if family == "gpt2" else ADAPTER
+    base, _ = trained(dtype, family=family, adapter=adapter)
+    saved = find_saved_model(tmp_path / "run")
+    export_adapter(saved, tmp_path / "peft")
+    assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
+    export_merged(saved, tmp_path / "merged", saved.side_files("none", False))
+    wanted = open_model(tmp_path / "run").logits(IDS)
+    plain = open_model(base).logits(IDS)
+    assert np.abs(wanted - plain).max() > 1e-2
+    np.testing.assert_array_equal(open_model(base, adapter=tmp_path / "peft").logits(IDS), wanted)
+    np.testing.assert_array_equal(open_model(base, adapter=tmp_path / "run").logits(IDS), wanted)
+    merged = open_model(tmp_path / "merged").logits(IDS)
+    # Sums in another order in fp32; in bf16 each merged weight is rounded by up to 2^-9 of it.
+    assert np.abs(merged - wanted).max() / np.abs(wanted).max() < (1e-5 if dtype == "float32" else 3e-2)
+    before = {tensor.name: tensor for tensor in read_header(base / "model.safetensors")}
+    after = {tensor.name: tensor for tensor in read_header(tmp_path / "merged" / "model.safetensors")}
+    assert {name: (t.dtype, t.shape, t.start) for name, t in before.items()} == {
+        name: (t.dtype, t.shape, t.start) for name, t in after.items()
+    }
+    config = (base / "config.json").read_bytes()
+    assert (tmp_path / "merged" / "config.json").read_bytes() == config
+
+
+def test_a_merged_folder_in_another_dtype(trained, tmp_path):
+    trained("bfloat16")
+    saved = find_saved_model(tmp_path / "run")
+    export_merged(saved, tmp_path / "merged", saved.side_files("none", False), "float32")
+    wanted = open_model(tmp_path / "run").logits(IDS)
+    assert np.abs(open_model(tmp_path / "merged").logits(IDS) - wanted).max() < 1e-5 * np.abs(wanted).max()
+    open_model(tmp_path / "run").save(tmp_path / "again")
+    np.testing.assert_array_equal(
+        open_model(tmp_path / "again").logits(IDS), open_model(tmp_path / "merged").logits(IDS)
+    )
+
+
+def test_a_folder_goes_on_with_its_own_keys(trained, composed, tmp_path):
+    base, trainer = trained()
+    values = trainer.config.model_dump(mode="json", exclude={"adapter"})
+    values["run"]["dir"] = str(tmp_path / "second")
+    values["model"] = {"from_pretrained": str(base)}
+    values["adapter"] = {"from_pretrained": str(tmp_path / "run")}
+    again = composed(Config.model_validate(values)).trainer
+    assert again.config.adapter.rank_pattern == {"k_proj": 2}
+    for param in trainer.params.trainable:
+        np.testing.assert_array_equal(again.params[param.name].data, param.data, err_msg=param.name)
+    again.step()
+    again.save()
+    shutil.rmtree(tmp_path / "run")
+    resumed = composed(
+        Config.model_validate({**values, "adapter": again.config.adapter.model_dump()})
+    ).trainer
+    assert resumed.progress.step == 1
+    values["adapter"]["r"] = 5
+    (tmp_path / "second").rename(tmp_path / "run")
+    with pytest.raises(ValueError, match=r"adapter\.r is 5 and 3 in .*which gives it"):
+        composed(Config.model_validate(values))
+
+
+def test_gradients_have_pefts_names(trained, tmp_path):
+    trained()
+    gradients = open_model(tmp_path / "run").gradients(IDS)
+    name = "base_model.model.model.layers.1.self_attn.k_proj.lora_B.weight"
+    assert gradients[name].shape == (12, 2) and gradients[name].any()
+    assert gradients["model.layers.0.mlp.down_proj.weight"].any()
+
+
+# -------------------------------------------------------------------------------------------------------- wrong input
+
+
+def test_another_base_is_refused(trained, tmp_path):
+    trained()
+    other, _ = trained(seed=6, name="other")
+    with pytest.raises(ValueError, match=r"was trained beside another base .* Give the base"):
+        open_model(other, adapter=tmp_path / "run").logits(IDS)
+
+
+def test_a_base_that_changed_is_refused(trained, tmp_path):
+    base, _ = trained()
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    saved = find_saved_model(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=r"model\.safetensors is not the one recorded"):
+        export_merged(saved, tmp_path / "merged", saved.side_files("none", False))
+    assert not (tmp_path / "merged").exists()
+
+
+@pytest.mark.parametrize(
+    "change, text",
+    [
+        ({"peft_type": "IA3"}, "peft_type 'IA3' is not read"),
+        ({"bias": "all"}, "bias is 'all', which is not computed here"),
+        ({"layers_to_transform": [1]}, r"layers_to_transform is \[1\]"),
+        ({"init_lora_weights": "pissa"}, "changes the base's weights too"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save is not read yet"),
+        ({"target_modules": None}, "target_modules is missing"),
+        ({"r": 7}, r"lora_A.weight has shape \(3, .*beside this model it has \(7"),
+        (
+            {"target_modules": ["q_proj"], "rank_pattern": {}, "alpha_pattern": {}, "exclude_modules": None},
+            "is of no target",
+        ),
+        ({"r": "many"}, "r"),
+    ],
+)
+def test_a_folder_that_means_something_else(trained, tmp_path, change, text):
+    base, _ = trained()
+    export_adapter(find_saved_model(tmp_path / "run"), tmp_path / "peft")
+    file = tmp_path / "peft" / CONFIG_FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    with pytest.raises(ValueError, match=text):
+        open_model(base, adapter=tmp_path / "peft").logits(IDS)
+
+
+def test_nan_is_never_saved_as_done(trained, tmp_path):
+    _, trainer = trained()
+    trainer.step()
+    trainer.params.trainable[0].data[0] = np.nan
+    with pytest.raises(NotSavedError, match="NaN or infinite"):
+        trainer.save()
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").glob("step-*")] == ["step-00000003"]
+
+
+def test_no_adapter_and_a_full_folder_are_said(trained, tmp_path):
+    base, _ = trained()
+    with pytest.raises(ValueError, match=r"holds no adapter_config\.json"):
+        open_model(base, adapter=tmp_path)
+    with pytest.raises(ValueError, match="is no checkpoint of an adapter"):
+        export_adapter(find_saved_model(base), tmp_path / "x")
+    with pytest.raises(ValueError, match="is not an empty folder"):
+        export_adapter(find_saved_model(tmp_path / "run"), base)

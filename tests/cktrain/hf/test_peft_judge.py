@@ -1,0 +1,95 @@
+"""PEFT judges: it loads our folder beside transformers' model and computes the same logits, and its folder is read here."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+peft = pytest.importorskip("peft")
+
+from cktrain import cython_kernels  # noqa: E402
+from cktrain.config import Config  # noqa: E402
+from cktrain.hf.folder import save_folder  # noqa: E402
+from cktrain.loaded_model import open_model  # noqa: E402
+from cktrain.memory.param_store import ParamStore  # noqa: E402
+from cktrain.models.build import build_model  # noqa: E402
+from cktrain.nn.numerics import Numerics  # noqa: E402
+
+pytestmark = pytest.mark.judge
+
+IDS = np.arange(12) * 5 % 61
+TOLERANCE = 2e-5
+"""Of the largest logit: fp32 sums of up to 40 terms in another order."""
+ADAPTERS = {
+    "llama": {
+        "r": 3,
+        "rank_pattern": {"k_proj": 2},
+        "alpha_pattern": {"o_proj": 9},
+        "exclude_modules": ["up_proj"],
+    },
+    "gpt2": {"r": 4, "use_rslora": True},
+    "olmo2": {"r": 2, "target_modules": ["q_proj", "layers.1.mlp.down_proj"]},
+}
+
+
+@pytest.fixture
+def base(tiny, tmp_path):
+    def make(family):
+        model = tiny(**{"model.family": family}).model.model_copy(update={"max_position_embeddings": 16})
+        numerics = Numerics(cython_kernels.load("reference"), "fp32")
+        params = ParamStore(build_model(model, numerics, 16).params(), numerics)
+        params.initialize(5)
+        save_folder(tmp_path / "base", model, params)
+        return tmp_path / "base"
+
+    return make
+
+
+def logits(model):
+    with torch.no_grad():
+        return model(torch.tensor(IDS[None])).logits[0].numpy()
+
+
+def close(found, wanted):
+    assert np.abs(found - wanted).max() <= TOLERANCE * np.abs(wanted).max()
+
+
+@pytest.mark.parametrize("family", list(ADAPTERS))
+def test_peft_computes_the_logits_of_our_checkpoint(tiny, composed, base, tmp_path, family):
+    folder = base(family)
+    values = tiny(**{"model.family": family}).model_dump(mode="json", exclude={"adapter"})
+    values |= {"model": {"from_pretrained": str(folder)}, "precision": "fp32", "adapter": ADAPTERS[family]}
+    values["optimizer"] = {"lr": 0.1}
+    trainer = composed(Config.model_validate(values)).trainer
+    for _ in range(3):
+        trainer.step()
+    checkpoint = trainer.save()
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    before = logits(plain)
+    theirs = peft.PeftModel.from_pretrained(plain, checkpoint).eval()
+    ours = open_model(tmp_path / "run").logits(IDS)
+    assert np.abs(ours - before).max() > 1e-2
+    close(ours, logits(theirs))
+    close(ours, logits(theirs.merge_and_unload()))
+
+
+@pytest.mark.parametrize("family", list(ADAPTERS))
+@pytest.mark.parametrize("targets", ["all-linear", None])
+def test_a_folder_that_peft_wrote_is_read(base, tmp_path, family, targets):
+    folder = base(family)
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    gpt2 = family == "gpt2"
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        r=4,
+        lora_alpha=6,
+        target_modules=targets or (["c_attn"] if gpt2 else ["q_proj", "v_proj"]),
+        init_lora_weights=False,
+        rank_pattern={} if gpt2 else {"v_proj": 3},
+        fan_in_fan_out=gpt2,
+    )
+    theirs = peft.get_peft_model(plain, config).eval()
+    theirs.save_pretrained(tmp_path / "peft")
+    close(open_model(folder, adapter=tmp_path / "peft").logits(IDS), logits(theirs))
