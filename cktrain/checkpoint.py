@@ -119,6 +119,10 @@ class Progress:
     """The runs that led to it, oldest first."""
     data: str = ""
     """The fingerprint of the training tokens."""
+    steps: int | None = None
+    """Steps of the whole run, as it is configured."""
+    validation_loss: float | None = None
+    """Of a checkpoint that is kept because it is the best, nats per token."""
     base: FrozenBase | None = None
     """The frozen weights that are not saved."""
     layout: Mapping[str, int] = field(default_factory=dict)

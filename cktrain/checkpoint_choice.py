@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 from cktrain.checkpoint_folder import (
+    BEST_FOLDER,
     Candidates,
     Lineage,
     begin_lineage,
@@ -87,6 +88,12 @@ def begin_run(folder: Path, source: Checkpoint | None, group: Group) -> Lineage:
         else [*source.state.parents, Ancestor(run=source.state.run, step=source.state.step)]
     )
     lineage = Lineage(run=run, parents=parents)
+    for place in (folder, folder.parent / BEST_FOLDER):
+        _begin_in(place, lineage, source, group)
+    return lineage
+
+
+def _begin_in(folder: Path, lineage: Lineage, source: Checkpoint | None, group: Group) -> None:
     aside = together(group, lambda: begin_lineage(folder, lineage, source) if group.rank == 0 else None)
     if aside is not None:
         names = ", ".join(sorted(path.name for path in step_folders(aside)))
@@ -97,7 +104,6 @@ def begin_run(folder: Path, source: Checkpoint | None, group: Group) -> Lineage:
             source.state.step if source is not None else 0,
             aside,
         )
-    return lineage
 
 
 def _choose(folder: Path, resume: str) -> Candidates:

@@ -39,6 +39,8 @@ from cktrain.durable import sync
 from cktrain.foreign_file import read_json
 
 LINEAGE_FILE = "lineage.json"
+BEST_FOLDER = "best"
+"""Beside checkpoints/ in a run's folder, and of the same form: the checkpoint with the lowest validation loss."""
 METRICS_FILE = "metrics.jsonl"
 _NAME = re.compile(r"step-(\d{8,})")
 _HALF = re.compile(r"\.(step-\d{8,})\.(tmp|old)(\.\d+)?")

@@ -88,6 +88,10 @@ class State(BaseModel):
     """What led there, oldest first."""
     data: str = ""
     """The fingerprint of the training tokens; empty in format 2."""
+    steps: Count | None = None
+    """Of the whole run, as it was configured; None: not recorded."""
+    validation_loss: float | None = None
+    """Of a run's best checkpoint, nats per token."""
 
 
 class _FileRecord(BaseModel):

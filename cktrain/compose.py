@@ -21,6 +21,7 @@ from cktrain.consistency_check import agree_on_data, together
 from cktrain.data.fingerprint import fingerprint
 from cktrain.data.loader import BatchLoader
 from cktrain.data.shards import TokenSource, open_source
+from cktrain.epochs import count_steps, epochs_in_words
 from cktrain.frozen_base import record_base, refuse_other_base
 from cktrain.hf.folder import resolve_model
 from cktrain.hf.freeze import hold_as_stored
@@ -127,6 +128,10 @@ def compose(
             length,
             config.batch.global_batch_size,
         )
+    done = 0 if checkpoint is None else checkpoint.state.step
+    config = together(group, partial(count_steps, config, loader.windows, done, examples))
+    if config.run.epochs is not None:
+        log.info(epochs_in_words(config, loader.windows))
     by_block = config.memory.checkpointing == "block"
     build = partial(build_model, model_config, numerics, length, by_block, config.adapter)
     model = together(group, build)
@@ -166,7 +171,7 @@ def compose(
         progress = Progress(step=0, updates=0, tokens=0, precision=precision)
         part.data.broadcast_weights()  # a checkpoint's digests have told that all ranks read the same
     validator = None
-    if data.validation.every:
+    if data.validation.wanted:
 
         def held_out() -> TokenSource:
             return open_source(
@@ -183,6 +188,7 @@ def compose(
         progress,
         precision=precision,
         examples=examples,
+        steps=config.run.total_steps,
         run=lineage.run,
         parents=tuple(lineage.parents),
         data=tokens,

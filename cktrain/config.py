@@ -7,6 +7,7 @@ are checked here, where both numbers are known. The `model:` block is one of the
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
@@ -39,10 +40,28 @@ class RunConfig(Section):
     """Folder of the run: resolved config, metrics, logs and checkpoints. Made when missing."""
     seed: NonNegative = 1234
     """Seed of the initial weights and of the order of the data."""
-    steps: Positive
-    """Optimizer steps in the whole run."""
+    steps: Positive | None = None
+    """Optimizer steps in the whole run. Exactly one of steps and epochs is given."""
+    epochs: FinitePositive | None = None
+    """Passes over the training sequences in the whole run, whole ones or not; the steps follow from it, and are said."""
     deterministic: bool = False
     """Add the micro-batches' gradients along one fixed order, whatever the number of data ranks."""
+
+    @model_validator(mode="after")
+    def _check_length(self) -> RunConfig:
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                f"steps {self.steps} and epochs {self.epochs:g} both say how long it is. Give one of them"
+            )
+        if self.steps is None and self.epochs is None:
+            raise ValueError("nothing says how long it is. Give steps or epochs")
+        return self
+
+    @property
+    def total_steps(self) -> int:
+        """The steps of the whole run, where they are known: of epochs once the data has been opened."""
+        assert self.steps is not None, "epochs are counted in steps first (cktrain/epochs.py)"
+        return self.steps
 
 
 class ValidationConfig(Section):
@@ -50,10 +69,27 @@ class ValidationConfig(Section):
 
     every: NonNegative = 0
     """Validate after every so many steps, and after the last; 0: never."""
+    times_per_epoch: Positive | None = None
+    """Instead of every: validate so many times in an epoch, after each step of short ones, and after the last step."""
+    at_start: bool = False
+    """Validate before the first step, too."""
     batches: Positive | None = 8
     """Global batches of the validation split to use; null: the whole split."""
     path: PathText | None = None
     """Validation tokens, when data.path is a single raw .bin file."""
+
+    @model_validator(mode="after")
+    def _check(self) -> ValidationConfig:
+        if self.every and self.times_per_epoch is not None:
+            raise ValueError(
+                f"every {self.every} and times_per_epoch {self.times_per_epoch} both say when. Give one of them"
+            )
+        return self
+
+    @property
+    def wanted(self) -> bool:
+        """Whether the run validates at all."""
+        return bool(self.every or self.times_per_epoch or self.at_start)
 
 
 class DataConfig(Section):
@@ -138,10 +174,36 @@ class ScheduleConfig(Section):
     """Shape after warm-up; wsd is warm-up, stable, decay."""
     warmup_steps: NonNegative = 0
     """Steps of linear warm-up from 0."""
+    warmup_ratio: Fraction = 0.0
+    """Instead of warmup_steps: their share of the run's steps, rounded up."""
     min_lr_ratio: Fraction = 0.1
     """Last learning rate over the peak."""
     decay_steps: Positive | None = None
     """wsd: steps of the final decay. Default: a tenth of the run."""
+
+    @model_validator(mode="after")
+    def _check_warmup(self) -> ScheduleConfig:
+        if self.warmup_steps and self.warmup_ratio:
+            raise ValueError(
+                f"warmup_steps {self.warmup_steps} and warmup_ratio {self.warmup_ratio:g} both say how long the warm-up is. "
+                "Give one of them"
+            )
+        return self
+
+    def warmup(self, steps: int) -> int:
+        """Steps of warm-up in a run of so many."""
+        return self.warmup_steps or math.ceil(self.warmup_ratio * steps)
+
+    def check(self, steps: int) -> None:
+        """Raises ValueError where its parts are longer than a run of so many steps."""
+        warmup, decay = self.warmup(steps), self.decay_steps if self.name == "wsd" else None
+        if decay is not None and warmup + decay > steps:
+            raise ValueError(
+                f"schedule.warmup_steps {warmup} and schedule.decay_steps {decay} are more than "
+                f"run.steps {steps}. Lower one of them"
+            )
+        if warmup > steps:
+            raise ValueError(f"schedule.warmup_steps {warmup} is more than run.steps {steps}")
 
 
 class ParallelConfig(Section):
@@ -221,6 +283,10 @@ class CheckpointConfig(Section):
     resume: PathText = "auto"
     """auto: the newest whole one of the run in run.dir, if any; none: start afresh; or the path of a checkpoint or run.
     What did not lead to the run is moved aside (docs/runs.md)."""
+    save_best: bool = False
+    """Keep the checkpoint with the lowest validation loss in run.dir/best, too."""
+    early_stopping_patience: Positive | None = None
+    """End the run, saved, after so many validations in a row that were not better than the best one before."""
 
 
 class LogConfig(Section):
@@ -236,6 +302,7 @@ class Config(Section):
     run: RunConfig
     model: AnyModel
     adapter: AdapterConfig | None = None
+    """What is trained beside pretrained weights that stay as they are; left out: all weights are trained."""
     data: DataConfig
     batch: BatchConfig
     objective: ObjectiveConfig = ObjectiveConfig()
@@ -279,20 +346,19 @@ class Config(Section):
                 f"{self.data.sequence_length:,} are {rows:,} tokens at once, and {LARGEST_SIZE:,} can be counted. "
                 "Lower one of them"
             )
-        if self.run.steps * self.batch.global_batch_size * self.data.sequence_length >= 2**63:
+        steps = self.run.steps or 0
+        if steps * self.batch.global_batch_size * self.data.sequence_length >= 2**63:
             raise ValueError(
-                f"run.steps {self.run.steps:,} x batch.global_batch_size {self.batch.global_batch_size:,} x "
+                f"run.steps {steps:,} x batch.global_batch_size {self.batch.global_batch_size:,} x "
                 f"data.sequence_length {self.data.sequence_length:,} are more tokens than can be counted (2^63). "
                 "Lower one of them"
             )
-        decay = self.schedule.decay_steps if self.schedule.name == "wsd" else None
-        if decay is not None and self.schedule.warmup_steps + decay > self.run.steps:
+        if steps:
+            self.schedule.check(steps)
+        kept = self.checkpoint
+        if (kept.save_best or kept.early_stopping_patience) and not self.data.validation.wanted:
             raise ValueError(
-                f"schedule.warmup_steps {self.schedule.warmup_steps} and schedule.decay_steps {decay} are more than "
-                f"run.steps {self.run.steps}. Lower one of them"
-            )
-        if self.schedule.warmup_steps > self.run.steps:
-            raise ValueError(
-                f"schedule.warmup_steps {self.schedule.warmup_steps} is more than run.steps {self.run.steps}"
+                "checkpoint.save_best and checkpoint.early_stopping_patience go by the validation loss, and nothing is "
+                "validated. Set data.validation.every or data.validation.times_per_epoch"
             )
         return self

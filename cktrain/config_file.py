@@ -69,6 +69,8 @@ def save_config(config: Config, path: str | Path) -> None:
     `config.yaml.before`, which is said.
     """
     assert isinstance(config.model, ModelConfig), "the model is resolved before it is saved"
+    if config.run.epochs is not None:  # what was given; the steps follow from it
+        config = config.model_copy(update={"run": config.run.model_copy(update={"steps": None})})
     path = Path(path)
     if path.is_file() and not _was_saved(path):
         kept = free_name(path.with_name(path.name + ".before"))

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 _ACCUMULATION = "the steps are derived: global_batch_size / (micro_batch_size x data ranks)"
-_EPOCHS = "run.steps counts optimizer steps"
+_EPOCHS = "instead of run.steps"
 _LORA = "adapters are trained without it"
 _PACKED = (
     "sequences are always cut from one stream of documents, and data.document_mask keeps documents apart"
@@ -26,7 +26,7 @@ _KEYS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("max_grad_norm", "grad_clip", "clip_grad", "gradient_clipping"), ("optimizer.clip_grad_norm", "")),
     **dict.fromkeys(("optim", "optimizer_type"), ("optimizer.name", "")),
     **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "lr_decay_style"), ("schedule.name", "")),
-    **dict.fromkeys(("warmup_ratio", "warmup_iters"), ("schedule.warmup_steps", "in optimizer steps")),
+    "warmup_iters": ("schedule.warmup_steps", "in optimizer steps"),
     "min_lr": ("schedule.min_lr_ratio", "the last rate over the peak"),
     **dict.fromkeys(("max_steps", "max_iters", "train_iters", "total_steps", "num_steps"), ("run.steps", "")),
     **dict.fromkeys(("num_train_epochs", "num_epochs", "epochs"), ("run.epochs", _EPOCHS)),
@@ -55,6 +55,7 @@ _KEYS: dict[str, tuple[str, str]] = {
     ),
     **dict.fromkeys(("save_steps", "save_interval", "checkpoint_interval"), ("checkpoint.every", "")),
     **dict.fromkeys(("save_total_limit", "keep_last"), ("checkpoint.keep", "")),
+    "load_best_model_at_end": ("checkpoint.save_best", "the best one stands in run.dir/best"),
     "resume_from_checkpoint": ("checkpoint.resume", ""),
     **dict.fromkeys(("logging_steps", "log_interval", "log_every"), ("log.every", "")),
     **dict.fromkeys(("report_to", "wandb_project", "use_wandb"), ("log.wandb", _TRACKER)),

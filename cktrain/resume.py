@@ -25,6 +25,7 @@ _EFFECTS: dict[str, str | None] = {
     "run.dir": None,
     "run.seed": _ORDER,
     "run.steps": _RATE,
+    "run.epochs": "the run ends after {steps:,} steps",
     "run.deterministic": _ROUNDING,
     "model.from_pretrained": "nothing, the weights are the checkpoint's",
     "model.initializer_range": "nothing, it is of fresh weights",
@@ -37,6 +38,8 @@ _EFFECTS: dict[str, str | None] = {
     "data.document_mask": "what a token sees of its row, and which targets count, is another from here",
     "data.validation": "validation is another from here, and its losses do not compare with those before",
     "data.validation.every": "validation comes at other steps",
+    "data.validation.times_per_epoch": "validation comes at other steps",
+    "data.validation.at_start": None,
     "batch.global_batch_size": "the next step begins with sequence {examples:,}, the first that was not consumed",
     "batch.micro_batch_size": _ROUNDING,
     "objective": "what is minimised is another from here, and its losses do not compare with those before",
@@ -61,9 +64,13 @@ _EFFECTS: dict[str, str | None] = {
 def saved_config(checkpoint: Checkpoint) -> Config:
     """The configuration that wrote the checkpoint. Raises CheckpointError when it can't be read."""
     try:
-        return load_config(checkpoint.path / CONFIG_FILE)
+        config = load_config(checkpoint.path / CONFIG_FILE)
     except ValueError as error:
         raise CheckpointError(f"[checkpoint] {error}. Resume from another checkpoint.") from None
+    if config.run.steps is None:  # of epochs, counted when it began
+        steps = checkpoint.state.steps or checkpoint.state.step
+        config = config.model_copy(update={"run": config.run.model_copy(update={"steps": steps})})
+    return config
 
 
 def consumed_examples(checkpoint: Checkpoint, old: Config, new: Config) -> int:
@@ -97,6 +104,7 @@ def other_changes(checkpoint: Checkpoint, old: Config, new: Config, precision: s
     same_data = bool(state.data) and state.data == data
     words = {
         "examples": consumed_examples(checkpoint, old, new) + 1,
+        "steps": new.run.total_steps,
         "rate": _rate(old, new, state.step + 1),
         "data": "the tokens are the same" if same_data else "the tokens are others",
     }
@@ -120,7 +128,7 @@ def other_changes(checkpoint: Checkpoint, old: Config, new: Config, precision: s
 
 
 def _rate(old: Config, new: Config, step: int) -> str:
-    before, after = (learning_rate(c.schedule, c.optimizer.lr, c.run.steps, step) for c in (old, new))
+    before, after = (learning_rate(c.schedule, c.optimizer.lr, c.run.total_steps, step) for c in (old, new))
     if before == after:
         return "the rate of the next step is the same, later ones are others"
     return f"the rate of the next step is {after:.4g} instead of {before:.4g}"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from cktrain.best_effort import warn
 from cktrain.checkpoint import MARKER, load_checkpoint
-from cktrain.checkpoint_folder import find_candidates
+from cktrain.checkpoint_folder import find_candidates, step_folders
 from cktrain.checkpoint_record import FrozenBase
 from cktrain.config_file import load_config
 from cktrain.data.same_tokenizer import (
@@ -149,8 +149,9 @@ def find_saved_model(path: str | Path) -> SavedModel:
     path = Path(path)
     if (path / MARKER).is_file():
         return _from_checkpoint(path)
-    if (path / "checkpoints").is_dir():
-        candidates = find_candidates(path / "checkpoints")
+    folder = path / "checkpoints"
+    if folder.is_dir() or step_folders(path):
+        candidates = find_candidates(folder if folder.is_dir() else path)
         if not candidates.found:
             why = f" ({'; '.join(candidates.passed_over[:3])})" if candidates.passed_over else ""
             raise ValueError(

@@ -10,20 +10,21 @@ from cktrain.config import ScheduleConfig
 def learning_rate(config: ScheduleConfig, peak: float, steps: int, step: int) -> float:
     """The rate of `step` (from 1) of `steps`.
 
-    Warm-up rises by peak/warmup_steps a step and reaches the peak at step warmup_steps. After it, linear and cosine
+    Warm-up rises by peak/warmup a step and reaches the peak at its last one. After it, linear and cosine
     fall to peak·min_lr_ratio at the last step; wsd (Hu et al. 2024) stays at the peak and falls linearly over the last
     decay_steps.
     """
-    if step <= config.warmup_steps:
-        return peak * step / config.warmup_steps
+    warmup = config.warmup(steps)
+    if step <= warmup:
+        return peak * step / warmup
     low = config.min_lr_ratio
     if config.name == "constant":
         return peak
     if config.name == "wsd":
-        decay = min(config.decay_steps or max(1, steps // 10), steps - config.warmup_steps)
+        decay = min(config.decay_steps or max(1, steps // 10), steps - warmup)
         done = max(0.0, (step - (steps - decay)) / decay)
         return peak * (1 - (1 - low) * min(1.0, done))
-    done = min(1.0, (step - config.warmup_steps) / max(1, steps - config.warmup_steps))
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
     if config.name == "linear":
         return peak * (1 - (1 - low) * done)
     return peak * (low + (1 - low) * 0.5 * (1 + math.cos(math.pi * done)))

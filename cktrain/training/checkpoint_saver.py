@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from cktrain.checkpoint import CheckpointError, NotSavedError, Progress, save_checkpoint
-from cktrain.checkpoint_folder import step_name
+from cktrain.checkpoint_folder import BEST_FOLDER, step_name
 from cktrain.config import Config
+from cktrain.consistency_check import together
 from cktrain.hf.peft_folder import PeftAdapter
 from cktrain.optim.optimizer import Optimizer
 from cktrain.parallel.model_shard import ModelShard
@@ -57,6 +59,11 @@ class CheckpointSaver(Observer):
         """Where this run's checkpoints stand."""
         return Path(self._config.run.dir) / "checkpoints"
 
+    @property
+    def best_folder(self) -> Path:
+        """Where the best one stands (`best_checkpoint.py`)."""
+        return Path(self._config.run.dir) / BEST_FOLDER
+
     def path(self, step: int) -> Path:
         """The checkpoint of that step."""
         return self.folder / step_name(step)
@@ -81,24 +88,38 @@ class CheckpointSaver(Observer):
         """Write a checkpoint and keep so many (None: as configured). Collective; all ranks learn whether it worked."""
         progress = self._progress()
         path = self.path(progress.step)
-        save_checkpoint(
-            self.folder,
-            progress,
-            self._config,
-            self._shard.params,
-            self._optimizer,
-            self._shard.owned,
-            self._shard.ranks.world,
-            self._config.checkpoint.keep if keep is None else keep,
-            self._side,
-            self._adapter,
-        )
+        self._write(self.folder, progress, self._config.checkpoint.keep if keep is None else keep)
         self.saved_step = progress.step
         log.info("saved %s", path)
         if self._failures:
             log.info("checkpoints can be written again; %d before this one failed", self._failures)
         self._failures = 0
         return path
+
+    def save_best(self, validation_loss: float) -> None:
+        """Write a checkpoint into RUN/best, in place of the one there. Collective, as `save`."""
+        self._write(self.best_folder, replace(self._progress(), validation_loss=validation_loss), 1)
+        log.info("best so far: saved %s", self.best_folder / step_name(self._progress().step))
+
+    def together(self, look: Callable[[], float]) -> float:
+        """What rank 0 finds in the run's folder, told to all ranks. Collective."""
+        group = self._shard.ranks.world
+        found = together(group, lambda: repr(look()) if group.rank == 0 else "")
+        return float(group.broadcast_bytes(found.encode()).decode())
+
+    def _write(self, folder: Path, progress: Progress, keep: int) -> None:
+        save_checkpoint(
+            folder,
+            progress,
+            self._config,
+            self._shard.params,
+            self._optimizer,
+            self._shard.owned,
+            self._shard.ranks.world,
+            keep,
+            self._side,
+            self._adapter,
+        )
 
     def save_at_the_end(self, keep: int | None = None) -> str:
         """Save, where there is something to save; returns what became of it. Collective."""
@@ -117,7 +138,7 @@ class CheckpointSaver(Observer):
         if self._failures > 1:
             log.info("step %d is not saved either: %s", step, str(error).removeprefix("[checkpoint] "))
             return
-        following = min(following, self._config.run.steps)
+        following = min(following, self._config.run.total_steps)
         log.error(
             "%s The run goes on and tries again at step %d; until then what was trained after step %d is in memory alone.",
             error,

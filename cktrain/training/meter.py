@@ -42,8 +42,10 @@ class Meter:
         """Since the last reset."""
         return self._tokens / (time.perf_counter() - self._began)
 
-    def record(self, step: int, result: StepResult, tokens_seen: int) -> StepMetrics:
-        """The figures of the steps since the last reset; `tokens_seen` by the whole run."""
+    def record(
+        self, step: int, result: StepResult, tokens_seen: int, epoch: float | None = None
+    ) -> StepMetrics:
+        """The figures of the steps since the last reset; `tokens_seen` and `epoch` of the whole run."""
         tps = self.tokens_per_second
         flops = tps * self._flops_per_token
         return StepMetrics(
@@ -58,4 +60,5 @@ class Meter:
             memory_bytes=proportional_set_size(),
             comm_ms=1e3 * self._comm_seconds / self._steps,
             data_ms=1e3 * self._data_seconds / self._steps,
+            epoch=epoch,
         )

@@ -37,6 +37,8 @@ class StepMetrics:
     """Time per step that this rank waited for others."""
     data_ms: float
     """Time per step that this rank waited for data."""
+    epoch: float | None = None
+    """Passes over the data since the run began, where the run is as long as its epochs."""
 
     def line(self, seconds_per_step: float, steps_left: int) -> str:
         """The log line."""
@@ -57,6 +59,7 @@ class StepMetrics:
             f"comm: {self.comm_ms:.0f}ms",
             f"data: {data_share:.1f}%",
             f"eta: {format_seconds(seconds_per_step * steps_left)}",
+            *(() if self.epoch is None else (f"epoch: {self.epoch:.2f}",)),
         )
         return "  ".join(fields)
 

@@ -47,6 +47,8 @@ class MetricsFile(Observer):
     def write(self, values: StepMetrics | dict[str, Any]) -> None:
         """One line; a non-finite number becomes null, since JSON has none."""
         record = asdict(values) if isinstance(values, StepMetrics) else values
+        if record.get("epoch", 0) is None:  # of a run whose length is given in steps
+            del record["epoch"]
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._file.write(json.dumps(clean))
 

@@ -1,6 +1,6 @@
 """Who observes a run, and the moments at which the trainer calls: log line, bar, metrics file, checkpoints, validation.
 
-    begun  ->  ( measured  ->  stepped  ->  validated )*  ->  ended
+    begun  ->  validated?  ->  ( measured  ->  stepped  ->  validated )*  ->  ended
 
 There are two kinds. One that `watches` is told; it changes nothing, may be on some ranks only, and must not talk to other
 ranks. It is called under the best-effort rule: its first exception is a warning and the run goes on. One that takes part
@@ -87,9 +87,9 @@ class Observers:
         ]
         self._alone = alone
 
-    def begun(self, done: int, steps: int) -> None:
-        """Tell all."""
-        self._tell(lambda each: each.begun(done, steps))
+    def begun(self, done: int, steps: int) -> Trouble | None:
+        """Tell all. Returns and raises as `stepped`."""
+        return self._tell(lambda each: each.begun(done, steps))
 
     def measured(self, record: StepMetrics, seconds_per_step: float, steps_left: int) -> None:
         """Tell all."""
@@ -102,9 +102,9 @@ class Observers:
         """
         return self._tell(lambda each: each.stepped(step))
 
-    def validated(self, step: int, result: ValidationResult) -> None:
-        """Tell all."""
-        self._tell(lambda each: each.validated(step, result))
+    def validated(self, step: int, result: ValidationResult) -> Trouble | None:
+        """Tell all. Returns and raises as `stepped`."""
+        return self._tell(lambda each: each.validated(step, result))
 
     def ended(self) -> None:
         """Tell all."""

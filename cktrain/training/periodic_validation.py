@@ -1,10 +1,11 @@
-"""Evaluates the model on held-out data every so many steps, and after the last one."""
+"""Evaluates the model on held-out data every so many steps or several times an epoch, and after the last step."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
 from cktrain.agreed import AgreedError
+from cktrain.checkpoint import Progress
 from cktrain.config import Config
 from cktrain.training.checkpoint_saver import CheckpointSaver
 from cktrain.training.observer import Observer, Step
@@ -22,19 +23,38 @@ class PeriodicValidation(Observer):
         validator: Validator,
         saver: CheckpointSaver,
         tell: Callable[[int, ValidationResult], None],
+        progress: Callable[[], Progress],
+        sequences: int,
     ) -> None:
+        """`tell` hears what came out of which step; an epoch has so many `sequences`."""
         self._config = config
+        self._progress = progress
+        self._sequences = sequences
         self._validator = validator
         self._saver = saver
         self._tell = tell
 
+    def begun(self, done: int, steps: int) -> None:
+        """Evaluate what the run begins with, where that is asked for. Raises as `stepped`."""
+        if self._config.data.validation.at_start and not done:
+            self._evaluate(0)
+
     def stepped(self, step: Step) -> None:
         """Evaluate where it is due. Raises AgreedError, on all ranks, when a rank cannot; what was trained is saved."""
-        every = self._config.data.validation.every
-        if not every or (step.number % every and not step.last):
-            return
+        if step.last or self._is_due(step.number):
+            self._evaluate(step.number)
+
+    def _is_due(self, number: int) -> bool:
+        every, times = self._config.data.validation.every, self._config.data.validation.times_per_epoch
+        if times is None:
+            return bool(every) and number % every == 0
+        after = self._progress().examples
+        before = after - self._config.batch.global_batch_size
+        return after * times // self._sequences > before * times // self._sequences
+
+    def _evaluate(self, step: int) -> None:
         try:
             result = self._validator.run()
         except AgreedError as error:
             raise type(error)(f"{error} {self._saver.save_at_the_end()}") from None
-        self._tell(step.number, result)
+        self._tell(step, result)

@@ -33,6 +33,7 @@ from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.pipeline import Clock
 from cktrain.parallel.step_reduction import reduce_step
 from cktrain.side_files import SideFiles
+from cktrain.training.best_checkpoint import BestCheckpoint
 from cktrain.training.checkpoint_saver import CheckpointSaver
 from cktrain.training.divergence import DivergenceCheck
 from cktrain.training.log_line import LogLine
@@ -89,6 +90,8 @@ class Trainer:
         self._told: Observers | None = None
         self._trouble: Trouble | None = None
         self._updating = False
+        self._enough = ""
+        """Why the run is to end before its last step, as all ranks know."""
 
     @property
     def checkpoint_folder(self) -> Path:
@@ -110,7 +113,7 @@ class Trainer:
         tokens = max(sums.tokens, 1)
         loss = sums.loss_sum / tokens
         norm = math.sqrt(sums.squared_norm) / tokens
-        lr = learning_rate(self.config.schedule, self.config.optimizer.lr, self.config.run.steps, step)
+        lr = learning_rate(self.config.schedule, self.config.optimizer.lr, self.config.run.total_steps, step)
         applied = math.isfinite(loss) and math.isfinite(norm)
         self._updating = True
         if applied:
@@ -157,15 +160,15 @@ class Trainer:
             AgreedError: on all ranks, for what any of them met between two steps; its text says what is saved.
             Exception: what this rank alone met inside a step; `fate` says whether anything is saved, and why not.
         """
-        first, last = self.progress.step + 1, self.config.run.steps
+        first, last = self.progress.step + 1, self.config.run.total_steps
         if first > last:
             log.info("all %d steps are done already: nothing to train", last)
             return True
         observers = self._told = self._all_observers()
-        observers.begun(first - 1, last)
         try:
             with self.flag:
                 self.flag.at_once = False
+                self._trouble = observers.begun(first - 1, last)
                 return self._run(first, last, observers)
         except AgreedError:  # its text says what is saved
             raise
@@ -189,16 +192,22 @@ class Trainer:
                 self.stage.clock = Clock()  # without what the first step does once
             if number in (1, last) or number % self.config.log.every == 0:
                 with measuring:
-                    record, pace = meter.record(number, result, self.progress.tokens), meter.seconds_per_step
+                    record = meter.record(number, result, self.progress.tokens, self._epoch())
+                    pace = meter.seconds_per_step
                     observers.measured(record, pace, last - number)
                 meter.reset()
             self._trouble = observers.stepped(step) or self._trouble
-            if step.ends:
+            if step.ends or self._enough:
                 self._end_together(self._trouble)
             if result.stop and not step.last:
                 path = self.saver.path(number)
                 log.info("stopped by %s after step %d; checkpoint %s", self.flag.reason, number, path)
                 return False
+            if self._enough and not step.last:
+                if self.saver.saved_step != number:
+                    self.save()
+                log.info("ended after step %d of %d: %s", number, last, self._enough)
+                break
         with measuring:
             self._log_bubble()
         return True
@@ -213,12 +222,24 @@ class Trainer:
         found += [DivergenceCheck(self.saver), self.saver]
         if self.validator is not None:
             tell = self._tell_validated
-            found.append(PeriodicValidation(self.config, self.validator, self.saver, tell))
+            found.append(BestCheckpoint(self.config.checkpoint, self.saver, self._end_early))
+            found.append(
+                PeriodicValidation(
+                    self.config, self.validator, self.saver, tell, lambda: self.progress, self.loader.windows
+                )
+            )
         return Observers(found, alone=self.group.size == 1)
 
     def _tell_validated(self, step: int, result: ValidationResult) -> None:
         assert self._told is not None
-        self._told.validated(step, result)
+        self._trouble = self._told.validated(step, result) or self._trouble
+
+    def _end_early(self, why: str) -> None:
+        self._enough = why
+
+    def _epoch(self) -> float | None:
+        """Passes over the data that are done, in a run that is as long as its epochs."""
+        return None if self.config.run.epochs is None else self.progress.examples / self.loader.windows
 
     def save(self, keep: int | None = None) -> Path:
         """Write a checkpoint and keep so many (None: as configured). Collective; all ranks learn whether it worked."""

@@ -9,7 +9,6 @@ from cktrain.config_file import _places, load_config
 from cktrain.foreign_keys import _KEYS, translated
 
 TO_COME = {
-    "run.epochs",
     "data.packing",
     "data.train_on",
     "log.wandb",
@@ -40,7 +39,7 @@ def test_every_answer_is_a_key_of_ours_or_said_to_come():
     [
         ("learning_rate: 1e-3", "learning_rate: unknown key. Here it is optimizer.lr"),
         ("optimizer: {learning-rate: 1e-3}", "optimizer.learning-rate: unknown key. Here it is optimizer.lr"),
-        ("num_train_epochs: 3", "There is no run.epochs yet; run.steps counts optimizer steps"),
+        ("num_train_epochs: 3", "Here it is run.epochs .instead of run.steps"),
         ("per_device_train_batch_size: 3", "Here it is batch.micro_batch_size"),
         ("gradient_accumulation_steps: 3", "Here it is batch.global_batch_size .the steps are derived"),
         ("max_length: 8", "Here it is data.sequence_length"),
