@@ -150,7 +150,7 @@ def find_saved_model(path: str | Path) -> SavedModel:
     if (path / MARKER).is_file():
         return _from_checkpoint(path)
     folder = path / "checkpoints"
-    if folder.is_dir() or step_folders(path):
+    if folder.is_dir() or (path.is_dir() and step_folders(path)):
         candidates = find_candidates(folder if folder.is_dir() else path)
         if not candidates.found:
             why = f" ({'; '.join(candidates.passed_over[:3])})" if candidates.passed_over else ""
