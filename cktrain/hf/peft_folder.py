@@ -190,6 +190,15 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
         raise ValueError(f"[adapter] {file}: {error}") from None
 
 
+def dropout_of(folder: Path) -> float:
+    """lora_dropout of adapter_config.json: a share of x that PEFT leaves out while it trains, never afterwards."""
+    file = folder / CONFIG_FILE
+    value = read_json(file, dict[str, Any], area="adapter", remedy="Fetch the folder again.").get(
+        "lora_dropout"
+    )
+    return float(value) if isinstance(value, int | float) else 0.0
+
+
 def resolve_adapter(adapter: AdapterConfig | None) -> AdapterConfig | None:
     """The block with all of its keys, those of from_pretrained among them. ValueError where a given key says otherwise.
 

@@ -121,6 +121,18 @@ def test_a_folder_goes_on_with_its_own_keys(trained, composed, tmp_path):
         composed(Config.model_validate(values))
 
 
+def test_dropout_of_a_folder_is_said_not_to_be_applied(trained, composed, tmp_path, caplog):
+    _, trainer = trained()
+    export_adapter(find_saved_model(tmp_path / "run"), tmp_path / "peft")
+    file = tmp_path / "peft" / CONFIG_FILE
+    file.write_text(json.dumps({**json.loads(file.read_text()), "lora_dropout": 0.05}))
+    values = trainer.config.model_dump(mode="json", exclude={"adapter"})
+    values["run"]["dir"] = str(tmp_path / "second")
+    values["adapter"] = {"from_pretrained": str(tmp_path / "peft")}
+    composed(Config.model_validate(values))
+    assert f"lora_dropout 0.05 of {tmp_path / 'peft'} is not applied" in caplog.text
+
+
 def test_gradients_have_pefts_names(trained, tmp_path):
     trained()
     gradients = open_model(tmp_path / "run").gradients(IDS)
