@@ -12,9 +12,11 @@ from cktrain.checkpoint_record import CheckpointError, read_checkpoint
 from cktrain.durable import sync
 from cktrain.frozen_base import open_base
 from cktrain.hf.folder import save_folder
+from cktrain.hf.gguf_file import is_gguf
 from cktrain.hf.peft_folder import CONFIG_FILE, WEIGHTS_FILE
 from cktrain.hf.peft_merge import merge_folder
 from cktrain.hf.peft_targets import loras
+from cktrain.memory.param_store import ParamStore
 from cktrain.nn.numerics import Numerics
 from cktrain.safetensors_file import read_header, to_finite
 from cktrain.saved_model import SavedModel
@@ -52,22 +54,32 @@ def export_merged(
 ) -> str:
     """Write the base with the adapter in it as `out`, in the base's own dtype or a given one; what was done, in words.
 
+    A base whose weights are a GGUF file's has the dtype bfloat16 by default: what is merged has no blocks.
     Raises ValueError where the run has no adapter, its base has changed, `out` is not empty or a merged weight is not
     finite, OSError where writing fails.
     """
     _refuse_plain(saved)
     assert saved.adapter is not None
-    if dtype is None:
-        base = read_checkpoint(saved.path).state.base
-        assert base is not None
-        count = merge_folder(open_base(saved.path, base), saved.path, saved.adapter, saved.config, out, side)
-        return f"{count:,} matrices merged into the weights of {base.path}, in their dtype"
+    record = read_checkpoint(saved.path).state.base
+    assert record is not None
+    base = open_base(saved.path, record)
+    if dtype is None and not is_gguf(base):
+        count = merge_folder(base, saved.path, saved.adapter, saved.config, out, side)
+        return f"{count:,} matrices merged into the weights of {base}, in their dtype"
+    params, count = merged_params(saved)
+    dtype = dtype or "bfloat16"
+    save_folder(out, saved.config, params, side, dtype)
+    return f"{count:,} matrices merged into the weights of {base}, written as {dtype}"
+
+
+def merged_params(saved: SavedModel) -> tuple[ParamStore, int]:
+    """The base's weights in f32 with the adapter in them, and how many matrices that are. Raises as `export_merged`."""
+    _refuse_plain(saved)
     model, params = saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)
     found = loras(model)
     for linear, lora in found:
         lora.merge_into(linear.weight.data)
-    save_folder(out, saved.config, params, side, dtype)
-    return f"{sum(len(lora.b) for _, lora in found):,} matrices merged, {dtype}"
+    return params, sum(len(lora.b) for _, lora in found)
 
 
 def _refuse_plain(saved: SavedModel) -> None:

@@ -9,9 +9,14 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from cktrain.launch import arguments
+
+if TYPE_CHECKING:
+    from cktrain.memory.param_store import ParamStore
+    from cktrain.saved_model import SavedModel
+    from cktrain.side_files import SideFiles
 
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9}
 
@@ -67,58 +72,78 @@ def _size(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
-    from cktrain import cython_kernels
     from cktrain.adapter_export import export_adapter, export_merged
-    from cktrain.hf.config_json import model_type_of
-    from cktrain.hf.folder import save_folder
-    from cktrain.nn.numerics import Numerics
     from cktrain.saved_model import find_saved_model
 
     saved = find_saved_model(options.model)
-    if options.adapter and options.merge:
-        raise ValueError("[export] --adapter and --merge are two exports. Give one of them.")
+    if options.adapter and (options.merge or options.gguf):
+        other = "--merge" if options.merge else "--gguf"
+        raise ValueError(f"[export] --adapter and {other} are two exports. Give one of them.")
     if saved.adapter is not None and not (options.adapter or options.merge):
         raise ValueError(
             f"[export] {saved.path} is of an adapter. Give --merge for the base's weights with the adapter in them, or "
             "--adapter for PEFT's folder."
+        )
+    if options.ollama and options.gguf is None:
+        raise ValueError("[export] --ollama writes a Modelfile beside a GGUF file. Give --gguf as well.")
+    if options.gguf is not None and options.dtype is not None:
+        raise ValueError(
+            f"[export] --gguf {options.gguf} names the type of the weights too. Leave --dtype out."
         )
     if options.adapter:
         count = export_adapter(saved, Path(options.out))
         print(f"{saved.path} -> {options.out}: an adapter of {count:,} weights, for PEFT")
         return 0
     side = saved.side_files(options.tokenizer, options.any_tokenizer)
-    if options.gguf is not None and options.merge:
-        raise ValueError("[export] --gguf is of a folder. Export with --merge, then that folder with --gguf.")
-    if options.gguf is not None and options.dtype is not None:
-        raise ValueError(
-            f"[export] --gguf {options.gguf} names the type of the weights too. Leave --dtype out."
-        )
-    if options.ollama and options.gguf is None:
-        raise ValueError("[export] --ollama writes a Modelfile beside a GGUF file. Give --gguf as well.")
-    if options.merge:
+    if options.gguf is not None:
+        _write_gguf(saved, side, options)
+    elif options.merge:
         words = export_merged(saved, Path(options.out), side, options.dtype)
         print(f"{saved.path} -> {options.out}: {words}")
-        return 0
-    _, params = saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)
-    if options.gguf is not None:
-        from cktrain.hf.gguf_file.export import export_gguf
-        from cktrain.hf.gguf_file.modelfile import modelfile
+    else:
+        _write_folder(saved, side, options)
+    return 0
 
-        out = Path(options.out)
-        beside = out.with_name("Modelfile")
-        text = (
-            modelfile(beside, out.name, side) if options.ollama else None
-        )  # refused before the model is written
-        notes = export_gguf(options.out, saved.config, params, side, options.gguf)
-        print(f"{saved.path} -> {options.out}: {params.count:,} parameters, {options.gguf}")
-        for note in notes:
-            print(f"note: {note}")
-        if text is not None:
-            beside.write_text(text, encoding="utf-8")
-            print(f"{beside}: ollama create NAME -f {beside}")
-        if not side.has_tokenizer:
-            print("without a tokenizer: the run has none (give one with --tokenizer)")
-        return 0
+
+def _params(saved: SavedModel, merge: bool) -> ParamStore:
+    """The weights in f32, with the adapter in them where they are merged."""
+    from cktrain import cython_kernels
+    from cktrain.adapter_export import merged_params
+    from cktrain.nn.numerics import Numerics
+
+    if merge:
+        params, count = merged_params(saved)
+        print(f"{saved.path}: {count:,} matrices merged")
+        return params
+    return saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)[1]
+
+
+def _write_gguf(saved: SavedModel, side: SideFiles, options: argparse.Namespace) -> None:
+    from cktrain.hf.gguf_file.export import export_gguf
+    from cktrain.hf.gguf_file.modelfile import modelfile
+
+    out = Path(options.out)
+    beside = out.with_name("Modelfile")
+    # What cannot be a Modelfile is refused before the model is written.
+    text = modelfile(beside, out.name, side) if options.ollama else None
+    params = _params(saved, options.merge)
+    notes = export_gguf(options.out, saved.config, params, side, options.gguf)
+    count = sum(param.size for param in params.params if not param.spec.adapter)
+    print(f"{saved.path} -> {options.out}: {count:,} parameters, {options.gguf}")
+    for note in notes:
+        print(f"note: {note}")
+    if text is not None:
+        beside.write_text(text, encoding="utf-8")
+        print(f"{beside}: ollama create NAME -f {beside}")
+    if not side.has_tokenizer:
+        print("without a tokenizer: the run has none (give one with --tokenizer)")
+
+
+def _write_folder(saved: SavedModel, side: SideFiles, options: argparse.Namespace) -> None:
+    from cktrain.hf.config_json import model_type_of
+    from cktrain.hf.folder import save_folder
+
+    params = _params(saved, merge=False)
     dtype: Literal["float32", "bfloat16"] = options.dtype or "float32"
     save_folder(options.out, saved.config, params, side, dtype, options.max_shard_size)
     print(f"{saved.path} -> {options.out}: {params.count:,} parameters, {dtype}")
@@ -127,7 +152,5 @@ def _run(options: argparse.Namespace) -> int:
     elif model_type_of(saved.config) == "qwen2":
         print(
             "note: transformers 5 loads Qwen's own tokenizer class for every model of type qwen2; for "
-            "another tokenizer "
-            "use PreTrainedTokenizerFast.from_pretrained instead of AutoTokenizer"
+            "another tokenizer use PreTrainedTokenizerFast.from_pretrained instead of AutoTokenizer"
         )
-    return 0

@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 
 import cktrain as ck
+from cktrain import cython_kernels
 from cktrain.checkpoint_record import CheckpointError
+from cktrain.launch.cli import main
+from cktrain.nn.numerics import Numerics
+from cktrain.saved_model import find_saved_model
 
 FROZEN = ["model.embed_tokens", "model.layers.0.*"]
 
@@ -42,3 +46,26 @@ def test_frozen_weights_stay_in_the_file(gguf, tokens_file, tmp_path):
     path.write_bytes(data)
     with pytest.raises(CheckpointError, match=r"llama-q8_0\.gguf is not the one recorded"):
         ck.load(tmp_path / "run").logits([1, 2, 3])
+
+
+def test_an_adapter_beside_a_file_is_merged_into_a_folder_and_into_a_file(
+    gguf, tokens_file, tmp_path, capsys
+):
+    path = gguf("llama3", "q8_0")
+    values = config(path, tokens_file, tmp_path / "run", [])
+    values["adapter"] = {"r": 2}
+    values["optimizer"] = {"lr": 0.05}
+    ck.train(values, bar=False)
+    ids = np.array([1, 5, 9, 30])
+    wanted = ck.load(tmp_path / "run").logits(ids)
+    assert np.abs(wanted - ck.load(path).logits(ids)).max() > 1e-2
+    for out, options in {"hf": ["--dtype", "float32"], "plain": [], "out.gguf": ["--gguf", "f32"]}.items():
+        assert main(["export", str(tmp_path / "run"), str(tmp_path / out), "--merge", *options]) == 0
+        merged = ck.load(tmp_path / out).logits(ids)
+        # Sums in another order in fp32; a merged weight in bf16 is rounded by up to 2^-9 of it.
+        assert np.abs(merged - wanted).max() / np.abs(wanted).max() < (3e-2 if out == "plain" else 1e-5), out
+    said = capsys.readouterr().out
+    assert f"merged into the weights of {path}, written as bfloat16" in said
+    plain = find_saved_model(path).load(Numerics(cython_kernels.load(), "fp32"), positions=1)[1]
+    assert f"out.gguf: {plain.count:,} parameters, f32" in said
+    assert main(["export", str(tmp_path / "run"), str(tmp_path / "x"), "--adapter", "--gguf", "f32"]) == 2
