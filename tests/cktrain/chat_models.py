@@ -150,6 +150,7 @@ PHI = (
 )
 STOCK = {
     "chatml": SMOLLM2,
+    "chatml, with line ends": SMOLLM2.replace(r"\n", "\n"),  # as the model's own file has it
     "qwen2.5": QWEN25,
     "qwen3": QWEN3,
     "llama-3.2": LLAMA32,

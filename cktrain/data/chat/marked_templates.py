@@ -7,6 +7,7 @@ stock template and its marked one render the same text, and a later edition of a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 BEGIN, END = "{% generation %}", "{% endgeneration %}"
@@ -179,8 +180,14 @@ def marked_template(stock: str) -> tuple[str, str] | None:
     """(family, the template with the tag) of a stock template; None where no family's lines are in it."""
     text = stock.replace("\r\n", "\n")
     for family in FAMILIES:
-        if all(old in text for old, _ in family.edits):
-            for old, new in family.edits:
-                text = text.replace(old, new)
-            return family.name, text
+        for edits in (family.edits, _with_line_ends(family.edits)):
+            if all(old in text for old, _ in edits):
+                for old, new in edits:
+                    text = text.replace(old, new)
+                return family.name, text
     return None
+
+
+def _with_line_ends(edits: Sequence[tuple[str, str]]) -> list[tuple[str, str]]:
+    r"""The same where a template's literals have line ends themselves instead of \n, as SmolLM2's."""
+    return [(old.replace(r"\n", "\n"), new.replace(r"\n", "\n")) for old, new in edits]
