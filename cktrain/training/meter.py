@@ -11,24 +11,26 @@ from cktrain.training.observer import StepResult
 class Meter:
     """Adds up steps until they are logged."""
 
-    def __init__(self, flops_per_token: float, peak_flops: float | None) -> None:
-        """`flops_per_token` is the whole model's, `peak_flops` what all ranks can compute per second, if measured."""
+    def __init__(self, flops_per_token: float, peak_flops: float | None, tokens_per_step: int) -> None:
+        """`flops_per_token` is the whole model's, `peak_flops` what all ranks can compute per second, if measured.
+
+        `tokens_per_step` are those of the global batch, with a label or without: all of them are computed.
+        """
         self._flops_per_token = flops_per_token
         self._peak_flops = peak_flops
+        self._tokens_per_step = tokens_per_step
         self.reset()
 
     def reset(self) -> None:
         """Begin anew, now."""
         self._began = time.perf_counter()
         self._steps = 0
-        self._tokens = 0
         self._comm_seconds = 0.0
         self._data_seconds = 0.0
 
     def add(self, result: StepResult, data_seconds: float) -> None:
         """A step that was done, and how long this rank waited for its data."""
         self._steps += 1
-        self._tokens += result.tokens
         self._comm_seconds += result.comm_seconds
         self._data_seconds += data_seconds
 
@@ -40,7 +42,7 @@ class Meter:
     @property
     def tokens_per_second(self) -> float:
         """Since the last reset."""
-        return self._tokens / (time.perf_counter() - self._began)
+        return self._steps * self._tokens_per_step / (time.perf_counter() - self._began)
 
     def record(
         self, step: int, result: StepResult, tokens_seen: int, epoch: float | None = None

@@ -25,9 +25,9 @@ class StepMetrics:
     """Global norm of the mean gradient, before clipping."""
     lr: float
     tokens: int
-    """Tokens seen since the run began."""
+    """Tokens with a label seen since the run began."""
     tps: float
-    """Tokens per second of the whole job since the last logged step."""
+    """Tokens per second of the whole job since the last logged step, with a label or without: what is computed."""
     tflops: float
     mfu: float | None
     """tflops over the measured peak of all ranks; None when no peak was measured."""

@@ -181,7 +181,8 @@ class Trainer:
             observers.ended()
 
     def _run(self, first: int, last: int, observers: Observers) -> bool:
-        meter = Meter(self.part.flops_per_token, self.peak_flops)
+        tokens = self.config.batch.global_batch_size * self.config.data.sequence_length
+        meter = Meter(self.part.flops_per_token, self.peak_flops, tokens)
         measuring = BestEffort("[trainer] the run cannot say how it goes", "It goes on.")
         for number in range(first, last + 1):
             data_before = self.loader.wait_seconds

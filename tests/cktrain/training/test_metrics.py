@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
+import cktrain.training.meter as meter
 import cktrain.training.metrics as metrics
 from cktrain.training.metrics import StepMetrics
 from cktrain.training.metrics_file import MetricsFile
-from cktrain.training.observer import Observer
+from cktrain.training.observer import Observer, StepResult
 
 
 def resumed(path: Path, step: int) -> MetricsFile:
@@ -109,3 +110,14 @@ def test_a_run_goes_on_without_what_watches_it(tiny, composed, monkeypatch, caps
         "the bar": "Bar cannot follow the run: Input/output error",
     }
     assert expected[broken] in said
+
+
+def test_speed_counts_what_is_computed_and_tokens_what_has_a_label(monkeypatch):
+    clock = iter([10.0, 14.0])
+    monkeypatch.setattr(meter.time, "perf_counter", lambda: next(clock))
+    measured = meter.Meter(flops_per_token=3.0, peak_flops=192.0, tokens_per_step=64)
+    result = StepResult(1.5, 0.1, 1e-3, tokens=5, applied=True, stop=False, comm_seconds=0.0)
+    measured.add(result, 0.0)
+    measured.add(result, 0.0)
+    record = measured.record(2, result, tokens_seen=10)
+    assert (record.tokens, record.tps, record.tflops, record.mfu) == (10, 32.0, 96e-12, 0.5)
