@@ -3,9 +3,10 @@
 import logging
 import os
 import shutil
+import signal
 import sys
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,14 @@ def mpirun(monkeypatch: pytest.MonkeyPatch) -> Callable[[int], list[str]]:
     monkeypatch.setenv("OMPI_ALLOW_RUN_AS_ROOT_CONFIRM", "1")
     options = ["--oversubscribe", "--mca", "pml", "ob1", "--mca", "btl", "self,sm"]
     return lambda ranks: [program, *options, "-n", str(ranks)]
+
+
+@pytest.fixture
+def hangup() -> Iterator[None]:
+    """SIGHUP comes as by default, although nohup started the tests."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
 
 
 @pytest.fixture

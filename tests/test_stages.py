@@ -86,7 +86,8 @@ def test_a_stage_at_its_limit_says_which_tests_were_running(
         raise subprocess.TimeoutExpired("pytest", 60)
 
     monkeypatch.setattr(subprocess.Popen, "wait", until_begun)
-    (tmp_path / "conftest.py").write_text((FILE.parent / "conftest.py").read_text())
+    for name in ("conftest.py", "machine_load.py"):
+        (tmp_path / name).write_text((FILE.parent / name).read_text())
     (tmp_path / "test_two.py").write_text(
         "import pathlib, time\n"
         "def test_quick(): pass\n"

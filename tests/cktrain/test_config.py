@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import NoneType
+from typing import get_args
 
 import pytest
 import yaml
@@ -156,8 +158,12 @@ def test_keys_of_other_families_that_say_nothing_are_left_out(config_of):
 def test_every_key_is_documented():
     def undocumented(section, path=""):
         for name, field in section.model_fields.items():
-            if isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel):
-                yield from undocumented(field.annotation, f"{path}{name}.")
+            kinds = [
+                kind for kind in get_args(field.annotation) or [field.annotation] if kind is not NoneType
+            ]
+            if all(isinstance(kind, type) and issubclass(kind, BaseModel) for kind in kinds):
+                for kind in kinds:
+                    yield from undocumented(kind, f"{path}{name}.")
             elif not field.description and name not in ("model", "family"):
                 yield path + name
 

@@ -16,6 +16,8 @@ import numpy as np
 import pytest
 import yaml
 
+pytestmark = pytest.mark.usefixtures("hangup")
+
 CONFIG = {
     "run": {"dir": "run", "steps": 30, "seed": 5},
     "model": {

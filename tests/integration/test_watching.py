@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
+pytestmark = pytest.mark.usefixtures("hangup")
+
 CONFIG = {
     "run": {"dir": "run", "steps": 6, "seed": 5},
     "model": {

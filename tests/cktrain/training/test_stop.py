@@ -12,6 +12,8 @@ import pytest
 
 from cktrain.training.stop import SIGNALS, StopFlag, StopRequested, catchable
 
+pytestmark = pytest.mark.usefixtures("hangup")
+
 
 @pytest.fixture(autouse=True)
 def _handlers():

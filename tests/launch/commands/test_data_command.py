@@ -13,6 +13,8 @@ import pytest
 from cktrain.data import prepare as preparing
 from cktrain.launch.cli import main
 
+pytestmark = pytest.mark.usefixtures("hangup")
+
 PREPARE = ["data", "prepare", "corpus.jsonl", "out", "--vocab-size", "270"]
 
 
