@@ -165,8 +165,8 @@ PARALLEL_MUTANTS = [
     Mutant(
         "a replicated key/value head's gradient summed twice",
         "cktrain/parallel/model_shard.py",
-        "spans += [_rows_of(param, rows, group) for rows in module.layout.copied_rows]",
-        "spans += [_rows_of(param, rows, g) for rows in module.layout.copied_rows for g in (group, tensor)]",
+        "_rows_of(param, (start - first, stop - first), group)\n",
+        "_rows_of(param, (start - first, stop - first), g) for g in (group, tensor)\n",
         f"{EQUALITY}[llama-tensor 4]",
     ),
     Mutant(
