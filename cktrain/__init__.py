@@ -5,6 +5,7 @@
     model = ck.load("path/to/folder-or-run")
     print(model.generate("def ", max_tokens=50))
     run = ck.train("demo.yaml", {"run.steps": 100})
+    run = ck.finetune("path/to/folder", "chats.jsonl", epochs=3)
 
 Nothing is imported here but what is asked for: the first of these binds the process to its cores, before numpy is loaded
 where that is still possible (docs/python.md).
@@ -13,16 +14,17 @@ where that is still possible (docs/python.md).
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cktrain.api import bind, load, train
+    from cktrain.api import bind, finetune, load, train
     from cktrain.loaded_model import Model
     from cktrain.trained_run import TrainedRun
 
 __version__ = "0.1.0"
 
-__all__ = ["Model", "TrainedRun", "__version__", "bind", "load", "train"]
+__all__ = ["Model", "TrainedRun", "__version__", "bind", "finetune", "load", "train"]
 
 _WHERE = {
     "bind": "cktrain.api",
+    "finetune": "cktrain.api",
     "load": "cktrain.api",
     "train": "cktrain.api",
     "Model": "cktrain.loaded_model",

@@ -1,4 +1,4 @@
-"""What a script or a notebook calls: bind this process, load a model, train one.
+"""What a script or a notebook calls: bind this process, load a model, train one, fine-tune one.
 
 This module is light: the functions bind the process to its cores first, and then import what needs numpy.
 """
@@ -112,3 +112,65 @@ def train(
     from cktrain.session import train_here
 
     return train_here(checked, process, binding, bar)
+
+
+def finetune(
+    model: str | Path | Model | TrainedRun,
+    data: str | Path,
+    out: str | Path | None = None,
+    *,
+    full: bool = False,
+    adapter: Mapping[str, Any] | None = None,
+    epochs: float | None = None,
+    chat: Mapping[str, Any] | None = None,
+    overrides: Mapping[str, Any] | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    bar: bool = True,
+) -> TrainedRun:
+    """Fine-tune a model on chats or instructions, as `cktrain finetune` does (docs/finetune.md).
+
+    Args:
+        model: a Hugging Face folder, a GGUF file, a run or a checkpoint; or what `load`, `train` or this returned.
+        data: a file of rows, a folder of such, or one that `cktrain data prepare` made.
+        out: the run's folder; None: runs/MODEL-DATA, by their names.
+        full: train all weights, without an adapter.
+        adapter: keys of the adapter's block, as `{"r": 8, "target_modules": ["q_proj", "v_proj"]}`.
+        epochs: passes over the data; None: 3 of an adapter, 2 of all weights.
+        chat: how rows are prepared, as `{"sequence_length": 512, "validation_fraction": 0.1}`: fields of
+            `cktrain.data.chat.prepare.ChatOptions`.
+        overrides: values of keys of the configuration, as `{"optimizer.lr": 1e-4}`.
+        resume: go on with the run that the folder holds, also for more epochs.
+        overwrite: start afresh there, and set its checkpoints aside.
+        bar: show progress bars, on a terminal.
+
+    Raises:
+        ValueError: a row, a key or a file is wrong, or the folder holds a run; the message says which and what to do.
+        RuntimeError: the run ended by an error; the message says what is saved.
+    """
+    process = rank_of_this_process()
+    if (process.size or 1) > 1:
+        raise ValueError(
+            "[finetune] several ranks were started, and it prepares as one. Start their script with cktrain.train and the "
+            "finetune.yaml that this one wrote."
+        )
+    if resume and overwrite:
+        raise ValueError("[finetune] resume and overwrite are both given. Leave one of them out.")
+    bind_once()
+    from cktrain.config_file import load_config
+    from cktrain.fine_tuning import FineTuning, path_of, prepare, refuse_used
+    from cktrain.fine_tuning_result import losses_in_words
+    from cktrain.session import train_here
+
+    source = path_of(model)
+    folder = Path("runs") / f"{Path(source).stem}-{Path(data).stem}" if out is None else Path(out)
+    if not (resume or overwrite):
+        refuse_used(folder)
+    asked = FineTuning(source, data, folder, full, adapter, epochs, chat or {}, overrides or {})
+    prepared = prepare(asked, lambda text: print(text, flush=True), bar)
+    print("\n".join(prepared.lines), flush=True)
+    config = load_config(prepared.file, {"checkpoint.resume": "none"} if overwrite else {})
+    binding = bind_for(config.launch, config.parallel.tensor, process)
+    run = train_here(config, process, binding, bar)
+    print("\n".join(losses_in_words(config)), flush=True)
+    return run

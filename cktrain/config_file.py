@@ -49,17 +49,19 @@ def load_config(path: str | Path | Values, overrides: typing.Sequence[str] | Val
     if not isinstance(values, dict):
         found = "an empty file" if values is None else type(values).__name__
         raise ValueError(f"{name}:1: {BLOCKS}, found {found}. Start from a file in examples/")
-    if isinstance(overrides, typing.Mapping):
-        for key, value in overrides.items():
-            _put(values, lines, key, value, f"{key}={shorten(value)}")
-    else:
-        for override in overrides:
-            _apply(values, lines, override)
+    _override(values, lines, overrides)
     try:
         return Config.model_validate(values)
     except ValidationError as error:
         problems = [_describe(problem, lines, name) for problem in error.errors()]
         raise ValueError("\n".join(problems)) from None
+
+
+def with_overrides(values: Values, overrides: typing.Sequence[str] | Values) -> dict[str, Any]:
+    """Nested mappings with overrides applied, as `load_config` does it, and not yet checked."""
+    found = copy.deepcopy(dict(values))
+    _override(found, {}, overrides)
+    return found
 
 
 def save_config(config: Config, path: str | Path) -> None:
@@ -100,6 +102,15 @@ def _spelled_out(section: BaseModel) -> dict[str, Any]:
         elif value is not None or field.default is not None:
             found[key] = value
     return found
+
+
+def _override(values: dict[str, Any], lines: Lines, overrides: typing.Sequence[str] | Values) -> None:
+    if isinstance(overrides, typing.Mapping):
+        for key, value in overrides.items():
+            _put(values, lines, key, value, f"{key}={shorten(value)}")
+    else:
+        for override in overrides:
+            _apply(values, lines, override)
 
 
 def _apply(values: dict[str, Any], lines: Lines, override: str) -> None:

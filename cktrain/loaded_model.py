@@ -99,6 +99,11 @@ class Model:
         return self._saved.path
 
     @property
+    def adapter_path(self) -> Path | None:
+        """PEFT's folder that it was loaded with; None where there is none, and of a run that has its own adapter."""
+        return self._saved.adapter_folder
+
+    @property
     def vocab_size(self) -> int:
         """Ids are below it."""
         assert self._saved.config.vocab_size is not None

@@ -23,6 +23,10 @@ EXIT_INPUT, EXIT_STOPPED = 2, 75
 
 _COMMANDS = {
     "train": ("cktrain.launch.commands.train", "train a model from a YAML file"),
+    "finetune": (
+        "cktrain.launch.commands.finetune",
+        "fine-tune a model on chats or instructions: prepare, plan, train, compare",
+    ),
     "launch": ("cktrain.launch.commands.launch", "start a command's ranks, here or on several hosts"),
     "data": ("cktrain.launch.commands.data", "prepare token shards"),
     "generate": ("cktrain.launch.commands.generate", "continue a text with a trained model"),
@@ -37,10 +41,10 @@ _COMMANDS = {
     "bench": ("cktrain.launch.commands.bench", "measure this machine and the framework on it"),
 }
 
-_WATCHED = {"train", "launch", "data", "export"}
+_WATCHED = {"train", "finetune", "launch", "data", "export"}
 """Commands whose work is not what they print: it goes on whatever happens to standard output."""
 
-_STOPPED = {"train", "launch"}
+_STOPPED = {"train", "finetune", "launch"}
 """Commands that signals stop with status 75, whatever they are doing."""
 
 

@@ -79,6 +79,10 @@ def bench_step(config: Config, kernels: Any, precision: str, steps: int) -> Step
 
     ValueError where no kernels are compiled, so that there is no peak.
     """
+    if (
+        config.run.steps is None
+    ):  # of epochs, which are counted in the data's sequences; here there is no data
+        config = config.model_copy(update={"run": config.run.model_copy(update={"steps": steps})})
     numerics = Numerics(kernels, precision)
     model = build_model(
         config.model, numerics, config.data.sequence_length, config.memory.checkpointing == "block"

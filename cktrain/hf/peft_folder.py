@@ -144,8 +144,9 @@ def find_adapter(path: str | Path) -> Path:
     path = Path(path)
     if (path / CONFIG_FILE).is_file():
         return path
-    if (path / "checkpoints").is_dir():
-        for candidate in find_candidates(path / "checkpoints").found:
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path  # RUN/best has them itself
+    if folder.is_dir():
+        for candidate in find_candidates(folder).found:
             if (candidate.path / CONFIG_FILE).is_file():
                 return candidate.path
     raise ValueError(

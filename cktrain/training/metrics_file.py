@@ -25,7 +25,9 @@ log = logging.getLogger("cktrain")
 
 
 class MetricsFile(Observer):
-    """Appends to `metrics.jsonl`; a resumed run first drops the lines of steps after the one it resumes from."""
+    """Appends to `metrics.jsonl`; a resumed run first drops the lines of steps after the one it resumes from, and one that
+    begins drops all.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,7 +67,7 @@ class MetricsFile(Observer):
         if not self.path.is_file():  # none; or a pipe, which would be waited for
             return
         lines = self.path.read_bytes().splitlines(keepends=True)
-        kept = [line for line in lines if _is_of_step_up_to(line, resumed_step)]
+        kept = [line for line in lines if resumed_step and _is_of_step_up_to(line, resumed_step)]
         if kept == lines:
             return
         if resumed_step == 0 and any(line.endswith(b"\n") and not _is_record(line) for line in lines):

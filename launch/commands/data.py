@@ -88,7 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="keep OUT when it was made from the same files with the same options; replace it otherwise",
     )
-    _add_chat_arguments(prepare)
+    add_chat_arguments(prepare)
     prepare.set_defaults(run=_prepare)
     show = actions.add_parser(
         "show",
@@ -103,7 +103,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     show.set_defaults(run=_show)
 
 
-def _add_chat_arguments(prepare: argparse.ArgumentParser) -> None:
+def add_chat_arguments(prepare: argparse.ArgumentParser) -> None:
+    """Options of how rows of chats and instructions are prepared."""
     chat = prepare.add_argument_group(
         "chat and instruction data",
         "Rows with messages, conversations, prompt and completion, or instruction and output are known by their keys; "
@@ -253,10 +254,8 @@ def _prepare_chat_and_tell(options: argparse.Namespace) -> int:
             f"[data] {shown(options.source)}: chat and instruction data need the model's tokenizer. Name its folder with "
             "--tokenizer."
         )
-    given = {name: value for name in _CHAT_OPTIONS if (value := getattr(options, name)) is not None}
-    given |= {"columns": _columns(options.columns), "date": _date(options.date)}
     chat_options = ChatOptions(
-        **{name: value for name, value in given.items() if value is not None},
+        **given_chat_options(options),
         validation_fraction=options.validation_fraction,
         special_tokens=options.special_tokens,
         eos_token=options.eos_token,
@@ -281,6 +280,13 @@ def _prepare_chat_and_tell(options: argparse.Namespace) -> int:
     print("\n".join(described(summary["chat"])))
     print(f"train with data: {{path: {shown(options.out)}, sequence_length: {chat_options.sequence_length}}}")
     return 0
+
+
+def given_chat_options(options: argparse.Namespace) -> dict[str, Any]:
+    """Those of `add_chat_arguments` that were given, as fields of `ChatOptions`."""
+    given = {name: getattr(options, name) for name in _CHAT_OPTIONS}
+    given |= {"columns": _columns(options.columns), "date": _date(options.date)}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _columns(text: str | None) -> dict[str, str] | None:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from cktrain.host.bind import Binding
     from cktrain.nn.numerics import Numerics
     from cktrain.parallel.mesh import Mesh
-    from cktrain.plan.plan import Machine
+    from cktrain.plan.plan import Machine, Plan
 
 EXIT_INPUT = 2
 LONGEST_MEASUREMENT = 5.0
@@ -160,12 +160,25 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> int:
+    from cktrain.plan.text import plan_text
+
+    plan, source, refusal = plan_here(options, config, group, binding)
+    if group.rank == 0:
+        print(json.dumps(plan.as_dict()) if options.json else plan_text(plan, source), flush=True)
+        if refusal:
+            print(f"cktrain: {refusal}", file=sys.stderr, flush=True)
+    return EXIT_INPUT if refusal else 0
+
+
+def plan_here(
+    options: argparse.Namespace, config: Config, group: Group, binding: Binding
+) -> tuple[Plan, str, str]:
+    """The plan by the options of `cktrain plan`; where its rates come from; and why it does not fit, or nothing."""
     from cktrain import cython_kernels
     from cktrain.hf.folder import resolve_model
     from cktrain.nn.numerics import Numerics
     from cktrain.parallel.mesh import resolve_mesh
     from cktrain.plan.plan import Machine, gib, make_plan, remedy
-    from cktrain.plan.text import plan_text
     from cktrain.precision import agree_on_precision
     from cktrain.training.metrics import proportional_set_size
 
@@ -191,18 +204,10 @@ def _plan(options: argparse.Namespace, config: Config, group: Group, binding: Bi
         plan, source = _with_time(
             options, config, group, Numerics(kernels, precision), mesh, machine, own_core
         )
-    if group.rank == 0:
-        print(json.dumps(plan.as_dict()) if options.json else plan_text(plan, source), flush=True)
     if plan.fits:
-        return 0
-    if group.rank == 0:
-        what = (
-            f"{per_node} ranks on a node need {gib(plan.node_bytes)}, and it has {gib(machine.node_bytes)}."
-        )
-        print(
-            f"cktrain: [plan] {what} {remedy(config, mesh, precision, machine)}", file=sys.stderr, flush=True
-        )
-    return EXIT_INPUT
+        return plan, source, ""
+    what = f"{per_node} ranks on a node need {gib(plan.node_bytes)}, and it has {gib(machine.node_bytes)}."
+    return plan, source, f"[plan] {what} {remedy(config, mesh, precision, machine)}"
 
 
 def _ranks(options: argparse.Namespace, config: Config, group: Group) -> int:

@@ -6,10 +6,20 @@ The templates are short: of each model the lines that write its turns, which is 
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
+
+from cktrain import cython_kernels
+from cktrain.data.tokenizer import Tokenizer
+from cktrain.hf.folder import save_folder
+from cktrain.memory.param_store import ParamStore
+from cktrain.models import parse_model
+from cktrain.models.build import build_model
+from cktrain.nn.numerics import Numerics
+from cktrain.side_files import read_tokenizer
 
 BOS, EOS = "<|begin_of_text|>", "<|endoftext|>"
 TURNS = (
@@ -195,6 +205,20 @@ def write_model(folder: Path, template: str | None = SMOLLM2) -> Path:
     (folder / "tokenizer_config.json").write_text(json.dumps(values))
     if template is not None:
         (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def write_weights(folder: Path, seed: int = 5) -> Path:
+    """A tiny Llama of fresh weights with that tokenizer and template, in a folder which is made."""
+    with tempfile.TemporaryDirectory() as beside:
+        side = read_tokenizer(write_model(Path(beside)))
+    keys = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
+    vocab_size = Tokenizer.of(side).vocab_size
+    config = parse_model({**keys, "vocab_size": vocab_size, "max_position_embeddings": 128})
+    numerics = Numerics(cython_kernels.load(), "fp32")
+    params = ParamStore(build_model(config, numerics, 1).params(), numerics)
+    params.initialize(seed)
+    save_folder(folder, config, params, side)
     return folder
 
 

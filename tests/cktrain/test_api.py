@@ -63,8 +63,8 @@ def test_a_process_that_has_numpy_is_told_once_what_that_costs():
 
 
 def test_an_unknown_name_is_an_attribute_error():
-    with pytest.raises(AttributeError, match="module 'cktrain' has no attribute 'finetune'"):
-        _ = ck.finetune
+    with pytest.raises(AttributeError, match="module 'cktrain' has no attribute 'chat'"):
+        _ = ck.chat
 
 
 @pytest.mark.parametrize(

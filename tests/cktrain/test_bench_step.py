@@ -31,3 +31,8 @@ def test_rows_and_shares(tiny, precision: str) -> None:
     table = step_table(report)
     assert all(name in table for name in ops) and "% of its median" in table
     assert json.loads(json.dumps(report.as_dict()))["precision"] == precision
+
+
+def test_a_run_of_epochs_is_measured_too(tiny) -> None:
+    config = tiny(**{"run.steps": None, "run.epochs": 2})
+    assert bench_step(config, cython_kernels.load(), "fp32", steps=1).step_s > 0

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
+from thread_group import run_ranks
 
 from cktrain.checkpoint import NotSavedError
 from cktrain.checkpoint_record import read_checkpoint
@@ -113,3 +114,26 @@ def test_losses_stand_in_the_metrics(run_with, tmp_path):
     assert run_with([5.0, 4.0], **{"run.steps": 2}).run()
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert [line["val_loss"] for line in lines if "val_loss" in line] == [5.0, 4.0]
+
+
+def test_all_ranks_keep_the_best_and_end_together(tiny, composed, tokens_file, tmp_path):
+    """Two data ranks; the run that goes on has to be better than the best one on disk, which rank 0 tells."""
+    losses = {"first": [5.0, 3.0, 4.0], "second": [3.5, 3.2]}
+
+    def run(world, given: list[float]) -> tuple[int, float]:
+        validation = {"every": 1, "batches": 1, "path": str(tokens_file)}
+        steps = {"run.steps": 9, "schedule.warmup_steps": 0, "checkpoint.early_stopping_patience": 2}
+        if given is losses["first"]:
+            steps |= {"run.steps": 3}
+        keys = {"precision": "fp64", "data.validation": validation, "checkpoint.save_best": True, **steps}
+        trainer = composed(tiny(**keys), group=world).trainer
+        left = iter(given)
+        trainer.validator.run = lambda: ValidationResult(next(left), 1, None)
+        assert trainer.run()
+        return trainer.progress.step, trainer.saver.saved_step
+
+    assert run_ranks(2, lambda world: run(world, losses["first"])) == [(3, 3)] * 2
+    assert run_ranks(2, lambda world: run(world, losses["second"])) == [(5, 5)] * 2
+    best = tmp_path / "run" / "best" / "step-00000002"
+    assert best_checkpoint(tmp_path / "run" / "best") == (best, 3.0)
+    assert sorted(path.name for path in best.glob("rank*")) == ["rank0.safetensors", "rank1.safetensors"]

@@ -1,11 +1,14 @@
 """Runs that start from a GGUF file: what trains is saved, what is frozen stays in the file, by its SHA-256."""
 
+import json
+
 import numpy as np
 import pytest
 
 import cktrain as ck
 from cktrain import cython_kernels
 from cktrain.checkpoint_record import CheckpointError
+from cktrain.fine_tuning import FineTuning, prepare
 from cktrain.launch.cli import main
 from cktrain.nn.numerics import Numerics
 from cktrain.saved_model import find_saved_model
@@ -69,3 +72,18 @@ def test_an_adapter_beside_a_file_is_merged_into_a_folder_and_into_a_file(
     plain = find_saved_model(path).load(Numerics(cython_kernels.load(), "fp32"), positions=1)[1]
     assert f"out.gguf: {plain.count:,} parameters, f32" in said
     assert main(["export", str(tmp_path / "run"), str(tmp_path / "x"), "--adapter", "--gguf", "f32"]) == 2
+
+
+def test_a_file_is_fine_tuned_as_a_folder_that_is_made_once(gguf, tmp_path):
+    path, out, said = gguf("llama", "q8_0"), tmp_path / "run", []
+    rows = [json.dumps({"prompt": f"say {i}", "completion": " a" * (i % 3 + 1)}) for i in range(20)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(rows))
+    asked = FineTuning(
+        path, tmp_path / "rows.jsonl", out, chat={"sequence_length": 24, "validation_fraction": 0.1}
+    )
+    first = prepare(asked, said.append, progress=False)
+    (base,) = out.glob("base-*")
+    assert f"model: {path} -> {base}, bfloat16" in said and first.config.model.from_pretrained == str(base)
+    said.clear()
+    assert prepare(asked, said.append, progress=False).config == first.config
+    assert f"model: {base}, made of {path} before" in said

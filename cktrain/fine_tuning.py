@@ -1,0 +1,377 @@
+"""From a model and a file of chats to the configuration of a run that fine-tunes it: what `cktrain finetune` does first.
+
+    RUN/data/              the rows, prepared with the model's own tokenizer and template; kept while they would be the same
+    RUN/base-0123456789/   a GGUF file or another run as a Hugging Face folder, by the digest of what it was made from
+    RUN/finetune.yaml      the configuration, for `cktrain train` too; one that was changed by hand is kept as .before
+
+A Hugging Face folder and a prepared folder are used where they are. Defaults follow the task (few weights beside frozen
+ones, or all of them) and the data; what is given goes before them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from cktrain.checkpoint_folder import free_name
+from cktrain.checkpoint_record import read_checkpoint
+from cktrain.config import Config
+from cktrain.config_file import load_config, with_overrides
+from cktrain.data.chat.prepare import ChatOptions, prepare_chat
+from cktrain.data.shards import DATASET_FILE, read_dataset
+from cktrain.epochs import count_steps, epochs_in_words
+from cktrain.file_identity import sha256_of_file
+from cktrain.hf.config_json import read_model_config
+from cktrain.hf.folder import resolve_model, save_folder
+from cktrain.hf.gguf_file import is_gguf
+from cktrain.hf.gguf_file.import_gguf import import_gguf
+from cktrain.hf.peft_folder import resolve_adapter
+from cktrain.loaded_model import Model
+from cktrain.models.build import build_model
+from cktrain.nn.numerics import Numerics
+from cktrain.saved_model import SavedModel, find_saved_model
+from cktrain.trained_run import TrainedRun
+from cktrain.yaml_text import dump_yaml
+
+CONFIG_FILE = "finetune.yaml"
+DATA_FOLDER = "data"
+
+LENGTH = 2048
+"""Tokens in a sequence, where the model has positions for as many."""
+ROWS_AT_ONCE = 2048
+"""Tokens of a micro-batch: more make its products no faster, and take memory."""
+BATCH, STEPS_PER_EPOCH = 16, 20
+"""Sequences in a step; fewer where an epoch would have fewer steps than these."""
+FEW_STEPS = 30
+_ANY_DATA = {"splits": {split: {"sequences": 1_000_000} for split in ("train", "validation")}}
+
+Values = Mapping[str, Any]
+Say = Callable[[str], None]
+
+_OPTIMIZER = {
+    "adapter": {
+        "name": "adamw",
+        "lr": 2.0e-4,
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.0,
+        "clip_grad_norm": 1.0,
+    },
+    "full": {
+        "name": "adamw",
+        "lr": 1.0e-5,
+        "betas": [0.9, 0.999],
+        "weight_decay": 0.01,
+        "clip_grad_norm": 1.0,
+    },
+}
+_EPOCHS = {"adapter": 3, "full": 2}
+_INSTEAD = {
+    ("run", "epochs"): "steps",
+    ("schedule", "warmup_ratio"): "warmup_steps",
+    ("data.validation", "times_per_epoch"): "every",
+}
+"""A default of ours that gives way where its owner says the same by another key."""
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """What is to be fine-tuned, on what, and how."""
+
+    model: str | Path
+    """A Hugging Face folder, a GGUF file, a run or a checkpoint."""
+    data: str | Path
+    """A file of chats or instructions, a folder of such, or one that `cktrain data prepare` made."""
+    out: str | Path
+    """The run's folder."""
+    full: bool = False
+    """Train all weights, without an adapter."""
+    adapter: Values | None = None
+    """Keys of the adapter's block; None: the defaults."""
+    epochs: float | None = None
+    chat: Values = field(default_factory=dict)
+    """Fields of `ChatOptions`."""
+    overrides: Sequence[str] | Values = ()
+    """Keys of the configuration, as `load_config` takes them."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A configuration that can be trained, its model resolved and its steps counted, and where it stands."""
+
+    file: Path
+    config: Config
+    lines: list[str]
+    """What is to be expected of it."""
+
+
+def path_of(model: str | Path | Model | TrainedRun) -> str | Path:
+    """Where the weights of a model or a run are. Raises ValueError where an adapter stands beside them."""
+    if isinstance(model, str | Path):
+        return model
+    if isinstance(model, Model) and model.adapter_path is not None:
+        raise ValueError(
+            f"[finetune] {model.path} was loaded with the adapter {model.adapter_path} beside it. Give the model's path, "
+            f'and adapter={{"from_pretrained": {str(model.adapter_path)!r}}} to go on with that adapter.'
+        )
+    return model.path
+
+
+def refuse_used(out: str | Path) -> None:
+    """Raises ValueError where the folder holds a run already."""
+    if holds_run(out):
+        raise ValueError(
+            f"[finetune] {out} holds a run already. Choose another folder; --resume goes on with it, also with more "
+            "--epochs; --overwrite starts afresh and sets its checkpoints aside."
+        )
+
+
+def holds_run(out: str | Path) -> bool:
+    """Whether a run was started in the folder; what `prepare` makes is none."""
+    return any((Path(out) / name).exists() for name in ("checkpoints", "config.yaml", "metrics.jsonl"))
+
+
+def prepare(asked: FineTuning, say: Say = lambda text: None, progress: bool = True) -> Prepared:
+    """Prepare the model and the data, and write the configuration. `say` hears what was found, a line at a time.
+
+    Raises ValueError for what the user can mend, and OSError when writing fails.
+    """
+    out = Path(asked.out)
+    given = with_overrides({}, asked.overrides)
+    if asked.full and (asked.adapter is not None or given.get("adapter") is not None):
+        raise ValueError(
+            "[finetune] full trains all weights, and adapter is given as well. Leave one of them out."
+        )
+    if not asked.full and given.get("adapter", {}) is None:
+        raise ValueError(
+            "[finetune] adapter is null, which trains all weights. Give --full (full=True) for that."
+        )
+    if (other := _block(given, "run").get("dir")) is not None:
+        raise ValueError(
+            f"[finetune] run.dir {other} is set, and RUN is {out}. Give the folder as RUN alone."
+        )
+    saved = find_saved_model(asked.model)
+    positions = saved.config.max_position_embeddings
+    assert positions is not None, "a saved model has them resolved"
+    assumed = _values(asked, saved.path, out, _ANY_DATA, min(LENGTH, positions), given)
+    load_config(_merged(assumed, given))  # a mistyped key is told before anything is prepared
+    base = _base(asked.model, saved, out, say)
+    folder, dataset = _data(asked, base, out, positions, given, say, progress)
+    length = _length(dataset, positions, given)
+    values = _values(asked, base, folder, dataset, length, given)
+    file = out / CONFIG_FILE
+    config = load_config(_merged(values, given))
+    _write(file, _merged(values, given), say)
+    adapter = resolve_adapter(config.adapter)
+    config = config.model_copy(update={"model": resolve_model(config.model)[0], "adapter": adapter})
+    config = count_steps(config, _sequences(dataset, "train", length))
+    return Prepared(file, config, _expected(config, dataset, length))
+
+
+def _base(model: str | Path, saved: SavedModel, out: Path, say: Say) -> Path:
+    """A Hugging Face folder of the model: its own, or one that is made of it."""
+    if saved.hugging_face and not is_gguf(saved.path):
+        return saved.path
+    gguf = saved.hugging_face
+    digest = sha256_of_file(saved.path) if gguf else read_checkpoint(saved.path).digest
+    folder = out / f"base-{digest[:10]}"
+    if folder.is_dir():
+        say(f"model: {folder}, made of {model} before")
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    if gguf:
+        dtype = import_gguf(saved.path, folder)
+    else:
+        dtype = _export(saved, folder)
+    read_model_config(folder)
+    say(f"model: {model} -> {folder}, {dtype}")
+    return folder
+
+
+def _export(saved: SavedModel, folder: Path) -> str:
+    side = saved.side_files(None, False)
+    if saved.adapter is not None:
+        from cktrain.adapter_export import export_merged
+
+        return export_merged(saved, folder, side)
+    from cktrain import cython_kernels
+
+    _, params = saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)
+    save_folder(folder, saved.config, params, side)
+    return "float32"
+
+
+def _data(
+    asked: FineTuning, base: Path, out: Path, positions: int, given: Values, say: Say, progress: bool
+) -> tuple[Path, dict[str, Any]]:
+    """The prepared folder, and what its dataset.json says."""
+    if (Path(asked.data) / DATASET_FILE).is_file():
+        if asked.chat:
+            name = min(asked.chat).replace("_", "-")
+            raise ValueError(
+                f"[finetune] --{name} says how rows are prepared, and {asked.data} is prepared. Leave it out, or "
+                "give the rows."
+            )
+        return Path(asked.data), read_dataset(asked.data)
+    known = [option.name for option in fields(ChatOptions)]
+    if unknown := sorted(set(asked.chat) - set(known)):
+        raise ValueError(f"[finetune] chat: {unknown[0]!r} is none of {', '.join(known)}. Correct it.")
+    length = _block(given, "data").get("sequence_length", min(LENGTH, positions))
+    options = ChatOptions(**{"sequence_length": length, **asked.chat})
+    if options.sequence_length > positions:
+        raise ValueError(
+            f"[finetune] --sequence-length {options.sequence_length:,} is longer than the model's {positions:,} positions. "
+            f"Give {positions} or less."
+        )
+    folder = out / DATA_FOLDER
+    out.mkdir(parents=True, exist_ok=True)
+    summary = prepare_chat(
+        asked.data, folder, tokenizer=base, options=options, reuse=True, progress=progress, say=say
+    )
+    return folder, summary
+
+
+def _length(dataset: dict[str, Any], positions: int, given: Values) -> int:
+    if "chat" in dataset:
+        return int(dataset["chat"]["sequence_length"])
+    return int(_block(given, "data").get("sequence_length", min(LENGTH, positions)))
+
+
+def _sequences(dataset: dict[str, Any], split: str, length: int) -> int:
+    """Those that an epoch has; of text, whose tokens are one stream, whole ones."""
+    found = dataset["splits"].get(split, {"shards": []})
+    if "sequences" in found:
+        return int(found["sequences"])
+    return (sum(shard["tokens"] for shard in found["shards"]) - 1) // length
+
+
+def _values(
+    asked: FineTuning, base: Path, folder: Path, dataset: dict[str, Any], length: int, given: Values
+) -> dict[str, Any]:
+    """The configuration by default."""
+    task = "full" if asked.full else "adapter"
+    sequences = _sequences(dataset, "train", length)
+    micro, batch = _batch_sizes(sequences, length, _block(given, "batch"))
+    validates = _sequences(dataset, "validation", length) > 0
+    values: dict[str, Any] = {
+        "run": {"dir": str(asked.out), "epochs": asked.epochs or _EPOCHS[task]},
+        "model": {"from_pretrained": str(base)},
+    }
+    if not asked.full:
+        keys = {} if asked.adapter is None else dict(asked.adapter)
+        from_folder = "from_pretrained" in {**keys, **_block(given, "adapter")}  # which says the rest
+        values["adapter"] = keys if from_folder else {"r": 16, "lora_alpha": 32, **keys}
+    values["data"] = {"path": str(folder), "sequence_length": length}
+    if validates:
+        values["data"]["validation"] = {"times_per_epoch": 5, "at_start": True, "batches": None}
+    values |= {
+        "batch": {"micro_batch_size": micro, "global_batch_size": batch},
+        "optimizer": dict(_OPTIMIZER[task]),
+        "schedule": {"name": "cosine", "warmup_ratio": 0.03},
+    }
+    if validates:
+        values["checkpoint"] = {"save_best": True}
+    for (path, ours), theirs in _INSTEAD.items():
+        block, mine = given, values
+        for part in path.split("."):
+            block, mine = _block(block, part), mine.get(part, {})
+        if block.get(theirs) is not None and ours not in block:
+            if path == "run" and asked.epochs is not None:
+                raise ValueError(
+                    f"[finetune] --epochs {asked.epochs:g} and run.steps {block[theirs]} both say how long it is. Give one."
+                )
+            mine.pop(ours, None)
+    return values
+
+
+def _batch_sizes(sequences: int, length: int, given: Values) -> tuple[int, int]:
+    """micro_batch_size and global_batch_size by default; what is given wrongly, the configuration says."""
+    micro, batch = (given.get(f"{name}_batch_size") for name in ("micro", "global"))
+    if not isinstance(batch, int) or batch < 1:
+        batch = max(size for size in (1, 2, 4, 8, BATCH) if size == 1 or sequences >= size * STEPS_PER_EPOCH)
+        if isinstance(micro, int) and micro > 0:
+            batch = -(-batch // micro) * micro
+    fitting = [size for size in range(1, min(batch, ROWS_AT_ONCE) + 1) if not batch % size]
+    return max(size for size in fitting if size == 1 or size * length <= ROWS_AT_ONCE), batch
+
+
+def _block(given: Values, name: str) -> Values:
+    """What was given of a block; a value where a block belongs is the configuration's to refuse."""
+    block = given.get(name)
+    return block if isinstance(block, Mapping) else {}
+
+
+def _merged(values: Values, given: Values) -> dict[str, Any]:
+    merged = dict(values)
+    for key, value in given.items():
+        both = isinstance(value, Mapping) and isinstance(merged.get(key), Mapping)
+        merged[key] = _merged(merged[key], value) if both else value
+    return merged
+
+
+def _write(file: Path, values: dict[str, Any], say: Say) -> None:
+    blocks = (f"{key + ':':<11} {dump_yaml(value, flow=True)}\n" for key, value in values.items())
+    text = "# Made by cktrain finetune; cktrain train runs it.\n" + "".join(blocks)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    if file.is_file() and file.read_text(encoding="utf-8") != text:
+        kept = free_name(file.with_name(file.name + ".before"))
+        file.rename(kept)
+        say(f"configuration: {file} is another than before, which is {kept.name} now")
+    file.write_text(text, encoding="utf-8")
+
+
+def _expected(config: Config, dataset: dict[str, Any], length: int) -> list[str]:
+    """What is known before anything is allocated or measured."""
+    splits = {name: _sequences(dataset, name, length) for name in ("train", "validation")}
+    sizes = ", ".join(
+        f"{dataset['splits'][name]['documents']:,} rows in {count:,} sequences for {word}"
+        for name, count, word in (
+            ("train", splits["train"], "training"),
+            ("validation", splits["validation"], "validation"),
+        )
+        if count > 0
+    )
+    lines = [f"data: {config.data.path}: {sizes}, of {length:,} tokens each"]
+    if (chat := dataset.get("chat")) is not None:
+        lines.append(
+            f"tokens: {chat['row_tokens']:,}, of which {chat['trained_tokens']:,} are trained "
+            f"({chat['trained_share']:.1%}); sequences are {chat['packing_efficiency']:.1%} filled"
+        )
+    steps = config.run.total_steps
+    if config.run.epochs is not None:
+        lines.append(epochs_in_words(config, splits["train"]))
+    else:
+        lines.append(f"steps: {steps:,} of {config.batch.global_batch_size:,} sequences")
+    if steps < FEW_STEPS:
+        longest = f"; the longest row has {chat['length']['max']:,} tokens" if chat is not None else ""
+        lines.append(
+            f"note: {steps:,} steps are few. More --epochs, a shorter --sequence-length or a smaller "
+            f"batch.global_batch_size give more{longest}"
+        )
+    lines.append(_weights_in_words(config))
+    optimizer, schedule = config.optimizer, config.schedule
+    betas = f", betas {optimizer.betas[0]:g}/{optimizer.betas[1]:g}" if optimizer.name == "adamw" else ""
+    lines.append(
+        f"optimizer: {optimizer.name}, lr {optimizer.lr:g}{betas}, weight_decay {optimizer.weight_decay:g}, clip "
+        f"{optimizer.clip_grad_norm:g}; {schedule.name}, warm-up {schedule.warmup(steps):,} of {steps:,} steps"
+    )
+    if not config.data.validation.wanted:
+        lines.append("note: nothing is validated, since the data holds nothing out (--validation)")
+    return lines
+
+
+def _weights_in_words(config: Config) -> str:
+    from cktrain import cython_kernels
+
+    model = resolve_model(config.model)[0]
+    params = build_model(model, Numerics(cython_kernels.load(), "fp32"), 1, False, config.adapter).params()
+    count = sum(param.size for param in params)
+    trained = sum(param.size for param in params if param.trainable)
+    how = (
+        "all weights" if config.adapter is None else f"{config.adapter.peft_type} of rank {config.adapter.r}"
+    )
+    return (
+        f"model: {config.model.from_pretrained}: {count:,} parameters, {trained:,} trained ({how}), "
+        f"{count - trained:,} frozen"
+    )

@@ -1,0 +1,132 @@
+"""What a fine-tuning is made of: its defaults by the data, what gives way to its owner's keys, and `ck.finetune`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from chat_models import write_rows, write_weights
+
+import cktrain as ck
+from cktrain.fine_tuning import FineTuning, prepare
+from cktrain.fine_tuning_result import losses_in_words
+from cktrain.host import process
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """A folder with a model and rows; binding is for a process of its own."""
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
+    monkeypatch.setattr(process, "_bound", [])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+    monkeypatch.chdir(tmp_path)
+    write_weights(Path("model"))
+    rows(12)
+
+
+def rows(count: int) -> None:
+    turns = [
+        [{"role": "user", "content": f"say {i}"}, {"role": "assistant", "content": "a" * (i % 5 + 1)}]
+        for i in range(count)
+    ]
+    write_rows(Path("rows.jsonl"), [{"messages": each} for each in turns])
+
+
+def prepared(**keys):
+    chat = {"sequence_length": 64, "validation_fraction": 0.1, **keys.pop("chat", {})}
+    return prepare(FineTuning("model", "rows.jsonl", "run", chat=chat, **keys), progress=False)
+
+
+@pytest.mark.parametrize(("count", "batch"), [(12, 1), (50, 2), (400, 16)])
+def test_few_sequences_are_taken_in_small_batches(count, batch):
+    """Each of these rows fills its sequence; an epoch has 20 steps or more, or batches of one sequence."""
+    rows(count)
+    assert prepared().config.batch.global_batch_size == batch
+
+
+def test_a_micro_batch_has_as_many_tokens_as_pay():
+    rows(400)
+    batch = prepared().config.batch
+    assert (batch.micro_batch_size, batch.global_batch_size) == (16, 16)
+    given = prepared(overrides={"batch.global_batch_size": 36}).config.batch
+    assert (given.micro_batch_size, given.global_batch_size) == (18, 36)  # 36 x 64 tokens would be more
+    given = prepared(overrides={"batch.micro_batch_size": 3}).config.batch
+    assert (given.micro_batch_size, given.global_batch_size) == (3, 18)
+
+
+def test_defaults_give_way_to_the_same_in_other_words():
+    config = prepared(
+        overrides=["run.steps=7", "schedule.warmup_steps=2", "data.validation.every=3", "adapter.r=4"]
+    ).config
+    assert (config.run.steps, config.run.epochs) == (7, None)
+    assert (config.schedule.warmup_steps, config.schedule.warmup_ratio) == (2, 0)
+    assert (config.data.validation.every, config.data.validation.times_per_epoch) == (3, None)
+    assert config.data.validation.at_start and config.adapter.r == 4 and config.adapter.lora_alpha == 32
+
+
+def test_the_folder_of_the_run_is_named_once():
+    with pytest.raises(ValueError, match=r"run.dir other is set, and RUN is run"):
+        prepared(overrides=["run.dir=other"])
+
+
+def test_an_unknown_option_of_rows_is_told():
+    with pytest.raises(ValueError, match="chat: 'length' is none of sequence_length, train_on"):
+        prepared(chat={"length": 3})
+
+
+def test_data_are_prepared_again_only_when_they_are_others():
+    prepared()
+    before = Path("run/data/dataset.json").stat().st_mtime_ns
+    prepared(overrides=["optimizer.lr=1"])
+    assert Path("run/data/dataset.json").stat().st_mtime_ns == before
+    rows(13)
+    prepared()
+    assert Path("run/data/dataset.json").stat().st_mtime_ns > before
+
+
+def test_from_python_to_an_adapter_and_merged_weights():
+    options = {"epochs": 2, "chat": {"sequence_length": 64, "validation_fraction": 0.1}, "bar": False}
+    keys = {"precision": "fp32", "optimizer.lr": 0.01, "data.validation.times_per_epoch": 1}
+    run = ck.finetune(ck.load("model"), "rows.jsonl", adapter={"r": 4}, overrides=keys, **options)
+    assert run.path == Path("runs/model-rows") and run.done
+    losses = run.losses().validation
+    assert len(losses) == 3 and losses[-1][1] < losses[0][1]
+    assert run.save_adapter("adapter").joinpath("adapter_config.json").is_file()
+    merged = ck.load(run.export("merged", merge=True))
+    ids = merged.encode("say 3")
+    assert merged.loss(ids) == pytest.approx(
+        run.load().loss(ids), abs=1e-5
+    )  # one rounding of each weight to fp32
+    with pytest.raises(ValueError, match="holds a run already"):
+        ck.finetune("model", "rows.jsonl", **options)
+    with pytest.raises(ValueError, match="was loaded with the adapter adapter beside it"):
+        ck.finetune(ck.load("model", adapter="adapter"), "rows.jsonl", "other", **options)
+    longer = {**options, "epochs": 3}
+    again = ck.finetune("model", "rows.jsonl", adapter={"r": 4}, overrides=keys, resume=True, **longer)
+    assert len(again.losses().validation) == 4
+
+
+def test_a_run_that_got_no_better_is_told(capsys):
+    options = {
+        "full": True,
+        "epochs": 1,
+        "chat": {"sequence_length": 64, "validation_fraction": 0.1},
+        "bar": False,
+    }
+    keys = {"precision": "fp32", "optimizer.lr": 0.0, "data.validation.times_per_epoch": 1}
+    ck.finetune("model", "rows.jsonl", "run", overrides=keys, **options)
+    assert "no validation was better than before" in capsys.readouterr().out
+
+
+def test_both_all_weights_and_an_adapter_are_refused():
+    with pytest.raises(ValueError, match="full trains all weights, and adapter is given as well"):
+        ck.finetune("model", "rows.jsonl", "run", full=True, adapter={"r": 4})
+
+
+def test_a_run_without_validation_has_no_losses_to_tell():
+    done = prepared(chat={"validation_fraction": 0.0}, overrides=["run.steps=1"])
+    assert not done.config.data.validation.wanted and not done.config.checkpoint.save_best
+    ck.train(done.file, bar=False)
+    assert losses_in_words(done.config) == []

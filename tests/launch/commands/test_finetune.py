@@ -1,0 +1,192 @@
+"""`cktrain finetune` on a tiny model and some rows: what it writes and says, what it refuses, and how it goes on."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from safetensors.numpy import load_file
+
+from cktrain.bench import peak
+from cktrain.config_file import load_config
+from cktrain.host import bind, process
+from cktrain.launch.cli import main
+from cktrain.report import read_curve
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "cktrain"))
+from chat_models import write_rows, write_weights
+
+ROWS = [
+    {
+        "messages": [
+            {"role": "user", "content": f"say {i % 7}"},
+            {"role": "assistant", "content": "a" * (i % 5 + 1)},
+        ]
+    }
+    for i in range(20)
+]
+LENGTH = ["--sequence-length", "128"]
+FAST = [
+    f"--set={key}" for key in ("precision=fp32", "optimizer.lr=0.01", "data.validation.times_per_epoch=2")
+]
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """A folder with a model of fresh weights and a file of rows; nothing is bound."""
+    binding = bind.Binding((0,), 1, None, "")
+    for module in (bind, process):
+        monkeypatch.setattr(module, "bind", lambda *_args, **_kwargs: binding)
+    monkeypatch.setattr(peak, "measure_bandwidth", lambda *_args, **_kwargs: 1e10)
+    monkeypatch.setattr(peak, "flop_rates", lambda *_args: [1e11])
+    monkeypatch.chdir(tmp_path)
+    write_weights(Path("model"))
+    write_rows(Path("rows.jsonl"), ROWS)
+
+
+def test_an_adapter_from_rows_to_the_next_commands(capfd):
+    assert main(["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, *FAST]) == 0
+    out = capfd.readouterr().out
+    assert (
+        "data: run/data: 19 rows in 10 sequences for training, 1 rows in 1 sequences for validation, of 128"
+        in out
+    )
+    assert "trained (lora of rank 16)" in out and "frozen" in out
+    assert (
+        "optimizer: adamw, lr 0.01, betas 0.9/0.999, weight_decay 0, clip 1; cosine, warm-up 1 of 30 steps"
+        in out
+    )
+    assert "memory: " in out and "a step, " in out
+    values = yaml.safe_load(Path("run/finetune.yaml").read_text())
+    assert values["run"] == {"dir": "run", "epochs": 3}
+    assert values["adapter"] == {"r": 16, "lora_alpha": 32}
+    assert values["optimizer"]["lr"] == 0.01 and values["checkpoint"] == {"save_best": True}
+    losses = read_curve(Path("run/metrics.jsonl")).validation
+    assert losses[0][0] == 0 and len(losses) == 7
+    (first, last) = (losses[0][1], losses[-1][1])
+    assert last < first
+    assert f"validation loss: {first:.4f} before, {last:.4f} after {losses[-1][0]} steps" in out
+    assert list(Path("run/best").glob("step-*"))
+    assert r"--prompt $'<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\nTEXT<|im_end|>\n" in out
+    commands = [line.partition("#")[0].split() for line in out.splitlines() if "cktrain export" in line]
+    assert [main(words[1:]) for words in commands] == [0, 0, 0]
+    assert Path("run.gguf").is_file()
+    assert main(["generate", "model", "--adapter", "run/best", "--max-tokens", "3"]) == 0
+    assert Path("run-adapter/adapter_config.json").is_file() and Path("run-model/config.json").is_file()
+
+
+def test_what_was_written_is_what_train_runs(capfd):
+    assert main(["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, *FAST, "--dry-run"]) == 0
+    assert "train with: cktrain train run/finetune.yaml" in capfd.readouterr().out
+    assert not Path("run/checkpoints").exists()
+    assert main(["train", "run/finetune.yaml", "--set", "run.dir=other"]) == 0
+    assert main(["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, *FAST]) == 0
+    curves = [read_curve(Path(folder) / "metrics.jsonl") for folder in ("run", "other")]
+    assert curves[0].training == curves[1].training and curves[0].validation == curves[1].validation
+    assert "prepared again" not in capfd.readouterr().err
+
+
+def test_all_weights_of_a_prepared_folder(capfd):
+    assert (
+        main(["data", "prepare", "rows.jsonl", "rows", "--tokenizer", "model", *LENGTH, "--validation", "0"])
+        == 0
+    )
+    assert main(["finetune", "model", "rows", "-o", "run", "--full", "--set", "run.steps=2"]) == 0
+    out = capfd.readouterr().out
+    assert "(all weights), 0 frozen" in out and "steps: 2 of 1 sequences" in out
+    assert "lr 1e-05, betas 0.9/0.999, weight_decay 0.01" in out
+    assert "note: nothing is validated" in out
+    config = load_config("run/finetune.yaml")
+    assert config.adapter is None and config.run.epochs is None and config.data.path == "rows"
+    assert main(["finetune", "model", "rows", "-o", "run2", "--train-on", "all"]) == 2
+    assert "--train-on says how rows are prepared, and rows is prepared" in capfd.readouterr().err
+
+
+def test_a_run_that_stands_there_is_refused_resumed_or_overwritten(capfd):
+    command = ["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, *FAST]
+    assert main([*command, "--epochs", "1"]) == 0
+    steps = read_curve(Path("run/metrics.jsonl")).training[-1][0]
+    capfd.readouterr()
+    assert main(command) == 2
+    assert "run holds a run already. Choose another folder; --resume goes on" in capfd.readouterr().err
+    assert main([*command, "--epochs", "2", "--resume"]) == 0
+    told = capfd.readouterr()
+    assert "changed on resume: run.epochs: 1.0 -> 2.0: the run ends after" in told.out
+    assert "which is finetune.yaml.before now" in told.err
+    curve = read_curve(Path("run/metrics.jsonl"))
+    assert curve.training[-1][0] == 2 * steps and curve.validation[0][0] == 0
+    assert main([*command, "--epochs", "1", "--overwrite"]) == 0
+    assert len(list(Path("run/checkpoints").glob("set-aside-*"))) == 1
+    lines = [json.loads(line) for line in Path("run/metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "val_loss" in line].count(0) == 1
+    assert read_curve(Path("run/metrics.jsonl")).training[-1][0] == steps
+
+
+def test_a_run_is_fine_tuned_further_from_its_merged_weights(capfd):
+    assert main(["finetune", "model", "rows.jsonl", "-o", "first", *LENGTH, *FAST, "--epochs", "1"]) == 0
+    assert main(["finetune", "first", "rows.jsonl", "-o", "second", *LENGTH, *FAST, "--epochs", "1"]) == 0
+    (base,) = Path("second").glob("base-*")
+    assert main(["export", "first", "merged", "--merge"]) == 0
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (base, Path("merged")))
+    assert ours.keys() == theirs.keys()
+    assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["nowhere", "rows.jsonl"], "nowhere is no run"),
+        (["model", "nothing.jsonl"], "nothing.jsonl"),
+        (["model", "rows.jsonl", "--set", "optimizer.lrr=1"], "optimizer.lrr: unknown key"),
+        (["model", "rows.jsonl", "--set", "run=3"], "run: a block of keys belongs here"),
+        (["model", "rows.jsonl", "--set", "adapter.r=x"], "adapter.r"),
+        (["model", "rows.jsonl", "--set", "adapter=null"], "Give --full"),
+        (
+            ["model", "rows.jsonl", "--full", "--set", "adapter.r=4"],
+            "full trains all weights, and adapter is given",
+        ),
+        (["model", "rows.jsonl", "--epochs", "1", "--set", "run.steps=3"], "both say how long it is"),
+        (["model", "rows.jsonl", "--sequence-length", "256"], "longer than the model's 128 positions"),
+    ],
+)
+def test_bad_input_is_one_message_and_nothing_is_trained(words, message, capfd):
+    assert main(["finetune", *words, "-o", "run"]) == 2
+    assert message in capfd.readouterr().err
+    assert not Path("run").exists() or not list(Path("run").iterdir())
+
+
+def test_bad_rows_are_told_and_left_out_on_request(capfd):
+    write_rows(Path("rows.jsonl"), [*ROWS, {"messages": [{"role": "user", "content": "no answer"}]}])
+    command = ["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, "--dry-run"]
+    assert main(command) == 2
+    assert "1 of 21 rows cannot be used" in capfd.readouterr().err
+    assert main([*command, "--skip-bad"]) == 0
+    assert Path("run/data/rejected.jsonl").is_file()
+
+
+class Terminal:
+    """Standard input of somebody who can be asked."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(("answer", "status"), [("r", 0), ("o", 0), ("", 2)])
+def test_on_a_terminal_it_asks_what_to_do_with_a_run(answer, status, capfd, monkeypatch):
+    command = ["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, "--set", "run.steps=1"]
+    assert main(command) == 0
+    asked = []
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or answer)
+    assert main(command) == status
+    assert asked == [
+        "run holds a run. Go on with it (r), start afresh and set its checkpoints aside (o), or stop (s)? "
+    ]
+    out = capfd.readouterr()
+    assert ("all 1 steps are done already" in out.out) == (answer == "r")
+    assert bool(list(Path("run/checkpoints").glob("set-aside-*"))) == (answer == "o")
+    assert ("holds a run already" in out.err) == (status == 2)
