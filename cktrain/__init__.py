@@ -14,17 +14,18 @@ where that is still possible (docs/python.md).
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cktrain.api import bind, finetune, load, train
+    from cktrain.api import bind, finetune, generate, load, train
     from cktrain.loaded_model import Model
     from cktrain.trained_run import TrainedRun
 
 __version__ = "0.1.0"
 
-__all__ = ["Model", "TrainedRun", "__version__", "bind", "finetune", "load", "train"]
+__all__ = ["Model", "TrainedRun", "__version__", "bind", "finetune", "generate", "load", "train"]
 
 _WHERE = {
     "bind": "cktrain.api",
     "finetune": "cktrain.api",
+    "generate": "cktrain.api",
     "load": "cktrain.api",
     "train": "cktrain.api",
     "Model": "cktrain.loaded_model",

@@ -1,13 +1,13 @@
-"""What a script or a notebook calls: bind this process, load a model, train one, fine-tune one.
+"""What a script or a notebook calls: bind this process, load a model, let it write, train one, fine-tune one.
 
 This module is light: the functions bind the process to its cores first, and then import what needs numpy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from cktrain.host.process import bind_for, bind_once, rank_of_this_process
 
@@ -85,6 +85,35 @@ def load(
         special_tokens=special_tokens,  # type: ignore[arg-type]
         adapter=adapter,
     )
+
+
+@overload
+def generate(model: str | Path | Model, prompt: str = "", max_tokens: int = 100, **sampling: Any) -> str: ...
+@overload
+def generate(
+    model: str | Path | Model, prompt: Sequence[str], max_tokens: int = 100, **sampling: Any
+) -> list[str]: ...
+
+
+def generate(
+    model: str | Path | Model, prompt: str | Sequence[str] = "", max_tokens: int = 100, **sampling: Any
+) -> str | list[str]:
+    """The text that follows a prompt, or of several prompts each one's, without it.
+
+    Args:
+        model: what `load` returned, or a path that it opens.
+        prompt: text to continue, or a list of texts; "": the start of a document.
+        max_tokens: at most, of each.
+        sampling: keywords of `Model.generate`: temperature, top_k, top_p, min_p, repetition_penalty, stop, seed. Each prompt
+            begins with the seed, and so gives what it gives alone.
+
+    Raises:
+        ValueError: as `load` and `Model.generate`.
+    """
+    opened = load(model) if isinstance(model, str | Path) else model
+    if isinstance(prompt, str):
+        return opened.generate(prompt, max_tokens, **sampling)
+    return [opened.generate(each, max_tokens, **sampling) for each in prompt]
 
 
 def train(

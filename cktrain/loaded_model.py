@@ -10,7 +10,7 @@ finds its arrays where they were; another one makes them anew.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,9 @@ import numpy.typing as npt
 
 from cktrain import cython_kernels
 from cktrain.data.loader import IGNORE_INDEX
-from cktrain.generate import Sampler, generate
+from cktrain.generation.decoder import generate, most_tokens
+from cktrain.generation.sampler import Sampler
+from cktrain.generation.text_generation import TextGeneration
 from cktrain.hf.folder import save_folder
 from cktrain.hf.peft_folder import peft_adapter
 from cktrain.hf.peft_targets import loras
@@ -210,6 +212,9 @@ class Model:
         temperature: float = 0.8,
         top_k: int = 0,
         top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
         seed: int = 0,
     ) -> str:
         """The text that follows the prompt, without it.
@@ -220,15 +225,20 @@ class Model:
             temperature: 0: always the likeliest token.
             top_k: choose among so many of the likeliest tokens; 0: among all.
             top_p: choose among the fewest tokens of this probability.
+            min_p: choose among the tokens that are at least so likely as this share of the likeliest one's probability.
+            repetition_penalty: tokens that stand in prompt or text are made less likely by it; 1: they are not.
+            stop: strings at which the text ends; they are not part of it.
             seed: the same seed gives the same text.
 
         Raises:
             ValueError: a number is out of range, the prompt is too long, or there is no tokenizer.
         """
-        sampler = Sampler(temperature, top_k, top_p, seed)
-        return "".join(self.stream(self.codec.encode(prompt), max_tokens, sampler))
+        sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        return "".join(self.stream(self.codec.encode(prompt), max_tokens, sampler, stop))
 
-    def stream(self, prompt: Sequence[int], max_tokens: int, sampler: Sampler) -> Iterator[str]:
+    def stream(
+        self, prompt: Sequence[int], max_tokens: int, sampler: Sampler, stop: Sequence[str] = ()
+    ) -> TextGeneration:
         """The text of the tokens that follow these ids, one piece per token, and at the end what is left of the last one.
 
         A piece may be empty, within a character. Raises ValueError at once, as `generate`.
@@ -237,14 +247,8 @@ class Model:
         positions = min(self.max_positions, len(prompt) + max(max_tokens, 1) - 1)
         model, _ = self._build(positions, train=False)
         tokens = generate(model, prompt, max_tokens, sampler.choose, positions, self.codec.stop_ids)
-        text = TextStream(self.codec, prompt)
-
-        def pieces() -> Iterator[str]:
-            for token in tokens:
-                yield text.push(token)
-            yield text.finish()
-
-        return pieces()
+        most = most_tokens(len(prompt), max_tokens, positions)
+        return TextGeneration(tokens, most, max_tokens, TextStream(self.codec, prompt), stop)
 
     # ------------------------------------------------------------------------------------- below
 

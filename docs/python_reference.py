@@ -14,7 +14,7 @@ import cktrain
 
 PAGE = Path(__file__).with_name("python.md")
 HEADING = "## Reference\n"
-FUNCTIONS = ("bind", "load", "train", "finetune")
+FUNCTIONS = ("bind", "load", "generate", "train", "finetune")
 CLASSES = ("Model", "TrainedRun")
 
 

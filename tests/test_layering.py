@@ -50,7 +50,7 @@ ENVIRONMENT = re.compile(
 READS_ENVIRONMENT = re.compile(r"\bos\.(environb?|getenv)\b|from os import .*\b(environ|getenv)\b|\bgetenv\(")
 # What walks a model's list of layers, and what it must not know.
 LAYER_WALKERS = re.compile(
-    r"cktrain/(plan/\w+|models/transformer|generate|parallel/(costs|cuts|stages|pipeline|schedules|model_shard))\.py"
+    r"cktrain/(plan/\w+|models/transformer|generation/decoder|parallel/(costs|cuts|stages|pipeline|schedules|model_shard))\.py"
 )
 BODIES = re.compile(r"cktrain\.nn\.(attention|mlp|branch|experts)\b")
 # Headers that the C core must not see: it knows no MPI and no network, and Python only where the glue is.

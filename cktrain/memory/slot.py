@@ -63,7 +63,7 @@ class Slot:
         self.streams: dict[str, Stream] = {}
         """By name, what crosses layers beside the residual stream (`Transformer.streams`)."""
         self.cache: Any = None
-        """Key/value cache while generating (`cktrain/generate.py`)."""
+        """Key/value cache while generating (`cktrain/generation/decoder.py`)."""
         self._arrays: dict[tuple[str, str], Any] = {}
         self._by_role = False
 

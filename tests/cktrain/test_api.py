@@ -231,3 +231,21 @@ def test_no_warning_where_the_blas_is_limited(tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert ck.bind(1) == 1
+
+
+def test_generate_of_one_prompt_and_of_several(tmp_path):
+    from chat_models import write_weights
+
+    model = ck.load(write_weights(tmp_path / "model"))
+    keys = {
+        "max_tokens": 8,
+        "temperature": 0.9,
+        "top_k": 20,
+        "min_p": 0.01,
+        "repetition_penalty": 1.1,
+        "seed": 4,
+    }
+    both = ck.generate(model, ["a b", "c"], **keys)
+    assert both == [model.generate("a b", **keys), ck.generate(tmp_path / "model", "c", **keys)]
+    first = both[0][:1]
+    assert ck.generate(model, "a b", **keys, stop=[first]) == ""

@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden" / "hf"))
 from hf_parity import CASES, golden_folder
 
 from cktrain import cython_kernels
-from cktrain.generate import Decoder
+from cktrain.generation.decoder import Decoder
 from cktrain.hf.config_json import ARCHITECTURES, read_model_config
 from cktrain.hf.folder import save_folder
 from cktrain.hf.tensors import load_weights

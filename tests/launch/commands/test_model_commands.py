@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -74,6 +75,40 @@ def test_generate_from_a_run_and_from_its_export_gives_the_same_text(run, capfdb
     assert b"positions are full" not in capfdbinary.readouterr().err
     assert main(["generate", "hf", "--max-tokens", "500", "--top-k", "1"]) == 0
     assert b"after 32 of 500 tokens the model's 32 positions are full" in capfdbinary.readouterr().err
+
+
+def test_a_file_of_prompts_gives_each_what_it_gives_alone(run, capfdbinary):
+    folder, _ = run
+    Path("prompts.jsonl").write_text('{"prompt": "Grüße"}\n{"prompt": "one\\ntwo"}\n', encoding="utf-8")
+    options = ["--max-tokens", "12", "--seed", "5", "--top-k", "9", "--min-p", "0.01"]
+    assert main(["generate", str(folder), "--prompts", "prompts.jsonl", *options]) == 0
+    out, err = capfdbinary.readouterr()
+    rows = [json.loads(line) for line in out.decode().splitlines()]
+    assert [row["prompt"] for row in rows] == ["Grüße", "one\ntwo"] and b"2 prompts" in err
+    for row in rows:
+        assert main(["generate", str(folder), "--prompt", row["prompt"], *options]) == 0
+        assert capfdbinary.readouterr().out.decode() == row["prompt"] + row["text"] + "\n"
+        assert (row["tokens"], row["finish"]) == (12, "length")
+    stop = rows[0]["text"][4:6]
+    assert main(["generate", str(folder), "--prompts", "prompts.jsonl", *options, "--stop", stop]) == 0
+    ended = json.loads(capfdbinary.readouterr().out.decode().splitlines()[0])
+    assert ended["finish"] == "stop" and rows[0]["text"].startswith(ended["text"] + stop)
+    Path("prompts.txt").write_text("a\n" + "東" * 40)
+    assert main(["generate", str(folder), "--prompts", "prompts.txt"]) == 2
+    out, err = capfdbinary.readouterr()
+    assert out == b"" and b"prompt 2 has" in err and b"the model 32 positions" in err
+    assert main(["generate", str(folder), "--stop", ""]) == 2
+    assert b"--stop is empty" in capfdbinary.readouterr().err
+
+
+def test_generate_without_standard_output_is_refused_and_a_reader_that_leaves_ends_it(run):
+    folder, _ = run
+    line = f"{sys.executable} -m cktrain.launch.cli generate {folder} --max-tokens 20"
+    done = subprocess.run(["sh", "-c", f"{line} >&-"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and "[generate] standard output is closed" in done.stderr
+    process = subprocess.Popen(line.split(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    assert process.wait(60) == 1 and "Traceback" not in process.stderr.read()
 
 
 def test_generate_as_a_process_writes_utf8_in_any_locale(run):

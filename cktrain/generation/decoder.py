@@ -1,4 +1,4 @@
-"""Generates tokens one after another, with a key/value cache.
+"""A model that reads token by token with a key/value cache, and tokens one after another.
 
 Shapes: logits (V,); cached keys and values (1, P, K, D) per layer, for P positions. The prompt goes through
 the model in chunks, each token after it alone; a chunk's queries see the cached keys of all tokens before
@@ -7,7 +7,6 @@ them.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
@@ -24,6 +23,7 @@ class KeyValueCache:
     def __init__(self, capacity: int) -> None:
         self.capacity = capacity
         self.length = 0
+        """Of the tokens that every layer has read; made less, what comes next overwrites the rest."""
         self._layers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
 
     def extend(self, layer: str, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -43,18 +43,35 @@ class KeyValueCache:
 
 
 class Decoder:
-    """A model reading one sequence token by token."""
+    """A model reading one sequence token by token.
+
+    An interrupt leaves it whole: what it knows are the first `cache.length` ids that it has begun to read.
+    """
 
     def __init__(self, model: Transformer, capacity: int) -> None:
         assert model.head is not None, "a whole model"
         self.model = model
         self.head = model.head
         self.cache = KeyValueCache(capacity)
+        self._begun: list[int] = []
         self._slots: dict[int, Slot] = {}
+
+    def known(self, ids: Sequence[int]) -> int:
+        """How many of the first ids it has read already, less the last one, whose logits are to be computed."""
+        have = self._begun[: self.cache.length]
+        same = (i for i, (a, b) in enumerate(zip(have, ids, strict=False)) if a != b)
+        return min(next(same, min(len(have), len(ids))), len(ids) - 1)
+
+    def follow(self, ids: Sequence[int]) -> np.ndarray:
+        """The logits (V,) after these ids, at least one; those that it knows at their beginning are not read again."""
+        assert ids
+        self.cache.length = self.known(ids)
+        return self.feed(ids[self.cache.length :])
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
         """Read the next tokens, at least one; returns the logits (V,) for the token after them."""
         assert ids
+        self._begun[self.cache.length :] = ids
         for start in range(0, len(ids), PROMPT_CHUNK):
             chunk = np.array(ids[start : start + PROMPT_CHUNK], np.int32)
             slot = self._slot(chunk.size)
@@ -73,60 +90,36 @@ class Decoder:
         self._run(np.zeros(slot.rows, np.int32), slot)
 
     def _slot(self, length: int) -> Slot:
+        """That of one token is kept, and of longer pieces the last one."""
         if length not in self._slots:
+            for other in set(self._slots) - {1}:
+                del self._slots[other]
             with self.model.num.dry():
                 plan = plan_slot(1, length, self._dry_run)
-            self._slots[length] = plan.allocate()[0]
-            self._slots[length].cache = self.cache
+            slot = plan.allocate()[0]
+            slot.cache = self.cache
+            self._slots[length] = slot
         return self._slots[length]
 
 
-class Sampler:
-    """Chooses the next token: the most likely one at temperature 0, else by chance among the likely ones."""
-
-    def __init__(self, temperature: float, top_k: int = 0, top_p: float = 1.0, seed: int = 0) -> None:
-        """`top_k` 0 keeps all tokens; `top_p` the fewest of this probability (Holtzman et al. 2020)."""
-        if not 0 <= temperature < math.inf or top_k < 0 or not 0 < top_p <= 1 or seed < 0:
-            raise ValueError(
-                f"[generate] temperature {temperature}, top_k {top_k}, top_p {top_p}, seed {seed}: "
-                "temperature, top_k and seed are at least 0, top_p is above 0 and at most 1. Correct them."
-            )
-        self.temperature = temperature
-        self.top_k = top_k
-        self.top_p = top_p
-        self._rng = np.random.Generator(np.random.Philox(seed))
-
-    def choose(self, logits: np.ndarray) -> int:
-        """An index into logits (V,). Raises ValueError when they are NaN or infinite."""
-        wide = logits.astype(np.float64)
-        if not np.isfinite(wide).all():
-            raise ValueError(
-                "[generate] the model's logits are NaN or infinite. Use weights from before it diverged."
-            )
-        if self.temperature == 0:
-            return int(wide.argmax())
-        order = np.argsort(-wide, kind="stable")[: self.top_k or None]
-        weights = np.exp((wide[order] - wide[order[0]]) / self.temperature)
-        sums = np.cumsum(weights / weights.sum())
-        kept = int(np.searchsorted(sums, self.top_p)) + 1 if self.top_p < 1 else order.size
-        sums = sums[:kept]
-        return int(
-            order[min(np.searchsorted(sums, self._rng.random() * sums[-1], side="right"), sums.size - 1)]
-        )
+Choose = Callable[[np.ndarray, Sequence[int]], int]
+"""The next token, by the logits (V,) and the text before it."""
 
 
 def generate(
     model: Transformer,
     prompt: Sequence[int],
     max_tokens: int,
-    choose: Callable[[np.ndarray], int],
+    choose: Choose,
     positions: int,
     stop_ids: frozenset[int] = frozenset(),
+    decoder: Decoder | None = None,
 ) -> Iterator[int]:
     """Yield the tokens that follow the prompt: `max_tokens`, or fewer: positions or a stop id end it.
 
-    `positions` is the number of positions that the model was built with. Raises ValueError at once for an
-    empty prompt, one longer than the positions, or ids beyond the vocabulary.
+    `positions` is the number of positions that the model was built with. A `decoder` of the model that knows the prompt's
+    beginning need not read it again. Raises ValueError at once for an empty prompt, one longer than the positions, or ids
+    beyond the vocabulary.
     """
     if not prompt or max_tokens < 1:
         raise ValueError(
@@ -145,21 +138,27 @@ def generate(
             f"[generate] the prompt has {len(prompt):,} tokens and the model {positions:,} positions. "
             "Shorten the prompt."
         )
-    count = min(max_tokens, positions - len(prompt) + 1)  # the last token is not read again
-    return _generate(Decoder(model, len(prompt) + count - 1), prompt, count, choose, stop_ids)
+    count = most_tokens(len(prompt), max_tokens, positions)
+    if decoder is None:
+        decoder = Decoder(model, len(prompt) + count - 1)
+    return _generate(decoder, prompt, count, choose, stop_ids)
+
+
+def most_tokens(prompt: int, max_tokens: int, positions: int) -> int:
+    """How many tokens may follow a prompt of so many: the last one is not read again."""
+    return min(max_tokens, positions - prompt + 1)
 
 
 def _generate(
-    decoder: Decoder,
-    prompt: Sequence[int],
-    count: int,
-    choose: Callable[[np.ndarray], int],
-    stop_ids: frozenset[int],
+    decoder: Decoder, prompt: Sequence[int], count: int, choose: Choose, stop_ids: frozenset[int]
 ) -> Iterator[int]:
-    unread = prompt
-    for _ in range(count):
-        token = choose(decoder.feed(unread))
+    text = list(prompt)
+    logits = decoder.follow(text)
+    for made in range(count):
+        token = choose(logits, text)
         if token in stop_ids:
             return
         yield token
-        unread = [token]
+        if made + 1 < count:
+            text.append(token)
+            logits = decoder.feed([token])

@@ -1,4 +1,4 @@
-"""Generation: the cache against the model without one, sampling, and text that comes out token by token."""
+"""Reading with a cache against the model without one, and text that comes out token by token."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from cktrain import cython_kernels
-from cktrain import generate as generate_module
 from cktrain.data.tokenizer import Tokenizer
-from cktrain.generate import Decoder, Sampler, generate
+from cktrain.generation import decoder as decoder_module
+from cktrain.generation.decoder import Decoder, KeyValueCache, generate
+from cktrain.generation.sampler import Sampler
 from cktrain.memory.param_store import ParamStore
 from cktrain.models import parse_model
 from cktrain.models.build import build_model
@@ -68,7 +69,7 @@ def logits_without_cache(model: Transformer, ids: list[int]) -> np.ndarray:
 @pytest.mark.parametrize(("isa", "precision"), kernel_sets())
 @pytest.mark.parametrize("name", MODELS)
 def test_the_cache_changes_nothing(name, isa, precision, chunk, monkeypatch):
-    monkeypatch.setattr(generate_module, "PROMPT_CHUNK", chunk)
+    monkeypatch.setattr(decoder_module, "PROMPT_CHUNK", chunk)
     model = make_model(name, isa, precision)
     found = list(generate(model, PROMPT, 25, greedy, positions=40))
     ids = PROMPT + found
@@ -105,43 +106,46 @@ def test_prompts_that_cannot_be_read():
         generate(model, [1], 0, greedy, positions=40)
 
 
-def frequencies(sampler: Sampler, logits: np.ndarray, draws: int = 20_000) -> np.ndarray:
-    return np.bincount([sampler.choose(logits) for _ in range(draws)], minlength=logits.size) / draws
+def counted(decoder: Decoder, monkeypatch, interrupted: int = 0) -> list[int]:
+    """Tokens of each piece that the decoder will have read; before one of them is done, an interrupt comes."""
+    read: list[int] = []
+
+    def advance(count: int) -> None:
+        read.append(count)
+        if len(read) == interrupted:
+            raise KeyboardInterrupt
+        KeyValueCache.advance(decoder.cache, count)
+
+    monkeypatch.setattr(decoder.cache, "advance", advance)
+    return read
 
 
-def test_sampling_follows_the_probabilities():
-    probabilities = np.array([0.05, 0.5, 0.15, 0.3])
-    logits = np.log(probabilities).astype(np.float32)
-    # 20,000 draws: the standard deviation of a frequency is at most 0.0036.
-    assert np.abs(frequencies(Sampler(1.0), logits) - probabilities).max() < 0.015
-    sharper = probabilities**2 / np.sum(probabilities**2)
-    assert np.abs(frequencies(Sampler(0.5), logits) - sharper).max() < 0.015
-    assert np.abs(frequencies(Sampler(1.0, top_k=2), logits) - [0, 0.625, 0, 0.375]).max() < 0.015
-    assert np.abs(frequencies(Sampler(1.0, top_p=0.7), logits) - [0, 0.625, 0, 0.375]).max() < 0.015
-    assert frequencies(Sampler(1.0, top_p=0.01), logits, 100)[1] == 1
-    assert frequencies(Sampler(0), logits, 100)[1] == 1
+def test_a_prefix_that_is_known_is_not_read_again_and_changes_nothing(monkeypatch):
+    model = make_model("llama")
+    decoder = Decoder(model, 40)
+    decoder.follow(PROMPT)
+    other = [*PROMPT[:7], 8, 8, 4, 2]
+    assert (decoder.known(other), decoder.known(PROMPT), decoder.known([9])) == (7, len(PROMPT) - 1, 0)
+    read = counted(decoder, monkeypatch)
+    again = decoder.follow(other)
+    assert read == [4] and decoder.cache.length == len(other)
+    # fp64: the same sums in another order.
+    assert np.abs(again - Decoder(model, 40).follow(other)).max() <= 1e-12 * np.abs(again).max()
+    found = list(generate(model, other, 6, greedy, 40, decoder=decoder))
+    assert found == list(generate(model, other, 6, greedy, 40))
 
 
-def test_the_seed_decides_the_draws():
-    logits = np.zeros(100, np.float32)
-    first, again, other = (
-        [s.choose(logits) for _ in range(20)]
-        for s in (Sampler(1, seed=1), Sampler(1, seed=1), Sampler(1, seed=2))
-    )
-    assert first == again != other
-
-
-@pytest.mark.parametrize(
-    "bad", [{"temperature": -1}, {"top_k": -1}, {"top_p": 0}, {"top_p": 1.5}, {"seed": -1}]
-)
-def test_settings_that_make_no_sense(bad):
-    with pytest.raises(ValueError, match="Correct them"):
-        Sampler(**{"temperature": 1.0, **bad})
-
-
-def test_logits_that_are_not_finite():
-    with pytest.raises(ValueError, match="NaN or infinite"):
-        Sampler(1.0).choose(np.array([0.0, np.nan], np.float32))
+def test_an_interrupt_leaves_what_was_read_before_it(monkeypatch):
+    model = make_model("llama")
+    decoder = Decoder(model, 40)
+    monkeypatch.setattr(decoder_module, "PROMPT_CHUNK", 4)
+    chunks = counted(decoder, monkeypatch, interrupted=2)
+    with pytest.raises(KeyboardInterrupt):
+        decoder.follow(PROMPT)
+    assert decoder.known(PROMPT) == 4 and decoder.known([*PROMPT[:2], 0, 0]) == 2
+    wanted = Decoder(model, 40).follow(PROMPT)
+    assert np.abs(decoder.follow(PROMPT) - wanted).max() <= 1e-12 * np.abs(wanted).max()
+    assert chunks == [4, 4, 4, 3]
 
 
 def codec_of(folder: Path, hugging_face: bool) -> Codec:
