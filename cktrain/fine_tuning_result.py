@@ -7,8 +7,7 @@ from pathlib import Path
 
 from cktrain.checkpoint_folder import BEST_FOLDER
 from cktrain.config import Config
-from cktrain.data.chat.template import PINNED_DATE, ChatTemplate, named_tokens, stock_template
-from cktrain.data.documents import BadRow
+from cktrain.data.chat.template import stock_template
 from cktrain.report import METRICS_FILE, read_curve
 from cktrain.side_files import read_tokenizer
 from cktrain.training.best_checkpoint import best_checkpoint
@@ -40,24 +39,10 @@ def next_commands(config: Config) -> list[str]:
     beside = (run.parent / f"{run.resolve().name}{what}" for what in ("-adapter", "-model", ".gguf"))
     adapter, model, gguf = (shlex.quote(str(path)) for path in beside)
     merge = "" if config.adapter is None else " --merge"
-    lines = [f"next: cktrain generate {given} --special-tokens parse --prompt {_prompt(config)}"]
+    talks = stock_template(read_tokenizer(config.data.path)) is not None
+    lines = [f"next: cktrain chat {given}" if talks else f"next: cktrain generate {given} --prompt TEXT"]
     if config.adapter is not None:
         lines.append(f"      cktrain export {given} {adapter} --adapter  # for PEFT")
     lines.append(f"      cktrain export {given} {model}{merge}  # for transformers")
     lines.append(f"      cktrain export {given} {gguf}{merge} --gguf q8_0  # for llama.cpp")
     return lines
-
-
-def _prompt(config: Config) -> str:
-    """A question as the data's template has it, for bash."""
-    side = read_tokenizer(config.data.path)
-    template = stock_template(side)
-    if template is None:
-        return "TEXT"
-    try:
-        made = ChatTemplate(template, named_tokens(side), PINNED_DATE, "the data's template")
-        found = made.render([{"role": "user", "content": "TEXT"}], prompt=True)
-    except (BadRow, ValueError):
-        return "TEXT"
-    escaped = found.text.replace("\\", "\\\\").replace("'", "\\'").replace("\n", "\\n")
-    return f"$'{escaped}'"

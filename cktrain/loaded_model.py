@@ -10,16 +10,17 @@ finds its arrays where they were; another one makes them anew.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from cktrain import cython_kernels
+from cktrain.data.chat.chat_prompt import ChatPrompt
 from cktrain.data.loader import IGNORE_INDEX
-from cktrain.generation.decoder import generate, most_tokens
+from cktrain.generation.decoder import Decoder, generate, most_tokens
 from cktrain.generation.sampler import Sampler
 from cktrain.generation.text_generation import TextGeneration
 from cktrain.hf.folder import save_folder
@@ -237,18 +238,73 @@ class Model:
         return "".join(self.stream(self.codec.encode(prompt), max_tokens, sampler, stop))
 
     def stream(
-        self, prompt: Sequence[int], max_tokens: int, sampler: Sampler, stop: Sequence[str] = ()
+        self,
+        prompt: Sequence[int],
+        max_tokens: int,
+        sampler: Sampler,
+        stop: Sequence[str] = (),
+        *,
+        stop_ids: frozenset[int] = frozenset(),
+        decoder: Decoder | None = None,
     ) -> TextGeneration:
         """The text of the tokens that follow these ids, one piece per token, and at the end what is left of the last one.
 
-        A piece may be empty, within a character. Raises ValueError at once, as `generate`.
+        A piece may be empty, within a character. `stop_ids` end a text beside the model's own. A `decoder` of this model
+        does not read again what it knows of the prompt. Raises ValueError at once, as `generate`.
         """
         self.codec.check(prompt, self.vocab_size)
         positions = min(self.max_positions, len(prompt) + max(max_tokens, 1) - 1)
-        model, _ = self._build(positions, train=False)
-        tokens = generate(model, prompt, max_tokens, sampler.choose, positions, self.codec.stop_ids)
+        if decoder is None:
+            model, _ = self._build(positions, train=False)
+        else:
+            model, positions = decoder.model, min(positions, decoder.cache.capacity)
+        ends = self.codec.stop_ids | stop_ids
+        tokens = generate(model, prompt, max_tokens, sampler.choose, positions, ends, decoder)
         most = most_tokens(len(prompt), max_tokens, positions)
         return TextGeneration(tokens, most, max_tokens, TextStream(self.codec, prompt), stop)
+
+    def decoder(self, capacity: int) -> Decoder:
+        """A reader of up to so many tokens, which keeps what it has read for the next text that begins with it."""
+        model, _ = self._build(capacity, train=False)
+        return Decoder(model, capacity)
+
+    def chat_prompt(self, chat_template: str | None = None) -> ChatPrompt:
+        """The model's chat template with its tokenizer, or another one by its name or file. ValueError: there is none."""
+        _ = self.codec  # says what is missing without a tokenizer
+        return ChatPrompt(self._side, chat_template, self._special_tokens or "text")
+
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        max_tokens: int = 1024,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        temperature: float = 0.8,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        min_p: float = 0.0,
+        repetition_penalty: float = 1.0,
+        stop: Sequence[str] = (),
+        seed: int = 0,
+    ) -> str:
+        """The answer to a conversation, as the model's chat template writes it.
+
+        Args:
+            messages: `[{"role": "user", "content": "Hi"}]` and so on; roles are the template's.
+            max_tokens: at most; fewer where the answer or the model's positions end.
+            tools: functions that the template tells the model of.
+            chat_template: chatml, llama3, plain or a file, instead of the model's own.
+            temperature: this and the others as in `generate`.
+
+        Raises:
+            ValueError: as `generate`, and where there is no template, or it refuses the messages.
+        """
+        sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
+        prompt = self.chat_prompt(chat_template)
+        return "".join(
+            self.stream(prompt.ids(messages, tools), max_tokens, sampler, stop, stop_ids=prompt.stop_ids)
+        )
 
     # ------------------------------------------------------------------------------------- below
 

@@ -30,6 +30,7 @@ _COMMANDS = {
     "launch": ("cktrain.launch.commands.launch", "start a command's ranks, here or on several hosts"),
     "data": ("cktrain.launch.commands.data", "prepare token shards"),
     "generate": ("cktrain.launch.commands.generate", "continue a text with a trained model"),
+    "chat": ("cktrain.launch.commands.chat", "talk with a model in the terminal"),
     "export": ("cktrain.launch.commands.export", "write a model as a Hugging Face folder or a GGUF file"),
     "import": (
         "cktrain.launch.commands.import_folder",

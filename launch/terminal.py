@@ -1,7 +1,9 @@
-"""Standard output of commands whose work is the text that they write."""
+"""Standard input and output of commands whose work is the text that they write."""
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import sys
 
 
@@ -18,3 +20,35 @@ def write(text: str) -> None:
     sys.stdout.flush()
     sys.stdout.buffer.write(text.encode("utf-8", errors="replace"))
     sys.stdout.buffer.flush()
+
+
+def read_line(prompt: str) -> str | None:
+    """The next line of standard input without its end, None at its end. ValueError for one that is not UTF-8.
+
+    At a terminal it is asked for by `prompt`, and can be edited.
+    """
+    if not sys.stdin.isatty():
+        data = sys.stdin.buffer.readline()
+        return _text(data).rstrip("\r\n") if data else None
+    with contextlib.suppress(ImportError):
+        importlib.import_module("readline")  # editing and history of `input`
+    shown = prompt
+    if not sys.stdout.isatty():
+        print(prompt, end="", file=sys.stderr, flush=True)
+        shown = ""
+    try:
+        line = input(shown)
+    except EOFError:
+        return None
+    except UnicodeDecodeError:
+        raise ValueError("[terminal] the line is not UTF-8 text. Write it again.") from None
+    return _text(line.encode(sys.stdin.encoding, "surrogateescape"))
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(
+            f"[terminal] the line is not UTF-8 text at byte {error.start}. Write it again."
+        ) from None

@@ -208,13 +208,13 @@ def write_model(folder: Path, template: str | None = SMOLLM2) -> Path:
     return folder
 
 
-def write_weights(folder: Path, seed: int = 5) -> Path:
+def write_weights(folder: Path, seed: int = 5, positions: int = 128, template: str | None = SMOLLM2) -> Path:
     """A tiny Llama of fresh weights with that tokenizer and template, in a folder which is made."""
     with tempfile.TemporaryDirectory() as beside:
-        side = read_tokenizer(write_model(Path(beside)))
+        side = read_tokenizer(write_model(Path(beside), template))
     keys = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24}
     vocab_size = Tokenizer.of(side).vocab_size
-    config = parse_model({**keys, "vocab_size": vocab_size, "max_position_embeddings": 128})
+    config = parse_model({**keys, "vocab_size": vocab_size, "max_position_embeddings": positions})
     numerics = Numerics(cython_kernels.load(), "fp32")
     params = ParamStore(build_model(config, numerics, 1).params(), numerics)
     params.initialize(seed)

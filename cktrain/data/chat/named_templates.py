@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import datetime
+from pathlib import Path
+
+from cktrain.data.chat.template import ChatTemplate, named_tokens, stock_template
+from cktrain.data.sniff import shown
+from cktrain.side_files import SideFiles
+
 CHATML = r"""
 {%- for message in messages -%}
     {{ '<|im_start|>' + message['role'] + '\n' }}
@@ -47,3 +54,24 @@ PLAIN = r"""
 
 NAMED = {"chatml": CHATML, "llama3": LLAMA3, "plain": PLAIN}
 """`plain` needs no tokens but the tokenizer's end token, and so fits every tokenizer."""
+
+
+def template_of(side: SideFiles, asked: str | None, date: datetime.date) -> ChatTemplate | None:
+    """The template that a name or a file gives, else the tokenizer's own; None where it has none.
+
+    Raises ValueError for a file that cannot be read, and a text that is no template.
+    """
+    if asked is None:
+        text, name = stock_template(side), f"the chat template of {side.found_in}"
+    elif asked in NAMED:
+        text, name = NAMED[asked], asked
+    else:
+        name = asked
+        try:
+            text = Path(asked).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise ValueError(
+                f"[data.chat] --chat-template {shown(asked)}: no file that can be read ({error}), nor one of "
+                f"{', '.join(NAMED)}. Correct it."
+            ) from error
+    return None if text is None else ChatTemplate(text, named_tokens(side), date, name)

@@ -21,7 +21,7 @@ from rich.progress import Progress
 from cktrain.data.chat.encoded_rows import EncodedRows
 from cktrain.data.chat.findings import BadRows, Twins, length_summary, share
 from cktrain.data.chat.marked_templates import marked_template
-from cktrain.data.chat.named_templates import NAMED
+from cktrain.data.chat.named_templates import template_of
 from cktrain.data.chat.packing import best_fit_decreasing
 from cktrain.data.chat.row_files import RawRow, RowFiles, as_json
 from cktrain.data.chat.rows import COLUMNS, Row, parse_row
@@ -30,7 +30,6 @@ from cktrain.data.chat.template import (
     PINNED_DATE,
     ChatTemplate,
     named_tokens,
-    stock_template,
     without_generation,
 )
 from cktrain.data.documents import BadRow
@@ -168,25 +167,10 @@ def _check(options: ChatOptions) -> None:
 
 def _template_of(side: SideFiles, options: ChatOptions) -> tuple[ChatTemplate | None, SideFiles]:
     """The template, and the files with it: one that was asked for becomes the tokenizer's own."""
-    asked = options.chat_template
-    if asked is None:
-        text, name = stock_template(side), f"the chat template of {side.found_in}"
-    elif asked in NAMED:
-        text, name = NAMED[asked], asked
-    else:
-        name = asked
-        try:
-            text = Path(asked).read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise ValueError(
-                f"[data.chat] --chat-template {shown(asked)}: no file that can be read ({error}), nor one of "
-                f"{', '.join(NAMED)}. Correct it."
-            ) from error
-    if text is None:
-        return None, side
-    template = ChatTemplate(text, named_tokens(side), options.date, name)
-    if asked is not None:
-        side = replace(side, files={**side.files, TEMPLATE_FILE: without_generation(text).encode()})
+    template = template_of(side, options.chat_template, options.date)
+    if template is not None and options.chat_template is not None:
+        text = without_generation(template.text).encode()
+        side = replace(side, files={**side.files, TEMPLATE_FILE: text})
     return template, side
 
 

@@ -12,7 +12,6 @@ count.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,24 +19,13 @@ from typing import Literal
 
 from cktrain.data.chat.rows import Conversation, PlainText, Row
 from cktrain.data.chat.template import ChatTemplate, Rendered, Span
+from cktrain.data.chat.template_tokens import TemplateTokens
 from cktrain.data.documents import BadRow
-from cktrain.data.special_tokens import end_ids, special_ids
 from cktrain.data.tokenizer import Tokenizer
 from cktrain.side_files import SideFiles, SpecialTokens
 
 TrainOn = Literal["assistant", "all", "completion"]
 TRAIN_ON: tuple[TrainOn, ...] = ("assistant", "all", "completion")
-
-# Ends of turns in well-known templates; a model's files do not always count them among its end tokens.
-_ENDS_OF_TURNS = (
-    "<|im_end|>",
-    "<|eot_id|>",
-    "<|eom_id|>",
-    "<end_of_turn>",
-    "<|end|>",
-    "<|return|>",
-    "<|end_of_turn|>",
-)
 
 
 @dataclass(frozen=True)
@@ -86,17 +74,7 @@ class SampleMaker:
         self.endless = _Met()
         self.crossing = _Met()
         self.tokenizer = Tokenizer.of(side, eos_token, special_tokens)  # of texts without a template
-        self._parsing = Tokenizer.of(side, eos_token, "parse")  # a template's tokens are tokens
-        self._literal_ids = Tokenizer.of(side, eos_token, "text")
-        names = self.tokenizer.special_token_names()
-        self._special_ids = {self._parsing.id_of(name) for name in names}
-        ends = {self._parsing.id_of(name) for name in _ENDS_OF_TURNS} & self._special_ids
-        self._ends = {*end_ids(special_ids(side)), self.tokenizer.eos_id} | {i for i in ends if i is not None}
-        self._end_names = tuple(name for i in self._ends if (name := self._parsing.token_of(i)))
-        longest_first = sorted(names, key=len, reverse=True)
-        self._literal = None
-        if names and special_tokens == "text":
-            self._literal = re.compile("|".join(map(re.escape, longest_first)))
+        self._tokens = TemplateTokens(side, eos_token, special_tokens)
 
     def prepare(self, row: Row, place: str) -> list[Prepared]:
         """The texts that a row becomes, mostly one. Raises BadRow."""
@@ -126,7 +104,7 @@ class SampleMaker:
         found: list[Sample] = []
         with_template = [each for each in prepared if not each.around]
         plain = [each for each in prepared if each.around]
-        encoded = iter(self._parsing.encode_with_offsets([each.text for each in with_template]))
+        encoded = iter(self._tokens.encode([each.text for each in with_template]))
         encoded_plain = iter(self.tokenizer.encode_with_offsets([each.text for each in plain]))
         for each, place in zip(prepared, places, strict=True):
             ids, offsets = next(encoded_plain if each.around else encoded)
@@ -142,7 +120,7 @@ class SampleMaker:
             else:
                 if self.train_on != "all":
                     self._learn_ends(ids, learned, place)
-                ids, learned = self._as_text(each, ids, offsets, learned)
+                ids, learned = self._tokens.as_text(each.text, each.literal, ids, offsets, learned)
             if learned:
                 learned[0] = False  # nothing is before it to predict it from
             found.append(Sample(ids, learned, len(each.text.encode())))
@@ -152,7 +130,7 @@ class SampleMaker:
         self, template: ChatTemplate, row: Conversation, count: int, prompt: bool = False
     ) -> Rendered:
         return template.render(
-            row.messages[:count], row.tools, row.options, prompt=prompt, literal=self._literal
+            row.messages[:count], row.tools, row.options, prompt=prompt, literal=self._tokens.literal
         )
 
     def _look_for_what_is_left_out(self, row: Conversation, text: str, place: str) -> None:
@@ -202,7 +180,7 @@ class SampleMaker:
     def _end_of(self, text: str) -> int:
         """Where a turn ends: without the white space after the token that ends it."""
         bare = text.rstrip()
-        return len(bare) if bare.endswith(self._end_names) else len(text)
+        return len(bare) if bare.endswith(self._tokens.end_names) else len(text)
 
     def _generated(self, row: Conversation, turns: list[int], full: Rendered) -> list[Span] | None:
         spans = full.generated
@@ -213,33 +191,16 @@ class SampleMaker:
 
     def _learn_ends(self, ids: list[int], learned: list[bool], place: str) -> None:
         """Let the end of each turn be learned, also where a template's block ends before it."""
-        ended = True
+        ended, ends = True, self._tokens.ends
         for index in range(len(ids)):
             if not learned[index] or (index + 1 < len(ids) and learned[index + 1]):
                 continue
-            if index + 1 < len(ids) and ids[index + 1] in self._ends and ids[index] not in self._ends:
+            if index + 1 < len(ids) and ids[index + 1] in ends and ids[index] not in ends:
                 learned[index + 1] = True
-            elif ids[index] not in self._ends:
+            elif ids[index] not in ends:
                 ended = False
         if not ended:
             self.endless.add(place)
-
-    def _as_text(
-        self, each: Prepared, ids: list[int], offsets: list[Span], learned: list[bool]
-    ) -> tuple[list[int], list[bool]]:
-        """Special tokens that users wrote, as the text that they are."""
-        if not each.literal:
-            return ids, learned
-        new_ids: list[int] = []
-        new_learned: list[bool] = []
-        for token, (begin, end), is_learned in zip(ids, offsets, learned, strict=True):
-            inside = any(a < end and begin < z for a, z in each.literal)
-            pieces = [token]
-            if inside and token in self._special_ids:
-                pieces = self._literal_ids.encode_inside(each.text[begin:end])
-            new_ids += pieces
-            new_learned += [is_learned] * len(pieces)
-        return new_ids, new_learned
 
 
 class _Met:

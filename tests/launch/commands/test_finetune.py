@@ -71,7 +71,7 @@ def test_an_adapter_from_rows_to_the_next_commands(capfd):
     assert last < first
     assert f"validation loss: {first:.4f} before, {last:.4f} after {losses[-1][0]} steps" in out
     assert list(Path("run/best").glob("step-*"))
-    assert r"--prompt $'<|im_start|>system\nYou help.<|im_end|>\n<|im_start|>user\nTEXT<|im_end|>\n" in out
+    assert "next: cktrain chat run\n" in out or "next: cktrain chat run/best\n" in out
     commands = [line.partition("#")[0].split() for line in out.splitlines() if "cktrain export" in line]
     assert [main(words[1:]) for words in commands] == [0, 0, 0]
     assert Path("run.gguf").is_file()
