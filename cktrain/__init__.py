@@ -14,16 +14,17 @@ where that is still possible (docs/python.md).
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from cktrain.api import bind, finetune, generate, load, train
+    from cktrain.api import bind, evaluate, finetune, generate, load, train
     from cktrain.loaded_model import Model
     from cktrain.trained_run import TrainedRun
 
 __version__ = "0.1.0"
 
-__all__ = ["Model", "TrainedRun", "__version__", "bind", "finetune", "generate", "load", "train"]
+__all__ = ["Model", "TrainedRun", "__version__", "bind", "evaluate", "finetune", "generate", "load", "train"]
 
 _WHERE = {
     "bind": "cktrain.api",
+    "evaluate": "cktrain.api",
     "finetune": "cktrain.api",
     "generate": "cktrain.api",
     "load": "cktrain.api",

@@ -1,4 +1,4 @@
-"""What a script or a notebook calls: bind this process, load a model, let it write, train one, fine-tune one.
+"""What a script or a notebook calls: bind this process, load a model, let it write, train one, fine-tune one, evaluate one.
 
 This module is light: the functions bind the process to its cores first, and then import what needs numpy.
 """
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, overload
 from cktrain.host.process import bind_for, bind_once, rank_of_this_process
 
 if TYPE_CHECKING:
+    from cktrain.evaluation.evaluate import Evaluation
     from cktrain.loaded_model import Model
     from cktrain.trained_run import TrainedRun
 
@@ -203,3 +204,47 @@ def finetune(
     run = train_here(config, process, binding, bar)
     print("\n".join(losses_in_words(config)), flush=True)
     return run
+
+
+def evaluate(
+    model: str | Path | Model | TrainedRun,
+    data: str | Path,
+    *,
+    compare: str | Path | None = None,
+    metrics: Sequence[str] = (),
+    answers: int = 50,
+    max_tokens: int = 256,
+    general: str | Path | None = None,
+    rows: Mapping[str, Any] | None = None,
+) -> Evaluation:
+    """Evaluate a model on held-out rows, as `cktrain evaluate` does (docs/evaluate.md).
+
+    Args:
+        model: a path that `load` opens, or what `load`, `train` or `finetune` returned.
+        data: a file of rows, a folder of such, or one that `cktrain data prepare` made.
+        compare: path of another model for the same rows; "base": what a run or an adapter started from.
+        metrics: of answers: "exact_match", "rouge_l".
+        answers: rows that are answered.
+        max_tokens: of an answer.
+        general: file of a text in general, for bits per byte.
+        rows: how rows are read, as `{"split": "train", "skip_bad": True}`: fields of
+            `cktrain.evaluation.rows.RowOptions`.
+
+    Raises:
+        ValueError: a row, a name or a file is wrong; the message says which and what to do.
+    """
+    bind_once()
+    from cktrain.evaluation.evaluate import EvaluationOptions, evaluate_model
+    from cktrain.evaluation.rows import RowOptions
+    from cktrain.loaded_model import Model
+    from cktrain.trained_run import TrainedRun
+
+    def open_one(path: str | Path | None) -> Model:
+        if path is not None:
+            return load(path)
+        if isinstance(model, Model):
+            return model
+        return model.load() if isinstance(model, TrainedRun) else load(model)
+
+    options = EvaluationOptions(list(metrics), answers, max_tokens, general, RowOptions(**(rows or {})))
+    return evaluate_model(open_one, compare, data, options)

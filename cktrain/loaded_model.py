@@ -102,6 +102,12 @@ class Model:
         return self._saved.path
 
     @property
+    def side(self) -> SideFiles:
+        """Its tokenizer's files, chat template and generation settings. ValueError where there is no tokenizer."""
+        _ = self.codec
+        return self._side
+
+    @property
     def adapter_path(self) -> Path | None:
         """PEFT's folder that it was loaded with; None where there is none, and of a run that has its own adapter."""
         return self._saved.adapter_folder
@@ -147,6 +153,26 @@ class Model:
             stream = model.hidden(rows, slot)
         total, count = model.loss(stream, shifted, slot, train=False)
         return total / count
+
+    def log_probabilities(
+        self, ids: npt.ArrayLike, labels: npt.ArrayLike | None = None
+    ) -> npt.NDArray[np.floating]:
+        """Of each label its log-probability in nats after the ids before it: fp32 (fp64 in fp64), of the labels' shape.
+
+        0 where there is none: of the first of a row, and of -100. None: the ids are the labels. Raises ValueError as `loss`.
+        """
+        rows, shape = self._read_ids(ids)
+        shifted = self._shifted(rows, shape, labels)
+        model, _, slot = self._prepare(rows, train=False)
+        slot.describe(None, None)
+        assert model.head is not None
+        with slot.recomputing():
+            stream = model.hidden(rows, slot)
+        with slot.phase(model.head.role):
+            logp, _ = model.head.score(stream, shifted.reshape(-1), slot)
+        found = np.zeros(rows.shape, logp.dtype)
+        found[:, 1:] = logp.reshape(rows.shape)[:, :-1]
+        return found.reshape(shape)
 
     def gradients(
         self, ids: npt.ArrayLike, labels: npt.ArrayLike | None = None
@@ -270,8 +296,7 @@ class Model:
 
     def chat_prompt(self, chat_template: str | None = None) -> ChatPrompt:
         """The model's chat template with its tokenizer, or another one by its name or file. ValueError: there is none."""
-        _ = self.codec  # says what is missing without a tokenizer
-        return ChatPrompt(self._side, chat_template, self._special_tokens or "text")
+        return ChatPrompt(self.side, chat_template, self._special_tokens or "text")
 
     def chat(
         self,
@@ -382,6 +407,9 @@ def _plan(model: Transformer, key: tuple[int, int, bool]) -> SlotPlan:
         with slot.recomputing():
             stream = model.hidden(ids, slot)
         model.loss(stream, ids, slot, train=False)
+        assert model.head is not None
+        with slot.phase(model.head.role):
+            model.head.score(stream, ids.reshape(-1), slot)
 
     with model.num.dry():
         return plan_slot(batch_size, length, run)

@@ -14,7 +14,7 @@ import cktrain
 
 PAGE = Path(__file__).with_name("python.md")
 HEADING = "## Reference\n"
-FUNCTIONS = ("bind", "load", "generate", "train", "finetune")
+FUNCTIONS = ("bind", "load", "generate", "train", "finetune", "evaluate")
 CLASSES = ("Model", "TrainedRun")
 
 

@@ -31,6 +31,10 @@ _COMMANDS = {
     "data": ("cktrain.launch.commands.data", "prepare token shards"),
     "generate": ("cktrain.launch.commands.generate", "continue a text with a trained model"),
     "chat": ("cktrain.launch.commands.chat", "talk with a model in the terminal"),
+    "evaluate": (
+        "cktrain.launch.commands.evaluate",
+        "losses, metrics of answers and their intervals on held-out rows",
+    ),
     "export": ("cktrain.launch.commands.export", "write a model as a Hugging Face folder or a GGUF file"),
     "import": (
         "cktrain.launch.commands.import_folder",

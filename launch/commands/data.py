@@ -285,11 +285,12 @@ def _prepare_chat_and_tell(options: argparse.Namespace) -> int:
 def given_chat_options(options: argparse.Namespace) -> dict[str, Any]:
     """Those of `add_chat_arguments` that were given, as fields of `ChatOptions`."""
     given = {name: getattr(options, name) for name in _CHAT_OPTIONS}
-    given |= {"columns": _columns(options.columns), "date": _date(options.date)}
+    given |= {"columns": columns_of(options.columns), "date": _date(options.date)}
     return {name: value for name, value in given.items() if value is not None}
 
 
-def _columns(text: str | None) -> dict[str, str] | None:
+def columns_of(text: str | None) -> dict[str, str] | None:
+    """{ours: theirs} of what --columns says. Raises ValueError for what is no pair."""
     if text is None:
         return None
     pairs = [part.partition("=") for part in text.split(",")]

@@ -11,6 +11,7 @@ import json
 import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cktrain.launch import arguments
@@ -126,16 +127,27 @@ def add_sampling_arguments(parser: argparse.ArgumentParser, temperature: float) 
 
 def open_bound_model(options: argparse.Namespace) -> Model:
     """Bind this process, then open the model that the options name."""
+    return open_model_of(options, bind_threads(options))
+
+
+def bind_threads(options: argparse.Namespace) -> int:
+    """Bind this process, before numpy is imported; how many threads it has."""
     from cktrain.comm.environment import read_process_environment
     from cktrain.host.bind import bind
 
-    binding = bind(read_process_environment(os.environ), threads=options.threads)
+    return bind(read_process_environment(os.environ), threads=options.threads).threads
+
+
+def open_model_of(options: argparse.Namespace, threads: int, other: str | Path | None = None) -> Model:
+    """The model that the options name, or another one beside it, which has its own tokenizer and no adapter."""
     from cktrain.loaded_model import open_model
 
+    if other is not None:
+        return open_model(other, precision=options.dtype, threads=threads)
     return open_model(
         options.model,
         precision=options.dtype,
-        threads=binding.threads,
+        threads=threads,
         tokenizer=options.tokenizer,
         any_tokenizer=options.any_tokenizer,
         special_tokens=options.special_tokens,

@@ -1,0 +1,118 @@
+"""`cktrain evaluate MODEL --data FILE`: losses, metrics of answers and their intervals, alone or beside another model.
+
+cktrain evaluate runs/support --compare base --data test.jsonl --metrics exact_match,rouge_l
+cktrain evaluate runs/support --data runs/support/data --general general.txt --json > result.json
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cktrain.launch import arguments
+from cktrain.launch.commands.data import columns_of
+from cktrain.launch.commands.generate import add_model_arguments, bind_threads, open_model_of
+from cktrain.launch.terminal import needed_output, write
+
+if TYPE_CHECKING:
+    from cktrain.loaded_model import Model
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Options of `cktrain evaluate`."""
+    add_model_arguments(parser)
+    parser.add_argument(
+        "--data",
+        type=arguments.path,
+        required=True,
+        help="file of chats or instructions, folder of such, or folder that `cktrain data prepare` made",
+    )
+    parser.add_argument(
+        "--compare",
+        type=arguments.path,
+        metavar="base|MODEL",
+        help="evaluate this model on the same rows too; base: what the run or the adapter started from",
+    )
+    parser.add_argument(
+        "--metrics", default="", help="of answers, with commas between: exact_match, rouge_l (extra eval)"
+    )
+    parser.add_argument(
+        "--answers", type=arguments.whole(0), default=50, help="rows that are answered (default 50); 0: none"
+    )
+    parser.add_argument(
+        "--max-tokens", type=arguments.whole(1, 2**31 - 1), default=256, help="of an answer (default 256)"
+    )
+    parser.add_argument(
+        "--general",
+        type=arguments.path,
+        metavar="FILE",
+        help="text in general, for bits per byte: what was forgotten",
+    )
+    parser.add_argument("--json", action="store_true", help="print everything as JSON, with all answers")
+    rows = parser.add_argument_group("rows")
+    rows.add_argument(
+        "--split",
+        choices=("train", "validation"),
+        default="validation",
+        help="of a prepared folder (default validation)",
+    )
+    rows.add_argument("--skip-bad", action="store_true", help="leave out rows that cannot be used")
+    rows.add_argument(
+        "--train-on",
+        choices=("assistant", "all", "completion"),
+        default="assistant",
+        help="what of a file's rows counts: every answer (default), every token, or the completion",
+    )
+    rows.add_argument(
+        "--chat-template",
+        metavar="NAME|FILE",
+        help="chatml, llama3, plain or a file; default: the model's own",
+    )
+    rows.add_argument(
+        "--columns", metavar="OURS=THEIRS,...", help="what the data calls our keys: prompt=question"
+    )
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    needed_output("evaluate")
+    threads = bind_threads(options)
+    from cktrain.evaluation.evaluate import BASE, EvaluationOptions, evaluate_model
+    from cktrain.evaluation.report import as_dict, as_text
+    from cktrain.evaluation.rows import RowOptions
+
+    asked = EvaluationOptions(
+        [name.strip() for name in options.metrics.split(",") if name.strip()],
+        options.answers,
+        options.max_tokens,
+        options.general,
+        RowOptions(
+            options.train_on,
+            options.chat_template,
+            columns_of(options.columns) or {},
+            options.special_tokens or "text",
+            options.skip_bad,
+            options.split,
+        ),
+    )
+    opened: list[Model] = []
+
+    def open_one(path: str | Path | None) -> Model:
+        opened.clear()
+        opened.append(open_model_of(options, threads, path))
+        return opened[0]
+
+    compare = options.compare if options.compare in (None, BASE) else Path(options.compare)
+    found = evaluate_model(open_one, compare, options.data, asked, _say)
+    if options.json:
+        write(json.dumps(as_dict(found), ensure_ascii=False, indent=1) + "\n")
+    else:
+        write(as_text(found, opened[0].decode) + "\n")
+    return 0
+
+
+def _say(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
