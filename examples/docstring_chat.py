@@ -66,13 +66,14 @@ def main() -> None:
     """Write the rows as JSON lines."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("out", type=Path)
+    parser.add_argument("--rows", type=int, help="so many, evenly spread; default: all")
     options = parser.parse_args()
-    count = 0
+    found = list(rows(Path(sysconfig.get_path("stdlib"))))
+    count = len(found) if options.rows is None else max(1, min(options.rows, len(found)))
     with open(options.out, "w", encoding="utf-8") as file:
-        for row in rows(Path(sysconfig.get_path("stdlib"))):
-            file.write(json.dumps(row) + "\n")
-            count += 1
-    print(f"{options.out}: {count:,} rows")
+        for index in range(count):
+            file.write(json.dumps(found[index * len(found) // count]) + "\n")
+    print(f"{options.out}: {count:,} rows of {len(found):,}")
 
 
 if __name__ == "__main__":

@@ -60,6 +60,8 @@ class Evaluation:
     rows: Sequence[EvaluationRow]
     model: ModelResult
     compared: ModelResult | None = None
+    compared_name: str = "other"
+    """How the report calls it: base, or other."""
     differences: dict[str, Figure] = field(default_factory=dict)
     """The model's figures less the compared one's, with intervals of the difference."""
     notes: list[str] = field(default_factory=list)
@@ -135,7 +137,9 @@ def evaluate_model(
             f"{max(len(row.ids) for row in rows):,} tokens. Give shorter rows."
         )
     compared = _result(second, rows, chosen, ends, text, options, say)
-    return Evaluation(str(data), rows, result, compared, _differences(rows, result, compared, options), notes)
+    name = BASE if compare == BASE else "other"
+    differences_of = _differences(rows, result, compared, options)
+    return Evaluation(str(data), rows, result, compared, name, differences_of, notes)
 
 
 def base_of(model: Model) -> Path:

@@ -51,6 +51,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="FILE",
         help="text in general, for bits per byte: what was forgotten",
     )
+    parser.add_argument(
+        "--worst", type=arguments.whole(0), default=20, help="rows of the highest loss to show (default 20)"
+    )
+    parser.add_argument(
+        "--samples", type=arguments.whole(0), default=3, help="answers to show side by side (default 3)"
+    )
     parser.add_argument("--json", action="store_true", help="print everything as JSON, with all answers")
     rows = parser.add_argument_group("rows")
     rows.add_argument(
@@ -108,9 +114,9 @@ def _run(options: argparse.Namespace) -> int:
     compare = options.compare if options.compare in (None, BASE) else Path(options.compare)
     found = evaluate_model(open_one, compare, options.data, asked, _say)
     if options.json:
-        write(json.dumps(as_dict(found), ensure_ascii=False, indent=1) + "\n")
+        write(json.dumps(as_dict(found, options.worst), ensure_ascii=False, indent=1) + "\n")
     else:
-        write(as_text(found, opened[0].decode) + "\n")
+        write(as_text(found, opened[0].decode, options.worst, options.samples) + "\n")
     return 0
 
 
