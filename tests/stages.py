@@ -274,6 +274,17 @@ STAGES = (
         (("./run", "demo", *DEMO_IN_BRIEF),),
     ),
     Stage(
+        "finetune",
+        "the entry's fine-tuning of a pretrained model in short, and llama.cpp answering with what comes out",
+        (
+            # Two steps, of 40 rows.
+            ("env", "CKTRAIN_FINETUNE_ROWS=40", "./run", "finetune", "--epochs", "0.2"),
+            ("python", "tests/integration/asked_by_llama_cpp.py", "build/finetune"),
+        ),
+        all_of(needs_index, needs_modules("xllamacpp", "gguf", extra="judges")),
+        ci=True,
+    ),
+    Stage(
         "soft-RoCE",
         "RDMA verbs on a stock kernel in QEMU guests, one alone and two joined",
         (
@@ -525,9 +536,11 @@ def main(names: list[str]) -> int:
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         "MYPYPATH": str(typing_tree()),
         "CKTRAIN_DEMO_DIR": str(RESULTS.parent / "demo"),
+        "CKTRAIN_FINETUNE_DIR": str(RESULTS.parent / "finetune"),
     }
     os.environ["PATH"] = environment["PATH"]  # for the preconditions
-    shutil.rmtree(environment["CKTRAIN_DEMO_DIR"], ignore_errors=True)
+    for made in ("CKTRAIN_DEMO_DIR", "CKTRAIN_FINETUNE_DIR"):
+        shutil.rmtree(environment[made], ignore_errors=True)
 
     began = time.monotonic()
     chosen = [known[name] for name in names] or list(STAGES)

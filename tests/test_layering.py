@@ -24,7 +24,7 @@ ROOMS = {
     "cktrain": (
         "cktrain",
         {"cktrain.cython_kernels", "cktrain.comm"},
-        CHOSEN | {"torch", "jinja2", "pyarrow", "zstandard", "gguf"},
+        CHOSEN | {"torch", "jinja2", "pyarrow", "zstandard", "gguf", "rouge_score"},
     ),
     "launch": ("cktrain.launch", {"cktrain", "cktrain.cython_kernels", "cktrain.comm"}, CHOSEN),
 }
@@ -38,6 +38,7 @@ ONLY_IN = {
     },  # to be measured beside, where it is installed
     "gguf": {"cktrain/hf/gguf_file/reader.py"},
     "jinja2": {"cktrain/data/chat/template.py"},
+    "rouge_score": {"cktrain/evaluation/metrics.py"},
     "pyarrow": {"cktrain/data/chat/row_files.py"},
     "zstandard": {"cktrain/data/zstd_file.py"},
     "pyverbs": {"comm/transport/verbs_pyverbs.py"},

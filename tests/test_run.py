@@ -30,3 +30,29 @@ def test_a_compiler_that_is_named_and_is_none_is_refused(tmp_path):
     )
     assert done.returncode == 2
     assert "[setup] CC=no-such-cc -O2 is no compiler. Name another one, or unset it." in done.stderr
+
+
+def test_a_model_that_cannot_be_fetched_is_told_with_what_to_give_instead(tmp_path):
+    """Of the entry the two functions alone; an index at a port where nobody listens."""
+    text = RUN.read_text()
+    functions = [
+        text[text.index(f"\n{name}() {{") :].partition("\n}\n")[0] + "\n}\n"
+        for name in ("stop", "fetch_model")
+    ]
+    done = subprocess.run(
+        ["sh", "-eu", "-c", "".join(functions) + 'fetch_model "$1"', "run", str(tmp_path / "model.gguf")],
+        env={
+            **os.environ,
+            "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+            "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+            "PIP_CONFIG_FILE": os.devnull,
+            "PIP_NO_CACHE_DIR": "1",
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert "./run finetune MODEL, a GGUF file or a folder" in done.stderr
+    assert not (tmp_path / "model.gguf").exists()
