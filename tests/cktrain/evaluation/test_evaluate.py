@@ -95,7 +95,7 @@ def test_a_run_beside_its_base():
         "answers that end",
         "general, bits per byte",
         "difference",
-        "other: ",
+        "base: ",
     ):
         assert word in text
     same = ck.evaluate("model", "run/data", compare="model", answers=0)
