@@ -42,6 +42,30 @@ def waits(
     world: World,
 ) -> list[tuple[int, int, int, int, int, int, int, bool, tuple[int, int, int, int, int, int]]]: ...
 def tell(world: World) -> None: ...
+def show_difference(
+    world: World,
+    group: int,
+    whole: int,
+    lane: int,
+    number: int,
+    mine: Sequence[int],
+    seat: int,
+    theirs: Sequence[int],
+) -> None: ...
+def differences(
+    world: World,
+) -> list[
+    tuple[
+        int,
+        int,
+        int,
+        int,
+        int,
+        tuple[int, int, int, int, int, int],
+        int,
+        tuple[int, int, int, int, int, int],
+    ]
+]: ...
 def reduce_n(
     capsule: object, outputs: Sequence[np.ndarray], inputs: Sequence[np.ndarray], dtype: int, op: int
 ) -> None: ...

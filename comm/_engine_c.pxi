@@ -29,6 +29,15 @@ cdef extern from "world.h" nogil:
         int32_t root
         uint8_t kind, dtype, op, lane
         uint64_t certain
+    ctypedef struct ckc_told:
+        uint64_t extra
+        int64_t count
+        int32_t root
+        uint8_t kind, dtype, op
+    ctypedef struct ckc_difference:
+        uint64_t group, whole, number
+        uint32_t lane, seat
+        ckc_told mine, theirs
     ctypedef struct ckc_span:
         char *base
         int64_t bytes
@@ -69,6 +78,8 @@ cdef extern from "world.h" nogil:
         int engine_core, wake_fd
     void ckc_show_waiting(ckc_seat *seat, const ckc_waiting *waiting)
     int ckc_read_waiting(ckc_seat *seat, ckc_waiting *into)
+    void ckc_show_difference(ckc_seat *seat, const ckc_difference *difference)
+    const ckc_difference *ckc_difference_of(const ckc_seat *seat)
     int64_t ckc_now_ns()
     int ckc_fail(ckc_world *world, int cause, int rank, const char *how)
     int ckc_run(ckc_world *world, ckc_op *op, int64_t slice_ns)

@@ -1,4 +1,5 @@
-# What ranks wait in, for each other to see (csrc/world.h: ckc_waiting); a part of _engine.pyx.
+# What ranks wait in and where they differed, for each other to see (csrc/world.h: ckc_waiting, ckc_difference); a part of
+# _engine.pyx.
 
 def show_wait(World world, uint64_t group, uint64_t whole, uint64_t number, int lane, needs, held, bint certain, call):
     """What this rank's caller waits in, as `waits` gives it to the others; sets are integers with a bit per seat."""
@@ -42,3 +43,35 @@ def tell(World world):
     """Send what this rank shows to the ranks of other nodes, now."""
     with nogil:
         ckc_tell(world.w)
+
+
+cdef void fill_told(ckc_told *told, call):
+    told.kind, told.dtype, told.op, told.root, told.count, told.extra = call
+
+
+cdef tuple call_of(const ckc_told *told):
+    return told.kind, told.dtype, told.op, told.root, told.count, told.extra
+
+
+def show_difference(World world, uint64_t group, uint64_t whole, int lane, uint64_t number, mine, int seat, theirs):
+    """Tell all ranks that this one calls `mine` where the rank in `seat` calls `theirs`, unless it told of another one."""
+    cdef ckc_difference difference
+    memset(&difference, 0, sizeof(difference))
+    difference.group, difference.whole, difference.number = group, whole, number
+    difference.lane, difference.seat = lane, seat
+    fill_told(&difference.mine, mine)
+    fill_told(&difference.theirs, theirs)
+    ckc_show_difference(world.w.seats[world.w.local_rank], &difference)
+    tell(world)
+
+
+def differences(World world):
+    """What other ranks have told so: (seat, group, whole, lane, number, mine, the other seat, theirs)."""
+    cdef const ckc_difference *d
+    cdef int seat
+    found = []
+    for seat in range(world.w.local_size):
+        d = ckc_difference_of(world.w.seats[seat])
+        if seat != world.w.local_rank and d != NULL:
+            found.append((seat, d.group, d.whole, d.lane, d.number, call_of(&d.mine), d.seat, call_of(&d.theirs)))
+    return found

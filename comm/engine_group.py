@@ -22,7 +22,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
-from cktrain.comm import _engine
+from cktrain.comm import _engine, mismatch
 from cktrain.comm.errors import CollectiveMismatchError, CollectiveTimeoutError, CommError, PeerLostError
 from cktrain.comm.group import Group
 from cktrain.comm.patience import Patience
@@ -32,7 +32,7 @@ from cktrain.comm.standstill import Standstill
 from cktrain.comm.work import Work
 
 _SLICE_S = 0.05
-_SYNCHRONOUS, _ASYNCHRONOUS, _RECEIVING = range(3)  # lanes, as ranks speak of them
+_SYNCHRONOUS, _ASYNCHRONOUS, _MESSAGES = range(3)  # lanes, as ranks speak of them
 
 KIND = {kind: number for number, kind in enumerate(_engine.KINDS)}
 OP = {op: number for number, op in enumerate(OPS)}
@@ -319,7 +319,7 @@ class EngineGroup(Group):
         if peer is None:
             lane, needs = _SYNCHRONOUS if on is self._lane else _ASYNCHRONOUS, on.needs(op)
         else:
-            lane, needs = _RECEIVING, [] if op.sends else [peer]
+            lane, needs = _MESSAGES, [] if op.sends else [peer]
         seats = [self._seats[rank] for rank in needs]
         groups = self._peers.world.groups
 
@@ -332,7 +332,7 @@ class EngineGroup(Group):
 
     def _has_yet_to_begin(self, number: int, lane: int, seat: int, follows: Callable[[Any], bool]) -> bool:
         """Whether nobody begins this operation before this process's caller leaves the wait that it is in."""
-        if lane == _RECEIVING:
+        if lane == _MESSAGES:
             on = self._streams.get((self._seats.index(seat), True))
         else:
             on = self._lane if lane == _SYNCHRONOUS else self._engine_lane
@@ -352,11 +352,11 @@ class EngineGroup(Group):
             return f"{_spell(*call)}{' with async_=True' * (lane == _ASYNCHRONOUS)} on {name}"
 
         world, members = self._peers.world, self._peers.members
-        lane = _RECEIVING if peer is not None else _SYNCHRONOUS if on is self._lane else _ASYNCHRONOUS
+        lane = _MESSAGES if peer is not None else _SYNCHRONOUS if on is self._lane else _ASYNCHRONOUS
         theirs = {
             members[seat]["rank"]: spelled(key, its_lane, call)
             for seat, (key, its_lane, call) in standstill.others.items()
-            if (key, its_lane) != (self._whole, lane) or lane == _RECEIVING
+            if (key, its_lane) != (self._whole, lane) or lane == _MESSAGES
         }
         return CollectiveMismatchError(
             self._where, world.rank, spelled(self._whole, lane, self._call(op, peer)), theirs,
@@ -375,30 +375,40 @@ class EngineGroup(Group):
         """The error of an operation that ended with `state`."""
         if self._failure is not None:
             return self._failure
+        world, mine, place = self._peers.world, self._call(op, peer), self._place(on, peer)
         if state == _engine.MISMATCH:
-            if peer is None:
-                calls = {self._shown(r): _spell(*call) for r, call in on.calls(op).items()}
-                mine = calls.pop(self._shown(self.rank))
-                for seat, call in on.passed_on(op).items():
-                    calls[self._outer.index(seat)] = _spell(*call)
-                differing = {r: call for r, call in calls.items() if call != mine}
-            else:
-                mine, differing = self._spell(op, on, peer), {self._shown(peer): self._refused(op, on)}
-            return self._fail(CollectiveMismatchError(self._where, self._shown(self.rank), mine, differing))
+            theirs = self._differing(op, on, peer)
+            mismatch.show(world, place, mine, theirs)
+        else:
+            theirs = mismatch.told(world, place, mine)
+        if theirs or state == _engine.MISMATCH:
+            calls = {self._outer.index(seat): _spell(*call) for seat, call in theirs.items()}
+            rank = self._shown(self.rank)
+            return self._fail(CollectiveMismatchError(self._where, rank, _spell(*mine), calls))
         lost = self._peers.lost(f"{self._spell(op, on, peer)} on group {self.name}")
         assert lost is not None, state
         return self._fail(lost)
 
+    def _place(self, on: Any, peer: int | None) -> mismatch.Place:
+        """Of the operation that a lane or stream is at."""
+        if peer is not None:
+            pair = frozenset([self._peers.seat, self._seats[peer]])
+            return mismatch.Place(self._key, self._whole, _MESSAGES, on.begun, pair)
+        lane = _SYNCHRONOUS if on is self._lane else _ASYNCHRONOUS
+        return mismatch.Place(self._key, self._whole, lane, on.begun, None)
+
+    def _differing(self, op: _engine.Op, on: Any, peer: int | None) -> dict[int, mismatch.Call]:
+        """After a mismatch: the calls that differ from this rank's, by seat."""
+        if peer is not None:
+            dtype, count = on.refused if op.sends else op.came
+            kind = KIND["recv" if op.sends else "send"]
+            return {self._seats[peer]: (kind, dtype, 0, -1, count, 0)}
+        calls = {self._seats[r]: call for r, call in on.calls(op).items()} | on.passed_on(op)
+        mine = calls.pop(self._peers.seat)
+        return {seat: call for seat, call in calls.items() if call != mine}
+
     def _spell(self, op: _engine.Op, on: Any, peer: int | None) -> str:
         return _spell(*self._call(op, peer))
-
-    @staticmethod
-    def _refused(op: _engine.Op, stream: Any) -> str:
-        if op.sends:
-            dtype, count = stream.refused
-            return f"recv({_DTYPE_NAMES[dtype]}[{count:,}])"
-        dtype, count = op.came
-        return f"send({_DTYPE_NAMES[dtype]}[{count:,}])"
 
     def _stall(self, call: str, ranks: list[int]) -> str:
         parts = []

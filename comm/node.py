@@ -25,7 +25,7 @@ from cktrain.comm.errors import CollectiveTimeoutError, PeerLostError, Rendezvou
 from cktrain.comm.peers import Peers
 from cktrain.comm.reasons import Reasons, as_message, from_message
 
-PROTOCOL = 2
+PROTOCOL = 3
 _WHERE = "comm.shm"
 _MAX_MESSAGE_BYTES = 1 << 20
 _HELLO_S = 5.0

@@ -37,7 +37,7 @@ from typing import Any
 from cktrain.comm.errors import RendezvousError
 from cktrain.comm.reasons import Reasons, as_message, from_message
 
-PROTOCOL = 3
+PROTOCOL = 4
 """Of all that ranks tell each other; to be raised with any change of it (tests/comm/test_rendezvous.py)."""
 _MAGIC = b"cktrain\n"
 _NONCE_BYTES = 32

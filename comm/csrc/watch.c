@@ -37,6 +37,11 @@ static void tell(ckc_world *w, uint64_t limit) {
         .left = atomic_load_explicit(&mine->left, memory_order_acquire),
     };
     ckc_read_waiting(mine, &frame.waiting);       /* where it is being changed the next frame tells */
+    const ckc_difference *difference = ckc_difference_of(mine);
+    if (difference != NULL) {
+        frame.differs = 1;
+        frame.difference = *difference;
+    }
     pthread_mutex_lock(&lock);
     for (int i = 0; i < w->watched_count; i++) {
         ckc_watched *it = &w->watched[i];
@@ -51,6 +56,8 @@ static void tell(ckc_world *w, uint64_t limit) {
 
 void ckc_tell(ckc_world *w) { tell(w, UINT64_MAX); }
 
+static void hear(ckc_world *w, ckc_watched *it);
+
 static void ended(ckc_world *w, ckc_watched *it, const char *how) {
     ckc_seat *theirs = w->seats[it->local_rank];
     it->gone = 1;
@@ -59,6 +66,10 @@ static void ended(ckc_world *w, ckc_watched *it, const char *how) {
      * saw it has lost the link to this one. */
     const uint32_t told = atomic_load_explicit(&theirs->cause, memory_order_acquire);
     const int cause = (int)(told & 0xffff) - 1, witness = (int)(told >> 16);
+    /* What the cause said last came before its end, on its own connection. */
+    for (int i = 0; cause >= 0 && i < w->watched_count; i++)
+        if (w->watched[i].rank == cause && w->watched[i].kind == CKC_WATCH_CONTROL && !w->watched[i].gone)
+            hear(w, &w->watched[i]);
     if (cause == w->rank) ckc_fail(w, CKC_LOST, witness, "it had lost this rank: the link between them is down");
     else if (cause >= 0) ckc_fail_as_told(w, cause, witness, "as another rank has seen");
     else ckc_fail(w, CKC_LOST, it->rank, how);
@@ -84,6 +95,7 @@ static void hear(ckc_world *w, ckc_watched *it) {
         atomic_store_explicit(&theirs->activity, it->frame.activity, memory_order_relaxed);
         atomic_store_explicit(&theirs->operation, it->frame.operation, memory_order_relaxed);
         ckc_show_waiting(theirs, &it->frame.waiting);
+        if (it->frame.differs) ckc_show_difference(theirs, &it->frame.difference);
         atomic_store_explicit(&theirs->cause, it->frame.cause, memory_order_release);
         atomic_store_explicit(&theirs->left, it->frame.left, memory_order_release);
     }

@@ -13,6 +13,8 @@ typedef struct {
     uint64_t beat, activity, operation, heard;
     uint32_t cause, left;
     ckc_waiting waiting;
+    uint64_t differs;
+    ckc_difference difference;
 } ckc_frame;
 #define CKC_UNHEARD_LIMIT 20
 

@@ -59,6 +59,16 @@ int ckc_read_waiting(ckc_seat *seat, ckc_waiting *into) {
     return 1;
 }
 
+void ckc_show_difference(ckc_seat *seat, const ckc_difference *difference) {
+    if (atomic_load_explicit(&seat->differs, memory_order_relaxed)) return;
+    seat->difference = *difference;
+    atomic_store_explicit(&seat->differs, 1, memory_order_release);
+}
+
+const ckc_difference *ckc_difference_of(const ckc_seat *seat) {
+    return atomic_load_explicit(&seat->differs, memory_order_acquire) ? &seat->difference : NULL;
+}
+
 void ckc_ring_seat(ckc_seat *seat) {
     atomic_fetch_add_explicit(&seat->bell, 1, memory_order_release);
     syscall(SYS_futex, &seat->bell, FUTEX_WAKE, INT_MAX, NULL, NULL, 0);

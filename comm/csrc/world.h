@@ -41,6 +41,21 @@ typedef struct {
 } ckc_waiting;
 #define CKC_WAITING_WORDS (sizeof(ckc_waiting) / sizeof(uint64_t))
 
+/* What a rank calls, as ranks that take no part in the operation are told of it. */
+typedef struct {
+    uint64_t extra;
+    int64_t count;
+    int32_t root;
+    uint8_t kind, dtype, op, zero;
+} ckc_told;
+
+/* The first mismatch that a rank has met, shown before it raises and ends: comm/mismatch.py says why. */
+typedef struct {
+    uint64_t group, whole, number;  /* of the operation on its lane, as in ckc_waiting */
+    uint32_t lane, seat;            /* seat: of the rank that differs */
+    ckc_told mine, theirs;
+} ckc_difference;
+
 typedef struct {
     _Alignas(64) _Atomic uint32_t bell;     /* futex word: any change wakes the rank's sleepers */
     _Atomic uint32_t sleepers;              /* threads of the rank that sleep or are about to */
@@ -51,6 +66,8 @@ typedef struct {
     _Atomic uint32_t cause;                 /* 1 + the world rank whose loss this rank knows of | the rank that saw it << 16 */
     _Alignas(64) _Atomic uint64_t waiting_stamp;       /* odd while `waiting` is being written */
     _Atomic uint64_t waiting[CKC_WAITING_WORDS];  /* a ckc_waiting */
+    _Atomic uint32_t differs;               /* `difference` is there, and will not change */
+    ckc_difference difference;
 } ckc_seat;
 
 typedef struct {
@@ -131,6 +148,10 @@ typedef struct {
 /* One thread shows what a rank waits in; any may read it: 0 when it was being changed. */
 void ckc_show_waiting(ckc_seat *seat, const ckc_waiting *waiting);
 int ckc_read_waiting(ckc_seat *seat, ckc_waiting *into);
+
+/* One thread shows the first difference that a rank met; any may read it: NULL while there is none. */
+void ckc_show_difference(ckc_seat *seat, const ckc_difference *difference);
+const ckc_difference *ckc_difference_of(const ckc_seat *seat);
 
 int64_t ckc_now_ns(void);
 void ckc_ring_seat(ckc_seat *seat);

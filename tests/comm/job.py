@@ -123,6 +123,7 @@ FORKED = {
         "cross_groups",
         "cross_legally",
         "differ",
+        "differ_unheard",
         "fork_and_repeat",
         "late_for",
         "repeat",

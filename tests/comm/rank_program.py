@@ -165,18 +165,23 @@ def repeat(group: Group) -> None:
             group.barrier()
 
 
+def make_deaf(connection: socket.socket) -> None:
+    """The kernel drops all packets that come from now on (a socket filter that keeps none), so nothing is acknowledged."""
+    nothing = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # BPF_RET: keep 0 bytes
+    program = struct.pack("HxxxxxxP", 1, ctypes.addressof(nothing))
+    connection.setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
+
+
 def lose_control(group: Group) -> None:
     """Operations, and from a moment on rank 0 gets nothing of its control connection to the last rank, while payload
-    passes: the kernel drops its packets (a socket filter that keeps none), so nothing is acknowledged either way."""
+    passes: nothing is acknowledged either way."""
     assert isinstance(group, TcpGroup)
     array = np.ones(1000, np.float32)
     for _ in range(20):
         group.all_reduce(array, "max")
     group.barrier()
     if group.rank == 0:
-        nothing = ctypes.create_string_buffer(struct.pack("HBBI", 6, 0, 0, 0))  # BPF_RET: keep 0 bytes
-        program = struct.pack("HxxxxxxP", 1, ctypes.addressof(nothing))
-        group._mesh.control[group.size - 1].setsockopt(socket.SOL_SOCKET, 26, program)  # SO_ATTACH_FILTER
+        make_deaf(group._mesh.control[group.size - 1])
     say("running")
     done = 0
     try:
@@ -286,6 +291,17 @@ def differ(group: Group) -> None:
         assert payload.tobytes() == before.tobytes()
         raise
     raise AssertionError("the difference was not seen")
+
+
+def differ_unheard(group: Group) -> None:
+    """As `differ`, and what the last rank sends to rank 0 to say so is not heard there before that rank has ended."""
+    assert isinstance(group, TcpGroup)
+    group.barrier()
+    if group.rank == 0:
+        for lane in group._connections:
+            for connection in lane[group.size - 1]:
+                make_deaf(connection)
+    differ(group)
 
 
 def _counts(group: Group, odd: bool) -> list[int]:
@@ -461,6 +477,7 @@ PROGRAMS = {
         fork_and_repeat,
         share_a_core,
         differ,
+        differ_unheard,
         crossing.cross_groups,
         crossing.cross_legally,
         compare_algorithms,

@@ -120,7 +120,7 @@ def test_a_lost_control_connection_is_found_out_while_payload_passes(transport):
 
 def test_a_stopped_rank_is_not_told_more_than_its_buffers_hold():
     """Full buffers would look like a dead link; a peer that reads nothing gets no more heartbeats until it does."""
-    frame = struct.Struct("<QQQQII120x")
+    frame = struct.Struct(f"<QQQQII{_engine.FRAME_BYTES - 40}x")
     with socket.create_server(("127.0.0.1", 0)) as server:
         ours = socket.create_connection(server.getsockname())
         theirs, _ = server.accept()

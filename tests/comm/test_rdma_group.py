@@ -5,6 +5,7 @@ What needs a real device is in rdma/: the same checks over soft-RoCE, with both 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import socket
 import sys
@@ -177,6 +178,29 @@ def test_mismatch_is_named_on_all_sides(monkeypatch, difference, how, mine, thei
         odd = rank == 2
         assert f"[comm.rdma] rank {rank} called {theirs if odd else mine}, but " in str(error)
         assert f"called {mine if odd else theirs}" in str(error)
+
+
+def test_a_mismatch_is_named_though_the_end_of_its_rank_is_seen_first(monkeypatch):
+    """Rank 0 does not look at its completion queue, as if it were starved, until the others have raised and ended."""
+    monkeypatch.setattr(sys, "argv", ["", "differ", "length", "large"])
+
+    def starved(group: RdmaGroup) -> None:
+        group.barrier()
+        if group.rank == 0:
+            monkeypatch.setattr(group._links.driver, "_poll", lambda: False)
+        try:
+            rank_program.differ(group)
+        finally:
+            for connection in group._mesh.control.values():  # what the others see of a process that ends
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+
+    errors = on_ranks(3, starved, expected=CollectiveMismatchError)
+    calls = [f"all_reduce(float32[{n}], sum)" for n in ("100,000", "100,000", "100,001")]
+    for rank, error in enumerate(errors):
+        assert isinstance(error, CollectiveMismatchError), errors
+        assert f"[comm.rdma] rank {rank} called {calls[rank]}, but " in str(error)
+        assert f"called {calls[2 if rank < 2 else 0]}" in str(error)
 
 
 def test_a_rank_that_ends_while_the_ranks_connect(monkeypatch):

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -126,6 +127,34 @@ def test_a_signal_stops_all_hosts_with_a_checkpoint(launch, runs, cluster):
     assert status == 75, output
     assert "resume with: cktrain launch --hosts" in output
     cluster.assert_empty()
+
+
+def test_ctrl_z_stops_the_ranks_of_both_hosts_and_fg_lets_them_go_on(launch, runs, cluster):
+    """For longer than ranks wait for each other, and than a rank that shows no heartbeat is waited for in silence."""
+    process = launch("suspended", ENDLESS, "comm.timeout_s=2.5")
+    runs.wait_for_step("suspended", 2, process)
+    process.send_signal(signal.SIGTSTP)
+    ranks = [pid for host in cluster.hosts for pid in cluster.ranks(host)]
+    assert len(ranks) == 4
+    deadline = time.monotonic() + 30
+    while {state_of(pid) for pid in (*ranks, process.pid)} != {"T"}:
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    before = len(runs.losses("suspended"))
+    time.sleep(3.5)
+    assert len(runs.losses("suspended")) == before
+    process.send_signal(signal.SIGCONT)
+    runs.wait_for_step("suspended", before + 5, process)
+    process.send_signal(signal.SIGUSR1)
+    status, output = ended(process)
+    assert status == 75, output
+    assert "lost rank" not in output and "not complete" not in output, output
+    cluster.assert_empty()
+
+
+def state_of(pid: int) -> str:
+    """R, S … or T for one that is stopped."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
 
 
 def test_a_host_that_is_not_there(launch, runs, cluster):
