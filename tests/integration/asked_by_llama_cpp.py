@@ -42,6 +42,7 @@ def nats_per_token(model: Model, answer: str) -> float:
 
 def main(folder: Path) -> int:
     """0 where llama.cpp's answer is as likely as the model's own."""
+    ck.bind()
     theirs = answer_of_llama_cpp(folder / "model.gguf")
     model = ck.load(folder / "model")
     ours = model.chat(QUESTION, TOKENS, temperature=0)
