@@ -221,8 +221,11 @@ def _differences(
     found: dict[str, Figure] = {}
     for name, figure in one.figures.items():
         value = figure.value - other.figures[name].value
-        if name in mine and len(mine[name][0]) > 1:
-            a, b = resampled_ratios([mine[name], theirs[name]])
+        over_rows = "loss" if name == "perplexity" else name
+        if over_rows in mine and len(mine[over_rows][0]) > 1:
+            a, b = resampled_ratios([mine[over_rows], theirs[over_rows]])
+            if name == "perplexity":
+                a, b = np.exp(a), np.exp(b)
             found[name] = Figure(value, *interval(a - b))
         else:
             found[name] = Figure(value)

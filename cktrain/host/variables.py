@@ -20,6 +20,8 @@ VARIABLES = {
     "CKTRAIN_SECRET_FILE": "the file of the secret that ranks on several nodes show each other",
     "CKTRAIN_LAUNCHER": "set by `cktrain launch`: the command that the line to resume begins with",
     "CKTRAIN_DEMO_DIR": "where `./run demo` writes",
+    "CKTRAIN_FINETUNE_DIR": "where `./run finetune` writes",
+    "CKTRAIN_FINETUNE_ROWS": "how many rows `./run finetune` makes; 400 unless it is set",
     "CKTRAIN_BUILT": "where compiled modules are kept while cktrain is built",
 }
 """Each with what it says."""

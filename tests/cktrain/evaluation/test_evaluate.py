@@ -85,6 +85,8 @@ def test_a_run_beside_its_base():
     difference = found.differences["loss"]
     assert difference.value < 0 and difference.low < difference.value < difference.high < 0
     assert found.differences["general_bits_per_byte"].value != 0
+    perplexity = found.differences["perplexity"]
+    assert perplexity.low < perplexity.value < perplexity.high < 0
     values = json.loads(json.dumps(as_dict(found)))
     assert values["model"]["loss"]["value"] == found.model.figures["loss"].value
     assert len(values["compared"]["answers"]) == len(found.rows) == values["rows"]
