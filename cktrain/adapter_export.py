@@ -13,7 +13,7 @@ from cktrain.durable import sync
 from cktrain.frozen_base import open_base
 from cktrain.hf.folder import save_folder
 from cktrain.hf.gguf_file import is_gguf
-from cktrain.hf.peft_folder import CONFIG_FILE, WEIGHTS_FILE
+from cktrain.hf.peft_folder import CONFIG_FILE, WEIGHTS_FILE, refuse_damaged
 from cktrain.hf.peft_merge import merge_folder
 from cktrain.hf.peft_targets import loras
 from cktrain.memory.param_store import ParamStore
@@ -24,10 +24,10 @@ from cktrain.side_files import SideFiles
 
 
 def export_adapter(saved: SavedModel, out: Path) -> int:
-    """Write PEFT's folder of a run's checkpoint as `out`; returns the adapter's weights.
+    """Write PEFT's folder of a run's checkpoint as `out`, with the tokenizer and template that it was trained with.
 
-    Raises ValueError where the run has no adapter, `out` is not empty or a number is NaN or infinite, OSError where
-    writing fails.
+    Returns the adapter's weights. Raises ValueError where the run has no adapter, `out` is not empty or a number is NaN or
+    infinite, OSError where writing fails.
     """
     _refuse_plain(saved)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -41,6 +41,9 @@ def export_adapter(saved: SavedModel, out: Path) -> int:
         temporary.mkdir(parents=True)
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             shutil.copyfile(saved.path / name, temporary / name)
+            sync(temporary / name)
+        for name, data in (SideFiles() if saved.side is None else saved.side).tokenizer_files().items():
+            (temporary / name).write_bytes(data)
             sync(temporary / name)
         os.rename(temporary, out)
     except BaseException:
@@ -87,3 +90,4 @@ def _refuse_plain(saved: SavedModel) -> None:
         raise CheckpointError(
             f"[export] {saved.path} is no checkpoint of an adapter. Leave --merge and --adapter out (merge= in Python)."
         )
+    refuse_damaged(saved.path)

@@ -123,6 +123,8 @@ class Progress:
     """Steps of the whole run, as it is configured."""
     validation_loss: float | None = None
     """Of a checkpoint that is kept because it is the best, nats per token."""
+    validation_data: str = ""
+    """The fingerprint of the tokens that it was measured on."""
     base: FrozenBase | None = None
     """The frozen weights that are not saved."""
     layout: Mapping[str, int] = field(default_factory=dict)

@@ -92,6 +92,8 @@ class State(BaseModel):
     """Of the whole run, as it was configured; None: not recorded."""
     validation_loss: float | None = None
     """Of a run's best checkpoint, nats per token."""
+    validation_data: str = ""
+    """The fingerprint of the tokens that it was measured on; empty: not recorded."""
 
 
 class _FileRecord(BaseModel):

@@ -185,7 +185,8 @@ def compose(
                 data.dtype,
             )
 
-        validator = Validator(config, part, together(group, held_out))
+        split = together(group, held_out)
+        validator = Validator(config, part, split, together(group, partial(fingerprint, split)))
     lineage = begin_run(checkpoints, checkpoint, group)
     together(group, lambda: save_config(config, run_dir / "config.yaml") if group.rank == 0 else None)
     progress = replace(

@@ -11,10 +11,12 @@ ones, or all of them) and the data; what is given goes before them.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from cktrain import cython_kernels
 from cktrain.checkpoint_folder import free_name
 from cktrain.checkpoint_record import read_checkpoint
 from cktrain.config import Config
@@ -23,11 +25,13 @@ from cktrain.data.chat.prepare import ChatOptions, prepare_chat
 from cktrain.data.shards import DATASET_FILE, read_dataset
 from cktrain.epochs import count_steps, epochs_in_words
 from cktrain.file_identity import sha256_of_file
+from cktrain.folder_lock import lock_folder
 from cktrain.hf.config_json import read_model_config
 from cktrain.hf.folder import resolve_model, save_folder
 from cktrain.hf.gguf_file import is_gguf
 from cktrain.hf.gguf_file.import_gguf import import_gguf
 from cktrain.hf.peft_folder import resolve_adapter
+from cktrain.hf.tensors import matching_tensors
 from cktrain.loaded_model import Model
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
@@ -156,6 +160,15 @@ def prepare(asked: FineTuning, say: Say = lambda text: None, progress: bool = Tr
     assert positions is not None, "a saved model has them resolved"
     assumed = _values(asked, saved.path, out, _ANY_DATA, min(LENGTH, positions), given)
     load_config(_merged(assumed, given))  # a mistyped key is told before anything is prepared
+    # Of a run that goes on in another process nothing is replaced.
+    with lock_folder(out, "cktrain finetune") if out.is_dir() else nullcontext():
+        return _prepare(asked, saved, given, positions, say, progress)
+
+
+def _prepare(
+    asked: FineTuning, saved: SavedModel, given: Values, positions: int, say: Say, progress: bool
+) -> Prepared:
+    out = Path(asked.out)
     base = _base(asked.model, saved, out, say)
     folder, dataset = _data(asked, base, out, positions, given, say, progress)
     length = _length(dataset, positions, given)
@@ -172,6 +185,9 @@ def prepare(asked: FineTuning, say: Say = lambda text: None, progress: bool = Tr
 def _base(model: str | Path, saved: SavedModel, out: Path, say: Say) -> Path:
     """A Hugging Face folder of the model: its own, or one that is made of it."""
     if saved.hugging_face and not is_gguf(saved.path):
+        numerics = Numerics(cython_kernels.load(), "fp32")
+        # Files that are missing or do not fit are told before rows are prepared; nothing of them is read.
+        matching_tensors(saved.path, saved.config, build_model(saved.config, numerics, positions=1).params())
         return saved.path
     gguf = saved.hugging_face
     digest = sha256_of_file(saved.path) if gguf else read_checkpoint(saved.path).digest
@@ -195,8 +211,6 @@ def _export(saved: SavedModel, folder: Path) -> str:
         from cktrain.adapter_export import export_merged
 
         return export_merged(saved, folder, side)
-    from cktrain import cython_kernels
-
     _, params = saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)
     save_folder(folder, saved.config, params, side)
     return "float32"
@@ -255,7 +269,7 @@ def _values(
     micro, batch = _batch_sizes(sequences, length, _block(given, "batch"))
     validates = _sequences(dataset, "validation", length) > 0
     values: dict[str, Any] = {
-        "run": {"dir": str(asked.out), "epochs": asked.epochs or _EPOCHS[task]},
+        "run": {"dir": str(asked.out), "epochs": _EPOCHS[task] if asked.epochs is None else asked.epochs},
         "model": {"from_pretrained": str(base)},
     }
     if not asked.full:
@@ -362,8 +376,6 @@ def _expected(config: Config, dataset: dict[str, Any], length: int) -> list[str]
 
 
 def _weights_in_words(config: Config) -> str:
-    from cktrain import cython_kernels
-
     model = resolve_model(config.model)[0]
     params = build_model(model, Numerics(cython_kernels.load(), "fp32"), 1, False, config.adapter).params()
     count = sum(param.size for param in params)

@@ -26,7 +26,12 @@ def losses_in_words(config: Config) -> list[str]:
     if best is not None and best[1] < last:
         lines.append(f"best: {best[1]:.4f}, {best[0]}")
     elif best is None and first_step == 0 and config.checkpoint.save_best:
-        lines.append("warning: no validation was better than before. Try a lower optimizer.lr, or other data")
+        if any(loss < first for _, loss in losses):
+            lines.append(f"warning: {run / BEST_FOLDER} could not be written; the log says why")
+        else:
+            lines.append(
+                "warning: no validation was better than before. Try a lower optimizer.lr, or other data"
+            )
     return lines
 
 

@@ -106,10 +106,8 @@ def read_text(path: str | os.PathLike[str], *, area: str, remedy: str, limit_byt
         raise _problem(area, name, f"it cannot be read: {reason}", remedy) from None
     if len(data) > limit_bytes:
         raise _problem(area, name, f"it has more than the {limit_bytes:,} bytes that are read", remedy)
-    start = data[:64].lstrip().lower()
-    for magic, kind in _OTHER_KINDS:
-        if start.startswith(magic):
-            raise _problem(area, name, f"it is {kind}", remedy)
+    if (kind := taken_for_another(data[:64])) is not None:
+        raise _problem(area, name, f"it is {kind}", remedy)
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -134,6 +132,12 @@ def shorten(value: Any) -> str:
     short.maxstring = short.maxother = short.maxlong = 80
     text = short.repr(value)
     return text[:200]
+
+
+def taken_for_another(start: bytes) -> str | None:
+    """What a file is that begins like this and is often taken for the one that was meant; None for any other."""
+    start = start.lstrip().lower()
+    return next((kind for magic, kind in _OTHER_KINDS if start.startswith(magic)), None)
 
 
 def _read(name: str, limit_bytes: int) -> bytes:

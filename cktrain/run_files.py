@@ -22,7 +22,7 @@ from cktrain.data.same_tokenizer import (
     with_other_tokenizer,
 )
 from cktrain.data.shards import DATASET_FILE, SUFFIX, read_dataset
-from cktrain.data.special_tokens import added_around
+from cktrain.data.special_tokens import added_around, with_ends
 from cktrain.data.tokenizer_backend import read_backend
 from cktrain.file_identity import sha256_of_file
 from cktrain.side_files import (
@@ -107,9 +107,12 @@ def _with_data(path: str, model: SideFiles | None, who: str, allowed: bool) -> S
     template = {name: data for name, data in known.files.items() if name == TEMPLATE_FILE}
     if template and template.items() - model.files.items():
         log.info("chat template: that of %s, not the model's", path)
-    return replace(
+    both = replace(
         model, encoding=known.encoding, files={**known.tokenizer_files(), **model.files, **template}
     )
+    ends = all_end_ids(both)
+    more = [index for index in all_end_ids(known) if index not in ends]
+    return with_ends(both, more) if more else both
 
 
 def _refuse_other(known: SideFiles, model: SideFiles, who: str, what: str, allowed: bool) -> bool:

@@ -24,7 +24,7 @@ import ml_dtypes
 import numpy as np
 from pydantic import BaseModel, Field
 
-from cktrain.foreign_file import checked, parse_json
+from cktrain.foreign_file import checked, parse_json, taken_for_another
 
 PIECE_BYTES = 16 << 20
 DTYPES: dict[str, Any] = {"F64": np.float64, "F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
@@ -97,6 +97,9 @@ def read_header(file: Path) -> list[StoredTensor]:
         with open(file, "rb") as stream:
             length = int.from_bytes(stream.read(8), "little")
             if size < 8 or length > min(size - 8, _HEADER_LIMIT):
+                stream.seek(0)
+                if (kind := taken_for_another(stream.read(64))) is not None:
+                    raise ValueError(f"[safetensors] {file}: it is {kind}.")
                 raise ValueError(
                     f"[safetensors] {file}: {size:,} bytes do not hold the header of {length:,} bytes that they "
                     "announce. "

@@ -26,6 +26,9 @@ SEPARATOR = "<|endoftext|>"
 _BLOCK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _PLACES = 3  # of bad rows that are named
+_TO_UTF_8 = (
+    "Convert the file: iconv -t UTF-8 -f WINDOWS-1252 (Western European), GB18030 (Chinese) or what it is in."
+)
 
 
 @dataclass
@@ -171,8 +174,7 @@ def _text_blocks(path: Path, file: IO[bytes], seen: Seen) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise BadFile(
                 f"[data.corpus] {shown(path)}: byte {error.object[error.start]:#04x} at offset "
-                f"{offset - held + error.start:,} is not UTF-8. Convert the file, if it is Western European: "
-                "iconv -f WINDOWS-1252 -t UTF-8."
+                f"{offset - held + error.start:,} is not UTF-8. {_TO_UTF_8}"
             ) from error
         if text:
             yield text
@@ -300,8 +302,14 @@ def _lines(path: Path, file: IO[bytes], seen: Seen) -> Iterator[tuple[int, Any]]
             continue
         try:
             yield number, json.loads(line.decode("utf-8"), object_pairs_hook=object_of)
-        except (ValueError, RecursionError) as error:  # not JSON, not UTF-8, or nested too deeply
-            yield number, BadRow(f"not JSON: {error}", text=line.decode("utf-8", "backslashreplace").strip())
+        except UnicodeDecodeError:
+            yield number, BadRow("not UTF-8", _TO_UTF_8, text=_as_read(line))
+        except (ValueError, RecursionError) as error:  # not JSON, or nested too deeply
+            yield number, BadRow(f"not JSON: {error}", text=_as_read(line))
+
+
+def _as_read(line: bytes) -> str:
+    return line.decode("utf-8", "backslashreplace").strip()
 
 
 def _values(path: Path, file: IO[bytes], seen: Seen) -> Iterator[tuple[int, Any]]:

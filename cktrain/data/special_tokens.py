@@ -15,7 +15,9 @@ eos ids, else a well-known name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -64,6 +66,14 @@ def end_ids(ids: Mapping[str, int | list[int]]) -> list[int]:
     """All ids that end a text."""
     value = ids.get("eos_token_id", [])
     return list(value) if isinstance(value, list) else [value]
+
+
+def with_ends(side: SideFiles, more: Sequence[int]) -> SideFiles:
+    """The files, of which generation_config.json says that these ids end a text, too."""
+    values = side.json(GENERATION_FILE)
+    values["eos_token_id"] = list(dict.fromkeys([*end_ids(special_ids(side)), *more]))
+    made = (json.dumps(values, indent=2) + "\n").encode()
+    return replace(side, files={**side.files, GENERATION_FILE: made})
 
 
 def end_token(side: SideFiles, backend: Backend, asked: str | None = None) -> str | None:

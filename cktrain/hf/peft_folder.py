@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from cktrain.checkpoint_record import FrozenBase
+from cktrain.checkpoint_record import MARKER, CheckpointError, FrozenBase, damaged_file, read_checkpoint
 from cktrain.durable import sync
 from cktrain.file_identity import sha256_of_set
-from cktrain.foreign_file import read_json, shorten
+from cktrain.foreign_file import checked, read_json, shorten
 from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.peft_targets import ends_in, linear_modules, loras
 from cktrain.memory.param import Param
@@ -181,14 +181,13 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
             f"[adapter] {file}: init_lora_weights {shorten(start)} changes the base's weights too. Convert it with PEFT."
         )
     found = {key: values[key] for key in _OURS if values.get(key) is not None}
-    found["r"] = values.get("r", 8)
-    found["lora_alpha"] = float(values.get("lora_alpha", 8))
+    found = {"r": 8, "lora_alpha": 8, **found}  # PEFT's own defaults
     if values.get("target_modules") is None:
         raise ValueError(f"[adapter] {file}: target_modules is missing. Name the modules that it adapts.")
-    try:
-        return AdapterConfig(target_modules=values["target_modules"], **found)
-    except ValueError as error:
-        raise ValueError(f"[adapter] {file}: {error}") from None
+    found["target_modules"] = values["target_modules"]
+    return checked(
+        found, AdapterConfig, name=str(file), area="adapter", remedy="Correct it, or fetch the folder again."
+    )
 
 
 def dropout_of(folder: Path) -> float:
@@ -226,7 +225,7 @@ def load_adapter(folder: Path, adapter: PeftAdapter, params: ParamStore) -> None
     Raises ValueError for another base, a tensor that is missing, misshapen or too much, and NaN or infinite numbers, before
     anything is changed.
     """
-    file = folder / WEIGHTS_FILE
+    file = _weights_of(folder)
     stored = {tensor.name: tensor for tensor in read_header(file)}
     _refuse_other_base(file, adapter)
     _check(file, stored, adapter.tensors)
@@ -244,8 +243,36 @@ def load_adapter(folder: Path, adapter: PeftAdapter, params: ParamStore) -> None
 
 def says_its_base(folder: Path) -> bool:
     """Whether an adapter's folder names the base that it was trained beside. ValueError for damaged weights."""
-    read_header(folder / WEIGHTS_FILE)
-    return BASE_KEY in read_metadata(folder / WEIGHTS_FILE)
+    file = _weights_of(folder)
+    read_header(file)
+    return BASE_KEY in read_metadata(file)
+
+
+def refuse_damaged(folder: Path) -> None:
+    """CheckpointError where a run's checkpoint has other bytes in PEFT's files than were saved; others have no digests."""
+    if not (folder / MARKER).is_file():
+        return
+    checkpoint = read_checkpoint(folder)
+    if damage := damaged_file(checkpoint, checkpoint.files.keys() & {WEIGHTS_FILE, CONFIG_FILE}):
+        raise CheckpointError(
+            f"[checkpoint] {folder}: {damage}. Take another checkpoint, or a copy of this one."
+        )
+
+
+def _weights_of(folder: Path) -> Path:
+    file = folder / WEIGHTS_FILE
+    if file.exists():
+        refuse_damaged(folder)
+        return file
+    older = folder / "adapter_model.bin"
+    if older.exists():
+        raise ValueError(
+            f"[adapter] {older} is pickled, as older versions of PEFT wrote it, and {WEIGHTS_FILE} is read. Load the "
+            "adapter with PEFT and save it again (save_pretrained)."
+        )
+    raise ValueError(
+        f"[adapter] {folder} has {CONFIG_FILE} and no {WEIGHTS_FILE}. Fetch or copy the folder again."
+    )
 
 
 def _refuse_other_base(file: Path, adapter: PeftAdapter) -> None:

@@ -13,7 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from cktrain.checkpoint import NotSavedError
-from cktrain.checkpoint_folder import find_candidates
+from cktrain.checkpoint_folder import find_candidates, move_aside
+from cktrain.checkpoint_record import read_checkpoint
 from cktrain.config import CheckpointConfig
 from cktrain.training.checkpoint_saver import CheckpointSaver
 from cktrain.training.observer import Observer
@@ -27,11 +28,16 @@ class BestCheckpoint(Observer):
 
     watches = False
 
-    def __init__(self, config: CheckpointConfig, saver: CheckpointSaver, end: Callable[[str], None]) -> None:
-        """`end` is told why the run is to end after the step that was just validated."""
+    def __init__(
+        self, config: CheckpointConfig, saver: CheckpointSaver, end: Callable[[str], None], data: str
+    ) -> None:
+        """`end` is told why the run is to end after the step that was just validated; `data` is the fingerprint of the
+        tokens that it is validated on.
+        """
         self._config = config
         self._saver = saver
         self._end = end
+        self._data = data
         self._worse = 0
         self.loss = math.inf
         """The lowest so far, nats per token."""
@@ -39,7 +45,7 @@ class BestCheckpoint(Observer):
     def begun(self, done: int, steps: int) -> None:
         """A run that goes on has to be better than the best one before; validations that were not are counted anew."""
         if done:
-            self.loss = self._saver.together(lambda: best_loss(self._saver.best_folder))
+            self.loss = self._saver.together(lambda: comparable_loss(self._saver.best_folder, self._data))
 
     def validated(self, step: int, result: ValidationResult) -> None:
         """Keep the best, end where it lies too far behind. Raises NotSavedError, on all ranks, as `CheckpointSaver`."""
@@ -58,7 +64,7 @@ class BestCheckpoint(Observer):
 
     def _save(self, step: int) -> None:
         try:
-            self._saver.save_best(self.loss)
+            self._saver.save_best(self.loss, self._data)
         except NotSavedError as error:
             if not error.may_pass:
                 raise
@@ -73,7 +79,26 @@ def best_checkpoint(folder: Path) -> tuple[Path, float] | None:
     return None
 
 
-def best_loss(folder: Path) -> float:
-    """The validation loss of the checkpoint in RUN/best; infinite where there is none."""
+def comparable_loss(folder: Path, data: str) -> float:
+    """The validation loss of the checkpoint in RUN/best; infinite where there is none.
+
+    One that was measured on other tokens than these is moved aside, and said. Raises OSError where that fails.
+    """
     found = best_checkpoint(folder)
-    return math.inf if found is None else found[1]
+    if found is None:
+        return math.inf
+    path, loss = found
+    measured_on = read_checkpoint(path).state.validation_data
+    if measured_on in ("", data):
+        return loss
+    aside = move_aside(folder, [path])
+    log.warning(
+        "changed on resume: validation data: %s -> %s (fingerprints): losses from here on are of other tokens than those "
+        "before. %s, whose loss %.5f is of those before, is moved into %s",
+        measured_on,
+        data,
+        path,
+        loss,
+        aside.name,
+    )
+    return math.inf

@@ -96,9 +96,10 @@ class CheckpointSaver(Observer):
         self._failures = 0
         return path
 
-    def save_best(self, validation_loss: float) -> None:
+    def save_best(self, validation_loss: float, validation_data: str) -> None:
         """Write a checkpoint into RUN/best, in place of the one there. Collective, as `save`."""
-        self._write(self.best_folder, replace(self._progress(), validation_loss=validation_loss), 1)
+        measured = replace(self._progress(), validation_loss=validation_loss, validation_data=validation_data)
+        self._write(self.best_folder, measured, 1)
         log.info("best so far: saved %s", self.best_folder / step_name(self._progress().step))
 
     def together(self, look: Callable[[], float]) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from cktrain.agreed import AgreedError
@@ -10,6 +11,8 @@ from cktrain.config import Config
 from cktrain.training.checkpoint_saver import CheckpointSaver
 from cktrain.training.observer import Observer, Step
 from cktrain.training.validation import ValidationResult, Validator
+
+log = logging.getLogger("cktrain")
 
 
 class PeriodicValidation(Observer):
@@ -57,4 +60,7 @@ class PeriodicValidation(Observer):
             result = self._validator.run()
         except AgreedError as error:
             raise type(error)(f"{error} {self._saver.save_at_the_end()}") from None
-        self._tell(step, result)
+        if result is None:
+            log.info("validation after step %d is left, since the run is to stop", step)
+        else:
+            self._tell(step, result)

@@ -223,7 +223,9 @@ class Trainer:
         found += [DivergenceCheck(self.saver), self.saver]
         if self.validator is not None:
             tell = self._tell_validated
-            found.append(BestCheckpoint(self.config.checkpoint, self.saver, self._end_early))
+            self.validator.asked_to_stop = self.flag.__bool__
+            data = self.validator.fingerprint
+            found.append(BestCheckpoint(self.config.checkpoint, self.saver, self._end_early, data))
             found.append(
                 PeriodicValidation(
                     self.config, self.validator, self.saver, tell, lambda: self.progress, self.loader.windows

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cktrain.agreed import Trouble, agree
@@ -35,14 +35,20 @@ class ValidationResult:
 class Validator:
     """Evaluates the model on the validation split, divided over the data ranks."""
 
-    def __init__(self, config: Config, part: ModelShard, source: TokenSource) -> None:
+    def __init__(self, config: Config, part: ModelShard, source: TokenSource, fingerprint: str) -> None:
         self.config = config
         self.source = source
+        self.fingerprint = fingerprint
+        """Of the split's tokens."""
         self.ranks = part.ranks
         self.stage = part.stage
+        self.asked_to_stop: Callable[[], bool] = lambda: False
+        """Whether the run is to end; a run alone then leaves its validation, which may take longer than what is left."""
 
-    def run(self, batches: int | None = -1) -> ValidationResult:
+    def run(self, batches: int | None = -1) -> ValidationResult | None:
         """Mean loss over `data.validation.batches` global batches (None: the whole split). Collective.
+
+        None where a run alone was asked to stop meanwhile; several ranks go on to the end, together.
 
         Raises AgreedError on all ranks when one of them cannot read or evaluate its part.
         """
@@ -69,6 +75,8 @@ class Validator:
             trouble = Trouble.of(error)
         try:
             for index in range(len(split)):
+                if self.ranks.world.size == 1 and self.asked_to_stop():
+                    return None
                 try:
                     batch = split[index]
                 except Exception as error:

@@ -72,6 +72,15 @@ def _size(text: str) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    try:
+        return _export(options)
+    except OSError as error:
+        if error.filename is None and options.gguf is None:  # of a write that failed, which knows no name
+            error.filename = options.out
+        raise
+
+
+def _export(options: argparse.Namespace) -> int:
     from cktrain.adapter_export import export_adapter, export_merged
     from cktrain.saved_model import find_saved_model
 
@@ -119,10 +128,11 @@ def _params(saved: SavedModel, merge: bool) -> ParamStore:
 
 
 def _write_gguf(saved: SavedModel, side: SideFiles, options: argparse.Namespace) -> None:
-    from cktrain.hf.gguf_file.export import export_gguf
+    from cktrain.hf.gguf_file.export import export_gguf, refuse_existing
     from cktrain.hf.gguf_file.modelfile import modelfile
 
     out = Path(options.out)
+    refuse_existing(out)  # before the model is read
     beside = out.with_name("Modelfile")
     # What cannot be a Modelfile is refused before the model is written.
     text = modelfile(beside, out.name, side) if options.ollama else None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from chat_models import write_rows, write_weights
 import cktrain as ck
 from cktrain.fine_tuning import FineTuning, prepare
 from cktrain.fine_tuning_result import losses_in_words
+from cktrain.folder_lock import FolderInUse, lock_folder
 from cktrain.host import process
 
 
@@ -71,6 +73,12 @@ def test_the_folder_of_the_run_is_named_once():
         prepared(overrides=["run.dir=other"])
 
 
+@pytest.mark.parametrize("epochs", [0, -1, float("nan"), float("inf")])
+def test_epochs_of_nothing_are_no_default(epochs):
+    with pytest.raises(ValueError, match=r"run.epochs: (input should be|inf is no finite)"):
+        prepared(epochs=epochs)
+
+
 def test_an_unknown_option_of_rows_is_told():
     with pytest.raises(ValueError, match="chat: 'length' is none of sequence_length, train_on"):
         prepared(chat={"length": 3})
@@ -118,6 +126,40 @@ def test_a_run_that_got_no_better_is_told(capsys):
     keys = {"precision": "fp32", "optimizer.lr": 0.0, "data.validation.times_per_epoch": 1}
     ck.finetune("model", "rows.jsonl", "run", overrides=keys, **options)
     assert "no validation was better than before" in capsys.readouterr().out
+
+
+def test_a_best_that_could_not_be_written_is_told(capsys):
+    config = prepared().config
+    curve = [{"step": step, "val_loss": loss} for step, loss in ((0, 3.0), (4, 2.5))]
+    Path("run/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))
+    assert losses_in_words(config) == [
+        "validation loss: 3.0000 before, 2.5000 after 4 steps",
+        "warning: run/best could not be written; the log says why",
+    ]
+
+
+def test_weights_that_do_not_fit_are_told_before_rows_are_prepared():
+    config = Path("model/config.json")
+    config.write_text(config.read_text().replace('"vocab_size": 272', '"vocab_size": 300'))
+    with pytest.raises(ValueError, match=r"embed_tokens.weight in model.safetensors has shape \(272, 16\)"):
+        prepared()
+    Path("model/model.safetensors").unlink()
+    with pytest.raises(ValueError, match=r"model has no model\.safetensors"):
+        prepared()
+    assert not Path("run").exists()
+
+
+def test_what_a_run_reads_is_not_replaced_while_it_goes_on():
+    prepared()
+    before = {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    rows(14)
+    with (
+        lock_folder("run", "cktrain train"),
+        pytest.raises(FolderInUse, match="run is in use by cktrain train"),
+    ):
+        prepared(epochs=5)
+    assert before == {path: path.read_bytes() for path in Path("run").rglob("*") if path.is_file()}
+    assert prepared(epochs=5).config.run.epochs == 5
 
 
 def test_both_all_weights_and_an_adapter_are_refused():

@@ -44,6 +44,7 @@ from cktrain.data.prepare import (
 from cktrain.data.reuse import made_from, why_again
 from cktrain.data.shards import DATASET_FILE, DATASET_VERSION, SUFFIX, ShardWriter, Split
 from cktrain.data.sniff import shown
+from cktrain.data.special_tokens import end_ids, special_ids, with_ends
 from cktrain.data.target import Target
 from cktrain.file_identity import sha256_of_bytes, sha256_of_files
 from cktrain.side_files import TEMPLATE_FILE, SideFiles, SpecialTokens, read_tokenizer
@@ -127,6 +128,13 @@ def prepare_chat(
                 summary = work.write()
             finally:
                 work.close()
+            if more := sorted(maker.ends - set(end_ids(special_ids(side)))):
+                names = ", ".join(str(maker.tokenizer.token_of(each)) for each in more)
+                say(
+                    f"[data.chat] {target.name}: answers end with {names}, which ended no text for the model; for the run "
+                    "and its exports it does."
+                )
+                side = with_ends(side, more)
             side.write(target.data)
             summary |= {
                 "version": DATASET_VERSION,
@@ -404,6 +412,11 @@ class _Preparation:
             found.append(f"rows {what} {options.sequence_length:,} tokens: {self._too_long:,}")
         if self._unlearned:
             found.append(f"rows left out that have no label left: {self._unlearned:,}")
+        if maker.unlearned.count:
+            found.append(
+                f"rows with answers that say that they are not learned: {maker.unlearned.count:,} (first: "
+                f"{maker.unlearned.first})"
+            )
         if self._empty:
             found.append(f"warning: rows with an empty answer: {self._empty:,} (first: {self._first_empty})")
         if self._twins.duplicates:

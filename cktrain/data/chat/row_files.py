@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from pathlib import Path
 from typing import IO, Any, Literal
 
@@ -25,6 +25,7 @@ from cktrain.data.sniff import JSON_SUFFIXES, BadFile, document_format, shown, s
 from cktrain.file_identity import sha256_of_file
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
+_OTHER_SEPARATORS = (";", "\t", ",", "|")  # spreadsheets write the first where a comma is the decimal point
 _SUFFIXES = (*JSON_SUFFIXES, *_SEPARATORS, ".parquet")
 _PARQUET = b"PAR1"
 _AT_ONCE = 256  # rows of Parquet
@@ -136,22 +137,43 @@ def _rows(path: Path, form: Form, packed: str | None) -> Iterator[tuple[int, Any
 def _table(path: Path, file: IO[bytes]) -> Iterator[tuple[int, Any]]:
     csv.field_size_limit(LONGEST_VALUE)
     text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="")
-    reader = csv.reader(text, delimiter=_SEPARATORS[suffix_of(path)], strict=True)
+    reader = csv.reader(text, strict=True)
     try:
+        first = text.readline()
+        separator = _separator(first, _SEPARATORS[suffix_of(path)])
+        reader = csv.reader(chain([first], text), delimiter=separator, strict=True)
         names = next(reader, [])
         if len(set(names)) < len(names):
             raise BadFile(f"[data.chat] {shown(path)}:1: two columns of one name. Rename one.")
+        if blank := [name for name in names if name != name.strip()]:
+            raise BadFile(
+                f"[data.chat] {shown(path)}:1: the column {blank[0]!r} has blanks around its name, and its fields may have, "
+                f"too. Write the table without blanks beside {separator!r}."
+            )
         line = reader.line_num + 1
         for fields in reader:
             if len(fields) == len(names):
                 yield line, dict(zip(names, fields, strict=True))
             elif fields:
-                yield line, BadRow(f"another number of fields than the {len(names)} columns")
+                yield (
+                    line,
+                    BadRow(
+                        f"another number of fields than the {len(names)} columns",
+                        f"Put fields that hold {separator!r}, a quote or a line end into quotes.",
+                    ),
+                )
             line = reader.line_num + 1
     except (csv.Error, UnicodeDecodeError) as error:
         raise BadFile(
             f"[data.chat] {shown(path)}:{reader.line_num}: no table ({error}). Write it again as CSV in UTF-8."
         ) from error
+
+
+def _separator(names: str, usual: str) -> str:
+    """What stands between the columns' names: the usual one of the suffix, unless they have only others."""
+    if usual in names:
+        return usual
+    return next((other for other in _OTHER_SEPARATORS if other in names), usual)
 
 
 def _parquet(path: Path) -> Iterator[tuple[int, Any]]:

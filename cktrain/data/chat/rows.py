@@ -6,6 +6,9 @@
     prompt, completion   two texts                            text as it is, of which the completion is learned
     text                                                      text as it is
 
+An answer may say that it is not learned: weight (OpenAI), loss (LLaMA-Factory), train, training or trainable (axolotl and
+others), each 0, 1, true or false. It stands in the conversation and its tokens are not trained.
+
 Roles must make sense: a system turn first if at all, then user and assistant in turn, tool results after a turn with tool
 calls, and an answer at the end. What a row has besides is left alone; which keys, is said.
 """
@@ -36,6 +39,9 @@ COLUMNS = (
     "chat_template_kwargs",
 )
 """Keys that mean something; --columns says how they are called in the data."""
+
+LEARNED = ("weight", "loss", "train", "training", "trainable")
+"""Keys of a message that say whether it is learned."""
 
 _SHAREGPT = {
     "system": "system",
@@ -68,6 +74,8 @@ class Conversation:
     options: Mapping[str, Any] = field(default_factory=dict)
     """What else the template is given (`chat_template_kwargs`)."""
     completion: int | None = None
+    unlearned: frozenset[int] = frozenset()
+    """Indices of the answers that say that they are not learned."""
 
     @property
     def answers(self) -> list[int]:
@@ -167,13 +175,31 @@ def _conversation(row: dict[str, Any], shape: str) -> Conversation:
         completion = len(_list(row, "prompt"))
     messages = [_message(message) for message in messages]
     _check_order(messages)
+    unlearned = frozenset(index for index, message in enumerate(messages) if not _is_learned(message))
     tools = _json(row["tools"], "tools") if "tools" in row else None
     if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
         raise BadRow('"tools" is no list of objects')
     options = _json(row.get("chat_template_kwargs", {}), "chat_template_kwargs")
     if not isinstance(options, dict):
         raise BadRow('"chat_template_kwargs" is no object')
-    return Conversation(messages, shape, tools or None, options, completion)
+    return Conversation(messages, shape, tools or None, options, completion, unlearned)
+
+
+def _is_learned(message: dict[str, Any]) -> bool:
+    """What a message says of itself; the keys are taken out of it. Of others than the assistant nothing is learned."""
+    said = {key: message.pop(key) for key in LEARNED if key in message}
+    for key, value in said.items():
+        if value not in (0, 1):
+            raise BadRow(
+                f'"{key}" of a message is {value!r}',
+                "Give 0 or 1, false or true: nothing between is computed.",
+            )
+        if value and message["role"] != "assistant":
+            raise BadRow(
+                f'"{key}" says that a message of {message["role"]} is learned',
+                "Only answers are: leave the key out, or give --train-on all.",
+            )
+    return all(said.values())
 
 
 def _message(message: Any) -> dict[str, Any]:
@@ -212,10 +238,11 @@ def _from_sharegpt(turn: Any) -> dict[str, Any]:
     role = _SHAREGPT.get(turn["from"]) if isinstance(turn["from"], str) else None
     if role is None:
         raise BadRow(f"a turn from {turn['from']!r}, not one of {', '.join(_SHAREGPT)}")
+    said = {key: turn[key] for key in LEARNED if key in turn}
     if turn["from"] == "function_call":
         calls = _json(turn["value"], "function_call")
-        return {"role": role, "tool_calls": calls if isinstance(calls, list) else [calls]}
-    return {"role": role, "content": turn["value"]}
+        return {"role": role, "tool_calls": calls if isinstance(calls, list) else [calls], **said}
+    return {"role": role, "content": turn["value"], **said}
 
 
 def _from_alpaca(row: Mapping[str, Any]) -> list[dict[str, Any]]:

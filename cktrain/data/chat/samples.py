@@ -52,7 +52,8 @@ class SampleMaker:
 
     `masks` says by which method rows were masked. Of the others, count and first place: `unwritten` of which the template
     leaves something out, `unlike_inference` whose prompts are rendered otherwise at inference, `endless` whose answers end
-    without a token that ends them, `crossing` of texts in which a token holds both prompt and completion.
+    without a token that ends them, `crossing` of texts in which a token holds both prompt and completion, `unlearned` with
+    answers that say that they are not learned.
     """
 
     def __init__(
@@ -73,7 +74,10 @@ class SampleMaker:
         self.unlike_inference = _Met()
         self.endless = _Met()
         self.crossing = _Met()
+        self.unlearned = _Met()
         self.tokenizer = Tokenizer.of(side, eos_token, special_tokens)  # of texts without a template
+        self.ends: set[int] = set()
+        """Ids of tokens that were learned as the ends of answers."""
         self._tokens = TemplateTokens(side, eos_token, special_tokens)
 
     def prepare(self, row: Row, place: str) -> list[Prepared]:
@@ -89,12 +93,19 @@ class SampleMaker:
         full = self._render(self.template, row, len(row.messages))
         self._look_for_what_is_left_out(row, full.text, place)
         if self.train_on == "all":
+            if row.unlearned:
+                raise BadRow(
+                    "an answer that says that it is not learned", "Leave out --train-on all, or its key."
+                )
             return [Prepared(full.text, [(0, len(full.text))], full.literal)]
         turns = row.answers
         if self.train_on == "completion":
             turns = turns[-1:] if row.completion is None else [i for i in turns if i >= row.completion]
             if not turns:
                 raise BadRow("no answer in its completion")
+        if row.unlearned:
+            self.unlearned.add(place)
+        turns = [turn for turn in turns if turn not in row.unlearned]
         method, samples = self._masked(row, turns, place)
         self.masks[method] += 1
         return samples
@@ -187,7 +198,7 @@ class SampleMaker:
         if len(spans) == len(row.answers):
             return [spans[row.answers.index(turn)] for turn in turns]
         # Several blocks in one turn, or none in some: whose a block is, is not known.
-        return spans if self.train_on == "assistant" and spans else None
+        return spans if turns == row.answers and spans else None
 
     def _learn_ends(self, ids: list[int], learned: list[bool], place: str) -> None:
         """Let the end of each turn be learned, also where a template's block ends before it."""
@@ -195,9 +206,12 @@ class SampleMaker:
         for index in range(len(ids)):
             if not learned[index] or (index + 1 < len(ids) and learned[index + 1]):
                 continue
-            if index + 1 < len(ids) and ids[index + 1] in ends and ids[index] not in ends:
+            if ids[index] in ends:
+                self.ends.add(ids[index])
+            elif index + 1 < len(ids) and ids[index + 1] in ends:
                 learned[index + 1] = True
-            elif ids[index] not in ends:
+                self.ends.add(ids[index + 1])
+            else:
                 ended = False
         if not ended:
             self.endless.add(place)

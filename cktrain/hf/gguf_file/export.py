@@ -37,6 +37,12 @@ _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 _ROW_OF_BLOCKS = 32
 
 
+def refuse_existing(path: Path) -> None:
+    """Raises ValueError where something has the name."""
+    if os.path.lexists(path):
+        raise ValueError(f"[gguf] {path} exists. Choose another name or delete it.")
+
+
 def export_gguf(
     path: str | Path, config: ModelConfig, params: ParamStore, side: SideFiles, kind: Kind
 ) -> list[str]:
@@ -46,8 +52,7 @@ def export_gguf(
     for a weight that is NaN or infinite, and OSError when writing fails. There is no file then.
     """
     path = Path(path)
-    if os.path.lexists(path):
-        raise ValueError(f"[gguf] {path} exists. Choose another name or delete it.")
+    refuse_existing(path)
     gguf = block_types()
     notes: list[str] = []
     architecture = _architecture(config)
@@ -77,7 +82,7 @@ def export_gguf(
     except OSError as error:
         raise OSError(
             error.errno,
-            f"[gguf] cannot write {path}: {error.strerror}. Free some space or check the folder; nothing was kept",
+            f"[gguf] cannot write {path}: {error.strerror or error}. Free some space or check the folder; nothing was kept",
         ) from None
     finally:
         temporary.unlink(missing_ok=True)

@@ -68,7 +68,7 @@ def test_undecodable_user_files_are_an_error_with_the_offset(tmp_path, monkeypat
     ("line", "message"),
     [
         (b'{"text": "x"', r"a\.jsonl:2: not JSON"),
-        (b'{"text": "\xff"}', r"a\.jsonl:2: not JSON"),
+        (b'{"text": "\xff"}', r"a\.jsonl:2: not UTF-8\. Convert the file: iconv -t UTF-8 -f "),
         (b'{"body": "x", "n": 1}', r'a\.jsonl:2: no key "text" \(found: body, n\)'),
         (b"[1]", r'a\.jsonl:2: no key "text" \(found: list\)'),
         (b'{"text": 3}', r'a\.jsonl:2: "text" is int, not text'),

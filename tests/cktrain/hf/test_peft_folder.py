@@ -175,7 +175,12 @@ def test_a_base_that_changed_is_refused(trained, tmp_path):
             {"target_modules": ["q_proj"], "rank_pattern": {}, "alpha_pattern": {}, "exclude_modules": None},
             "is of no target",
         ),
-        ({"r": "many"}, "r"),
+        ({"r": "16"}, r"adapter_config\.json: r: input should be a valid integer, found '16'\. Correct it"),
+        (
+            {"lora_alpha": [1]},
+            r"adapter_config\.json: lora_alpha: input should be a valid number, found \[1\]",
+        ),
+        ({"target_modules": ["q_proj", 1]}, r"adapter_config\.json: target_modules\."),
     ],
 )
 def test_a_folder_that_means_something_else(trained, tmp_path, change, text):
@@ -184,6 +189,38 @@ def test_a_folder_that_means_something_else(trained, tmp_path, change, text):
     file = tmp_path / "peft" / CONFIG_FILE
     file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
     with pytest.raises(ValueError, match=text):
+        open_model(base, adapter=tmp_path / "peft").logits(IDS)
+
+
+def test_a_checkpoint_whose_adapter_is_damaged_gives_nothing(trained, tmp_path):
+    base, _ = trained()
+    saved = find_saved_model(tmp_path / "run")
+    weights = saved.path / WEIGHTS_FILE
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-8] + bytes(4) + whole[-4:])
+    for use in (
+        lambda: export_adapter(saved, tmp_path / "peft"),
+        lambda: export_merged(saved, tmp_path / "merged", saved.side_files("none", False)),
+        lambda: open_model(base, adapter=tmp_path / "run").logits(IDS),
+        lambda: open_model(base, adapter=saved.path).logits(IDS),
+    ):
+        with pytest.raises(CheckpointError, match=r"adapter_model\.safetensors is damaged: its SHA-256 is"):
+            use()
+    assert not (tmp_path / "peft").exists() and not (tmp_path / "merged").exists()
+
+
+def test_weights_that_are_missing_pickled_or_a_pointer_are_named(trained, tmp_path):
+    base, _ = trained()
+    export_adapter(find_saved_model(tmp_path / "run"), tmp_path / "peft")
+    weights = tmp_path / "peft" / WEIGHTS_FILE
+    weights.write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 12\n")
+    with pytest.raises(ValueError, match=r"adapter_model\.safetensors: it is a pointer of Git LFS"):
+        open_model(base, adapter=tmp_path / "peft").logits(IDS)
+    weights.unlink()
+    with pytest.raises(ValueError, match=r"has adapter_config\.json and no adapter_model\.safetensors"):
+        open_model(base, adapter=tmp_path / "peft").logits(IDS)
+    weights.with_suffix(".bin").write_bytes(b"PK\3\4")
+    with pytest.raises(ValueError, match=r"adapter_model\.bin is pickled.* save it again"):
         open_model(base, adapter=tmp_path / "peft").logits(IDS)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from thread_group import run_ranks
 
@@ -65,6 +66,27 @@ def test_a_run_that_goes_on_keeps_the_best_of_before(run_with, tmp_path):
     assert read_checkpoint(tmp_path / "run" / "best" / "step-00000007").state.validation_loss == 1.0
 
 
+def test_the_best_of_other_validation_tokens_is_no_bar_and_is_kept(run_with, tmp_path, tokens_file, caplog):
+    assert run_with([5.0, 2.0, 3.0], **{"run.steps": 3}).run()
+    other = tmp_path / "other.bin"
+    tokens = np.fromfile(tokens_file, np.uint16)
+    tokens[0] ^= 1
+    tokens.tofile(other)
+    validation = {"every": 1, "batches": 1, "path": str(other)}
+    assert run_with([9.0, 8.0, 8.5], **{"data.validation": validation}).run()
+    assert "changed on resume: validation data:" in caplog.text and "whose loss 2.00000" in caplog.text
+    best = tmp_path / "run" / "best"
+    (aside,) = [name for name in names(best) if name.startswith("set-aside")]
+    assert best_checkpoint(best) == (best / "step-00000005", 8.0)
+    assert "step-00000002" in names(best / aside)
+    caplog.clear()
+    assert run_with([8.5], **{"run.steps": 7, "data.validation": validation}).run()
+    assert (
+        best_checkpoint(best) == (best / "step-00000005", 8.0)
+        and "changed on resume: validation" not in caplog.text
+    )
+
+
 def test_a_run_that_starts_afresh_moves_the_best_aside(run_with, tmp_path):
     assert run_with([1.0, 2.0], **{"run.steps": 2}).run()
     assert run_with([3.0, 4.0], **{"run.steps": 2, "checkpoint.resume": "none"}).run()
@@ -96,7 +118,7 @@ def test_patience_alone_keeps_no_best(run_with, tmp_path):
 def test_a_best_that_cannot_be_written_does_not_end_the_run(run_with, tmp_path, said, monkeypatch):
     trainer = run_with([5.0, 4.0], **{"run.steps": 2})
 
-    def full(loss: float) -> None:
+    def full(*_measured) -> None:
         raise NotSavedError("[checkpoint] the disk is full.", may_pass=True)
 
     monkeypatch.setattr(trainer.saver, "save_best", full)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from pathlib import Path
 
@@ -67,6 +68,26 @@ def test_a_stopped_run_saves_before_it_validates(tiny, composed, tokens_file, tm
     monkeypatch.setattr(trainer.validator, "run", lambda: seen.append(saved(config)) or validate())
     assert trainer.run() is False
     assert seen == [["step-00000004"]]
+
+
+def test_a_run_alone_leaves_its_validation_when_it_is_to_stop(
+    tiny, composed, tokens_file, tmp_path, monkeypatch
+):
+    """One step more ends it, and no other batch of the validation."""
+    config, _ = validated(tiny, tokens_file, tmp_path)
+    every = config.data.validation.model_copy(update={"batches": 5})
+    config = config.model_copy(update={"data": config.data.model_copy(update={"validation": every})})
+    trainer = composed(config).trainer
+    evaluate, steps = trainer.stage.evaluate, []
+
+    def stop(batch):
+        steps.append(trainer.progress.step)
+        trainer.flag.signal = signal.SIGTERM
+        return evaluate(batch)
+
+    monkeypatch.setattr(trainer.stage, "evaluate", stop)
+    assert trainer.run() is False
+    assert len(steps) == 1 and saved(config) == [f"step-{steps[0] + 1:08d}"]
 
 
 @pytest.mark.parametrize("broken", ["validator", "evaluate", "forward", "update", "loader"])

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -10,9 +12,11 @@ import numpy as np
 import pytest
 import yaml
 from safetensors.numpy import load_file
+from tokenizers import Tokenizer
 
 from cktrain.bench import peak
 from cktrain.config_file import load_config
+from cktrain.hf import folder
 from cktrain.host import bind, process
 from cktrain.launch.cli import main
 from cktrain.report import read_curve
@@ -77,6 +81,15 @@ def test_an_adapter_from_rows_to_the_next_commands(capfd):
     assert Path("run.gguf").is_file()
     assert main(["generate", "model", "--adapter", "run/best", "--max-tokens", "3"]) == 0
     assert Path("run-adapter/adapter_config.json").is_file() and Path("run-model/config.json").is_file()
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "chat_template.jinja",
+    ):  # PEFT's folder has them, too
+        assert Path("run-adapter", name).read_bytes() == Path("run-model", name).read_bytes()
+    ends = json.loads(Path("run-model/generation_config.json").read_text())["eos_token_id"]
+    backend = Tokenizer.from_file("run-model/tokenizer.json")
+    assert [backend.id_to_token(each) for each in ends] == ["<|endoftext|>", "<|im_end|>"]
 
 
 def test_what_was_written_is_what_train_runs(capfd):
@@ -190,3 +203,12 @@ def test_on_a_terminal_it_asks_what_to_do_with_a_run(answer, status, capfd, monk
     assert ("all 1 steps are done already" in out.out) == (answer == "r")
     assert bool(list(Path("run/checkpoints").glob("set-aside-*"))) == (answer == "o")
     assert ("holds a run already" in out.err) == (status == 2)
+
+
+def test_an_export_onto_a_full_disk_names_where_it_was_to_be(capfd, monkeypatch):
+    def full(*_args, **_kwargs):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(folder, "save_folder", full)
+    assert main(["export", "model", "copy"]) == 2
+    assert "cktrain: [system] copy: No space left on device" in capfd.readouterr().err

@@ -61,9 +61,41 @@ def test_tables_have_lines(tmp_path, name, dialect):
     assert isinstance(rows[1][1], BadRow) and "another number of fields than the 2 columns" in rows[1][1].why
 
 
+@pytest.mark.parametrize("name", ["a.csv", "a.tsv"])
+@pytest.mark.parametrize("separator", [";", "\t", ",", "|"])
+def test_other_separators_are_known_by_the_names(tmp_path, name, separator):
+    path = tmp_path / name
+    with open(path, "w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file, delimiter=separator).writerows(
+            [["prompt", "completion"], ['a, b;\tc|\n"d"', "e"], ["f"]]
+        )
+    (_, row), (line, bad) = read(path)
+    assert row == {"prompt": 'a, b;\tc|\n"d"', "completion": "e"}
+    assert line == 4 and repr(separator) in bad.remedy
+    path.write_text("text\na; b\n")  # one column
+    assert read(path) == [(2, {"text": "a; b"})]
+
+
+@pytest.mark.parametrize("encoding", ["gb18030", "cp1252", "utf-16"])
+def test_lines_of_another_encoding_are_one_reason(tmp_path, encoding):
+    path = tmp_path / "a.jsonl"
+    path.write_bytes("".join(f'{{"text": "é{n}é"}}\n' for n in range(3)).encode(encoding))
+    if encoding == "utf-16":
+        with pytest.raises(ValueError, match=r"a.jsonl: text in UTF-16. Convert it: iconv"):
+            read(path)
+        return
+    rows = [bad for _, bad in read(path)]
+    assert [bad.why for bad in rows] == ["not UTF-8"] * 3 and "iconv -t UTF-8 -f" in rows[0].remedy
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
-    [("a,a\n1,2\n", "two columns of one name"), ('a,b\n"1,2\n', "no table"), (b"a,b\n\xff,1\n", "no table")],
+    [
+        ("a,a\n1,2\n", "two columns of one name"),
+        ('a,b\n"1,2\n', "no table"),
+        (b"a,b\n\xff,1\n", "no table"),
+        ("a, b\n1, 2\n", "the column ' b' has blanks around its name"),
+    ],
 )
 def test_what_is_no_table_is_an_error(tmp_path, text, why):
     path = tmp_path / "a.csv"

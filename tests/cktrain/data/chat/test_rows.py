@@ -5,7 +5,7 @@ import json
 import pytest
 from chat_models import SYSTEM, TOOL, TOOLS, TURN
 
-from cktrain.data.chat.rows import Conversation, PlainText, parse_row
+from cktrain.data.chat.rows import LEARNED, Conversation, PlainText, parse_row
 from cktrain.data.documents import BadRow
 from cktrain.data.json_values import object_of
 
@@ -124,6 +124,25 @@ def messages(*roles):
 def test_a_row_that_cannot_be_used_says_why(value, why):
     with pytest.raises(BadRow, match=why):
         parse_row(value, {})
+
+
+@pytest.mark.parametrize("key", LEARNED)
+@pytest.mark.parametrize("value", [0, False, 0.0])
+def test_an_answer_may_say_that_it_is_not_learned(key, value):
+    told = [*TURN[:1], {**TURN[1], key: value}, TURN[0], {**TURN[1], key: 1}]
+    row = parse_row({"messages": told}, {})
+    assert row.unlearned == {1} and row.messages == [*TURN, *TURN]
+    told = [{"from": "human", "value": "a", key: value}, {"from": "gpt", "value": "b", key: value}]
+    assert 1 in parse_row({"conversations": told}, {}).unlearned
+
+
+@pytest.mark.parametrize("key", LEARNED)
+def test_a_share_of_learning_and_a_question_that_is_learned_are_refused(key):
+    for value in (0.5, "no", float("nan"), [1]):
+        with pytest.raises(BadRow, match=f'"{key}" of a message is'):
+            parse_row({"messages": [TURN[0], {**TURN[1], key: value}]}, {})
+    with pytest.raises(BadRow, match=f'"{key}" says that a message of user is learned'):
+        parse_row({"messages": [{**TURN[0], key: True}, TURN[1]]}, {})
 
 
 def test_an_empty_answer_is_one_without_text_and_call():

@@ -89,6 +89,36 @@ def test_the_completion_is_the_last_answer_or_what_the_row_says(maker):
         assert learned(made, two)[0][1] == ["I am a model.<|im_end|>", " Yes. ☃ <|im_end|>"]
 
 
+@pytest.mark.parametrize("name", ["chatml", None])
+def test_an_answer_that_says_so_is_not_learned(maker, name):
+    made = maker(STOCK["chatml"], marked_template(STOCK["chatml"])[1] if name else None)
+    first, second = ({**TURNS_TWO[i], "weight": 0} for i in (1, 3))
+    assert learned(made, {"messages": [TURNS_TWO[0], first, *TURNS_TWO[2:]]})[0][1] == [" Yes. ☃ <|im_end|>"]
+    assert learned(made, {"messages": [*TURNS_TWO[:3], second]})[0][1] == ["I am a model.<|im_end|>"]
+    assert learned(made, {"messages": [TURNS_TWO[0], first, TURNS_TWO[2], second]})[0][1] == []
+    assert (made.unlearned.count, made.unlearned.first) == (3, "rows:1")
+    with pytest.raises(BadRow, match="an answer that says that it is not learned"):
+        learned(maker(STOCK["chatml"], train_on="all"), {"messages": [TURNS_TWO[0], first]})
+
+
+def test_blocks_that_are_no_turns_do_not_learn_what_a_row_leaves_out(maker):
+    """Two blocks in each answer: whose they are is not known, so the prefixes say what is learned."""
+    text = STOCK["chatml"].replace("message['content']", "message['content'] + ''")
+    two = (
+        "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}{% if message.role == 'assistant' %}"
+        "{% generation %}{{ message['content'][:1] }}{% endgeneration %}"
+        "{% generation %}{{ message['content'][1:] + '<|im_end|>' }}{% endgeneration %}{{ '\n' }}{% else %}"
+        "{{ message['content'] + '<|im_end|>' + '\n' }}{% endif %}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+    )
+    made = maker(text, two)
+    unlearned = [TURNS_TWO[0], {**TURNS_TWO[1], "loss": False}, *TURNS_TWO[2:]]
+    assert learned(made, {"messages": TURNS_TWO})[0][1] == ["I am a model.<|im_end|>", " Yes. ☃ <|im_end|>"]
+    made = maker(two.replace("{% generation %}", "").replace("{% endgeneration %}", ""), two)
+    assert learned(made, {"messages": unlearned})[0][1] == [" Yes. ☃ <|im_end|>"]
+    assert made.masks == {"difference of prefixes": 1}
+
+
 def test_all_is_every_token_but_the_first(maker):
     ((text, texts),) = learned(maker(STOCK["chatml"], train_on="all"), {"messages": SYSTEM})
     assert texts == [text.removeprefix("<|im_start|>")]
