@@ -21,6 +21,7 @@ cdef extern from "runtime.h" nogil:
         ck_kernel vector_exp2_degree3
         ck_kernel vector_sigmoid
         ck_kernel vector_sigmoid_degree3
+        ck_kernel vector_tanh
         ck_kernel vector_normal_cdf
         ck_kernel vector_normal_cdf_degree3
     ctypedef struct ck_array:
@@ -268,6 +269,8 @@ def vector(name: str, y, x) -> None:
         kernel = runtime.table.vector_sigmoid
     elif name == "sigmoid_degree3":
         kernel = runtime.table.vector_sigmoid_degree3
+    elif name == "tanh":
+        kernel = runtime.table.vector_tanh
     elif name == "normal_cdf":
         kernel = runtime.table.vector_normal_cdf
     elif name == "normal_cdf_degree3":

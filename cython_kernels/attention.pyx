@@ -1,9 +1,11 @@
-"""Causal attention with grouped heads, a sliding window and packed documents, in O(T) memory.
+"""Attention with grouped heads in O(T) memory: causal or not, windows, documents, softcap, sinks, biases; and its parts.
 
-Shapes: q, o (B,S,H,D), k, v (B,T,K,D), real and strided, H a multiple of K; lse, delta float32 (B,H,S).
-Query s stands at key position T-S+s and sees the keys from the largest of 0, first[b,s] and its position -
-window + 1, up to its own. csrc/attention.h has the algorithm.
+Shapes: q, o (B,S,H,D), k, v (B,T,K,D), real and strided, H a multiple of K; lse, delta float32 (B,H,S); first, end
+int32 (B,S); sinks float32 (H); bias float32 (B,H,S,T), of whose first three axes each may be 1. Query s stands at key
+position T-S+s. docs/attention.md has the equations, csrc/attention.h the algorithm.
 """
+
+from libc.math cimport isfinite
 
 include "_door.pxi"
 
@@ -11,6 +13,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct ck_table:
         ck_kernel attention_forward[2]
         ck_kernel attention_backward[2]
+        ck_kernel attention_merge[2]
     ctypedef struct ck_strides:
         int64_t batch, row, head
     ctypedef struct ck_attention_args:
@@ -20,14 +23,28 @@ cdef extern from "kernels.h" nogil:
         void *dv
         float *lse
         float *delta
+        float *dsinks
+        float *dbias
         const void *q
         const void *k
         const void *v
         const void *dout
+        const float *sinks
+        const float *bias
         const int32_t *first
+        const int32_t *end
         int64_t b, s, t, h, kv, d, window
-        ck_strides o_s, q_s, k_s, v_s, dq_s, dk_s, dv_s, dout_s
-        float scale
+        ck_strides o_s, q_s, k_s, v_s, dq_s, dk_s, dv_s, dout_s, bias_s, dbias_s
+        float scale, softcap
+        int causal
+    ctypedef struct ck_attention_merge_args:
+        void *o
+        float *lse
+        const void *part
+        const float *part_lse
+        int64_t b, s, h, d
+        ck_strides o_s, part_s
+        int o_is_f32
 
 cdef int LARGEST_HEAD = 512  # what a thread's workspace holds the tiles of
 
@@ -56,10 +73,54 @@ cdef float *take_statistic(given, const char *op, const char *name, unsigned int
     return <float *> x.data
 
 
-cdef int take_inputs(ck_attention_args *a, ck_array *aq, ck_array *ak, const char *op, q, k, v, double scale,
-                     int64_t window, first) except -1:
+cdef const int32_t *take_bound(given, const char *op, const char *name, const ck_attention_args *a) except? NULL:
+    """int32 (B,S), every entry in [0, T]."""
+    cdef ck_array x
+    cdef int64_t b, s, value
+    rt.take(&x, given, op, name, CK_IS_I32 | CK_DIMS(2, 2) | CK_IS_PACKED)
+    rt.match(&x, op, name, 0, a.b, b"q")
+    rt.match(&x, op, name, 1, a.s, b"q")
+    for b in range(a.b):
+        for s in range(a.s):
+            value = (<const int32_t *> x.data)[b * a.s + s]
+            if value < 0 or value > a.t:
+                raise ValueError(
+                    f"[kernels.{op.decode()}] {name.decode()}[{b},{s}] is {value}, outside [0, {a.t}], the "
+                    "keys. Pass a key's position, or that after the last one."
+                )
+    return <const int32_t *> x.data
+
+
+cdef float *take_heads(given, const char *op, const char *name, unsigned int flags, int64_t heads) except? NULL:
+    """float32 (H)."""
+    cdef ck_array x
+    rt.take(&x, given, op, name, CK_IS_F32 | CK_DIMS(1, 1) | flags)
+    rt.match(&x, op, name, 0, heads, b"q")
+    return <float *> x.data
+
+
+cdef float *take_bias(ck_array *x, ck_strides *strides, given, const char *op, const char *name, unsigned int flags,
+                      const ck_attention_args *a) except? NULL:
+    """float32 (B,H,S,T); an axis of one element but the last stands for all, and gets the stride 0."""
+    cdef int64_t[3] wanted = [a.b, a.h, a.s]
+    cdef int64_t[3] steps
+    cdef int axis
+    rt.take(x, given, op, name, CK_IS_F32 | CK_DIMS(4, 4) | flags)
+    rt.match(x, op, name, 3, a.t, b"k")
+    for axis in range(3):
+        steps[axis] = x.stride[axis]
+        if x.shape[axis] == 1:
+            steps[axis] = 0
+        else:
+            rt.match(x, op, name, axis, wanted[axis], b"q")
+    strides[0] = ck_strides(steps[0], steps[2], steps[1])
+    return <float *> x.data
+
+
+cdef int take_inputs(ck_attention_args *a, ck_array *aq, ck_array *ak, ck_array *abias, const char *op, q, k, v,
+                     double scale, int64_t window, first, end, bint causal, double softcap, sinks,
+                     bias) except -1:
     """q, k, v and the options, the same for both directions."""
-    cdef ck_array af
     rt.take(aq, q, op, b"q", CK_IS_REAL | CK_DIMS(4, 4))
     rt.take(ak, k, op, b"k", CK_IS_REAL | CK_DIMS(4, 4))
     rt.same_dtype(ak, op, b"k", aq, b"q")
@@ -72,9 +133,11 @@ cdef int take_inputs(ck_attention_args *a, ck_array *aq, ck_array *ak, const cha
     a.t, a.kv = ak.shape[1], ak.shape[2]
     a.q_s = ck_strides(aq.stride[0], aq.stride[1], aq.stride[2])
     a.k_s = ck_strides(ak.stride[0], ak.stride[1], ak.stride[2])
-    a.scale = scale
-    a.window = window
-    a.first = NULL
+    a.scale, a.softcap = scale, softcap
+    a.window, a.causal = window, causal
+    a.first = a.end = NULL
+    a.sinks = a.bias = NULL
+    a.dsinks = a.dbias = NULL
     if a.kv == 0 or a.h % a.kv:
         raise ValueError(
             f"[kernels.{op.decode()}] q has {a.h} heads and k has {a.kv}. "
@@ -85,63 +148,58 @@ cdef int take_inputs(ck_attention_args *a, ck_array *aq, ck_array *ak, const cha
             f"[kernels.{op.decode()}] q has head size {a.d}, outside [1, {LARGEST_HEAD}]. "
             "Use more, smaller heads."
         )
-    if not scale > 0:
+    if not isfinite(scale):
         raise ValueError(
             f"[kernels.{op.decode()}] scale is {scale}. "
-            "Pass a positive number, such as 1 / sqrt(D)."
+            "Pass a finite number, such as 1 / sqrt(D)."
+        )
+    if not (softcap >= 0 and isfinite(softcap)):
+        raise ValueError(
+            f"[kernels.{op.decode()}] softcap is {softcap}. "
+            "Pass the bound of the scores, or 0 for none."
         )
     if window < 0:
         raise ValueError(
             f"[kernels.{op.decode()}] window is {window}. "
             "Pass the number of keys to see, or 0 for all."
         )
-    if a.s > a.t:
+    if causal and a.s > a.t:
         raise ValueError(
-            f"[kernels.{op.decode()}] q has {a.s} queries and k has {a.t} keys, but each query stands "
-            "at a key. Pass at least as many keys."
+            f"[kernels.{op.decode()}] q has {a.s} queries and k has {a.t} keys, but each causal query stands "
+            "at a key. Pass at least as many keys, or causal=False."
         )
     if first is not None:
-        rt.take(&af, first, op, b"first", CK_IS_I32 | CK_DIMS(2, 2) | CK_IS_PACKED)
-        rt.match(&af, op, b"first", 0, a.b, b"q")
-        rt.match(&af, op, b"first", 1, a.s, b"q")
-        a.first = <const int32_t *> af.data
-        check_first(a, op)
+        a.first = take_bound(first, op, b"first", a)
+    if end is not None:
+        a.end = take_bound(end, op, b"end", a)
+    if sinks is not None:
+        a.sinks = take_heads(sinks, op, b"sinks", 0, a.h)
+    if bias is not None:
+        a.bias = take_bias(abias, &a.bias_s, bias, op, b"bias", 0, a)
     return 0
 
 
-cdef int check_first(const ck_attention_args *a, const char *op) except -1:
-    """Every entry of `first` is in [0, the query's own position]."""
-    cdef int64_t b, s, value
-    for b in range(a.b):
-        for s in range(a.s):
-            value = a.first[b * a.s + s]
-            if value < 0 or value > a.t - a.s + s:
-                raise ValueError(
-                    f"[kernels.{op.decode()}] first[{b},{s}] is {value}, outside [0, "
-                    f"{a.t - a.s + s}], the query's own position. "
-                    "Pass the first key of the query's document."
-                )
-    return 0
-
-
-def attention_forward(o, lse, q, k, v, scale, window=0, first=None):
-    """o = softmax(scale · q kᵀ, where visible) · v; lse = log-sum-exp of the scores. window 0: no limit."""
+def attention_forward(o, lse, q, k, v, scale, window=0, first=None, end=None, causal=True, softcap=0.0, sinks=None,
+                      bias=None):
+    """o = softmax(softcap(scale · q kᵀ) + bias, where visible) · v; lse = log-sum-exp of the scores, with the sink."""
     cdef const char *op = b"attention_forward"
-    cdef ck_array aq, ak
+    cdef ck_array aq, ak, abias
     cdef ck_attention_args a
-    take_inputs(&a, &aq, &ak, op, q, k, v, scale, window, first)
+    take_inputs(&a, &aq, &ak, &abias, op, q, k, v, scale, window, first, end, causal, softcap, sinks, bias)
     a.o = take_like(&a.o_s, o, op, b"o", CK_IS_WRITTEN, &aq, b"q")
     a.lse = take_statistic(lse, op, b"lse", CK_IS_WRITTEN, &aq)
     with nogil:
         rt.run(rt.table.attention_forward[aq.dtype], &a, a.b * a.h * a.s * a.t * (a.d // 16 + 1))
 
 
-def attention_backward(dq, dk, dv, delta, do, q, k, v, o, lse, scale, window=0, first=None):
-    """dq, dk, dv = the gradients of q, k, v; delta float32 (B,H,S) is workspace: sum of do · o."""
+def attention_backward(dq, dk, dv, delta, do, q, k, v, o, lse, scale, window=0, first=None, end=None, causal=True,
+                       softcap=0.0, sinks=None, bias=None, dsinks=None, dbias=None):
+    """dq, dk, dv = the gradients of q, k, v; dsinks and dbias, unless None, += theirs. delta float32 (B,H,S) = do · o."""
     cdef const char *op = b"attention_backward"
-    cdef ck_array aq, ak
+    cdef ck_array aq, ak, abias, adbias
     cdef ck_attention_args a
-    take_inputs(&a, &aq, &ak, op, q, k, v, scale, window, first)
+    cdef int axis
+    take_inputs(&a, &aq, &ak, &abias, op, q, k, v, scale, window, first, end, causal, softcap, sinks, bias)
     a.dq = take_like(&a.dq_s, dq, op, b"dq", CK_IS_WRITTEN, &aq, b"q")
     a.dk = take_like(&a.dk_s, dk, op, b"dk", CK_IS_WRITTEN, &ak, b"k")
     a.dv = take_like(&a.dv_s, dv, op, b"dv", CK_IS_WRITTEN, &ak, b"k")
@@ -149,5 +207,40 @@ def attention_backward(dq, dk, dv, delta, do, q, k, v, o, lse, scale, window=0, 
     a.o = take_like(&a.o_s, o, op, b"o", 0, &aq, b"q")
     a.delta = take_statistic(delta, op, b"delta", CK_IS_WRITTEN, &aq)
     a.lse = take_statistic(lse, op, b"lse", 0, &aq)
+    for name, gradient, of in (("sinks", dsinks, sinks), ("bias", dbias, bias)):
+        if gradient is not None and of is None:
+            raise ValueError(
+                f"[kernels.{op.decode()}] d{name} is given, but {name} is None. Pass both, or {name} alone."
+            )
+    if dsinks is not None:
+        a.dsinks = take_heads(dsinks, op, b"dsinks", CK_IS_WRITTEN, a.h)
+    if dbias is not None:
+        a.dbias = take_bias(&adbias, &a.dbias_s, dbias, op, b"dbias", CK_IS_WRITTEN, &a)
+        for axis in range(3):
+            rt.match(&adbias, op, b"dbias", axis, abias.shape[axis], b"bias")
     with nogil:
         rt.run(rt.table.attention_backward[aq.dtype], &a, a.b * a.h * a.s * a.t * (a.d // 8 + 1))
+
+
+def attention_merge(o, lse, part, part_lse):
+    """o, real or float32, and lse over some keys become those over them and the keys of `part`."""
+    cdef const char *op = b"attention_merge"
+    cdef ck_array ao, apart
+    cdef ck_attention_merge_args a
+    cdef int axis
+    rt.take(&apart, part, op, b"part", CK_IS_REAL | CK_DIMS(4, 4))
+    rt.take(&ao, o, op, b"o", CK_IS_REAL | CK_DIMS(4, 4) | CK_IS_WRITTEN)
+    a.o_is_f32 = ao.dtype == CK_F32
+    if not a.o_is_f32:
+        rt.same_dtype(&ao, op, b"o", &apart, b"part")
+    for axis in range(4):
+        rt.match(&ao, op, b"o", axis, apart.shape[axis], b"part")
+    a.o = ao.data
+    a.part = apart.data
+    a.b, a.s, a.h, a.d = apart.shape[0], apart.shape[1], apart.shape[2], apart.shape[3]
+    a.o_s = ck_strides(ao.stride[0], ao.stride[1], ao.stride[2])
+    a.part_s = ck_strides(apart.stride[0], apart.stride[1], apart.stride[2])
+    a.lse = take_statistic(lse, op, b"lse", CK_IS_WRITTEN, &apart)
+    a.part_lse = take_statistic(part_lse, op, b"part_lse", 0, &apart)
+    with nogil:
+        rt.run(rt.table.attention_merge[apart.dtype], &a, a.b * a.h * a.s * (a.d + 16))

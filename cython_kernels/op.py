@@ -84,14 +84,14 @@ class Op:
         return tuple(argument for argument in self.arguments if isinstance(argument, Array))
 
     def sizes(self, arguments: Mapping[str, Any]) -> dict[str, int]:
-        """Each letter's size, and the integers among the arguments, of a call with `arguments` by name."""
+        """Each letter's size, and the integers and flags among the arguments, of a call with `arguments` by name."""
         found: dict[str, int] = {}
         for argument in self.arguments:
             value = arguments.get(argument.name)
             if value is None:
                 continue
             if isinstance(argument, Number):
-                if argument.type is int:
+                if argument.type in (int, bool):
                     found[argument.name] = value
                 continue
             shape = value.shape
@@ -133,8 +133,13 @@ class Op:
         return any(a.name == "accumulate" and a.default is True for a in self.arguments)
 
 
-def visible_pairs(queries: int, keys: int, window: int = 0) -> int:
-    """The (query, key) pairs that causal attention computes; by convention half of T² for whole sequences."""
+def visible_pairs(queries: int, keys: int, window: int = 0, causal: bool = True) -> int:
+    """The (query, key) pairs that attention computes; by convention half of T² for whole causal sequences."""
+    if not causal:
+        if not window:
+            return queries * keys
+        at = range(keys - queries, keys)
+        return sum(max(0, min(keys, here + window) - max(0, here - window + 1)) for here in at)
     if not window and queries == keys:
         return queries * keys // 2
     first = keys - queries + 1
@@ -145,7 +150,9 @@ def visible_pairs(queries: int, keys: int, window: int = 0) -> int:
 
 
 DERIVED: dict[str, Callable[[Mapping[str, int]], int]] = {
-    "pairs": lambda sizes: visible_pairs(sizes["S"], sizes["T"], sizes.get("window", 0))
+    "pairs": lambda sizes: visible_pairs(
+        sizes["S"], sizes["T"], sizes.get("window", 0), bool(sizes.get("causal", True))
+    )
 }
 """Factors of FLOPs that are no letter: `pairs` of visible queries and keys."""
 

@@ -47,6 +47,11 @@ _ATTENTION_OPTIONS = (
     _number("scale"),
     _integer("window", 0),
     _read("first", "B,S", "i32", None, packed=True),
+    _read("end", "B,S", "i32", None, packed=True),
+    _flag("causal", True),
+    _number("softcap", 0.0),
+    _read("sinks", "H", "f32", None),
+    _read("bias", "B,H,S,T", "f32", None),
 )
 _NORMED, _STATISTIC, _WEIGHT = "N,C | N,H,D", "N | N,H", "C | D"
 
@@ -215,9 +220,10 @@ _TABLE = (
     Op(
         "attention_forward",
         "attention",
-        "o = softmax(scale · q kᵀ where visible) · v, lse = log-sum-exp of the scaled scores; causal, `scale` > 0; query s "
-        "stands at key position T-S+s; `window` w > 0 sees the last w keys, itself included; `first` = the first visible "
-        "key (start of the query's document)",
+        "o = softmax(softcap(scale · q kᵀ) + bias where visible) · v, lse = log-sum-exp of the scores and the head's sink; "
+        "query s stands at key position p = T-S+s and sees the keys in [first, end), of these up to p if causal, and "
+        "nearer than w > 0 to p with a `window` w; softcap c > 0: c · tanh(x/c); B, H, S of bias may be 1; a row that "
+        "sees no key: o = 0, lse = -Inf",
         (
             _write("o", _QUERY),
             _write("lse", _ROW, "f32", packed=True),
@@ -231,7 +237,7 @@ _TABLE = (
     Op(
         "attention_backward",
         "attention",
-        "dq, dk, dv are overwritten; delta is workspace: the sum of do·o",
+        "dq, dk, dv are overwritten, dsinks and dbias (of the shape of bias) added to; delta is workspace: the sum of do·o",
         (
             _write("dq", _QUERY),
             _write("dk", _KEY),
@@ -244,8 +250,21 @@ _TABLE = (
             _read("o", _QUERY),
             _read("lse", _ROW, "f32", packed=True),
             *_ATTENTION_OPTIONS,
+            _update("dsinks", "H", default=None),
+            _update("dbias", "B,H,S,T", default=None),
         ),
         flops="10 B H D pairs",
+    ),
+    Op(
+        "attention_merge",
+        "attention",
+        "o and lse over some keys become those over them and the keys of `part`; o is real or f32",
+        (
+            _update("o", _QUERY, "real or f32"),
+            _update("lse", _ROW, packed=True),
+            _read("part", _QUERY),
+            _read("part_lse", _ROW, "f32", packed=True),
+        ),
     ),
     Op(
         "swiglu_forward",

@@ -97,6 +97,11 @@ class Ops:
         scale: float,
         window: int = 0,
         first: Array | None = None,
+        end: Array | None = None,
+        causal: bool = True,
+        softcap: float = 0.0,
+        sinks: Array | None = None,
+        bias: Array | None = None,
     ) -> None: ...
     def attention_backward(
         self,
@@ -113,7 +118,15 @@ class Ops:
         scale: float,
         window: int = 0,
         first: Array | None = None,
+        end: Array | None = None,
+        causal: bool = True,
+        softcap: float = 0.0,
+        sinks: Array | None = None,
+        bias: Array | None = None,
+        dsinks: Array | None = None,
+        dbias: Array | None = None,
     ) -> None: ...
+    def attention_merge(self, o: Array, lse: Array, part: Array, part_lse: Array) -> None: ...
     def swiglu_forward(self, y: Array, gate_up: Array) -> None: ...
     def swiglu_backward(self, dgate_up: Array, dy: Array, gate_up: Array, y: Array | None = None) -> None: ...
     def gelu_forward(self, y: Array, x: Array, tanh: bool) -> None: ...

@@ -22,12 +22,16 @@ from cktrain.nn.width_norm import WidthNorm
 
 @dataclass(frozen=True)
 class AttentionShape:
-    """Heads of an attention layer: H query heads and K key/value heads of size D, and the sliding window (0: none)."""
+    """Heads of an attention layer: H query heads and K key/value heads of size D, and what their scores are.
+
+    The sliding window, and the bound c of scores c·tanh(score/c) (Gemma 2); 0 is none.
+    """
 
     heads: int
     kv_heads: int
     head_dim: int
     window: int = 0
+    softcap: float = 0.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,7 +127,15 @@ class Attention(Body):
         if slot.cache is not None:
             k4, v4 = slot.cache.extend(self.name, k4, v4)
         kernels.attention_forward(
-            at.context4, self._lse(slot), at.q4, k4, v4, self.scale, self.shape.window, slot.first
+            at.context4,
+            self._lse(slot),
+            at.q4,
+            k4,
+            v4,
+            self.scale,
+            self.shape.window,
+            slot.first,
+            softcap=self.shape.softcap,
         )
 
     def backward_inner(self, dy: np.ndarray, slot: Slot) -> np.ndarray:
@@ -181,6 +193,7 @@ class Attention(Body):
             self.scale,
             shape.window,
             slot.first,
+            softcap=shape.softcap,
         )
 
     def _qkv(self, slot: Slot) -> np.ndarray:

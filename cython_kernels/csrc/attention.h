@@ -1,5 +1,5 @@
-/* Causal attention in tiles, O(T) memory (Dao et al. 2022; Dao 2023): forward with the online softmax, backward from
- * the saved log-sum-exp. attention_tile.h has the words.
+/* Attention in tiles, O(T) memory (Dao et al. 2022; Dao 2023): forward with the online softmax, backward from the saved
+ * log-sum-exp. attention_tile.h has the words, attention_scores.h and attention_sinks.h what some families add.
  *
  * Each output element belongs to one item and each item to one thread, so nothing races; tiles of keys begin at
  * multiples of CK_TILE whoever computes them, so forward's bits do not depend on the number of threads. */
@@ -11,18 +11,7 @@
 /* Tiles of rows (forward) or of keys (backward) that share one packing of the other side. */
 #define CK_BLOCK_TILES 4
 
-/* Where the rows [row0, row0 + rows) of an array (B, S, H, D) lie. */
-static void FN(find_rows)(real **found, const ck_heads *t, void *pointer, ck_strides strides, int64_t row0,
-                          int64_t rows) {
-    real *first = (real *)pointer + t->batch * strides.batch + t->head * t->group * strides.head;
-    int64_t s = row0 / t->group, head = row0 % t->group;  /* counted on: a division takes longer than a row's copy */
-    for (int64_t r = 0; r < rows; r++) {
-        found[r] = first + s * strides.row + head * strides.head;
-        if (++head == t->group) s++, head = 0;
-    }
-}
-
-/* Their places in lse and delta (B, H, S). */
+/* The places of the rows [row0, row0 + rows) in lse and delta (B, H, S). */
 static void FN(find_places)(int64_t *found, const ck_heads *t, int64_t row0, int64_t rows) {
     const int64_t first = (t->batch * t->a->h + t->head * t->group) * t->a->s;
     int64_t s = row0 / t->group, head = row0 % t->group;
@@ -44,6 +33,9 @@ static void FN(attention_forward_block)(const ck_heads *t, int64_t row0, int64_t
     float *p = CK_UNIT == 1 ? scores : ck_floats(&cursor, CK_TILE * CK_TILE);
     float *begin = ck_floats(&cursor, CK_TILE), *end = ck_floats(&cursor, CK_TILE);
     float *shrink = ck_floats(&cursor, CK_TILE);
+    float *bias = a->bias ? ck_floats(&cursor, CK_TILE * CK_TILE) : NULL;
+    const int adjusts = adjusts_scores(a);
+    const float unit = left_of_scale(a);
     float *query[CK_BLOCK_TILES], *out[CK_BLOCK_TILES], *largest[CK_BLOCK_TILES], *total[CK_BLOCK_TILES];
     ck_sight sight[CK_BLOCK_TILES];
     real *found[CK_TILE];
@@ -75,6 +67,7 @@ static void FN(attention_forward_block)(const ck_heads *t, int64_t row0, int64_t
             const int64_t rows = ck_round_up(ck_min(CK_TILE, row1 - row0 - i * CK_TILE), 2 * VL);
             const int sees = mask_of_tile(&sight[i], k0, keys, begin, end);
             if (sees == CK_SEES_NONE) continue;
+            if (bias) load_bias(bias, t, row0 + i * CK_TILE, ck_min(CK_TILE, row1 - row0 - i * CK_TILE), k0, keys);
             /* On the diagonal each half of the rows has its own last key. */
             const int64_t step = sees == CK_SEES_SOME ? CK_TILE / 2 : CK_TILE;
             for (int64_t r = 0; r < rows; r += step) {
@@ -83,8 +76,9 @@ static void FN(attention_forward_block)(const ck_heads *t, int64_t row0, int64_t
                 if (seen == 0) continue;
                 FN(product)(ck_round_up(seen, 2), wide, units, keys_by_d, CK_TILE, query[i] + r, CK_TILE, scores + r,
                             CK_TILE, 0);
-                if (FN(softmax)(p + r, scores + r, largest[i] + r, total[i] + r, shrink + r, a->scale * CK_LOG2_E, seen,
-                                wide, sees == CK_SEES_SOME, begin + r, end + r))
+                if (adjusts) adjust_scores(scores + r, NULL, bias ? bias + r : NULL, a, ck_round_up(seen, 2), wide);
+                if (FN(softmax)(p + r, scores + r, largest[i] + r, total[i] + r, shrink + r, unit * CK_LOG2_E, seen, wide,
+                                sees == CK_SEES_SOME, begin + r, end + r))
                     for (int64_t j = r; j < r + wide; j += VL) {
                         const vf factor = v_load(shrink + j);
                         for (float *at = out[i] + j; at < out[i] + t->d * CK_TILE; at += CK_TILE)
@@ -99,8 +93,12 @@ static void FN(attention_forward_block)(const ck_heads *t, int64_t row0, int64_t
         const int64_t first = row0 + i * CK_TILE, rows = ck_min(CK_TILE, row1 - first);
         int64_t places[CK_TILE];
         FN(find_places)(places, t, first, rows);
-        for (int64_t r = 0; r < rows; r++) a->lse[places[r]] = largest[i][r] * a->scale + logf(total[i][r]);
-        for (int64_t j = 0; j < CK_TILE; j += VL) v_store(shrink + j, v_div(v_set1(1.0f), v_load(total[i] + j)));
+        last_factors(shrink, largest[i], total[i]);
+        for (int64_t r = 0; r < rows; r++) {
+            float lse = shrink[r] != 0.0f ? largest[i][r] * unit + logf(total[i][r]) : -INFINITY;
+            if (a->sinks) shrink[r] *= stand_beside_sink(&lse, a->sinks[t->head * t->group + (first + r) % t->group]);
+            a->lse[places[r]] = lse;
+        }
         FN(find_rows)(found, t, a->o, a->o_s, first, rows);
         FN(unpack)(found, out[i], rows, t->d, shrink, 0);
     }
@@ -176,8 +174,8 @@ static void FN(load_rows)(const ck_heads *t, FN(row_tile) *tile) {
     int64_t places[CK_TILE];
     FN(find_places)(places, t, tile->row0, tile->rows);
     for (int64_t r = 0; r < CK_TILE; r++) {
-        const int here = r < tile->rows;  /* a lane of no row: 2^(score - Inf) = 0 */
-        tile->shift[r] = here ? a->lse[places[r]] * -CK_LOG2_E : -INFINITY;
+        const int here = r < tile->rows;  /* a lane of no row, a row that saw no key: 2^(score - Inf) = 0 */
+        tile->shift[r] = here && a->lse[places[r]] != -INFINITY ? a->lse[places[r]] * -CK_LOG2_E : -INFINITY;
         tile->delta[r] = here ? a->delta[places[r]] : 0.0f;
     }
     FN(find_rows)(found, t, (void *)a->q, a->q_s, tile->row0, tile->rows);
@@ -193,8 +191,8 @@ static void FN(load_rows)(const ck_heads *t, FN(row_tile) *tile) {
 /* Keys whose scores are computed and turned into probabilities at a time: they stay in the first-level cache. */
 #define CK_STRIP 6
 
-/* One tile of keys against one of rows: dk, dv of the keys and dq of the rows, whichever are wanted. dq goes to `dq`,
- * [D][CK_TILE]. All still lack the factor `scale`. */
+/* One tile of keys against one of rows: dk, dv of the keys, with them dbias, and dq of the rows, whichever are wanted. dq
+ * goes to `dq`, [D][CK_TILE]. dq and dk still lack the factor `scale`. */
 static void FN(backward_tile)(const ck_heads *t, FN(key_tile) *k, FN(row_tile) *q, int want_keys, float *dq,
                               char *cursor) {
     const int64_t units = ck_ceil_div(t->d, CK_UNIT), even = ck_round_up(k->keys, 2);
@@ -203,9 +201,19 @@ static void FN(backward_tile)(const ck_heads *t, FN(key_tile) *k, FN(row_tile) *
     float *p = ck_floats(&cursor, CK_TILE * CK_TILE), *dp = ck_floats(&cursor, CK_TILE * CK_TILE);
     float *dp_by_items = CK_UNIT == 1 ? dp : ck_floats(&cursor, CK_TILE * CK_TILE);
     float *begin = ck_floats(&cursor, CK_TILE), *end = ck_floats(&cursor, CK_TILE);
-    const int sees = mask_of_tile(&q->sight, k->k0, k->keys, begin, end);
-    const float factor = t->a->scale * CK_LOG2_E;
+    const ck_attention_args *a = t->a;
+    const int adjusts = adjusts_scores(a), sees = mask_of_tile(&q->sight, k->k0, k->keys, begin, end);
+    const float factor = left_of_scale(a) * CK_LOG2_E;
     if (sees == CK_SEES_NONE) return;
+    float *slope = a->softcap > 0.0f ? ck_floats(&cursor, CK_STRIP * CK_TILE) : NULL;
+    float *bias = a->bias ? ck_floats(&cursor, CK_TILE * CK_TILE) : NULL;
+    float *dbias = a->dbias && want_keys ? ck_floats(&cursor, CK_TILE * CK_TILE) : NULL;
+    if (bias) load_bias(bias, t, q->row0, q->rows, k->k0, k->keys);
+    if (dbias) memset(dbias, 0, CK_TILE * CK_TILE * sizeof(float));
+    if (adjusts && sees == CK_SEES_ALL) {
+        fill(begin, 0.0f, CK_TILE);
+        fill(end, (float)k->keys, CK_TILE);
+    }
     /* On the diagonal the first half of the rows sees none of the second half of the keys. */
     const int64_t half = CK_TILE / 2;
     const int halves = sees == CK_SEES_SOME && rows > half && k->keys > half && greatest(end, half) <= (float)half;
@@ -215,13 +223,19 @@ static void FN(backward_tile)(const ck_heads *t, FN(key_tile) *k, FN(row_tile) *
                     0);
         FN(product)(keys, rows - r, units, k->values_by_d + key, CK_TILE, q->dout_by_d + r, CK_TILE, dscores + r,
                     CK_TILE, 0);
-        if (sees == CK_SEES_SOME)
+        if (adjusts) {
+            adjust_scores(scores + r, slope ? slope + r : NULL, bias ? bias + key * CK_TILE + r : NULL, a, keys, rows - r);
             FN(softmax_backward)(p, dp, dp_by_items, scores, dscores, q->shift, q->delta, factor, key, keys, r, rows, 1,
-                                 begin, end);
-        else
+                                 begin, end, 1, slope, dbias);
+        } else if (sees == CK_SEES_SOME) {
+            FN(softmax_backward)(p, dp, dp_by_items, scores, dscores, q->shift, q->delta, factor, key, keys, r, rows, 1,
+                                 begin, end, 0, NULL, NULL);
+        } else {
             FN(softmax_backward)(p, dp, dp_by_items, scores, dscores, q->shift, q->delta, factor, key, keys, r, rows, 0,
-                                 begin, end);
+                                 begin, end, 0, NULL, NULL);
+        }
     }
+    if (dbias) add_to_dbias(dbias, t, q->row0, q->rows, k->k0, k->keys);
     for (int64_t key = 0; want_keys && key < even; key += half) {
         if (!halves && key > 0) break;
         const int64_t keys = halves ? ck_min(half, even - key) : even, r = key > 0 ? half / CK_UNIT : 0;
@@ -306,6 +320,7 @@ static void FN(backward_rows)(const ck_heads *t, int64_t row0, char *cursor) {
 /* delta = sum over D of dout * o, for the rows that are this thread's. */
 static void FN(attention_delta)(const ck_attention_args *a, const ck_team *team) {
     const ck_range part = ck_split(a->b * a->h * a->s, 16, team->size, team->index);
+    if (part.begin == part.end) return;
     int64_t h = part.begin % a->h, s = part.begin / a->h % a->s, b = part.begin / a->h / a->s;  /* as o and dout lie */
     for (int64_t at = part.begin; at < part.end; at++) {
         const real *o = (const real *)a->o + b * a->o_s.batch + s * a->o_s.row + h * a->o_s.head;
@@ -324,19 +339,21 @@ static void FN(attention_delta)(const ck_attention_args *a, const ck_team *team)
 
 /* Two ways. By heads: one thread takes all of a key/value head and sums dq as it goes: five products per tile. By
  * tiles, when the heads do not share out evenly or a bf16 head's dq sums do not fit the workspace: items are blocks
- * of keys, then tiles of rows, and the scores are computed twice: seven products. */
+ * of keys, then tiles of rows, and the scores are computed twice: seven products. So it is with dbias, too: all batches
+ * and heads that share a bias are then one item, so that each sum is one thread's and has one order. */
 static void FN(attention_backward)(const void *args, const ck_team *team) {
     const ck_attention_args *a = args;
     const int64_t pairs = a->b * a->kv, rows = a->h / a->kv * a->s;
     const int64_t key_tiles = ck_ceil_div(a->t, CK_TILE), row_tiles = ck_ceil_div(rows, CK_TILE);
-    const int64_t tile_bytes = 5 * FN(tile_bytes)(a->d), passing_bytes = 5 * CK_TILE * CK_TILE * 4;
+    const int64_t tile_bytes = 5 * FN(tile_bytes)(a->d), passing_bytes = (a->bias ? 7 : 5) * CK_TILE * CK_TILE * 4;
     const int64_t tiles = ck_max(1, ck_min(CK_BLOCK_TILES, (int64_t)CK_SCRATCH_BYTES * 5 / 8 / tile_bytes));
     const int64_t dq_size = ck_round_up(a->d, 2) * CK_TILE;
     const int64_t sums_bytes = CK_STORAGE == CK_F32 ? 0 : row_tiles * dq_size * 4;
     const int64_t left = CK_SCRATCH_BYTES - (tiles + 1) * tile_bytes - passing_bytes;
     FN(attention_delta)(a, team);
     ck_barrier(team);
-    if (ck_ceil_div(pairs, team->size) * team->size * 5 <= pairs * 7 && sums_bytes <= left) {
+    if (a->dsinks) add_to_dsinks(a, team);
+    if (!a->dbias && ck_ceil_div(pairs, team->size) * team->size * 5 <= pairs * 7 && sums_bytes <= left) {
         for (int64_t pair = team->index; pair < pairs; pair += team->size) {
             const ck_heads heads = heads_of(a, pair, (pair + team->size) % pairs), *t = &heads;
             char *cursor = team->scratch;
@@ -357,12 +374,18 @@ static void FN(attention_backward)(const void *args, const ck_team *team) {
         }
         return;
     }
-    const int64_t blocks = ck_ceil_div(key_tiles, tiles);
-    for (int64_t item = 0; item < pairs * blocks; item++) {  /* the first keys are seen by most rows */
+    const int64_t batches = a->dbias && a->dbias_s.batch == 0 ? a->b : 1;  /* that share a bias */
+    const int64_t heads = a->dbias && a->dbias_s.head == 0 ? a->kv : 1;
+    const int64_t blocks = ck_ceil_div(key_tiles, tiles), shared = ck_max(1, batches * heads), sharers = pairs / shared;
+    for (int64_t item = 0; item < sharers * blocks; item++) {  /* the first keys are seen by most rows */
         if (ck_deal(item, team->size) != team->index) continue;
-        const ck_heads t = heads_of(a, item % pairs, (item + team->size) % pairs);
-        const int64_t i = item / pairs * tiles;
-        FN(backward_keys)(&t, i * CK_TILE, ck_min(tiles, key_tiles - i), 0, NULL, team->scratch);
+        const int64_t i = item / sharers * tiles, sharer = item % sharers;
+        for (int64_t each = 0; each < shared; each++) {
+            const int64_t batch = sharer / (a->kv / heads) * batches + each / heads;
+            const int64_t head = sharer % (a->kv / heads) * heads + each % heads;
+            const ck_heads t = heads_of(a, batch * a->kv + head, (item + team->size) % pairs);
+            FN(backward_keys)(&t, i * CK_TILE, ck_min(tiles, key_tiles - i), 0, NULL, team->scratch);
+        }
     }
     for (int64_t item = 0; item < pairs * row_tiles; item++) {  /* the last rows see most keys */
         if (ck_deal(item, team->size) != team->index) continue;

@@ -46,8 +46,9 @@ INLINE int64_t next_pair(const ck_heads *t, ck_strides strides, int64_t each) {
     return t->batches_on * strides.batch + t->heads_on * each * strides.head;
 }
 
-/* What the rows of a tile see: row i the keys [begin[i], end[i]), one at least, its own (the door sees to `first`).
- * The extremes over the tile decide without a look at the rows whether a tile of keys is seen wholly or not at all. */
+/* What the rows of a tile see: row i the keys [begin[i], end[i]), or none. The extremes over the tile decide without a
+ * look at the rows whether a tile of keys is seen wholly or not at all; a row that sees no key lets none be seen wholly
+ * and none be met for its sake. */
 typedef struct {
     int64_t begin[CK_TILE], end[CK_TILE];
     int64_t least_begin, most_begin, least_end, most_end;
@@ -59,12 +60,15 @@ static void see(ck_sight *sight, const ck_heads *t, int64_t row0, int64_t rows) 
     sight->most_begin = sight->most_end = 0;
     int64_t s = row0 / t->group, left = t->group - row0 % t->group;
     for (int64_t i = 0; i < rows; i++) {
-        const int64_t end = a->t - a->s + s + 1;
-        int64_t begin = a->window > 0 ? ck_max(0, end - a->window) : 0;
+        const int64_t position = a->t - a->s + s;
+        int64_t begin = a->window > 0 ? ck_max(0, position + 1 - a->window) : 0;
+        int64_t end = a->causal ? position + 1 : a->window > 0 ? ck_min(a->t, position + a->window) : a->t;
         if (a->first) begin = ck_max(begin, a->first[t->batch * a->s + s]);
+        if (a->end) end = ck_min(end, a->end[t->batch * a->s + s]);
+        if (begin >= end) begin = end = 0;
         sight->begin[i] = begin;
         sight->end[i] = end;
-        sight->least_begin = ck_min(sight->least_begin, begin);
+        sight->least_begin = end ? ck_min(sight->least_begin, begin) : sight->least_begin;
         sight->most_begin = ck_max(sight->most_begin, begin);
         sight->least_end = ck_min(sight->least_end, end);
         sight->most_end = ck_max(sight->most_end, end);
@@ -106,6 +110,18 @@ static float greatest(const float *p, int64_t n) {
 
 static void fill(float *p, float x, int64_t n) {
     for (int64_t i = 0; i < n; i++) p[i] = x;
+}
+
+/* A score below it hides its key: -Inf, or the least fp32 number, which stands for it in many masks. */
+#define CK_HIDDEN (-3e38f)
+
+/* What the sums of a tile's rows are multiplied by at the end: 1 / total, and 0 for a row that has seen no key. */
+static void last_factors(float *factors, const float *largest, const float *total) {
+    for (int64_t j = 0; j < CK_TILE; j += VL) {
+        const vf sum = v_load(total + j), inverse = v_div(v_set1(1.0f), sum);
+        const vf seen = v_select(v_less(v_set1(CK_HIDDEN), v_load(largest + j)), inverse, v_zero());
+        v_store(factors + j, v_select(v_is_nan(sum), inverse, seen));
+    }
 }
 
 #endif
@@ -213,6 +229,17 @@ INLINE vf FN(load_units)(const real *src, int64_t elements) {
 #else
     return r_load_n(src, ck_max(0, ck_min(VL, elements)));
 #endif
+}
+
+/* Where the rows [row0, row0 + rows) of an array (B, S, H, D) lie. */
+static void FN(find_rows)(real **found, const ck_heads *t, void *pointer, ck_strides strides, int64_t row0,
+                          int64_t rows) {
+    real *first = (real *)pointer + t->batch * strides.batch + t->head * t->group * strides.head;
+    int64_t s = row0 / t->group, head = row0 % t->group;  /* counted on: a division takes longer than a row's copy */
+    for (int64_t r = 0; r < rows; r++) {
+        found[r] = first + s * strides.row + head * strides.head;
+        if (++head == t->group) s++, head = 0;
+    }
 }
 
 /* Asks for `count` rows, `offset` elements from where `rows` say. A head's rows stand far apart, so that nothing else
@@ -323,11 +350,14 @@ static int FN(softmax)(float *p, float *scores, float *largest, float *total, fl
 }
 
 /* Scores and the gradients of the probabilities, `keys` (even) by rows [first, rows), become p = 2^(factor score + shift) and dp (d -
- * delta) p: p and dp along the rows for dv and dk, dp by items for dq. `key` is the first one's place in the tile. */
+ * delta) p: p and dp along the rows for dv and dk, dp by items for dq. `key` is the first one's place in the tile. Of
+ * scores that were `adjusted` (attention_scores.h), dp is kept in the tile `dbias`, then multiplied by `slope`, where
+ * they are not NULL, and -Inf gives exactly 0. */
 INLINE void FN(softmax_backward)(float *p, float *dp, float *dp_by_items, const float *scores, const float *dscores,
                                  const float *shift, const float *delta, float factor, int64_t key, int64_t keys,
-                                 int64_t first, int64_t rows, const int masked, const float *begin, const float *end) {
-    const vf scale = v_set1(factor);
+                                 int64_t first, int64_t rows, const int masked, const float *begin, const float *end,
+                                 const int adjusted, const float *slope, float *dbias) {
+    const vf scale = v_set1(factor), least = v_set1(-126.0f);
     for (int64_t j = first; j < rows; j += 2 * VL) {
         const vf shift0 = v_load(shift + j), center0 = v_load(delta + j);
         const vf shift1 = v_load(shift + j + VL), center1 = v_load(delta + j + VL);
@@ -336,8 +366,14 @@ INLINE void FN(softmax_backward)(float *p, float *dp, float *dp_by_items, const 
 #pragma GCC unroll 2
             for (int at = 0; at < 2; at++) {
                 const int64_t from = (i + at) * CK_TILE + j;
-                e[at][0] = v_exp2(v_fma(v_load(scores + from), scale, shift0), CK_EXP2_DEGREE);
-                e[at][1] = v_exp2(v_fma(v_load(scores + from + VL), scale, shift1), CK_EXP2_DEGREE);
+                const vf x0 = v_fma(v_load(scores + from), scale, shift0);
+                const vf x1 = v_fma(v_load(scores + from + VL), scale, shift1);
+                e[at][0] = v_exp2(x0, CK_EXP2_DEGREE);
+                e[at][1] = v_exp2(x1, CK_EXP2_DEGREE);
+                if (adjusted) {
+                    e[at][0] = v_select(v_less(x0, least), v_zero(), e[at][0]);
+                    e[at][1] = v_select(v_less(x1, least), v_zero(), e[at][1]);
+                }
                 if (masked) {
                     e[at][0] = apply_mask(e[at][0], v_zero(), key + i + at, v_load(begin + j), v_load(end + j));
                     e[at][1] = apply_mask(e[at][1], v_zero(), key + i + at, v_load(begin + j + VL),
@@ -345,6 +381,14 @@ INLINE void FN(softmax_backward)(float *p, float *dp, float *dp_by_items, const 
                 }
                 de[at][0] = v_mul(e[at][0], v_sub(v_load(dscores + from), center0));
                 de[at][1] = v_mul(e[at][1], v_sub(v_load(dscores + from + VL), center1));
+                if (adjusted && dbias) {
+                    v_store(dbias + key * CK_TILE + from, de[at][0]);
+                    v_store(dbias + key * CK_TILE + from + VL, de[at][1]);
+                }
+                if (adjusted && slope) {
+                    de[at][0] = v_mul(de[at][0], v_load(slope + from));
+                    de[at][1] = v_mul(de[at][1], v_load(slope + from + VL));
+                }
             }
 #if CK_UNIT == 2
 #pragma GCC unroll 2

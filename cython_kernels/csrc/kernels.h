@@ -103,17 +103,31 @@ typedef struct {
 
 typedef struct { int64_t batch, row, head; } ck_strides;
 
-/* q, o, dq, do (B, S, H, D); k, v, dk, dv (B, T, K, D); lse, delta f32 (B, H, S); first int32 (B, S) or NULL.
- * S <= T, and first is never past the query's own position, so every query sees a key. */
+/* q, o, dq, do (B, S, H, D); k, v, dk, dv (B, T, K, D); lse, delta f32 (B, H, S). The rest may be NULL: first and end
+ * int32 (B, S), in [0, T]; sinks, dsinks f32 (H); bias and dbias f32 (B, H, S, T), where an axis of one element has the
+ * stride 0. softcap 0 is none. */
 typedef struct {
     void *o, *dq, *dk, *dv;
-    float *lse, *delta;
+    float *lse, *delta, *dsinks, *dbias;
     const void *q, *k, *v, *dout;
-    const int32_t *first;
+    const float *sinks, *bias;
+    const int32_t *first, *end;
     int64_t b, s, t, h, kv, d, window;
-    ck_strides o_s, q_s, k_s, v_s, dq_s, dk_s, dv_s, dout_s;
-    float scale;
+    ck_strides o_s, q_s, k_s, v_s, dq_s, dk_s, dv_s, dout_s, bias_s, dbias_s;
+    float scale, softcap;
+    int causal;
 } ck_attention_args;
+
+/* o, real or f32, and part (B, S, H, D); lse, part_lse f32 (B, H, S). */
+typedef struct {
+    void *o;
+    float *lse;
+    const void *part;
+    const float *part_lse;
+    int64_t b, s, h, d;
+    ck_strides o_s, part_s;
+    int o_is_f32;
+} ck_attention_merge_args;
 
 typedef struct {
     void *y;                /* forward: y (n, i); backward: recomputed y or NULL */
@@ -181,13 +195,13 @@ typedef struct {
 #define CK_REAL_OPS(X)                                                                                      \
     X(gemm) X(gemm_f32) X(symmetric_product) X(embedding_forward) X(embedding_backward)                     \
     X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rope)           \
-    X(attention_forward) X(attention_backward) X(swiglu_forward) X(swiglu_backward) X(gelu_forward)         \
-    X(gelu_backward) X(add) X(cross_entropy_forward) X(cross_entropy_backward)                              \
+    X(attention_forward) X(attention_backward) X(attention_merge) X(swiglu_forward) X(swiglu_backward)      \
+    X(gelu_forward) X(gelu_backward) X(add) X(cross_entropy_forward) X(cross_entropy_backward)                              \
     X(cross_entropy_backward_from_f32) X(sum_of_squares) X(cast_to_f32) X(cast_to_bf16)
 /* Kernels without a storage type. vector_*: vmath.h behind a door, so that its error bounds can be tested. */
 #define CK_F32_OPS(X)                                                                                       \
     X(adamw_step) X(sgd_step) X(zero) X(reduce_n) X(peak_f32) X(peak_bf16) X(stream) X(vector_exp) X(vector_exp2)   \
-    X(vector_exp2_degree4) X(vector_exp2_degree3) X(vector_sigmoid) X(vector_sigmoid_degree3)               \
+    X(vector_exp2_degree4) X(vector_exp2_degree3) X(vector_sigmoid) X(vector_sigmoid_degree3) X(vector_tanh) \
     X(vector_normal_cdf) X(vector_normal_cdf_degree3)
 
 typedef struct {

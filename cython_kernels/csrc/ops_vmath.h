@@ -18,6 +18,7 @@ CK_VECTOR_FUNCTION(exp2_degree4, v_exp2(x, 4))
 CK_VECTOR_FUNCTION(exp2_degree3, v_exp2(x, 3))
 CK_VECTOR_FUNCTION(sigmoid, v_sigmoid(x, 5))
 CK_VECTOR_FUNCTION(sigmoid_degree3, v_sigmoid(x, 3))
+CK_VECTOR_FUNCTION(tanh, v_tanh(x))
 CK_VECTOR_FUNCTION(normal_cdf, v_normal_cdf(x, &density, 5))
 CK_VECTOR_FUNCTION(normal_cdf_degree3, v_normal_cdf(x, &density, 3))
 #undef CK_VECTOR_FUNCTION

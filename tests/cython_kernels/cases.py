@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from case import SEEDS, Case, Inputs, Outputs, Shape, convert, f32_of, relative_error
 from cases_attention import Attention
+from cases_attention_options import AttentionMerge, AttentionOptions
 from cases_layers import Embedding, LayerNorm, Linear, Matmul, RmsNorm, Rope, SymmetricProduct
 from cases_pointwise import Add, Cast, Gelu, Swiglu
 from cases_training import AdamW, CrossEntropy, Sgd, SumOfSquares
@@ -40,6 +41,8 @@ _TABLE = (
     LayerNorm(),
     Rope(),
     Attention(),
+    AttentionOptions(),
+    AttentionMerge(),
     Swiglu(),
     Gelu(),
     Add(),

@@ -152,11 +152,41 @@ REFUSED = {
         lambda: call("attention_forward", KEYS, f32(1, 4, 4), KEYS, KEYS[:, :3], KEYS[:, :3], 1.0),
         "q has 4 queries and k has 3 keys",
     ),
-    "a document that begins after its query": (
+    "a document that begins after the last key": (
         lambda: call(
-            "attention_forward", KEYS, f32(1, 4, 4), KEYS, KEYS, KEYS, 1.0, first=np.full((1, 4), 1, np.int32)
+            "attention_forward", KEYS, f32(1, 4, 4), KEYS, KEYS, KEYS, 1.0, first=np.full((1, 4), 5, np.int32)
         ),
-        "first[0,0] is 1, outside [0, 0]",
+        "first[0,0] is 5, outside [0, 4]",
+    ),
+    "a row that ends before the first key": (
+        lambda: call(
+            "attention_forward", KEYS, f32(1, 4, 4), KEYS, KEYS, KEYS, 1.0, end=np.full((1, 4), -1, np.int32)
+        ),
+        "end[0,0] is -1, outside [0, 4]",
+    ),
+    "a scale that is no number": (
+        lambda: call("attention_forward", KEYS, f32(1, 4, 4), KEYS, KEYS, KEYS, float("nan")),
+        "scale is nan",
+    ),
+    "a negative softcap": (
+        lambda: call("attention_forward", KEYS, f32(1, 4, 4), KEYS, KEYS, KEYS, 1.0, softcap=-1.0),
+        "softcap is -1.0",
+    ),
+    "a bias for three heads of four": (
+        lambda: call("attention_forward", KEYS, f32(1, 4, 4), KEYS, KEYS, KEYS, 1.0, bias=f32(1, 3, 4, 4)),
+        "bias has 3 elements along axis 1, but q asks for 4",
+    ),
+    "the gradient of sinks that are not there": (
+        lambda: call(
+            "attention_backward",
+            *[KEYS] * 3,
+            f32(1, 4, 4),
+            *[KEYS] * 5,
+            f32(1, 4, 4),
+            1.0,
+            dsinks=f32(4),
+        ),
+        "dsinks is given, but sinks is None",
     ),
     "a negative window": (
         lambda: call("attention_forward", KEYS, f32(1, 4, 4), KEYS, KEYS, KEYS, 1.0, window=-1),

@@ -28,7 +28,7 @@ def test_a_shape_is_read_term_by_term() -> None:
 
 def test_letters_get_their_sizes_from_the_arrays() -> None:
     sizes = OPS["matmul"].sizes({"out": f32(2, 3), "a": f32(5, 2), "b": f32(5, 3), "transpose_a": True})
-    assert sizes == {"M": 2, "N": 3, "K": 5}
+    assert sizes == {"M": 2, "N": 3, "K": 5, "transpose_a": True}
     assert OPS["swiglu_backward"].sizes({"dgate_up": f32(4, 6)}) == {"N": 4, "I": 3}
     assert OPS["rope_forward"].sizes({"cos": f32(9, 4), "positions": np.zeros(3, np.int32)})["D"] == 8
 
@@ -76,6 +76,14 @@ COSTS: dict[str, tuple[str, tuple[Any, ...], dict[str, Any], int, int]] = {
         *("attention_forward", (f32(1, 4, 2, 8), f32(1, 2, 4), *[f32(1, 4, 2, 8)] * 3, 1.0), {"window": 2}),
         *(4 * 2 * 8 * 7, 4 * (4 * 64 + 8)),
     ),
+    "attention of all to all": (
+        *(
+            "attention_forward",
+            (f32(1, 4, 2, 8), f32(1, 2, 4), *[f32(1, 4, 2, 8)] * 3, 1.0),
+            {"causal": False},
+        ),
+        *(4 * 2 * 8 * 16, 4 * (4 * 64 + 8)),
+    ),
     "attention backwards": (
         *(
             "attention_backward",
@@ -98,6 +106,14 @@ def test_visible_pairs_are_counted(queries: int, keys: int, window: int) -> None
     seen = [min(key + 1, window or keys) for key in range(keys - queries, keys)]
     want = queries * keys // 2 if queries == keys and not window else sum(seen)
     assert visible_pairs(queries, keys, window) == want
+
+
+@pytest.mark.parametrize("window", [0, 1, 3, 20])
+@pytest.mark.parametrize(("queries", "keys"), [(1, 9), (4, 9), (9, 9), (5, 2), (3, 0)])
+def test_visible_pairs_of_attention_that_is_not_causal(queries: int, keys: int, window: int) -> None:
+    at = range(keys - queries, keys)
+    want = sum(not window or abs(here - key) < window for here in at for key in range(keys))
+    assert visible_pairs(queries, keys, window, causal=False) == want
 
 
 def test_a_profiled_call_is_counted_by_its_row() -> None:

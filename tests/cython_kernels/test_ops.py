@@ -43,10 +43,10 @@ def c_list() -> dict[str, str]:
     return found
 
 
-def header_of(theme: str) -> Path:
+def headers_of(theme: str) -> list[Path]:
     """Where the kernels of a theme stand."""
-    names = (f"ops_{theme}.h", f"{theme}.h", {"linear": "gemm.h"}.get(theme, ""))
-    return next(KERNELS / "csrc" / name for name in names if (KERNELS / "csrc" / name).is_file())
+    name = {"linear": "gemm"}.get(theme, theme)
+    return [path for wanted in (f"ops_{name}.h", f"{name}*.h") for path in (KERNELS / "csrc").glob(wanted)]
 
 
 def complaints(ops: dict[str, Op]) -> Iterator[str]:
@@ -70,11 +70,11 @@ def complaints(ops: dict[str, Op]) -> Iterator[str]:
                 yield f"{place}.{op.name} has the arguments {written}"
             if not function.__doc__:
                 yield f"{place}.{op.name} has no docstring"
-        text = header_of(op.theme).read_text()
+        text = "".join(path.read_text() for path in headers_of(op.theme))
         for name in op.in_c:
             defined = f"FN({name})" if in_c.get(name) else name
             if name not in in_c or f"static void {defined}(const void *args" not in text:
-                yield f"{name} is not in csrc/kernels.h, or not in {header_of(op.theme).name}"
+                yield f"{name} is not in csrc/kernels.h, or not in a header of {op.theme}"
         door = re.search(
             rf"^def {op.name}\(.*?(?=^\S|\Z)", (KERNELS / f"{op.theme}.pyx").read_text(), re.M | re.S
         )

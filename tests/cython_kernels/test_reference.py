@@ -134,10 +134,10 @@ BAD_CALLS = {
         ),
         "2 queries for 1 keys",
     ),
-    "first beyond the query": (
+    "first beyond the keys": (
         lambda k: k.attention_forward(
             *(_f32(1, 2, 1, 4), _f32(1, 1, 2), _f32(1, 2, 1, 4), _f32(1, 2, 1, 4), _f32(1, 2, 1, 4), 1.0),
-            first=np.array([[1, 1]], np.int32),
+            first=np.array([[1, 3]], np.int32),
         ),
         "first has an entry outside",
     ),

@@ -50,6 +50,22 @@ def test_exp_at_the_ends() -> None:
     assert np.isnan(got[5:]).all()
 
 
+def test_tanh_relative_error() -> None:
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.uniform(-12.0, 12.0, 2_000_000), rng.normal(0.0, 1e-3, 100_000), [0.624, 0.626]])
+    x = x.astype(np.float32)
+    exact = np.tanh(x.astype(np.float64))
+    got = apply("tanh", x)
+    assert (np.abs(got - exact) <= 4e-7 * np.abs(exact)).all()
+    assert apply("tanh", np.array([0.0, 1e-30, 30.0, -np.inf], np.float32)).tolist() == [
+        0.0,
+        np.float32(1e-30),
+        1,
+        -1,
+    ]
+    assert np.isnan(apply("tanh", np.array([np.nan], np.float32))).all()
+
+
 def test_normal_cdf_absolute_error() -> None:
     x = np.linspace(-40.0, 40.0, 400_001, dtype=np.float32)
     exact = np.array([0.5 * math.erfc(-value / math.sqrt(2.0)) for value in x.astype(np.float64)])

@@ -95,6 +95,41 @@ def _attention(t: Tensors) -> Tensors:
     return {"o": o, "lse": lse, "delta": (t["do"] * o).sum(-1).transpose(1, 2)}
 
 
+def _attention_options(t: Tensors) -> Tensors:
+    q, k, v = (t[name].transpose(1, 2) for name in ("q", "k", "v"))
+    (h, s), (heads, keys) = q.shape[1:3], k.shape[1:3]
+    k, v = (each.repeat_interleave(h // heads, dim=1) for each in (k, v))
+    key, query = torch.arange(keys), torch.arange(keys - s, keys)[:, None]
+    mask = (key <= query if t["causal"] else key >= 0).expand(q.shape[0], h, s, keys)
+    if t["window"]:
+        mask = mask & ((query - key).abs() < t["window"])
+    if t["first"] is not None:
+        mask = mask & (key >= t["first"][:, None, :, None]) & (key < t["end"][:, None, :, None])
+    scores = q @ k.transpose(2, 3) * t["scale"]
+    if t["softcap"]:
+        scores = t["softcap"] * torch.tanh(scores / t["softcap"])
+    if t["bias"] is not None:
+        mask = mask & (t["bias"] > -torch.inf)
+        scores = scores + torch.where(t["bias"] > -torch.inf, t["bias"], 0.0)
+    # A row of no score at all is given one, whose probability is dropped like a sink's.
+    sink = torch.where(mask.any(-1, keepdim=True), -torch.inf, torch.zeros((), dtype=q.dtype))
+    lonely = sink == 0.0
+    if t["sinks"] is not None:
+        sink = t["sinks"][None, :, None, None].expand(*scores.shape[:3], 1)
+        lonely = torch.zeros_like(lonely)
+    every = torch.cat([scores.masked_fill(~mask, -torch.inf), sink], dim=-1)
+    o = (every.softmax(-1)[..., :-1] @ v).transpose(1, 2)
+    lse = torch.where(lonely, -torch.inf, every.logsumexp(-1, keepdim=True))[..., 0]
+    return {"o": o, "lse": lse, "delta": (t["do"] * o).sum(-1).transpose(1, 2)}
+
+
+def _attention_merge(t: Tensors) -> Tensors:
+    lse = torch.logaddexp(t["lse_before"], t["part_lse"])
+    weight = (t["lse_before"] - torch.where(lse == -torch.inf, 0.0, lse)).exp().transpose(1, 2)[..., None]
+    other = (t["part_lse"] - torch.where(lse == -torch.inf, 0.0, lse)).exp().transpose(1, 2)[..., None]
+    return {"o": weight * t["o_before"] + other * t["part"], "lse": lse}
+
+
 def _swiglu(t: Tensors) -> Tensors:
     gate, up = t["gate_up"].chunk(2, dim=-1)
     y = F.silu(gate) * up
@@ -180,6 +215,8 @@ TWINS: dict[str, Callable[[Tensors], Tensors]] = {
     "layer_norm": _layer_norm,
     "rope": _rope,
     "attention": _attention,
+    "attention_options": _attention_options,
+    "attention_merge": _attention_merge,
     "swiglu": _swiglu,
     "gelu": _gelu,
     "add": _add,

@@ -49,9 +49,14 @@ class Case:
 
 
 def attention(
-    num: Numerics, rotary: bool = True, qk_norm: bool = False, width: bool = False, window: int = 0
+    num: Numerics,
+    rotary: bool = True,
+    qk_norm: bool = False,
+    width: bool = False,
+    window: int = 0,
+    softcap: float = 0.0,
 ) -> Attention:
-    shape = AttentionShape(heads=2, kv_heads=1, head_dim=4, window=window)
+    shape = AttentionShape(heads=2, kv_heads=1, head_dim=4, window=window, softcap=softcap)
     tables = (
         Rotary(*(t.astype(num.master_dtype) for t in rope_tables(T, shape.head_dim, 100.0, None)))
         if rotary
@@ -118,6 +123,7 @@ CASES = {
     "layer norm": Case(lambda n: LayerNorm("norm", n, C, 1e-5), dx_is_dy=True),
     "attention": Case(attention),
     "attention, window": Case(lambda n: attention(n, window=2)),
+    "attention, softcap": Case(lambda n: attention(n, softcap=0.5)),
     "attention, qk-norm": Case(lambda n: attention(n, qk_norm=True)),
     "attention, qk-norm over the width": Case(lambda n: attention(n, qk_norm=True, width=True)),
     "attention, no rotary": Case(lambda n: attention(n, rotary=False)),
