@@ -9,6 +9,7 @@ checked to the bit: ranks ascending, one accumulator (fp32 for bf16), one roundi
 
 from __future__ import annotations
 
+import functools
 import hashlib
 
 import ml_dtypes
@@ -30,12 +31,26 @@ SCALES = np.array([0.05, 0.5, 5.0, 50.0, 500.0])
 """A table: powers were most of a check's time where floating point is emulated."""
 
 
+REMEMBERED = 60_000
+"""Longer ones would take memory. Checks ask for the same ones again, with other operations, and where the processor is
+emulated to make them was a third of a check's time."""
+
+
 def contribution(rank: int, length: int, dtype: np.dtype, seed: int = 0) -> np.ndarray:
     """What `rank` gives: values of mixed size and sign, so that another order gives other bits."""
+    if length > REMEMBERED:
+        return _made(rank, length, dtype, seed)
+    return _remembered(rank, length, dtype, seed).copy()
+
+
+def _made(rank: int, length: int, dtype: np.dtype, seed: int) -> np.ndarray:
     generator = np.random.default_rng([seed, rank, length])
     if dtype.kind == "i":
         return generator.integers(-1000, 1000, length).astype(dtype)
     return ((generator.random(length) - 0.5) * SCALES[generator.integers(0, 5, length)]).astype(dtype)
+
+
+_remembered = functools.lru_cache(maxsize=64)(_made)
 
 
 NODES: list[list[int]] = []
