@@ -13,7 +13,7 @@ import job
 import numpy as np
 import pytest
 
-from cktrain.comm import _engine
+from cktrain.comm import _engine, node
 from cktrain.comm.algorithms import even_parts, plan
 
 
@@ -80,7 +80,7 @@ def test_memory_beyond_the_arrays_at_64_ranks():
 
 def hello(**changes: object) -> dict[str, object]:
     return {
-        "protocol": 2,
+        "protocol": node.PROTOCOL,
         "local_rank": 1,
         "local_size": 2,
         "rank": 1,
