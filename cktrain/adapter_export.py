@@ -15,7 +15,7 @@ from cktrain.hf.folder import save_folder
 from cktrain.hf.gguf_file import is_gguf
 from cktrain.hf.peft_folder import CONFIG_FILE, WEIGHTS_FILE, refuse_damaged
 from cktrain.hf.peft_merge import merge_folder
-from cktrain.hf.peft_targets import loras
+from cktrain.hf.peft_targets import loras, saved_tensors
 from cktrain.memory.param_store import ParamStore
 from cktrain.nn.numerics import Numerics
 from cktrain.safetensors_file import read_header, to_finite
@@ -68,21 +68,24 @@ def export_merged(
     base = open_base(saved.path, record)
     if dtype is None and not is_gguf(base):
         count = merge_folder(base, saved.path, saved.adapter, saved.config, out, side)
-        return f"{count:,} matrices merged into the weights of {base}, in their dtype"
+        return f"{count:,} tensors merged into the weights of {base}, in their dtype"
     params, count = merged_params(saved)
     dtype = dtype or "bfloat16"
     save_folder(out, saved.config, params, side, dtype)
-    return f"{count:,} matrices merged into the weights of {base}, written as {dtype}"
+    return f"{count:,} tensors merged into the weights of {base}, written as {dtype}"
 
 
 def merged_params(saved: SavedModel) -> tuple[ParamStore, int]:
-    """The base's weights in f32 with the adapter in them, and how many matrices that are. Raises as `export_merged`."""
+    """The base's weights in f32 with the adapter in them, and how many tensors that are. Raises as `export_merged`."""
     _refuse_plain(saved)
+    assert saved.adapter is not None
     model, params = saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)
     found = loras(model)
     for linear, lora in found:
         lora.merge_into(linear.weight.data)
-    return params, sum(len(lora.b) for _, lora in found)
+    return params, sum(len(lora.b) for _, lora in found) + len(
+        saved_tensors(saved.adapter, saved.config, model)
+    )
 
 
 def _refuse_plain(saved: SavedModel) -> None:

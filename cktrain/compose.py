@@ -229,7 +229,7 @@ def _frozen_base(
     """Say what trains; of a model with frozen parameters, let them keep their files' dtype, and record which files."""
     if config.adapter is not None:
         of = config.optimizer
-        log.info("adapter: %s", in_words(config.adapter, model))
+        log.info("adapter: %s", in_words(config.adapter, config.model, model))
         log.info("optimizer: %s, lr %g, weight_decay %g, betas %s", of.name, of.lr, of.weight_decay, of.betas)
     frozen = [param for param in model.params() if not param.trainable]
     count, still = sum(param.size for param in model.params()), sum(param.size for param in frozen)

@@ -193,7 +193,8 @@ class Model:
         found |= {tensor.name: tensor.view(tensor.param.grad) / count for tensor in tensors}
         if self._saved.adapter is not None:
             for part in peft_adapter(self._saved.adapter, self._saved.config, model, None).tensors:
-                found[part.name] = part.param.grad[part.rows] / count
+                if part.param.spec.adapter:  # what is trained whole beside it has its own name above
+                    found[part.name] = part.view(part.param.grad) / count
         return found
 
     def save(self, folder: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") -> None:

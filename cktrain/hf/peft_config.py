@@ -39,6 +39,12 @@ class AdapterConfig(Section):
     """Other ranks: the end of a module's name, or a regular expression of it, and its r."""
     alpha_pattern: dict[str, FinitePositive] = Field(default={})
     """Other alphas, likewise."""
+    modules_to_save: list[str] = Field(default=[])
+    """How the names of further modules end (embed_tokens, lm_head, norm), which are trained whole beside the adapter, from
+    the weights of model.from_pretrained on."""
+    ensure_weight_tying: bool = False
+    """Needed where modules_to_save names an embedding that is the head too: both are trained as the one weight that they
+    are."""
 
     @model_validator(mode="after")
     def _check_patterns(self) -> AdapterConfig:

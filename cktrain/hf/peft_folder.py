@@ -1,7 +1,8 @@
 """PEFT's folder: an adapter as `PeftModel.from_pretrained` reads and writes it.
 
     adapter_config.json         rank, alpha, targets …, in PEFT's keys
-    adapter_model.safetensors   base_model.model.MODULE.lora_A.weight (r, in), …lora_B.weight (out, r), f32
+    adapter_model.safetensors   base_model.model.MODULE.lora_A.weight (r, in), …lora_B.weight (out, r), f32;
+                                of what is trained whole beside it MODULE's own names and shapes
 
 Each checkpoint of an adapter is such a folder, beside what resume needs. The metadata of its tensors' file name the base by
 the SHA-256 of its files, so that it is not put beside another one; a folder that PEFT wrote does not say that.
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,8 @@ from cktrain.durable import sync
 from cktrain.file_identity import sha256_of_set
 from cktrain.foreign_file import checked, read_json, shorten
 from cktrain.hf.peft_config import AdapterConfig
-from cktrain.hf.peft_targets import ends_in, linear_modules, loras
-from cktrain.memory.param import Param
+from cktrain.hf.peft_targets import ends_in, linear_modules, loras, saved_tensors
+from cktrain.hf.tensors import HFTensor
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.family import ModelConfig
 from cktrain.models.transformer import Transformer
@@ -42,32 +43,20 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 BASE_KEY = "base_sha256"
 
-_OURS = ("r", "lora_alpha", "exclude_modules", "use_rslora", "rank_pattern", "alpha_pattern")
+_OURS = ("r", "lora_alpha", "exclude_modules", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save",
+         "ensure_weight_tying")  # fmt: skip
 _SAID = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
          "target_modules", "fan_in_fan_out", "megatron_config", "megatron_core", "init_lora_weights", "loftq_config",
-         "qalora_group_size", "ensure_weight_tying", "lora_dropout", "modules_to_save")  # fmt: skip
+         "qalora_group_size", "lora_dropout")  # fmt: skip
 """Keys that change nothing in what a loaded adapter computes here, or are read on their own."""
-
-
-@dataclass(frozen=True)
-class PeftTensor:
-    """A tensor as PEFT names it, and its rows of one of our parameters."""
-
-    name: str
-    param: Param
-    rows: slice
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """In PEFT's file."""
-        return (self.rows.stop - self.rows.start, *self.param.global_shape[1:])
 
 
 @dataclass(frozen=True)
 class PeftAdapter:
     """The adapter of a whole model, whatever part of it stands on this rank."""
 
-    tensors: Sequence[PeftTensor]
+    tensors: Sequence[HFTensor]
+    """By PEFT's names."""
     config: Mapping[str, Any]
     """Of adapter_config.json."""
     base: FrozenBase | None = field(default=None)
@@ -87,14 +76,16 @@ class PeftAdapter:
                     continue
                 if name not in whole:
                     whole[name] = np.full(wanted[name].global_shape, np.nan, np.float32)
-                columns = slice(block.column, block.column + (block.columns or 0))
+                columns = (
+                    () if block.columns is None else (slice(block.column, block.column + block.columns),)
+                )
                 for rows, values in stored.pieces():
-                    whole[name][block.row + rows.start : block.row + rows.stop, columns] = values
+                    whole[name][(slice(block.row + rows.start, block.row + rows.stop), *columns)] = values
         self.write_arrays(folder, whole)
 
     def write_arrays(self, folder: Path, whole: Mapping[str, np.ndarray]) -> None:
         """Write PEFT's files, from whole parameters by our names. Raises as `write`."""
-        arrays = [(tensor.name, whole[tensor.param.name][tensor.rows]) for tensor in self.tensors]
+        arrays = [(tensor.name, tensor.view(whole[tensor.param.name])) for tensor in self.tensors]
         metadata = {} if self.base is None else {BASE_KEY: sha256_of_set(self.base.files)}
         write_safetensors(folder / WEIGHTS_FILE, arrays, "F32", metadata=metadata)
         (folder / CONFIG_FILE).write_text(json.dumps(self.config, indent=2) + "\n", encoding="utf-8")
@@ -105,16 +96,18 @@ def peft_adapter(
     adapter: AdapterConfig, config: ModelConfig, model: Transformer, base: FrozenBase | None
 ) -> PeftAdapter:
     """What PEFT's folder says of a model's adapters; of a whole model, before ranks divide it."""
-    tensors: list[PeftTensor] = []
+    tensors: list[HFTensor] = []
     names: list[str] = []
     for _, lora in loras(model):
         for rows in lora.b:
             name = rows.target.name
             names.append(name)
-            tensors.append(PeftTensor(f"{PREFIX}{name}.lora_A.weight", lora.a, rows.columns))
-            tensors.append(
-                PeftTensor(f"{PREFIX}{name}.lora_B.weight", rows.weight, slice(0, rows.weight.shape[0]))
-            )
+            every = slice(0, rows.weight.shape[0])
+            tensors.append(HFTensor(f"{PREFIX}{name}.lora_A.weight", lora.a, rows.columns, False))
+            tensors.append(HFTensor(f"{PREFIX}{name}.lora_B.weight", rows.weight, every, False))
+    saved = saved_tensors(adapter, config, model)
+    tensors += [replace(tensor, name=f"{PREFIX}{tensor.name}") for tensor in saved]
+    whole_modules = list(dict.fromkeys(tensor.name.rpartition(".")[0] for tensor in saved))
     modules = linear_modules(config, model)
     ends = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     plain = [name for name in modules if any(ends_in(name, end) for end in ends)] == names
@@ -133,6 +126,8 @@ def peft_adapter(
         "use_rslora": adapter.use_rslora,
         "rank_pattern": adapter.rank_pattern,
         "alpha_pattern": adapter.alpha_pattern,
+        "modules_to_save": whole_modules or None,
+        "ensure_weight_tying": adapter.ensure_weight_tying,
     }
     return PeftAdapter(tensors, values, base)
 
@@ -173,8 +168,6 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
                 f"[adapter] {file}: {key} is {shorten(value)}, which is not computed here. Merge the adapter with PEFT, or "
                 "train one without it."
             )
-    if values.get("modules_to_save"):
-        raise ValueError(f"[adapter] {file}: modules_to_save is not read yet. Merge the adapter with PEFT.")
     start = values.get("init_lora_weights", True)
     if start not in (True, False, "gaussian", None):
         raise ValueError(
@@ -237,7 +230,7 @@ def load_adapter(folder: Path, adapter: PeftAdapter, params: ParamStore) -> None
             for rows, values in stored[tensor.name].pieces():
                 found.append((tensor, rows, to_finite(values, dtype, f"{tensor.name} in {file}")))
     for tensor, rows, values in found:
-        tensor.param.put(tensor.param.data, values, tensor.rows.start + rows.start)
+        tensor.put(values, rows.start)
     params.refresh()
 
 
@@ -287,7 +280,7 @@ def _refuse_other_base(file: Path, adapter: PeftAdapter) -> None:
         )
 
 
-def _check(file: Path, stored: Mapping[str, StoredTensor], wanted: Sequence[PeftTensor]) -> None:
+def _check(file: Path, stored: Mapping[str, StoredTensor], wanted: Sequence[HFTensor]) -> None:
     names = {tensor.name for tensor in wanted}
     problems = [f"{tensor.name} is missing" for tensor in wanted if tensor.name not in stored]
     problems += [f"{name} is of no target" for name in stored if name not in names]

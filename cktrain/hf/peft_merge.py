@@ -1,14 +1,16 @@
 """An adapter merged into the weights that it was trained beside: W + s · B · A, in a copy of the base's folder.
 
-The files are copied, and the tensors that are adapted written over in place: their dtype, their names, their division into
-files and every other byte stay as they are. Sums are in f32 and rounded once, to the dtype of the file.
+The files are copied, and the tensors that are adapted, or were trained whole beside the adapter, written over in place.
+Their dtype, their names, their division into files and every other byte stay as they are. Sums are in f32 and rounded once,
+to the dtype of the file.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +19,8 @@ from cktrain.durable import sync
 from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.peft_folder import PREFIX
 from cktrain.hf.peft_folder import WEIGHTS_FILE as ADAPTER_FILE
-from cktrain.hf.tensors import INDEX_FILE, is_transposed, stored_tensors, weight_files
+from cktrain.hf.tensors import HEAD, INDEX_FILE, is_transposed, stored_tensors, weight_files
+from cktrain.models import FAMILIES
 from cktrain.models.family import ModelConfig
 from cktrain.safetensors_file import DTYPES, StoredTensor, read_header, to_finite
 from cktrain.side_files import SideFiles
@@ -26,18 +29,22 @@ from cktrain.side_files import SideFiles
 def merge_folder(
     base: Path, adapter_folder: Path, adapter: AdapterConfig, config: ModelConfig, out: Path, side: SideFiles
 ) -> int:
-    """Write `out`: the base's weight files with the adapter in them, and `side` beside them. Returns the merged matrices.
+    """Write `out`: the base's weight files with the adapter in them, and `side` beside them. Returns the merged tensors.
 
     Raises ValueError where `out` is not empty, or a merged weight is NaN or infinite in its dtype; OSError where writing
     fails. `out` is then as it was.
     """
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"[export] {out} exists and is not an empty folder. Choose another or delete it.")
-    low_rank = {tensor.name: tensor for tensor in read_header(adapter_folder / ADAPTER_FILE)}
+    trained = {tensor.name: tensor for tensor in read_header(adapter_folder / ADAPTER_FILE)}
     stored = stored_tensors(base, config)
     modules = [
-        name[len(PREFIX) : -len(".lora_A.weight")] for name in low_rank if name.endswith(".lora_A.weight")
+        name[len(PREFIX) : -len(".lora_A.weight")] for name in trained if name.endswith(".lora_A.weight")
     ]
+    whole = {name[len(PREFIX) :]: tensor for name, tensor in trained.items() if ".lora_" not in name}
+    table = FAMILIES[config.family].tensors.embedding
+    if config.tied and table in whole and HEAD in stored:  # the base's file has the one weight twice
+        whole[HEAD] = whole[table]
     temporary = out.with_name(f".{out.name}.tmp{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
@@ -48,7 +55,9 @@ def merge_folder(
             shutil.copyfile(base / INDEX_FILE, temporary / INDEX_FILE)
         for module in modules:
             weight, scale = f"{module}.weight", adapter.scale_of(module)
-            _add(stored[weight], temporary, low_rank, module, scale, is_transposed(config, weight))
+            _add(stored[weight], temporary, trained, module, scale, is_transposed(config, weight))
+        for name, tensor in whole.items():
+            _replace(stored[name], temporary, tensor)
         for path in temporary.iterdir():
             sync(path)
         sync(temporary)
@@ -57,7 +66,7 @@ def merge_folder(
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return len(modules)
+    return len(modules) + len(whole)
 
 
 def _add(
@@ -71,14 +80,24 @@ def _add(
     """Add s · B · A to a tensor of the copied file, some rows at a time; `transposed`: it is (in, out), a Conv1D's."""
     a, b = (_whole(low_rank[f"{PREFIX}{module}.lora_{half}.weight"]) for half in "AB")
     left, right = (a.T, b.T) if transposed else (b, a)
-    file = folder / weight.file.name
+    wide = np.float64 if np.dtype(DTYPES[weight.dtype]).itemsize == 8 else np.float32
+    pieces = ((rows, values.astype(wide) + scale * (left[rows] @ right)) for rows, values in weight.pieces())
+    _write(weight, folder, pieces)
+
+
+def _replace(weight: StoredTensor, folder: Path, trained: StoredTensor) -> None:
+    """Write what was trained over a tensor of the copied file."""
+    _write(weight, folder, trained.pieces())
+
+
+def _write(weight: StoredTensor, folder: Path, pieces: Iterable[tuple[slice, np.ndarray]]) -> None:
+    """Write rows over those of a tensor of the copied file, in its dtype."""
     dtype = np.dtype(DTYPES[weight.dtype])
-    with open(file, "r+b") as stream:
-        for rows, values in weight.pieces():
-            wide: np.ndarray = values.astype(np.float64 if dtype.itemsize == 8 else np.float32)
-            wide = wide + scale * (left[rows] @ right)
-            merged = to_finite(wide, dtype, f"{weight.name} with the adapter")
-            stream.seek(weight.start + rows.start * weight.shape[1] * dtype.itemsize)
+    row_bytes = math.prod(weight.shape[1:]) * dtype.itemsize
+    with open(folder / weight.file.name, "r+b") as stream:
+        for rows, values in pieces:
+            merged = to_finite(values, dtype, f"{weight.name} with the adapter")
+            stream.seek(weight.start + rows.start * row_bytes)
             stream.write(np.ascontiguousarray(merged).view(np.uint8).data)
 
 

@@ -28,7 +28,8 @@ from cktrain.safetensors_file import DTYPES, Rows, StoredTensor, read_header, to
 WEIGHTS_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 
-_HEAD = "lm_head.weight"
+HEAD = "lm_head.weight"
+"""Of a model whose head is not its embedding."""
 
 
 @dataclass(frozen=True)
@@ -109,8 +110,8 @@ def load_weights(
         source = stored[tensor.name]
         for rows, values in source.pieces():
             tensor.put(to_finite(values, dtype, f"{source.name} in {source.file}"), rows.start)
-    if _HEAD in stored and _HEAD not in {tensor.name for tensor in wanted}.union(whole or ()):
-        _check_tied_head(stored[_HEAD], names.embedding, params)
+    if HEAD in stored and HEAD not in {tensor.name for tensor in wanted}.union(whole or ()):
+        _check_tied_head(stored[HEAD], names.embedding, params)
     params.refresh()
 
 
@@ -198,7 +199,7 @@ def _named_tensors(folder: Path, names: TensorNames) -> tuple[dict[str, StoredTe
     """As `_stored_tensors`, under the names of the class with a head, and without what is not read."""
     stored, where = _stored_tensors(folder)
     if not any(name.startswith(names.base) for name in stored):  # saved without the head's class
-        stored = {name if name == _HEAD else names.base + name: tensor for name, tensor in stored.items()}
+        stored = {name if name == HEAD else names.base + name: tensor for name, tensor in stored.items()}
     return {name: tensor for name, tensor in stored.items() if not re.fullmatch(names.buffers, name)}, where
 
 
@@ -215,7 +216,7 @@ def _match(
     problems += [
         f"{tensor.name} {tensor.shape} in {tensor.file.name} is unexpected"
         for name, tensor in stored.items()
-        if name not in known and name != _HEAD
+        if name not in known and name != HEAD
     ]
     for tensor in wanted:
         have = stored.get(tensor.name)
@@ -248,7 +249,7 @@ def _check_tied_head(head: StoredTensor, embedding: str, params: ParamStore) -> 
     )
     if not same:
         raise ValueError(
-            f"[hugging_face] {head.file}: {_HEAD} {head.shape} differs from {table.name} {table.global_shape}, and "
+            f"[hugging_face] {head.file}: {HEAD} {head.shape} differs from {table.name} {table.global_shape}, and "
             "config.json "
             "ties them. Set tie_word_embeddings to false there."
         )

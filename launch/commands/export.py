@@ -122,7 +122,7 @@ def _params(saved: SavedModel, merge: bool) -> ParamStore:
 
     if merge:
         params, count = merged_params(saved)
-        print(f"{saved.path}: {count:,} matrices merged")
+        print(f"{saved.path}: {count:,} tensors merged")
         return params
     return saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)[1]
 

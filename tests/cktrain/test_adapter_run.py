@@ -126,6 +126,27 @@ def test_ranks_and_alphas_by_pattern_and_exclusion(pretrained, adapted, composed
     assert trainer.step().loss > trainer.step().loss
 
 
+def test_what_is_trained_whole_starts_from_the_base_and_is_saved(pretrained, adapted, composed, caplog):
+    folder = pretrained("bfloat16")
+    config = adapted(folder, {"modules_to_save": ["embed_tokens", "norm"], "target_modules": ["v_proj"]})
+    with caplog.at_level("INFO", "cktrain"):
+        trainer = composed(config).trainer
+    assert (
+        "v_proj; trained whole: embed_tokens, input_layernorm, post_attention_layernorm, norm" in caplog.text
+    )
+    whole = {param.name: param.data.copy() for param in trainer.params.trainable if not param.spec.adapter}
+    assert len(whole) == 6 and np.ptp(whole["model.embed_tokens.weight"]) > 0
+    assert (whole["model.norm.weight"] == 1).all()
+    for _ in range(2):
+        trainer.step()
+    assert all((trainer.params[name].data != start).any() for name, start in whole.items())
+    trainer.save()
+    again = composed(config).trainer
+    for name in whole:
+        np.testing.assert_array_equal(again.params[name].data, trainer.params[name].data, err_msg=name)
+    assert again.step().loss == trainer.step().loss
+
+
 def test_below_the_lowest_adapter_no_backward_is_computed(pretrained, adapted, composed, monkeypatch):
     trainer = composed(adapted(pretrained(), {"target_modules": ["layers.1.mlp.up_proj"]})).trainer
     ran = []
@@ -221,11 +242,26 @@ def test_a_run_is_opened_with_its_adapter(pretrained, adapted, composed, tmp_pat
         ({"exclude_modules": ".*"}, r"leaves out all .* so nothing is left to train"),
         ({"rank_pattern": {"q_porj": 3}}, r"rank_pattern: 'q_porj' fits no module that is adapted.*q_proj"),
         ({"alpha_pattern": {"model.layers.9.mlp.up_proj": 3}}, r"alpha_pattern: .* fits no module"),
+        ({"modules_to_save": ["embed_token"]}, r"'embed_token' fits no module of the model.*embed_tokens"),
+        ({"modules_to_save": ["q_proj"]}, r"a part of .*qkv_proj.weight, and .*k_proj.*Name all of them"),
+        (
+            {"target_modules": ["up_proj", "o_proj"], "modules_to_save": ["o_proj"]},
+            r"'o_proj' is no linear .* modules_to_save trains it whole",
+        ),
     ],
 )
 def test_wrong_targets_are_named_with_the_closest(pretrained, adapted, composed, adapter, text):
     with pytest.raises(ValueError, match=text):
         composed(adapted(pretrained(), adapter))
+
+
+@pytest.mark.parametrize("name", ["embed_tokens", "lm_head"])
+def test_one_end_of_a_tied_embedding_is_not_trained_alone(pretrained, adapted, composed, name):
+    folder = pretrained(tie_word_embeddings=True)
+    with pytest.raises(ValueError, match=rf"'{name}' names model.embed_tokens, .*ensure_weight_tying: true"):
+        composed(adapted(folder, {"modules_to_save": [name]}))
+    both = composed(adapted(folder, {"modules_to_save": [name], "ensure_weight_tying": True})).trainer
+    assert "model.embed_tokens.weight" in [param.name for param in both.params.trainable]
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,14 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "upper": (LLAMA, {"r": 4, "target_modules": ["layers.2.self_attn.v_proj", "layers.1.mlp.down_proj"]}),
     "gpt2": (GPT2, {"r": 3, "use_rslora": True}),
+    "whole": (
+        LLAMA,
+        {"r": 2, "target_modules": ["v_proj"], "modules_to_save": ["embed_tokens", "lm_head", "norm"]},
+    ),
+    "tied": (
+        {**LLAMA, "tie_word_embeddings": True},
+        {"r": 2, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    ),
 }
 LAYOUTS: dict[str, dict[str, int]] = {
     "one": {},

@@ -14,12 +14,14 @@ from cktrain.checkpoint import CheckpointError, NotSavedError
 from cktrain.config import Config
 from cktrain.hf.folder import save_folder
 from cktrain.hf.peft_folder import CONFIG_FILE, WEIGHTS_FILE
+from cktrain.hf.peft_merge import merge_folder
 from cktrain.loaded_model import open_model
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
-from cktrain.safetensors_file import read_header
+from cktrain.safetensors_file import read_header, write_safetensors
 from cktrain.saved_model import find_saved_model
+from cktrain.side_files import SideFiles
 
 IDS = np.arange(12) * 5 % 61
 ADAPTER = {
@@ -60,11 +62,31 @@ def trained(tiny, composed, tmp_path):
     return make
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "olmo2"])
+WHOLE = {
+    "r": 2,
+    "target_modules": ["q_proj"],
+    "modules_to_save": ["embed_tokens", "lm_head", "norm", "up_proj", "gate_proj"],
+}
+TIED = {"r": 2, "modules_to_save": ["lm_head"], "ensure_weight_tying": True}
+
+
+@pytest.mark.parametrize(
+    "family, adapter, keys",
+    [
+        ("llama", ADAPTER, {}),
+        ("gpt2", {"r": 3, "lora_alpha": 12}, {}),
+        ("olmo2", ADAPTER, {}),
+        ("llama", WHOLE, {}),
+        ("llama", TIED, {"tie_word_embeddings": True}),
+        ("gpt2", {**TIED, "modules_to_save": ["wte", "attn.c_proj", "ln_f"]}, {}),
+    ],
+    ids=["llama", "gpt2", "olmo2", "llama, whole", "llama, tied", "gpt2, whole"],
+)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_folder_beside_the_base_and_the_merged_base_are_the_run(trained, tmp_path, family, dtype):
-    adapter = {"r": 3, "lora_alpha": 12} if family == "gpt2" else ADAPTER
-    base, _ = trained(dtype, family=family, adapter=adapter)
+def test_the_folder_beside_the_base_and_the_merged_base_are_the_run(
+    trained, tmp_path, family, adapter, keys, dtype
+):
+    base, _ = trained(dtype, family=family, adapter=adapter, **keys)
     saved = find_saved_model(tmp_path / "run")
     export_adapter(saved, tmp_path / "peft")
     assert sorted(path.name for path in (tmp_path / "peft").iterdir()) == [CONFIG_FILE, WEIGHTS_FILE]
@@ -168,7 +190,7 @@ def test_a_base_that_changed_is_refused(trained, tmp_path):
         ({"bias": "all"}, "bias is 'all', which is not computed here"),
         ({"layers_to_transform": [1]}, r"layers_to_transform is \[1\]"),
         ({"init_lora_weights": "pissa"}, "changes the base's weights too"),
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save is not read yet"),
+        ({"modules_to_save": ["lm_head"]}, r"base_model\.model\.lm_head\.weight is missing"),
         ({"target_modules": None}, "target_modules is missing"),
         ({"r": 7}, r"lora_A.weight has shape \(3, .*beside this model it has \(7"),
         (
@@ -222,6 +244,32 @@ def test_weights_that_are_missing_pickled_or_a_pointer_are_named(trained, tmp_pa
     weights.with_suffix(".bin").write_bytes(b"PK\3\4")
     with pytest.raises(ValueError, match=r"adapter_model\.bin is pickled.* save it again"):
         open_model(base, adapter=tmp_path / "peft").logits(IDS)
+
+
+def test_what_is_trained_whole_is_written_under_its_own_name(trained, tmp_path):
+    _, trainer = trained(adapter={**WHOLE, "modules_to_save": ["norm", "lm_head"]})
+    config = json.loads((tmp_path / "run/checkpoints/step-00000003" / CONFIG_FILE).read_text())
+    norms = [f"model.layers.{i}.{name}_layernorm" for i in (0, 1) for name in ("input", "post_attention")]
+    assert config["modules_to_save"] == [*norms, "model.norm", "lm_head"]
+    file = tmp_path / "run/checkpoints/step-00000003" / WEIGHTS_FILE
+    stored = {tensor.name: tensor for tensor in read_header(file)}
+    head = trainer.params["lm_head.weight"]
+    np.testing.assert_array_equal(stored["base_model.model.lm_head.weight"][:], head.data)
+    assert stored["base_model.model.model.norm.weight"].shape == (16,)
+    assert head.trainable and not trainer.params["model.embed_tokens.weight"].trainable
+
+
+def test_a_tied_head_that_the_base_stores_twice_is_merged_twice(trained, tmp_path):
+    base, _ = trained(adapter=TIED, tie_word_embeddings=True)
+    weights = {tensor.name: tensor[:] for tensor in read_header(base / "model.safetensors")}
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
+    write_safetensors(base / "model.safetensors", list(weights.items()), "F32")
+    saved = find_saved_model(tmp_path / "run")
+    export_adapter(saved, tmp_path / "peft")
+    merge_folder(base, tmp_path / "peft", saved.adapter, saved.config, tmp_path / "merged", SideFiles({}))
+    merged = {tensor.name: tensor[:] for tensor in read_header(tmp_path / "merged" / "model.safetensors")}
+    np.testing.assert_array_equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
+    assert np.abs(merged["lm_head.weight"] - weights["lm_head.weight"]).max() > 1e-2
 
 
 def test_nan_is_never_saved_as_done(trained, tmp_path):

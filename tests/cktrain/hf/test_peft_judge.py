@@ -31,13 +31,26 @@ ADAPTERS = {
     },
     "gpt2": {"r": 4, "use_rslora": True},
     "olmo2": {"r": 2, "target_modules": ["q_proj", "layers.1.mlp.down_proj"]},
+    "llama, whole": {
+        "r": 2,
+        "target_modules": ["q_proj"],
+        "modules_to_save": ["embed_tokens", "lm_head", "norm"],
+    },
+    "llama, tied": {"r": 2, "modules_to_save": ["embed_tokens"], "ensure_weight_tying": True},
+    "gpt2, tied": {"r": 2, "modules_to_save": ["wte", "attn.c_proj", "ln_f"], "ensure_weight_tying": True},
 }
+
+
+def model_keys(case):
+    family, _, variant = case.partition(", ")
+    tied = {"model.tie_word_embeddings": True} if variant == "tied" else {}
+    return {"model.family": family, **tied}
 
 
 @pytest.fixture
 def base(tiny, tmp_path):
-    def make(family):
-        model = tiny(**{"model.family": family}).model.model_copy(update={"max_position_embeddings": 16})
+    def make(case):
+        model = tiny(**model_keys(case)).model.model_copy(update={"max_position_embeddings": 16})
         numerics = Numerics(cython_kernels.load("reference"), "fp32")
         params = ParamStore(build_model(model, numerics, 16).params(), numerics)
         params.initialize(5)
@@ -56,11 +69,11 @@ def close(found, wanted):
     assert np.abs(found - wanted).max() <= TOLERANCE * np.abs(wanted).max()
 
 
-@pytest.mark.parametrize("family", list(ADAPTERS))
-def test_peft_computes_the_logits_of_our_checkpoint(tiny, composed, base, tmp_path, family):
-    folder = base(family)
-    values = tiny(**{"model.family": family}).model_dump(mode="json", exclude={"adapter"})
-    values |= {"model": {"from_pretrained": str(folder)}, "precision": "fp32", "adapter": ADAPTERS[family]}
+@pytest.mark.parametrize("case", list(ADAPTERS))
+def test_peft_computes_the_logits_of_our_checkpoint(tiny, composed, base, tmp_path, case):
+    folder = base(case)
+    values = tiny(**model_keys(case)).model_dump(mode="json", exclude={"adapter"})
+    values |= {"model": {"from_pretrained": str(folder)}, "precision": "fp32", "adapter": ADAPTERS[case]}
     values["optimizer"] = {"lr": 0.1}
     trainer = composed(Config.model_validate(values)).trainer
     for _ in range(3):
@@ -75,7 +88,7 @@ def test_peft_computes_the_logits_of_our_checkpoint(tiny, composed, base, tmp_pa
     close(ours, logits(theirs.merge_and_unload()))
 
 
-@pytest.mark.parametrize("family", list(ADAPTERS))
+@pytest.mark.parametrize("family", ["llama", "gpt2", "olmo2"])
 @pytest.mark.parametrize("targets", ["all-linear", None])
 def test_a_folder_that_peft_wrote_is_read(base, tmp_path, family, targets):
     folder = base(family)
@@ -91,5 +104,25 @@ def test_a_folder_that_peft_wrote_is_read(base, tmp_path, family, targets):
         fan_in_fan_out=gpt2,
     )
     theirs = peft.get_peft_model(plain, config).eval()
+    theirs.save_pretrained(tmp_path / "peft")
+    close(open_model(folder, adapter=tmp_path / "peft").logits(IDS), logits(theirs))
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_modules_that_peft_trained_whole_are_read(base, tmp_path, tied):
+    folder = base("llama, tied" if tied else "llama")
+    plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
+    config = peft.LoraConfig(
+        task_type="CAUSAL_LM",
+        target_modules=["q_proj"],
+        init_lora_weights=False,
+        modules_to_save=["embed_tokens", "norm"],
+        ensure_weight_tying=tied,
+    )
+    theirs = peft.get_peft_model(plain, config).eval()
+    with torch.no_grad():
+        for name, param in theirs.named_parameters():
+            if "modules_to_save" in name:
+                param.mul_(1 + torch.rand_like(param))
     theirs.save_pretrained(tmp_path / "peft")
     close(open_model(folder, adapter=tmp_path / "peft").logits(IDS), logits(theirs))
