@@ -26,7 +26,7 @@ from cktrain.frozen_base import record_base, refuse_other_base
 from cktrain.hf.folder import resolve_model
 from cktrain.hf.freeze import hold_as_stored
 from cktrain.hf.peft_folder import dropout_of, find_adapter, load_adapter, peft_adapter, resolve_adapter
-from cktrain.hf.peft_targets import in_words
+from cktrain.hf.peft_targets import in_words, loras
 from cktrain.hf.tensors import hf_tensors, load_weights
 from cktrain.models.build import build_model
 from cktrain.models.family import ModelConfig
@@ -161,6 +161,8 @@ def compose(
         if pretrained is not None:
             together(group, partial(load_weights, pretrained, model_config, params, names))
             params.initialize(config.run.seed, [param for param in params.params if param.spec.adapter])
+            for _, lora in loras(part.model):
+                lora.start()
             log.info("weights from %s", pretrained)
             if adapter is not None and adapter.from_pretrained is not None and peft is not None:
                 folder = find_adapter(adapter.from_pretrained)

@@ -35,6 +35,8 @@ class AdapterConfig(Section):
     """Names, or a regular expression, of what is left out of target_modules."""
     use_rslora: bool = False
     """The scale is lora_alpha / √r (rank-stabilised LoRA, Kalajdzievski 2023)."""
+    use_dora: bool = False
+    """The rows of W + scale · B A are normed and multiplied by a magnitude that is trained too (DoRA, Liu et al. 2024)."""
     rank_pattern: dict[str, Size] = Field(default={})
     """Other ranks: the end of a module's name, or a regular expression of it, and its r."""
     alpha_pattern: dict[str, FinitePositive] = Field(default={})

@@ -1,7 +1,8 @@
 """PEFT's folder: an adapter as `PeftModel.from_pretrained` reads and writes it.
 
     adapter_config.json         rank, alpha, targets …, in PEFT's keys
-    adapter_model.safetensors   base_model.model.MODULE.lora_A.weight (r, in), …lora_B.weight (out, r), f32;
+    adapter_model.safetensors   base_model.model.MODULE.lora_A.weight (r, in), …lora_B.weight (out, r), f32; with DoRA
+                                …lora_magnitude_vector (out);
                                 of what is trained whole beside it MODULE's own names and shapes
 
 Each checkpoint of an adapter is such a folder, beside what resume needs. The metadata of its tensors' file name the base by
@@ -24,10 +25,12 @@ from cktrain.file_identity import sha256_of_set
 from cktrain.foreign_file import checked, read_json, shorten
 from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.peft_targets import ends_in, linear_modules, loras, saved_tensors
-from cktrain.hf.tensors import HFTensor
+from cktrain.hf.tensors import HEAD, HFTensor
 from cktrain.memory.param_store import ParamStore
+from cktrain.models import FAMILIES
 from cktrain.models.family import ModelConfig
 from cktrain.models.transformer import Transformer
+from cktrain.nn.adapters.dora import DoRA
 from cktrain.parallel.blocks import read_label
 from cktrain.safetensors_file import (
     DTYPES,
@@ -43,7 +46,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 BASE_KEY = "base_sha256"
 
-_OURS = ("r", "lora_alpha", "exclude_modules", "use_rslora", "rank_pattern", "alpha_pattern", "modules_to_save",
+_OURS = ("r", "lora_alpha", "exclude_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save",
          "ensure_weight_tying")  # fmt: skip
 _SAID = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
          "target_modules", "fan_in_fan_out", "megatron_config", "megatron_core", "init_lora_weights", "loftq_config",
@@ -105,8 +108,14 @@ def peft_adapter(
             every = slice(0, rows.weight.shape[0])
             tensors.append(HFTensor(f"{PREFIX}{name}.lora_A.weight", lora.a, rows.columns, False))
             tensors.append(HFTensor(f"{PREFIX}{name}.lora_B.weight", rows.weight, every, False))
+            if isinstance(lora, DoRA):
+                magnitude = lora.m[lora.b.index(rows)].weight
+                tensors.append(HFTensor(f"{PREFIX}{name}.lora_magnitude_vector", magnitude, every, False))
     saved = saved_tensors(adapter, config, model)
     tensors += [replace(tensor, name=f"{PREFIX}{tensor.name}") for tensor in saved]
+    if config.tied and adapter.ensure_weight_tying:  # PEFT has the one weight under both names
+        table = FAMILIES[config.family].tensors.embedding
+        tensors += [replace(tensor, name=f"{PREFIX}{HEAD}") for tensor in saved if tensor.name == table]
     whole_modules = list(dict.fromkeys(tensor.name.rpartition(".")[0] for tensor in saved))
     modules = linear_modules(config, model)
     ends = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
@@ -124,6 +133,7 @@ def peft_adapter(
         "bias": "none",
         "fan_in_fan_out": any(modules[name] for name in names),
         "use_rslora": adapter.use_rslora,
+        "use_dora": adapter.use_dora,
         "rank_pattern": adapter.rank_pattern,
         "alpha_pattern": adapter.alpha_pattern,
         "modules_to_save": whole_modules or None,

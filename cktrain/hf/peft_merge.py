@@ -1,4 +1,4 @@
-"""An adapter merged into the weights that it was trained beside: W + s · B · A, in a copy of the base's folder.
+"""An adapter merged into the weights that it was trained beside, W + s · B · A (DoRA: m / n of it), in a copy of its folder.
 
 The files are copied, and the tensors that are adapted, or were trained whole beside the adapter, written over in place.
 Their dtype, their names, their division into files and every other byte stay as they are. Sums are in f32 and rounded once,
@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +20,6 @@ from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.peft_folder import PREFIX
 from cktrain.hf.peft_folder import WEIGHTS_FILE as ADAPTER_FILE
 from cktrain.hf.tensors import HEAD, INDEX_FILE, is_transposed, stored_tensors, weight_files
-from cktrain.models import FAMILIES
 from cktrain.models.family import ModelConfig
 from cktrain.safetensors_file import DTYPES, StoredTensor, read_header, to_finite
 from cktrain.side_files import SideFiles
@@ -42,9 +41,8 @@ def merge_folder(
         name[len(PREFIX) : -len(".lora_A.weight")] for name in trained if name.endswith(".lora_A.weight")
     ]
     whole = {name[len(PREFIX) :]: tensor for name, tensor in trained.items() if ".lora_" not in name}
-    table = FAMILIES[config.family].tensors.embedding
-    if config.tied and table in whole and HEAD in stored:  # the base's file has the one weight twice
-        whole[HEAD] = whole[table]
+    if config.tied and HEAD not in stored:  # PEFT's folder has the one weight twice
+        whole.pop(HEAD, None)
     temporary = out.with_name(f".{out.name}.tmp{os.getpid()}")
     try:
         temporary.mkdir(parents=True)
@@ -77,11 +75,31 @@ def _add(
     scale: float,
     transposed: bool,
 ) -> None:
-    """Add s · B · A to a tensor of the copied file, some rows at a time; `transposed`: it is (in, out), a Conv1D's."""
+    """Add s · B · A to a tensor of the copied file, some rows at a time; `transposed`: it is (in, out), a Conv1D's.
+
+    With magnitudes (DoRA) each output's weights get the length that its magnitude says.
+    """
     a, b = (_whole(low_rank[f"{PREFIX}{module}.lora_{half}.weight"]) for half in "AB")
     left, right = (a.T, b.T) if transposed else (b, a)
     wide = np.float64 if np.dtype(DTYPES[weight.dtype]).itemsize == 8 else np.float32
-    pieces = ((rows, values.astype(wide) + scale * (left[rows] @ right)) for rows, values in weight.pieces())
+
+    def summed() -> Iterator[tuple[slice, np.ndarray]]:
+        return (
+            (rows, values.astype(wide) + scale * (left[rows] @ right)) for rows, values in weight.pieces()
+        )
+
+    magnitude = low_rank.get(f"{PREFIX}{module}.lora_magnitude_vector")
+    if magnitude is None:
+        _write(weight, folder, summed())
+        return
+    squares: np.ndarray = np.zeros(len(b), wide)
+    for rows, values in summed():
+        if transposed:
+            squares += np.einsum("io,io->o", values, values)
+        else:
+            squares[rows] = np.einsum("oi,oi->o", values, values)
+    gain = _whole(magnitude) / np.sqrt(np.where(squares > 0, squares, 1))
+    pieces = ((rows, values * (gain if transposed else gain[rows, None])) for rows, values in summed())
     _write(weight, folder, pieces)
 
 

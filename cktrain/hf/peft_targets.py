@@ -21,6 +21,7 @@ from cktrain.hf.tensors import HEAD, HFTensor, hf_tensors
 from cktrain.models import FAMILIES
 from cktrain.models.family import ModelConfig
 from cktrain.models.transformer import Transformer
+from cktrain.nn.adapters.dora import DoRA
 from cktrain.nn.adapters.lora import LoRA, Target
 from cktrain.nn.linear import Linear
 
@@ -55,7 +56,7 @@ def attach(adapter: AdapterConfig, config: ModelConfig, model: Transformer) -> N
             if (name := _module(tensor.name)) in chosen
         ]
         if targets:
-            linear.adapters.append(LoRA(linear, targets))
+            linear.adapters.append((DoRA if adapter.use_dora else LoRA)(linear, targets))
 
 
 def saved_tensors(adapter: AdapterConfig, config: ModelConfig, model: Transformer) -> list[HFTensor]:
@@ -121,8 +122,9 @@ def in_words(adapter: AdapterConfig, config: ModelConfig, model: Transformer) ->
     saved = dict.fromkeys(
         _module(tensor.name).rpartition(".")[2] for tensor in saved_tensors(adapter, config, model)
     )
+    kind = "dora" if adapter.use_dora else adapter.peft_type
     return (
-        f"{adapter.peft_type} of rank {', '.join(map(str, ranks))}, scale {', '.join(f'{s:g}' for s in scales)}, "
+        f"{kind} of rank {', '.join(map(str, ranks))}, scale {', '.join(f'{s:g}' for s in scales)}, "
         f"beside {len(targets):,} matrices: {', '.join(kinds)}"
         + (f"; trained whole: {', '.join(saved)}" if saved else "")
     )

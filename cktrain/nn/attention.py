@@ -109,10 +109,15 @@ class Attention(Body):
         alpha: float = 1.0,
     ) -> None:
         """out (N, C) = residual + alpha · attention(x)."""
-        self.recompute(x, slot)
+        self._attend(x, slot)
         self.o_proj.forward(out, self._context(slot), slot, residual, alpha)
 
     def recompute(self, x: np.ndarray, slot: Slot) -> None:
+        """Everything but the output projection's product."""
+        self._attend(x, slot)
+        self.o_proj.prepare(slot)
+
+    def _attend(self, x: np.ndarray, slot: Slot) -> None:
         """Everything up to the output projection, whose input stays in the slot."""
         kernels = self.num.kernels
         self.qkv_proj.forward(self._qkv(slot), x, slot)

@@ -9,6 +9,7 @@ costs one pass over a few MiB that stay in the cache.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Protocol
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +20,45 @@ from cktrain.nn.module import Module
 
 BLOCK_BYTES = 2 << 20
 """Of a block of a widened weight: it is read from the cache that it was written to."""
+
+
+class Format(Protocol):
+    """How a weight is stored and multiplied."""
+
+    weight: Param
+
+    def product(
+        self,
+        y: np.ndarray,
+        x: np.ndarray,
+        bias: np.ndarray | None,
+        residual: np.ndarray | None,
+        module: Module,
+        slot: Slot,
+    ) -> None:
+        """y = x · wᵀ + bias + residual, which may be y; bias f32 (O)."""
+
+    def product_transposed(
+        self, dx: np.ndarray, dy: np.ndarray, accumulate: bool, module: Module, slot: Slot
+    ) -> None:
+        """dx = or += dy · w."""
+
+    def weight_gradient(
+        self, dy: np.ndarray, x: np.ndarray, bias: Param | None, module: Module, slot: Slot
+    ) -> None:
+        """Add dyᵀ · x to the weight's gradient, unless it is frozen, and the rows of dy to the bias's.
+
+        `grad_added` must follow.
+        """
+
+    def blocks(self, module: Module, slot: Slot) -> Iterator[tuple[slice, np.ndarray]]:
+        """(rows of w, those rows in the compute dtype), `block_shape` at a time; an array is valid until the next one."""
+
+
+def block_shape(weight: Param, itemsize: int) -> tuple[int, int]:
+    """(rows, I) of a block of a weight whose elements have so many bytes."""
+    count, width = weight.shape
+    return min(count, max(1, BLOCK_BYTES // (width * itemsize))), width
 
 
 class Dense:
@@ -49,7 +89,9 @@ class Dense:
         """dx = or += dy · w."""
         module.num.kernels.linear_backward_input(dx, dy, self.weight.value, accumulate)
 
-    def weight_gradient(self, dy: np.ndarray, x: np.ndarray, bias: Param | None, module: Module) -> None:
+    def weight_gradient(
+        self, dy: np.ndarray, x: np.ndarray, bias: Param | None, module: Module, slot: Slot
+    ) -> None:
         """Add dyᵀ · x to the weight's gradient, unless it is frozen, and the rows of dy to the bias's.
 
         `grad_added` must follow.
@@ -62,18 +104,19 @@ class Dense:
         )
         weight.grad_written()
 
+    def blocks(self, module: Module, slot: Slot) -> Iterator[tuple[slice, np.ndarray]]:
+        """As `Format.blocks`: views."""
+        height, _ = block_shape(self.weight, module.num.compute_dtype.itemsize)
+        for start in range(0, self.weight.shape[0], height):
+            rows = slice(start, min(start + height, self.weight.shape[0]))
+            yield rows, self.weight.value[rows]
 
-class Widened:
-    """A frozen weight of bf16 or fp16 (O, I), on any CPU."""
+
+class ByBlocks:
+    """What formats share whose weight is made ready for the kernels block by block."""
 
     def __init__(self, weight: Param) -> None:
-        """`weight.value` is the weight as its file has it; widening is exact."""
         self.weight = weight
-
-    def look_up(self, y: np.ndarray, ids: np.ndarray, module: Module) -> None:
-        """y (N, I) = the rows of w that ids (N,) int32 name, widened."""
-        if not module.num.is_dry:
-            np.copyto(y, self.weight.value[ids], casting="unsafe")
 
     def product(
         self,
@@ -85,7 +128,7 @@ class Widened:
         slot: Slot,
     ) -> None:
         """y = x · wᵀ + bias + residual, which may be y; bias f32 (O). A block of w gives some columns of y."""
-        for rows, block in self._blocks(module, slot):
+        for rows, block in self.blocks(module, slot):
             module.num.kernels.linear_forward(
                 y[:, rows],
                 x,
@@ -98,17 +141,32 @@ class Widened:
         self, dx: np.ndarray, dy: np.ndarray, accumulate: bool, module: Module, slot: Slot
     ) -> None:
         """dx = or += dy · w, the sum over blocks of w."""
-        for rows, block in self._blocks(module, slot):
+        for rows, block in self.blocks(module, slot):
             module.num.kernels.linear_backward_input(dx, dy[:, rows], block, accumulate or rows.start > 0)
 
-    def weight_gradient(self, dy: np.ndarray, x: np.ndarray, bias: Param | None, module: Module) -> None:
+    def blocks(self, module: Module, slot: Slot) -> Iterator[tuple[slice, np.ndarray]]:
+        """As `Format.blocks`."""
+        raise NotImplementedError
+
+
+class Widened(ByBlocks):
+    """A frozen weight of bf16 or fp16 (O, I) as its file has it, on any CPU; widening is exact."""
+
+    def look_up(self, y: np.ndarray, ids: np.ndarray, module: Module) -> None:
+        """y (N, I) = the rows of w that ids (N,) int32 name, widened."""
+        if not module.num.is_dry:
+            np.copyto(y, self.weight.value[ids], casting="unsafe")
+
+    def weight_gradient(
+        self, dy: np.ndarray, x: np.ndarray, bias: Param | None, module: Module, slot: Slot
+    ) -> None:
         """Nothing: the weight is frozen."""
 
-    def _blocks(self, module: Module, slot: Slot) -> Iterator[tuple[slice, np.ndarray]]:
-        """(rows of w, those rows in the compute dtype), one block after the other in one array."""
+    def blocks(self, module: Module, slot: Slot) -> Iterator[tuple[slice, np.ndarray]]:
+        """As `Format.blocks`, one after the other in one array."""
         stored = self.weight.value
-        count, width = stored.shape
-        height = min(count, max(1, BLOCK_BYTES // (width * module.num.compute_dtype.itemsize)))
+        count = len(stored)
+        height, width = block_shape(self.weight, module.num.compute_dtype.itemsize)
         block = slot.shared(module, "widened", (height, width), module.num.compute_dtype)
         for start in range(0, count, height):
             rows = slice(start, min(start + height, count))

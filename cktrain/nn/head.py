@@ -198,7 +198,7 @@ class Head(Module):
         dlogits[:, region.rows :] = 0
         if output.weight.trainable:
             weighted = x if row_weight is None else (x * row_weight[:, None]).astype(x.dtype)
-            output.format.weight_gradient(dlogits, weighted, None, output)
+            output.format.weight_gradient(dlogits, weighted, None, output, slot)
         output.format.product_transposed(dx, dlogits, False, output, slot)
         if row_weight is not None:
             np.multiply(dx, row_weight[:, None], out=dx, casting="unsafe")

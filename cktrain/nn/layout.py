@@ -52,5 +52,8 @@ class Whole:
     def leave_gradient(self, dx: np.ndarray, gradient: np.ndarray, accumulate: bool) -> None:
         """dx = or += what belongs here of the gradient that was written to `gradient`'s array."""
 
+    def sum_over_inputs(self, array: np.ndarray) -> None:
+        """Sum a small array over the ranks that divide the product's inputs, in place."""
+
     def all_reduce(self, array: np.ndarray, op: str) -> None:
         """Reduce a small array over the ranks that divide the product, in place."""

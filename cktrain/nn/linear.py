@@ -15,7 +15,7 @@ import numpy as np
 
 from cktrain.memory.param import Param
 from cktrain.memory.slot import Slot
-from cktrain.nn.formats import Dense, Widened
+from cktrain.nn.formats import Dense, Format, Widened
 from cktrain.nn.layout import Whole
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
@@ -57,6 +57,16 @@ class Adapter(Product):
     def divided_rows(self) -> Iterable[tuple[Param, slice]]:
         """The parameters whose rows are the linear's outputs, and which of its outputs on this rank."""
         return ()
+
+    def start(self) -> None:
+        """Called once the weights beside which a fresh adapter stands are read. Collective over the linear's ranks."""
+
+    def prepare(self, slot: Slot) -> None:
+        """Called before each forward of the linear, and where what it left is to be had again. Collective over its ranks."""
+
+    def around(self, format: Format) -> Format:
+        """The weight's format as the adapter has it multiplied: another one where it changes the weight (DoRA)."""
+        return format
 
     def output_gradient(self, dy: np.ndarray, slot: Slot) -> None:
         """Called with the dy of both halves of the backward, before either."""
@@ -115,10 +125,20 @@ class Linear(Product):
         rows = self.layout.enter(x, slot)
         y, added = self.layout.product(out, residual, slot)
         bias = self.bias.value if self.bias is not None and self.layout.adds_bias else None
-        self.format.product(y, rows, bias, added, self, slot)
+        self.prepare(slot)
+        self._adapted_format().product(y, rows, bias, added, self, slot)
         for adapter in self.adapters:
             adapter.forward(y, rows, slot, residual=y)
         self.layout.leave(out, y, residual)
+
+    def recompute(self, x: np.ndarray, slot: Slot) -> None:
+        """What adapters leave for the backward; it does not depend on x."""
+        self.prepare(slot)
+
+    def prepare(self, slot: Slot) -> None:
+        """What adapters make of their weights for a forward and its backward."""
+        for adapter in self.adapters:
+            adapter.prepare(slot)
 
     def backward(
         self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = False
@@ -145,7 +165,7 @@ class Linear(Product):
         if self.weight.trainable:
             bias = self.bias if self.bias is not None and self.bias.trainable else None
             here = bias if self.layout.adds_bias else None
-            self.format.weight_gradient(dy, rows, here, self)
+            self._adapted_format().weight_gradient(dy, rows, here, self, slot)
             self.weight.grad_added()
             if bias is not None:
                 if here is None:
@@ -155,6 +175,12 @@ class Linear(Product):
             self._add_bias_gradient(dy)
         for adapter in self.adapters:
             adapter.backward_weight(dy, rows, slot)
+
+    def _adapted_format(self) -> Format:
+        found: Format = self.format
+        for adapter in self.adapters:
+            found = adapter.around(found)
+        return found
 
     def _add_bias_gradient(self, dy: np.ndarray) -> None:
         """The bias's gradient where the weight is frozen: no kernel sums rows alone."""
@@ -167,7 +193,7 @@ class Linear(Product):
     def backward_input(self, dx: np.ndarray, dy: np.ndarray, slot: Slot, accumulate: bool = False) -> None:
         """dx = or += dy · w; dy from `output_gradient`."""
         gradient, added = self.layout.gradient(dx, accumulate, slot)
-        self.format.product_transposed(gradient, dy, added, self, slot)
+        self._adapted_format().product_transposed(gradient, dy, added, self, slot)
         for adapter in self.adapters:
             adapter.backward_input(gradient, dy, slot, accumulate=True)
         self.layout.leave_gradient(dx, gradient, accumulate)

@@ -30,14 +30,15 @@ class FeedForward(Body):
         alpha: float = 1.0,
     ) -> None:
         """out (N, C) = residual + alpha · mlp(x)."""
-        self.recompute(x, slot)
+        self.input_proj.forward(self._expanded(slot), x, slot)
         hidden = self._hidden(slot)
         self._activate(hidden, self._expanded(slot))
         self.output_proj.forward(out, hidden, slot, residual, alpha)
 
     def recompute(self, x: np.ndarray, slot: Slot) -> None:
-        """The input projection, whose result stays in the slot."""
+        """The input projection, whose result stays in the slot, and what the output projection's adapters leave."""
         self.input_proj.forward(self._expanded(slot), x, slot)
+        self.output_proj.prepare(slot)
 
     def backward_inner(self, dy: np.ndarray, slot: Slot) -> np.ndarray:
         """The gradient of the input projection's output, in its place."""

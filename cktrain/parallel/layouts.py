@@ -79,6 +79,10 @@ class Row(Whole):
         """All rows (N, C)."""
         return self.region.gather(dy, slot, "gathered_gradient")
 
+    def sum_over_inputs(self, array: np.ndarray) -> None:
+        """Over the tensor group."""
+        self.region.all_reduce(array, "sum")
+
 
 class OwnRows(Whole):
     """A whole matrix, multiplied by this rank's rows alone (GPT-2's table of positions)."""

@@ -12,9 +12,9 @@ number). The style decides the rest:
 | width | norm over all heads, heads divided | complete, of its shard | - |
 | replicated | norm, whole on every rank | partial: of its rows or heads | partial |
 
-Beside a linear an adapter's parts follow it (`nn/adapters/lora.py`):
+Beside a linear an adapter's parts follow it (`nn/adapters/lora.py`, `nn/adapters/dora.py`):
 
-| linear | lora_A | lora_B |
+| linear | lora_A | lora_B, lora_magnitude_vector |
 |---|---|---|
 | column | partial: of the rank's outputs | complete, of its outputs |
 | row | complete, of its inputs | partial: of the rank's inputs |
@@ -40,8 +40,8 @@ _REDUCE_AXES = {
     "replicated": {"weight": _PARTIAL, "bias": _PARTIAL},
 }
 _ADAPTER_AXES = {
-    "column": {"lora_A": _PARTIAL, "lora_B": _COMPLETE},
-    "row": {"lora_A": _COMPLETE, "lora_B": _PARTIAL},
+    "column": {"A": _PARTIAL, "B": _COMPLETE, "magnitude_vector": _COMPLETE},
+    "row": {"A": _COMPLETE, "B": _PARTIAL, "magnitude_vector": _PARTIAL},
 }
 _MATRICES = ("column", "row")
 """Styles whose weights map features to features, which is what an optimizer of whole matrices is made for."""
@@ -53,8 +53,8 @@ def tag_by_role(params: Iterable[Param], styles: Mapping[str, str]) -> None:
         module, _, kind = param.spec.role.rpartition(".")
         axes_of = _REDUCE_AXES
         if param.spec.adapter:
-            linear, _, part = module.partition(".lora_")
-            module, kind, axes_of = linear, f"lora_{part[0]}", _ADAPTER_AXES
+            module, _, part = module.partition(".lora_")
+            kind, axes_of = part.partition(".")[0], _ADAPTER_AXES
         style = styles.get(module, "")
         axes = axes_of.get(style, {}).get(kind)
         if axes is None:

@@ -66,9 +66,10 @@ def test_the_adapter_trains_and_the_base_stays(pretrained, adapted, composed):
     assert all(isinstance(linear.format, Widened) for linear, _ in loras(trainer.model))
 
 
-def test_it_starts_as_the_base_and_as_peft_draws_it(pretrained, adapted, composed, tmp_path):
+@pytest.mark.parametrize("dora", [False, True])
+def test_it_starts_as_the_base_and_as_peft_draws_it(pretrained, adapted, composed, tmp_path, dora):
     folder = pretrained()
-    trainer = composed(adapted(folder)).trainer
+    trainer = composed(adapted(folder, {"use_dora": dora})).trainer
     wide = composed(
         Config.model_validate(
             {
@@ -81,11 +82,13 @@ def test_it_starts_as_the_base_and_as_peft_draws_it(pretrained, adapted, compose
     for param in trainer.params.trainable:
         if "lora_B" in param.name:
             assert not param.data.any()
+        elif "magnitude" in param.name:
+            assert dora and param.data.min() > 0
         else:
             bound = 1 / np.sqrt(param.shape[1])
             assert 0.9 * bound < np.abs(param.data).max() <= bound
             assert abs(param.data.mean()) < 0.2 * bound
-    assert trainer.step().loss == wide.step().loss
+    assert trainer.step().loss == pytest.approx(wide.step().loss, rel=1e-13 if dora else 0)
 
 
 @pytest.mark.parametrize(

@@ -118,14 +118,14 @@ class LoRA(Adapter):
         inner = self._inner(x, slot)
         for rows in self.b:
             y = out[:, rows.rows]
-            self.num.kernels.linear_forward(y, inner[:, rows.columns], rows.weight.value, None, y)
+            self.num.kernels.linear_forward(y, inner[:, rows.columns], self._b(rows, slot), None, y)
 
     def output_gradient(self, dy: np.ndarray, slot: Slot) -> None:
         """Computes du, which both halves of the backward read."""
         dinner = self._dinner(len(dy), slot)
         for rows in self.b:
             self.num.kernels.linear_backward_input(
-                dinner[:, rows.columns], dy[:, rows.rows], rows.weight.value
+                dinner[:, rows.columns], dy[:, rows.rows], self._b(rows, slot)
             )
         self._scale_columns(dinner)
 
@@ -144,8 +144,11 @@ class LoRA(Adapter):
                     weight.should_accumulate(),
                 )
                 weight.grad_added()
+        self._add_a_gradient(dy, x, slot)
+
+    def _add_a_gradient(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> None:
         if self.a.trainable:
-            kernels.linear_backward_weight(
+            self.num.kernels.linear_backward_weight(
                 self.a.grad, None, self._dinner(len(dy), slot), x, self.a.should_accumulate()
             )
             self.a.grad_added()
@@ -172,6 +175,10 @@ class LoRA(Adapter):
         self.num.kernels.linear_forward(inner, x, self.a.value)
         self._scale_columns(inner)
         return inner
+
+    def _b(self, rows: LowRankRows, slot: Slot) -> np.ndarray:
+        """b (O_p, r_p) as it is multiplied."""
+        return rows.weight.value
 
     def _dinner(self, count: int, slot: Slot) -> np.ndarray:
         return self._thin("dinner", count, slot)

@@ -31,6 +31,8 @@ ADAPTERS = {
     },
     "gpt2": {"r": 4, "use_rslora": True},
     "olmo2": {"r": 2, "target_modules": ["q_proj", "layers.1.mlp.down_proj"]},
+    "llama, dora": {"r": 3, "use_dora": True, "rank_pattern": {"k_proj": 2}, "exclude_modules": ["up_proj"]},
+    "gpt2, dora": {"r": 4, "use_dora": True},
     "llama, whole": {
         "r": 2,
         "target_modules": ["q_proj"],
@@ -90,7 +92,8 @@ def test_peft_computes_the_logits_of_our_checkpoint(tiny, composed, base, tmp_pa
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "olmo2"])
 @pytest.mark.parametrize("targets", ["all-linear", None])
-def test_a_folder_that_peft_wrote_is_read(base, tmp_path, family, targets):
+@pytest.mark.parametrize("dora", [False, True])
+def test_a_folder_that_peft_wrote_is_read(base, tmp_path, family, targets, dora):
     folder = base(family)
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
     gpt2 = family == "gpt2"
@@ -102,10 +105,25 @@ def test_a_folder_that_peft_wrote_is_read(base, tmp_path, family, targets):
         init_lora_weights=False,
         rank_pattern={} if gpt2 else {"v_proj": 3},
         fan_in_fan_out=gpt2,
+        use_dora=dora,
     )
     theirs = peft.get_peft_model(plain, config).eval()
+    if dora:
+        with torch.no_grad():
+            for name, param in theirs.named_parameters():
+                if "magnitude" in name:
+                    param.mul_(1 + torch.rand_like(param))
     theirs.save_pretrained(tmp_path / "peft")
-    close(open_model(folder, adapter=tmp_path / "peft").logits(IDS), logits(theirs))
+    ours = open_model(folder, adapter=tmp_path / "peft")
+    close(ours.logits(IDS), logits(theirs))
+    ids = torch.tensor(IDS[None])
+    theirs(input_ids=ids, labels=ids).loss.backward()
+    gradients = ours.gradients(IDS)
+    trained = {name: param.grad.numpy() for name, param in theirs.named_parameters() if param.requires_grad}
+    assert len(trained) == len([name for name in gradients if ".lora_" in name]) > 0
+    for name, wanted in trained.items():
+        plain_name = name.replace(".default", "")
+        close(gradients[plain_name.removesuffix(".weight") if "magnitude" in name else plain_name], wanted)
 
 
 @pytest.mark.parametrize("tied", [False, True])

@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from lora import add_lora
+from lora import HeldDoRA, add_lora
 
 from cktrain import cython_kernels
 from cktrain.memory.param_store import ParamStore
 from cktrain.memory.slot import Slot, plan_slot
+from cktrain.nn.adapters.lora import LoRA
 from cktrain.nn.attention import Attention, AttentionShape, Rotary
 from cktrain.nn.branch import Block, Branch
 from cktrain.nn.embedding import Embedding, TokenEmbedding
@@ -101,11 +102,11 @@ def sandwich(num: Numerics) -> Block:
     return Block("layers.0", [first, second])
 
 
-def adapted(module: Module) -> Module:
+def adapted(module: Module, kind: type[LoRA] = LoRA) -> Module:
     """Adapters beside each linear."""
     for linear in list(module.modules()):
         if isinstance(linear, Linear):
-            add_lora(linear)
+            add_lora(linear, kind=kind)
     return module
 
 
@@ -119,6 +120,10 @@ CASES = {
     "attention, lora": Case(lambda n: adapted(attention(n))),
     "swiglu, lora": Case(lambda n: adapted(swiglu(n))),
     "block, lora": Case(lambda n: adapted(block(n)), accumulates=False, **STREAM),
+    "linear, three doras": Case(
+        lambda n: adapted(Linear("l", n, C, 6, bias=True, std=0.3, parts=(3, 1, 2)), HeldDoRA), width=6
+    ),
+    "block, dora": Case(lambda n: adapted(block(n), HeldDoRA), accumulates=False, **STREAM),
     "rms norm": Case(norm, dx_is_dy=True),
     "layer norm": Case(lambda n: LayerNorm("norm", n, C, 1e-5), dx_is_dy=True),
     "attention": Case(attention),

@@ -1,4 +1,4 @@
-"""LoRA in the adapter slot: ranks that divide data or tensors compute one process's losses and adapters."""
+"""LoRA and DoRA in the adapter slot: ranks that divide data or tensors compute one process's losses and adapters."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from cktrain import cython_kernels
 from cktrain.comm.group import Group
 from cktrain.data.loader import Batch
 from cktrain.models.build import build_model
+from cktrain.nn.adapters.dora import DoRA
+from cktrain.nn.adapters.lora import LoRA
 from cktrain.nn.linear import Linear
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.table import OPTIMIZERS
@@ -29,12 +31,14 @@ FAMILIES = {
 }
 
 
-def train(config: Any, world: Group, mesh: Mesh, frozen: bool) -> tuple[list[float], dict[str, np.ndarray]]:
+def train(
+    config: Any, world: Group, mesh: Mesh, frozen: bool, kind: type[LoRA]
+) -> tuple[list[float], dict[str, np.ndarray]]:
     """Losses of the steps, and what this rank has of the adapters after them."""
     model = build_model(config.model, Numerics(cython_kernels.load("reference"), "fp64"), 16)
     for module in model.modules():
         if isinstance(module, Linear) and module.name != "lm_head":
-            add_lora(module)
+            add_lora(module, kind=kind)
     for param in model.params():
         param.tag(trainable=not frozen or param.spec.adapter)
     ranks = divide_world(world, mesh)
@@ -65,18 +69,19 @@ def whole(param: Any, tensor: Group) -> np.ndarray:
     found = np.full(param.global_shape, np.nan)
     for shape, regions, data in tensor.show((param.shape, param.regions, param.data.copy())):
         for r in regions:
-            columns = slice(r.column, r.column + shape[1])
-            found[r.global_row : r.global_row + r.rows, columns] = data[r.row : r.row + r.rows]
+            columns = (slice(r.column, r.column + shape[1]),) if len(shape) == 2 else ()
+            found[(slice(r.global_row, r.global_row + r.rows), *columns)] = data[r.row : r.row + r.rows]
     return found
 
 
 @pytest.mark.parametrize("mesh", [Mesh(data=2), Mesh(tensor=2), Mesh(data=2, tensor=2)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("frozen", [True, False], ids=["base frozen", "all trained"])
-def test_ranks_compute_the_losses_of_one(tiny, mesh, family, frozen):
+@pytest.mark.parametrize("kind", [LoRA, DoRA])
+def test_ranks_compute_the_losses_of_one(tiny, mesh, family, frozen, kind):
     config = tiny(**FAMILIES[family])
-    ((losses, adapters),) = run_ranks(1, lambda world: train(config, world, Mesh(), frozen))
-    for found, mine in run_ranks(mesh.world, lambda world: train(config, world, mesh, frozen)):
+    ((losses, adapters),) = run_ranks(1, lambda world: train(config, world, Mesh(), frozen, kind))
+    for found, mine in run_ranks(mesh.world, lambda world: train(config, world, mesh, frozen, kind)):
         np.testing.assert_allclose(found, losses, rtol=1e-11)
         assert mine.keys() == adapters.keys() and mine
         for name, wanted in adapters.items():
