@@ -269,7 +269,7 @@ def test_what_is_trained_whole_is_written_under_its_own_name(trained, tmp_path):
     stored = {tensor.name: tensor for tensor in read_header(file)}
     head = trainer.params["lm_head.weight"]
     np.testing.assert_array_equal(stored["base_model.model.lm_head.weight"][:], head.data)
-    assert stored["base_model.model.model.norm.weight"].shape == (16,)
+    assert stored["base_model.model.model.norm.weight"].shape == (24,)
     assert head.trainable and not trainer.params["model.embed_tokens.weight"].trainable
 
 
