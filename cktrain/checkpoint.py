@@ -121,6 +121,8 @@ class Progress:
     """The fingerprint of the training tokens."""
     steps: int | None = None
     """Steps of the whole run, as it is configured."""
+    seconds: float = 0.0
+    """Since the run began to train, of its resumed parts the training alone; all ranks have rank 0's."""
     validation_loss: float | None = None
     """Of a checkpoint that is kept because it is the best, nats per token."""
     validation_data: str = ""
@@ -249,6 +251,7 @@ def load_checkpoint(
         tokens=state.tokens,
         precision=state.precision,
         examples=state.examples or 0,
+        seconds=state.seconds,
         run=state.run,
         parents=tuple(state.parents),
         data=state.data,

@@ -90,6 +90,8 @@ class State(BaseModel):
     """The fingerprint of the training tokens; empty in format 2."""
     steps: Count | None = None
     """Of the whole run, as it was configured; None: not recorded."""
+    seconds: Annotated[float, Field(ge=0)] = 0.0
+    """Of training, before it was written; 0: not recorded."""
     validation_loss: float | None = None
     """Of a run's best checkpoint, nats per token."""
     validation_data: str = ""

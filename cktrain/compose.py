@@ -21,7 +21,6 @@ from cktrain.consistency_check import agree_on_data, together
 from cktrain.data.fingerprint import fingerprint
 from cktrain.data.loader import BatchLoader
 from cktrain.data.shards import TokenSource, open_source
-from cktrain.epochs import count_steps, epochs_in_words
 from cktrain.frozen_base import record_base, refuse_other_base
 from cktrain.hf.folder import resolve_model
 from cktrain.hf.freeze import hold_as_stored
@@ -40,6 +39,7 @@ from cktrain.parallel.ranks import Ranks, divide_world
 from cktrain.precision import agree_on_precision
 from cktrain.resume import consumed_examples, model_differences, other_changes, saved_config
 from cktrain.run_files import agree_on_side_files
+from cktrain.run_length import count_steps, length_in_words
 from cktrain.shared_folder import check_shared_folder
 from cktrain.training.observer import Observer
 from cktrain.training.trainer import Trainer
@@ -130,8 +130,8 @@ def compose(
         )
     done = 0 if checkpoint is None else checkpoint.state.step
     config = together(group, partial(count_steps, config, loader.windows, done, examples))
-    if config.run.epochs is not None:
-        log.info(epochs_in_words(config, loader.windows))
+    if said := length_in_words(config, loader.windows):
+        log.info(said)
     by_block = config.memory.checkpointing == "block"
     build = partial(build_model, model_config, numerics, length, by_block, config.adapter)
     model = together(group, build)

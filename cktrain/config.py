@@ -19,15 +19,18 @@ from cktrain.config_types import (
     YEAR_S,
     Decay,
     Degree,
+    Duration,
     FiniteNonNegative,
     FinitePositive,
     Fraction,
+    Interval,
     NonNegative,
     PathText,
     Positive,
     Seconds,
     Section,
     Size,
+    duration_seconds,
 )
 from cktrain.hf.peft_config import ADAPTER_DEFAULTS, AdapterConfig
 from cktrain.models import AnyModel
@@ -41,26 +44,37 @@ class RunConfig(Section):
     seed: NonNegative = 1234
     """Seed of the initial weights and of the order of the data."""
     steps: Positive | None = None
-    """Optimizer steps in the whole run. Exactly one of steps and epochs is given."""
+    """Optimizer steps in the whole run. Exactly one of steps, epochs and tokens is given."""
     epochs: FinitePositive | None = None
     """Passes over the training sequences in the whole run, whole ones or not; the steps follow from it, and are said."""
+    tokens: Positive | None = None
+    """Tokens of the training sequences in the whole run, with a label or without; the steps follow from it, and are said."""
+    max_time: Duration | None = None
+    """Where the run ends at the latest, as 8h or 1h30min of training, resumed parts and saves included: the schedule moves
+    on by the clock where its steps are too slow for it, so that the rate has fallen to its end by then."""
     deterministic: bool = False
     """Add the micro-batches' gradients along one fixed order, whatever the number of data ranks."""
 
     @model_validator(mode="after")
     def _check_length(self) -> RunConfig:
-        if self.steps is not None and self.epochs is not None:
-            raise ValueError(
-                f"steps {self.steps} and epochs {self.epochs:g} both say how long it is. Give one of them"
-            )
-        if self.steps is None and self.epochs is None:
-            raise ValueError("nothing says how long it is. Give steps or epochs")
+        lengths = {"steps": self.steps, "epochs": self.epochs, "tokens": self.tokens}
+        given = [f"{key} {value:g}" for key, value in lengths.items() if value is not None]
+        if len(given) > 1:
+            number = "both" if len(given) == 2 else "all"
+            raise ValueError(f"{' and '.join(given)} {number} say how long it is. Give one of them")
+        if not given:
+            raise ValueError("nothing says how long it is. Give steps, epochs or tokens")
         return self
+
+    @property
+    def max_seconds(self) -> float | None:
+        """`max_time` in seconds."""
+        return None if self.max_time is None else duration_seconds(self.max_time)
 
     @property
     def total_steps(self) -> int:
         """The steps of the whole run, where they are known: of epochs once the data has been opened."""
-        assert self.steps is not None, "epochs are counted in steps first (cktrain/epochs.py)"
+        assert self.steps is not None, "epochs and tokens are counted in steps first (cktrain/run_length.py)"
         return self.steps
 
 
@@ -276,8 +290,8 @@ class MemoryConfig(Section):
 class CheckpointConfig(Section):
     """When to save and what to resume."""
 
-    every: NonNegative = 100
-    """Save after every so many steps, and at the end; 0: only at the end or on a signal."""
+    every: Interval = 100
+    """Save after every so many steps, or after a time as 15min or 2h, and at the end; 0: only at the end or on a signal."""
     keep: Positive = 3
     """Checkpoints to keep, of this run and those that led to it."""
     resume: PathText = "auto"
@@ -294,6 +308,10 @@ class LogConfig(Section):
 
     every: Positive = 10
     """Print and record every so many steps, and the first."""
+    tensorboard: bool = False
+    """Also write TensorBoard's event files, in run.dir/tensorboard (needs tensorboardX)."""
+    wandb: Annotated[str, Field(min_length=1)] | None = None
+    """Also send to this project of Weights & Biases (needs wandb; WANDB_MODE=offline keeps it in run.dir/wandb)."""
 
 
 class Config(Section):

@@ -23,6 +23,7 @@ from cktrain.foreign_file import shorten, spell
 from cktrain.foreign_keys import translated
 from cktrain.models import FAMILIES, FOLDER, families_with
 from cktrain.models.family import FromFolder, ModelConfig
+from cktrain.run_length import without_counted_steps
 from cktrain.yaml_text import Lines, dump_yaml, parse_yaml, read_yaml
 
 log = logging.getLogger("cktrain")
@@ -71,8 +72,7 @@ def save_config(config: Config, path: str | Path) -> None:
     `config.yaml.before`, which is said.
     """
     assert isinstance(config.model, ModelConfig), "the model is resolved before it is saved"
-    if config.run.epochs is not None:  # what was given; the steps follow from it
-        config = config.model_copy(update={"run": config.run.model_copy(update={"steps": None})})
+    config = without_counted_steps(config)
     path = Path(path)
     if path.is_file() and not _was_saved(path):
         kept = free_name(path.with_name(path.name + ".before"))

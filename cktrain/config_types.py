@@ -7,9 +7,10 @@ index or a file's position holds.
 from __future__ import annotations
 
 import math
-from typing import Annotated
+import re
+from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
 from cktrain.user_path import user_path
 
@@ -51,6 +52,36 @@ def _not_lost(value: float) -> float:
     return value
 
 
+_UNITS = {"d": 86_400.0, "h": 3600.0, "min": 60.0, "s": 1.0}
+_DURATION = re.compile("".join(rf"(?:(?P<{unit}>\d+(?:\.\d+)?){unit})?" for unit in _UNITS))
+
+
+def duration_seconds(text: str) -> float:
+    """Seconds of `8h`, `15min`, `1h30min`, `90s`, `2d`. Raises ValueError for another text, no time, and above a year."""
+    found = _DURATION.fullmatch(text)
+    if found is None or not text:
+        raise ValueError(
+            f"{text!r} is no duration. Give a number and its unit, as 90s, 15min, 8h, 2d or 1h30min"
+        )
+    seconds = sum(float(found[unit] or 0) * size for unit, size in _UNITS.items())
+    if not 0 < seconds <= YEAR_S:
+        raise ValueError(f"{text!r} are {seconds:,.0f} seconds. Give more than none, and at most a year")
+    return seconds
+
+
+def _duration(text: str) -> str:
+    duration_seconds(text)
+    return text
+
+
+def _interval(value: Any) -> int | str:
+    if isinstance(value, str):
+        return _duration(value)
+    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+        raise ValueError(f"{value!r} is no interval. Give a number of steps, or a duration as 15min")
+    return _held(value)
+
+
 Positive = Annotated[int, Field(gt=0), AfterValidator(_held)]
 NonNegative = Annotated[int, Field(ge=0), AfterValidator(_held)]
 Size = Annotated[int, Field(gt=0), AfterValidator(_sized)]
@@ -64,6 +95,10 @@ Decay = Annotated[float, Field(ge=0, lt=1)]
 """The share of the old in a running mean."""
 Seconds = Annotated[float, Field(gt=0, le=YEAR_S)]
 """A deadline, up to a year."""
+Duration = Annotated[str, AfterValidator(_duration)]
+"""A time with its units, as 8h or 1h30min (`duration_seconds`)."""
+Interval = Annotated[int | str, PlainValidator(_interval)]
+"""A number of steps, or a duration."""
 PathText = Annotated[str, AfterValidator(user_path)]
 """A path, with `~` expanded."""
 

@@ -23,7 +23,6 @@ from cktrain.config import Config
 from cktrain.config_file import load_config, with_overrides
 from cktrain.data.chat.prepare import ChatOptions, prepare_chat
 from cktrain.data.shards import DATASET_FILE, read_dataset
-from cktrain.epochs import count_steps, epochs_in_words
 from cktrain.file_identity import sha256_of_file
 from cktrain.folder_lock import lock_folder
 from cktrain.hf.config_json import read_model_config
@@ -35,6 +34,8 @@ from cktrain.hf.tensors import matching_tensors
 from cktrain.loaded_model import Model
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
+from cktrain.plan.forecast import sequences_of
+from cktrain.run_length import count_steps, length_in_words
 from cktrain.saved_model import SavedModel, find_saved_model
 from cktrain.trained_run import TrainedRun
 from cktrain.yaml_text import dump_yaml
@@ -72,9 +73,9 @@ _OPTIMIZER = {
 }
 _EPOCHS = {"adapter": 3, "full": 2}
 _INSTEAD = {
-    ("run", "epochs"): "steps",
-    ("schedule", "warmup_ratio"): "warmup_steps",
-    ("data.validation", "times_per_epoch"): "every",
+    ("run", "epochs"): ("steps", "tokens"),
+    ("schedule", "warmup_ratio"): ("warmup_steps",),
+    ("data.validation", "times_per_epoch"): ("every",),
 }
 """A default of ours that gives way where its owner says the same by another key."""
 
@@ -178,7 +179,7 @@ def _prepare(
     _write(file, _merged(values, given), say)
     adapter = resolve_adapter(config.adapter)
     config = config.model_copy(update={"model": resolve_model(config.model)[0], "adapter": adapter})
-    config = count_steps(config, _sequences(dataset, "train", length))
+    config = count_steps(config, sequences_of(dataset, "train", length))
     return Prepared(file, config, _expected(config, dataset, length))
 
 
@@ -252,22 +253,14 @@ def _length(dataset: dict[str, Any], positions: int, given: Values) -> int:
     return int(_block(given, "data").get("sequence_length", min(LENGTH, positions)))
 
 
-def _sequences(dataset: dict[str, Any], split: str, length: int) -> int:
-    """Those that an epoch has; of text, whose tokens are one stream, whole ones."""
-    found = dataset["splits"].get(split, {"shards": []})
-    if "sequences" in found:
-        return int(found["sequences"])
-    return (sum(shard["tokens"] for shard in found["shards"]) - 1) // length
-
-
 def _values(
     asked: FineTuning, base: Path, folder: Path, dataset: dict[str, Any], length: int, given: Values
 ) -> dict[str, Any]:
     """The configuration by default."""
     task = "full" if asked.full else "adapter"
-    sequences = _sequences(dataset, "train", length)
+    sequences = sequences_of(dataset, "train", length)
     micro, batch = _batch_sizes(sequences, length, _block(given, "batch"))
-    validates = _sequences(dataset, "validation", length) > 0
+    validates = sequences_of(dataset, "validation", length) > 0
     values: dict[str, Any] = {
         "run": {"dir": str(asked.out), "epochs": _EPOCHS[task] if asked.epochs is None else asked.epochs},
         "model": {"from_pretrained": str(base)},
@@ -290,10 +283,11 @@ def _values(
         block, mine = given, values
         for part in path.split("."):
             block, mine = _block(block, part), mine.get(part, {})
-        if block.get(theirs) is not None and ours not in block:
+        said = next((key for key in theirs if block.get(key) is not None), None)
+        if said is not None and ours not in block:
             if path == "run" and asked.epochs is not None:
                 raise ValueError(
-                    f"[finetune] --epochs {asked.epochs:g} and run.steps {block[theirs]} both say how long it is. Give one."
+                    f"[finetune] --epochs {asked.epochs:g} and run.{said} {block[said]} both say how long it is. Give one."
                 )
             mine.pop(ours, None)
     return values
@@ -337,7 +331,7 @@ def _write(file: Path, values: dict[str, Any], say: Say) -> None:
 
 def _expected(config: Config, dataset: dict[str, Any], length: int) -> list[str]:
     """What is known before anything is allocated or measured."""
-    splits = {name: _sequences(dataset, name, length) for name in ("train", "validation")}
+    splits = {name: sequences_of(dataset, name, length) for name in ("train", "validation")}
     sizes = ", ".join(
         f"{dataset['splits'][name]['documents']:,} rows in {count:,} sequences for {word}"
         for name, count, word in (
@@ -353,8 +347,8 @@ def _expected(config: Config, dataset: dict[str, Any], length: int) -> list[str]
             f"({chat['trained_share']:.1%}); sequences are {chat['packing_efficiency']:.1%} filled"
         )
     steps = config.run.total_steps
-    if config.run.epochs is not None:
-        lines.append(epochs_in_words(config, splits["train"]))
+    if said := length_in_words(config, splits["train"]):
+        lines.append(said)
     else:
         lines.append(f"steps: {steps:,} of {config.batch.global_batch_size:,} sequences")
     if steps < FEW_STEPS:

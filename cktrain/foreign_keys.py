@@ -16,7 +16,7 @@ _PACKED = (
 )
 _QUANTIZE = "weights are trained in fp32 or bf16, see precision"
 _SPLIT = "`cktrain data prepare --validation-fraction` keeps documents for it"
-_TRACKER = "metrics.jsonl in run.dir has every number"
+_TRACKER = "the name of a project; metrics.jsonl in run.dir has every number, too"
 
 # Theirs: where ours stands, and what else is to be said of it.
 _KEYS: dict[str, tuple[str, str]] = {
@@ -55,6 +55,9 @@ _KEYS: dict[str, tuple[str, str]] = {
     ),
     **dict.fromkeys(("save_steps", "save_interval", "checkpoint_interval"), ("checkpoint.every", "")),
     **dict.fromkeys(("save_total_limit", "keep_last"), ("checkpoint.keep", "")),
+    **dict.fromkeys(("max_tokens", "train_tokens", "total_tokens"), ("run.tokens", _EPOCHS)),
+    **dict.fromkeys(("max_hours", "exit_duration_in_mins", "train_time_limit"), ("run.max_time", "as 8h or 90min")),
+    **dict.fromkeys(("enable_tensorboard", "use_tensorboard", "tensorboard_dir"), ("log.tensorboard", "true or false")),
     "load_best_model_at_end": ("checkpoint.save_best", "the best one stands in run.dir/best"),
     "resume_from_checkpoint": ("checkpoint.resume", ""),
     **dict.fromkeys(("logging_steps", "log_interval", "log_every"), ("log.every", "")),

@@ -15,6 +15,7 @@ from cktrain.checkpoint_record import CONFIG_FILE, Checkpoint, CheckpointError
 from cktrain.config import Config
 from cktrain.config_file import load_config
 from cktrain.optim.schedule import learning_rate
+from cktrain.training.metrics import format_seconds
 
 _ROUNDING = "sums are added in another order, so results differ in their rounding"
 _ORDER = "the data comes in another order from here: sequences of this epoch may come again, or not at all"
@@ -26,6 +27,8 @@ _EFFECTS: dict[str, str | None] = {
     "run.seed": _ORDER,
     "run.steps": _RATE,
     "run.epochs": "the run ends after {steps:,} steps",
+    "run.tokens": "the run ends after {steps:,} steps",
+    "run.max_time": "the schedule ends after that time of training, of which {seconds} are over",
     "run.deterministic": _ROUNDING,
     "model.from_pretrained": "nothing, the weights are the checkpoint's",
     "model.initializer_range": "nothing, it is of fresh weights",
@@ -67,7 +70,7 @@ def saved_config(checkpoint: Checkpoint) -> Config:
         config = load_config(checkpoint.path / CONFIG_FILE)
     except ValueError as error:
         raise CheckpointError(f"[checkpoint] {error}. Resume from another checkpoint.") from None
-    if config.run.steps is None:  # of epochs, counted when it began
+    if config.run.steps is None:  # of epochs or tokens, counted when it began
         steps = checkpoint.state.steps or checkpoint.state.step
         config = config.model_copy(update={"run": config.run.model_copy(update={"steps": steps})})
     return config
@@ -105,6 +108,7 @@ def other_changes(checkpoint: Checkpoint, old: Config, new: Config, precision: s
     words = {
         "examples": consumed_examples(checkpoint, old, new) + 1,
         "steps": new.run.total_steps,
+        "seconds": format_seconds(state.seconds),
         "rate": _rate(old, new, state.step + 1),
         "data": "the tokens are the same" if same_data else "the tokens are others",
     }

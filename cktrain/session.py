@@ -30,6 +30,7 @@ from cktrain.nn.numerics import Numerics
 from cktrain.system_error import in_words
 from cktrain.training.progress_bar import StepBar
 from cktrain.training.stop import StopFlag, StopRequested
+from cktrain.training.trackers import missing_package, trackers
 from cktrain.training.trainer import Trainer
 
 if TYPE_CHECKING:
@@ -142,6 +143,8 @@ class Session:
             log.info("kernels: %s%s", kernels.label, why)
         except ValueError as error:
             problem = problem or str(error)
+        if group.rank == 0:
+            problem = problem or missing_package(config)
         self._agree(problem)
         try:
             check_agreement(group, config, __version__, kernels.label)
@@ -167,8 +170,10 @@ class Session:
     def train(self, bar: bool = True) -> bool:
         """Train to the last step; False when a signal or the clock stopped it, after saving. Raises as `Trainer.run`."""
         assert self.trainer is not None and self._run is not None and self._console is not None
-        if bar and self.trainer.group.rank == 0:
-            self.trainer.observers.append(StepBar(self._console))
+        if self.trainer.group.rank == 0:
+            self.trainer.observers += trackers(self.config, self.trainer.progress.run)
+            if bar:
+                self.trainer.observers.append(StepBar(self._console))
         try:
             return self.trainer.run()
         finally:

@@ -24,7 +24,7 @@ ROOMS = {
     "cktrain": (
         "cktrain",
         {"cktrain.cython_kernels", "cktrain.comm"},
-        CHOSEN | {"torch", "jinja2", "pyarrow", "zstandard", "gguf", "rouge_score"},
+        CHOSEN | {"torch", "jinja2", "pyarrow", "zstandard", "gguf", "rouge_score", "tensorboardX", "wandb"},
     ),
     "launch": ("cktrain.launch", {"cktrain", "cktrain.cython_kernels", "cktrain.comm"}, CHOSEN),
 }
@@ -39,6 +39,8 @@ ONLY_IN = {
     "gguf": {"cktrain/hf/gguf_file/reader.py"},
     "jinja2": {"cktrain/data/chat/template.py"},
     "rouge_score": {"cktrain/evaluation/metrics.py"},
+    "tensorboardX": {"cktrain/training/tensorboard_events.py"},
+    "wandb": {"cktrain/training/wandb_run.py"},
     "pyarrow": {"cktrain/data/chat/row_files.py"},
     "zstandard": {"cktrain/data/zstd_file.py"},
     "pyverbs": {"comm/transport/verbs_pyverbs.py"},

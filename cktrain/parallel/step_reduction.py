@@ -6,6 +6,7 @@
 | number of valid targets | last stage, tensor rank 0 | data |
 | squared gradient norm | each rank, of the elements that it counts | all axes |
 | stop, trouble | each rank | all axes |
+| seconds of training | rank 0 | none: all go by its clock |
 """
 
 from __future__ import annotations
@@ -31,6 +32,8 @@ class StepSums:
     """Whether any rank was asked to stop."""
     trouble: bool
     """Whether any rank could not read its part of the batch, or has met something else since the last sums."""
+    seconds: float
+    """Of training so far, by rank 0's clock."""
 
 
 def reduce_step(
@@ -40,18 +43,20 @@ def reduce_step(
     squared_norm: float = 0.0,
     stop: bool = False,
     trouble: bool = False,
+    seconds: float = 0.0,
 ) -> StepSums:
     """Reduce this rank's sums over the world; `losses` are of its micro-batches, as many on every rank."""
     count = len(losses)
-    vector = np.zeros(count * ranks.data.size + 4, np.float64)
+    vector = np.zeros(count * ranks.data.size + 5, np.float64)
     if ranks.reports_loss:
         first = ranks.data.rank * count
         vector[first : first + count] = losses
-        vector[-4] = tokens
-    vector[-3:] = squared_norm, stop, trouble
+        vector[-5] = tokens
+    vector[-4:] = squared_norm, stop, trouble, seconds if ranks.world.rank == 0 else 0.0
     with ranks.comm_timer:
         ranks.world.all_reduce(vector, "sum")
     total = 0.0
-    for loss in vector[:-4].tolist():  # in the order of the global batch, whatever the ranks
+    for loss in vector[:-5].tolist():  # in the order of the global batch, whatever the ranks
         total += loss
-    return StepSums(total, int(vector[-4]), float(vector[-3]), bool(vector[-2] > 0), bool(vector[-1] > 0))
+    squared, stops, troubles, clock = vector[-4:].tolist()
+    return StepSums(total, int(vector[-5]), squared, stops > 0, troubles > 0, clock)

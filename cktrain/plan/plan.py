@@ -58,6 +58,8 @@ class Plan:
     balanced_bubble: float = 0.0
     disturbance: str = ""
     """What other work did to the measurements."""
+    spread: float | None = None
+    """Of the machine's speed while it was measured, to either side of its median, as a share of it."""
     serial: float | None = None
     """The part of a micro-batch's time, on one thread, that more threads do not shorten."""
     ceiling: float | None = None

@@ -27,6 +27,12 @@ QUIET = 0.85
 some hundredths."""
 
 
+def spread(rates: Sequence[float]) -> float:
+    """Half of what lies between the deciles of FLOP/s, as a share of their median."""
+    low, *_, high = statistics.quantiles(rates, n=10)
+    return (high - low) / 2 / statistics.median(rates)
+
+
 def disturbance(rates: Sequence[float]) -> str:
     """What to say where other work used the cores, from FLOP/s of the register loop's short runs; "" where none did.
 

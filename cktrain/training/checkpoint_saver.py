@@ -16,6 +16,7 @@ from pathlib import Path
 from cktrain.checkpoint import CheckpointError, NotSavedError, Progress, save_checkpoint
 from cktrain.checkpoint_folder import BEST_FOLDER, step_name
 from cktrain.config import Config
+from cktrain.config_types import duration_seconds
 from cktrain.consistency_check import together
 from cktrain.hf.peft_folder import PeftAdapter
 from cktrain.optim.optimizer import Optimizer
@@ -51,6 +52,8 @@ class CheckpointSaver(Observer):
         self._side = side
         self._adapter = adapter
         self._failures = 0
+        self._due_from = progress().seconds
+        """When a save was last due, in seconds of training."""
         self.saved_step = progress().step
         """The last step that is on disk; that which the run began with, or 0."""
 
@@ -70,19 +73,26 @@ class CheckpointSaver(Observer):
 
     def stepped(self, step: Step) -> None:
         """Save where it is due. Raises NotSavedError, on all ranks, where the run cannot go on without."""
-        every = self._config.checkpoint.every
         if step.ends:
             try:
                 self.save()
             except NotSavedError as error:
                 raise NotSavedError(f"{error} {self._what_is_lost()}") from None
-        elif every and step.number % every == 0:
+        elif self._is_due(step):
             try:
                 self.save()
             except NotSavedError as error:
                 if not error.may_pass:
                     raise NotSavedError(f"{error} {self._what_is_lost()}") from None
-                self._say_failed(step.number, error, step.number + every)
+                self._say_failed(step.number, error)
+            self._due_from = step.result.seconds
+
+    def _is_due(self, step: Step) -> bool:
+        """By the number of the step, or by the clock that all ranks know."""
+        every = self._config.checkpoint.every
+        if isinstance(every, str):
+            return step.result.seconds - self._due_from >= duration_seconds(every)
+        return bool(every) and step.number % every == 0
 
     def save(self, keep: int | None = None) -> Path:
         """Write a checkpoint and keep so many (None: as configured). Collective; all ranks learn whether it worked."""
@@ -134,14 +144,18 @@ class CheckpointSaver(Observer):
         except CheckpointError as error:
             return f"{error} {self._what_is_lost()}"
 
-    def _say_failed(self, step: int, error: NotSavedError, following: int) -> None:
+    def _say_failed(self, step: int, error: NotSavedError) -> None:
         self._failures += 1
         if self._failures > 1:
             log.info("step %d is not saved either: %s", step, str(error).removeprefix("[checkpoint] "))
             return
-        following = min(following, self._config.run.total_steps)
+        every = self._config.checkpoint.every
+        again = every if isinstance(every, int) else 0
+        following = (
+            f"at step {min(step + again, self._config.run.total_steps)}" if again else f"after {every}"
+        )
         log.error(
-            "%s The run goes on and tries again at step %d; until then what was trained after step %d is in memory alone.",
+            "%s The run goes on and tries again %s; until then what was trained after step %d is in memory alone.",
             error,
             following,
             self.saved_step,

@@ -34,6 +34,8 @@ class StepResult:
     applied: bool
     stop: bool
     comm_seconds: float
+    seconds: float = 0.0
+    """Of training up to this step, by rank 0's clock, as all ranks know it."""
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ from cktrain.config import Config
 from cktrain.data.loader import Batch, BatchLoader, empty_batch
 from cktrain.hf.peft_folder import PeftAdapter
 from cktrain.optim.optimizer import Optimizer
-from cktrain.optim.schedule import learning_rate
+from cktrain.optim.schedule import learning_rate, position
 from cktrain.parallel.bubble import measure_bubble
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.pipeline import Clock
@@ -42,6 +42,7 @@ from cktrain.training.metrics_file import MetricsFile
 from cktrain.training.objective import OBJECTIVES, Objective
 from cktrain.training.observer import Observer, Observers, Step, StepResult
 from cktrain.training.periodic_validation import PeriodicValidation
+from cktrain.training.run_clock import RunClock
 from cktrain.training.stop import StopFlag
 from cktrain.training.validation import ValidationResult, Validator
 
@@ -87,6 +88,7 @@ class Trainer:
         """What became of the work, once the run has ended by an error."""
         self.saver = CheckpointSaver(config, part, optimizer, lambda: self.progress, side, adapter)
         self.stage = part.stage
+        self._clock = RunClock()
         self._told: Observers | None = None
         self._trouble: Trouble | None = None
         self._updating = False
@@ -105,7 +107,8 @@ class Trainer:
         batches, trouble = self._batches()
         trouble = self._trouble or trouble
         losses, count = part.gradients(batches, self.objective)
-        sums = reduce_step(part.ranks, losses, count, part.squared_norm(), stop, trouble is not None)
+        norms, troubled, clock = part.squared_norm(), trouble is not None, self._clock.seconds
+        sums = reduce_step(part.ranks, losses, count, norms, stop, troubled, clock)
         if sums.trouble:
             self._end_together(trouble)
         if sums.tokens == 0:
@@ -113,7 +116,9 @@ class Trainer:
         tokens = max(sums.tokens, 1)
         loss = sums.loss_sum / tokens
         norm = math.sqrt(sums.squared_norm) / tokens
-        lr = learning_rate(self.config.schedule, self.config.optimizer.lr, self.config.run.total_steps, step)
+        run = self.config.run
+        at = position(step, run.total_steps, sums.seconds, run.max_seconds)
+        lr = learning_rate(self.config.schedule, self.config.optimizer.lr, run.total_steps, at)
         applied = math.isfinite(loss) and math.isfinite(norm)
         self._updating = True
         if applied:
@@ -126,10 +131,11 @@ class Trainer:
             updates=self.progress.updates + applied,
             tokens=self.progress.tokens + sums.tokens,
             examples=self.progress.examples + self.config.batch.global_batch_size,
+            seconds=sums.seconds,
         )
         self._updating = False
         waited = part.ranks.comm_timer.seconds - waited_before
-        return StepResult(loss, norm, lr, sums.tokens, applied, sums.stop, waited)
+        return StepResult(loss, norm, lr, sums.tokens, applied, sums.stop, waited, sums.seconds)
 
     def _batches(self) -> tuple[list[Batch], Trouble | None]:
         """The micro-batches of the next step, and what is wrong with them.
@@ -164,10 +170,19 @@ class Trainer:
         if first > last:
             log.info("all %d steps are done already: nothing to train", last)
             return True
+        if self._time_is_over(self.progress.seconds):
+            log.info(
+                "run.max_time %s is over, after step %d of %d: nothing to train. Set a longer one to go on.",
+                self.config.run.max_time,
+                first - 1,
+                last,
+            )
+            return True
         observers = self._told = self._all_observers()
         try:
             with self.flag:
                 self.flag.at_once = False
+                self._clock.begin(self.progress.seconds)
                 self._trouble = observers.begun(first - 1, last)
                 return self._run(first, last, observers)
         except AgreedError:  # its text says what is saved
@@ -188,14 +203,15 @@ class Trainer:
             data_before = self.loader.wait_seconds
             result = self.step(stop=bool(self.flag))
             meter.add(result, self.loader.wait_seconds - data_before)
-            step = Step(number, result, number == last, meter.tokens_per_second)
+            over = self._time_is_over(result.seconds)
+            step = Step(number, result, number == last or over, meter.tokens_per_second)
             if number == first:
                 self.stage.clock = Clock()  # without what the first step does once
-            if number in (1, last) or number % self.config.log.every == 0:
+            if number == 1 or step.last or number % self.config.log.every == 0:
                 with measuring:
                     record = meter.record(number, result, self.progress.tokens, self._epoch())
                     pace = meter.seconds_per_step
-                    observers.measured(record, pace, last - number)
+                    observers.measured(record, pace, self._steps_left(step, pace))
                 meter.reset()
             self._trouble = observers.stepped(step) or self._trouble
             if step.ends or self._enough:
@@ -204,6 +220,14 @@ class Trainer:
                 path = self.saver.path(number)
                 log.info("stopped by %s after step %d; checkpoint %s", self.flag.reason, number, path)
                 return False
+            if over and number != last:
+                log.info(
+                    "ended after step %d of %d: run.max_time %s is over",
+                    number,
+                    last,
+                    self.config.run.max_time,
+                )
+                break
             if self._enough and not step.last:
                 if self.saver.saved_step != number:
                     self.save()
@@ -239,6 +263,17 @@ class Trainer:
 
     def _end_early(self, why: str) -> None:
         self._enough = why
+
+    def _time_is_over(self, seconds: float) -> bool:
+        most = self.config.run.max_seconds
+        return most is not None and seconds >= most
+
+    def _steps_left(self, step: Step, seconds_per_step: float) -> int:
+        """As many as the run has, or as it has time for."""
+        left, most = self.config.run.total_steps - step.number, self.config.run.max_seconds
+        if most is None:
+            return left
+        return min(left, math.ceil(max(0.0, most - step.result.seconds) / max(seconds_per_step, 1e-9)))
 
     def _epoch(self) -> float | None:
         """Passes over the data that are done, in a run that is as long as its epochs."""

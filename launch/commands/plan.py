@@ -7,12 +7,13 @@ Exit status 2 when the run does not fit, with the numbers and one thing to do.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import math
 import os
 import re
 import sys
-from dataclasses import replace
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any
 
 from cktrain.launch import arguments
@@ -22,12 +23,13 @@ if TYPE_CHECKING:
     from cktrain.config import Config
     from cktrain.host.bind import Binding
     from cktrain.nn.numerics import Numerics
+    from cktrain.parallel.costs import PredictedKernels
     from cktrain.parallel.mesh import Mesh
     from cktrain.plan.plan import Machine, Plan
 
 EXIT_INPUT = 2
 LONGEST_MEASUREMENT = 5.0
-"""Predicted seconds of a micro-batch's parts; where they take longer they are not measured."""
+"""Predicted seconds of a micro-batch's parts; where they take longer, a short sequence is measured instead."""
 MATMUL_SHARE = 0.75
 """Of the peak, what a micro-batch's kernels together are taken to reach where they are not measured."""
 ASSUMED_LINK = 12.5e9
@@ -73,6 +75,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--link", type=parse_link, metavar="RATE", help="of a rank between nodes, like 100Gb/s or 12.5GB/s"
     )
+    parser.add_argument(
+        "--watts",
+        type=parse_amount,
+        metavar="W",
+        help="that all machines draw together: the run's energy is said",
+    )
+    parser.add_argument(
+        "--price-per-hour",
+        type=parse_amount,
+        metavar="P",
+        help="of all machines together: the run's price is said",
+    )
     parser.add_argument("--memory-only", action="store_true", help="measure nothing and predict no time")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
@@ -102,6 +116,11 @@ def parse_link(text: str) -> float:
             f"{text!r} is no link; write it like 100Gb/s (bits) or 12.5GB/s (bytes)"
         )
     return _amount(text, match[1]) * _RATES[match[2]] / (1 if match[3] == "B" else 8)
+
+
+def parse_amount(text: str) -> float:
+    """A number above 0."""
+    return _amount(text, text)
 
 
 def _amount(text: str, number: str) -> float:
@@ -160,11 +179,19 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> int:
+    from cktrain.hf.folder import resolve_model
+    from cktrain.plan.forecast import forecast, forecast_text
     from cktrain.plan.text import plan_text
 
     plan, source, refusal = plan_here(options, config, group, binding)
     if group.rank == 0:
-        print(json.dumps(plan.as_dict()) if options.json else plan_text(plan, source), flush=True)
+        config = config.model_copy(update={"model": resolve_model(config.model)[0]})
+        whole = forecast(config, plan, options.watts, options.price_per_hour)
+        if options.json:
+            print(json.dumps({**plan.as_dict(), "run": asdict(whole)}), flush=True)
+        else:
+            now = datetime.datetime.now()
+            print(plan_text(plan, source), "", forecast_text(whole, config, now), sep="\n", flush=True)
         if refusal:
             print(f"cktrain: {refusal}", file=sys.stderr, flush=True)
     return EXIT_INPUT if refusal else 0
@@ -237,16 +264,16 @@ def _with_time(
     from cktrain.parallel.pipeline_partition import mean_costs
     from cktrain.parallel.ranks import divide_world
     from cktrain.plan.plan import make_plan, predict_whole_model
-    from cktrain.plan.rates import disturbance, measure_links, measure_update, predict_update
+    from cktrain.plan.rates import disturbance, measure_links, measure_update, predict_update, spread
+    from cktrain.plan.short_measurement import SHORT, measure_short
 
     told = []
     bandwidth = options.bandwidth or measure_bandwidth(numerics.kernels, "copy", False, runs=3)
     loop = [] if options.peak else flop_rates(numerics.kernels, numerics.precision)
     flops = options.peak or max(loop)
     told.append(f"peak {flops / 1e9:,.0f} GFLOP/s and memory {bandwidth / 1e9:,.1f} GB/s of a rank")
-    predicted = predict_whole_model(
-        config, mesh, numerics.precision, PredictedKernels(MATMUL_SHARE * flops, bandwidth)
-    )
+    stated = PredictedKernels(MATMUL_SHARE * flops, bandwidth)
+    predicted = predict_whole_model(config, mesh, numerics.precision, stated)
     if group.size > 1:
         ranks = divide_world(group, mesh)
         links = measure_links(ranks, beside=progress_has_a_core)
@@ -258,8 +285,12 @@ def _with_time(
             f"links {(options.link or ASSUMED_LINK) * 8 / 1e9:,.0f} Gb/s between nodes, "
             f"{'stated' if options.link else 'assumed (--link)'}; half the memory's rate inside one"
         )
-    parts = sum(dict.fromkeys(block.both for block in predicted.blocks)) + predicted.head.both
-    if options.peak or options.bandwidth or parts > LONGEST_MEASUREMENT:
+    way = (
+        "stated"
+        if options.peak or options.bandwidth
+        else _way_to_measure(config, mesh, numerics, stated, group)
+    )
+    if way in ("stated", "too long"):
         costs = predicted
         rates = predict_update(bandwidth, MATMUL_SHARE * flops, numerics.precision == "bf16")
         told.insert(
@@ -267,15 +298,43 @@ def _with_time(
         )
     else:
         group.barrier()
-        costs = measure_costs(config, numerics, mesh)
+        if way == "whole":
+            costs = measure_costs(config, numerics, mesh)
+            told.insert(0, "layers, head and update measured on this machine")
+        else:
+            costs = measure_short(config, mesh, numerics, stated)
+            told.insert(
+                0,
+                f"layers and head measured on this machine with one sequence of {SHORT} tokens, since a whole micro-batch "
+                "takes long and follows from that; the update measured too",
+            )
         costs = costs if ranks is None else mean_costs(costs, ranks)
         group.barrier()
         loop += flop_rates(numerics.kernels, numerics.precision, 0.1)
         rates = measure_update(config, numerics)
         loop += flop_rates(numerics.kernels, numerics.precision, 0.1)
-        told.insert(0, "layers, head and update measured on this machine")
     plan = make_plan(config, mesh, numerics.precision, machine, costs, rates, links)
-    return replace(plan, disturbance=disturbance(loop) if loop else ""), "; ".join(told)
+    if loop:
+        plan = replace(plan, disturbance=disturbance(loop), spread=spread(loop))
+    return plan, "; ".join(told)
+
+
+def _way_to_measure(
+    config: Config, mesh: Mesh, numerics: Numerics, stated: PredictedKernels, group: Group
+) -> str:
+    """ "whole" micro-batches, a "short" sequence, or not at all, being "too long": the same on all ranks."""
+    from cktrain.plan.plan import predict_whole_model
+    from cktrain.plan.short_measurement import seconds_to_measure, shortened
+
+    ways = ["whole", "short", "too long"]
+    mine = 2
+    for number, tried in enumerate((config, shortened(config))):
+        if tried is not None:
+            parts = predict_whole_model(tried, mesh, numerics.precision, stated)
+            if seconds_to_measure(parts) <= LONGEST_MEASUREMENT:
+                mine = number
+                break
+    return ways[max(int(each) for each in group.all_gather_bytes(str(mine).encode()))]
 
 
 def _stated_links(

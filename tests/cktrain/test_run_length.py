@@ -9,8 +9,8 @@ import pytest
 
 from cktrain.config import Config, ScheduleConfig
 from cktrain.config_file import load_config
-from cktrain.epochs import count_steps
 from cktrain.optim.schedule import learning_rate
+from cktrain.run_length import count_steps, length_in_words
 
 EPOCHS = {"precision": "fp64", "run.steps": None, "run.epochs": 0.5, "batch.global_batch_size": 40}
 """Of 374 sequences: 187, in 5 steps of 40."""
@@ -42,10 +42,23 @@ def test_steps_that_were_done_with_another_batch_count(tiny):
     assert count_steps(config, 100, done=10, examples=40).run.total_steps == 30
 
 
-def test_one_of_steps_and_epochs_is_given(tiny):
+def test_tokens_are_counted_in_sequences(tiny):
+    """1,000 tokens are 63 sequences of 16, the last one not whole: 8 steps of 8; after 24 sequences 5 more steps."""
+    config = tiny(
+        **{"run.steps": None, "run.tokens": 1000, "data.sequence_length": 16, "batch.global_batch_size": 8}
+    )
+    counted = count_steps(config, 100)
+    assert counted.run.total_steps == 8
+    assert length_in_words(counted, 100) == "tokens: 1,000, 128 in a step: 8 steps, 0.64 epochs"
+    assert count_steps(config, 100, done=2, examples=24).run.total_steps == 7
+
+
+def test_one_length_is_given(tiny):
     with pytest.raises(ValueError, match="steps 3 and epochs 1 both say how long it is"):
         tiny(**{"run.steps": 3, "run.epochs": 1})
-    with pytest.raises(ValueError, match=r"nothing says how long it is. Give steps or epochs"):
+    with pytest.raises(ValueError, match="steps 3 and epochs 1 and tokens 5 all say how long it is"):
+        tiny(**{"run.steps": 3, "run.epochs": 1, "run.tokens": 5})
+    with pytest.raises(ValueError, match=r"nothing says how long it is. Give steps, epochs or tokens"):
         tiny(**{"run.steps": None})
 
 

@@ -1,0 +1,191 @@
+"""What a whole run will take: of its data rows, tokens and steps, then hours, disk, energy and money, and what else fits.
+
+A plan (`plan.py`) is of one step; this is of all of them. What needs data that is not there yet, or a step's time that
+was not measured, is None.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from cktrain.config import Config
+from cktrain.data.shards import DATASET_FILE, open_source, read_dataset
+from cktrain.parallel.mesh import Mesh
+from cktrain.plan.memory import plan_rank
+from cktrain.plan.plan import Plan, gib, make_plan
+from cktrain.run_length import count_steps
+from cktrain.training.metrics import format_seconds
+
+LONGEST = 2**20
+"""Tokens of a sequence that are tried."""
+MOST_LAYERS = 256
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A whole run."""
+
+    sequences: int | None
+    """Of the training data."""
+    rows: int | None
+    """Documents or conversations of the training data."""
+    row_tokens: int | None
+    trained_share: float | None
+    """Of the rows' tokens, those with a label."""
+    steps: int | None
+    seconds: float | None
+    """Of all steps, without validation and saves."""
+    spread: float | None
+    """By which the time may be off either way, as a share of it: that of the machine's own speed while it was measured."""
+    checkpoint_bytes: int
+    disk_bytes: int
+    """Of all checkpoints that are there at a time, one that is being written among them."""
+    kwh: float | None
+    price: float | None
+    longest_sequence: int
+    """The most tokens of a sequence, in doublings, with which the run fits; 0: it does not fit as it is."""
+    most_layers: int | None
+    """The most layers of this shape that fit; None: the weights of a folder have as many as they have."""
+
+
+def forecast(
+    config: Config, plan: Plan, watts: float | None = None, price_per_hour: float | None = None
+) -> Forecast:
+    """The whole run of which `plan` is a step, on machines that draw `watts` and cost `price_per_hour` in all.
+
+    `config.model` is resolved. Raises ValueError for data that is there and cannot be read.
+    """
+    dataset, sequences = _data(config)
+    steps = config.run.steps
+    if sequences is not None and steps is None:
+        steps = count_steps(config, sequences).run.total_steps
+    seconds = None if plan.step is None or steps is None else plan.step.step * steps
+    if seconds is not None and config.run.max_seconds is not None:
+        seconds = min(seconds, config.run.max_seconds)
+    chat = {} if dataset is None else dataset.get("chat") or {}
+    each = checkpoint_bytes(config)
+    kept = config.checkpoint
+    return Forecast(
+        sequences=sequences,
+        rows=None if dataset is None else dataset["splits"]["train"].get("documents"),
+        row_tokens=chat.get("row_tokens"),
+        trained_share=chat.get("trained_share"),
+        steps=steps,
+        seconds=seconds,
+        spread=plan.spread,
+        checkpoint_bytes=each,
+        disk_bytes=each * (kept.keep + 1 + kept.save_best),
+        kwh=None if seconds is None or watts is None else watts * seconds / 3.6e6,
+        price=None if seconds is None or price_per_hour is None else price_per_hour * seconds / 3600,
+        longest_sequence=max(_lengths_that_fit(config, plan), default=0),
+        most_layers=_most_layers(config, plan),
+    )
+
+
+def sequences_of(dataset: dict[str, Any], split: str, length: int) -> int:
+    """Those of `length` tokens that an epoch of a prepared folder has; of text, whose tokens are one stream, whole ones."""
+    found = dataset["splits"].get(split, {"shards": []})
+    if "sequences" in found:
+        return int(found["sequences"])
+    return int((sum(shard["tokens"] for shard in found["shards"]) - 1) // length)
+
+
+def checkpoint_bytes(config: Config) -> int:
+    """The trained weights and the optimizer's moments of one, whatever the layout."""
+    whole = plan_rank(config, Mesh(1, 1, 1), 0, "fp32")
+    return whole.memory.optimizer + sum(4 * p.size for p in whole.part.model.params() if p.trainable)
+
+
+def forecast_text(found: Forecast, config: Config, now: datetime.datetime) -> str:
+    """Some lines; `now` is when the run would begin."""
+    lines = []
+    if found.sequences is not None:
+        rows = "" if found.rows is None else f"{found.rows:,} rows in "
+        tokens = ""
+        if found.row_tokens is not None and found.trained_share is not None:
+            tokens = f"; of the rows' {found.row_tokens:,} tokens {found.trained_share:.1%} are trained"
+        length = config.data.sequence_length
+        lines.append(f"data: {rows}{found.sequences:,} sequences of {length:,} tokens{tokens}")
+    if found.steps is None:
+        lines.append(
+            f"run: how many steps it has is not known, since data.path {config.data.path} is not there yet"
+        )
+    else:
+        lines.append(f"run: {found.steps:,} steps{_time_in_words(found, config, now)}")
+    lines.append(
+        f"disk: checkpoints of {_bytes(found.checkpoint_bytes)}, {_bytes(found.disk_bytes)} at most at a time "
+        f"(checkpoint.keep {config.checkpoint.keep})"
+    )
+    if found.kwh is not None:
+        lines.append(f"energy: {found.kwh:,.3g} kWh")
+    if found.price is not None:
+        lines.append(f"price: {found.price:,.2f}")
+    if found.longest_sequence:
+        layers = "" if found.most_layers is None else f", or {found.most_layers:,} layers of this shape"
+        lines.append(f"this memory also holds sequences of {found.longest_sequence:,} tokens{layers}")
+    return "\n".join(lines)
+
+
+def _time_in_words(found: Forecast, config: Config, now: datetime.datetime) -> str:
+    if found.seconds is None:
+        return ""
+    spread = "" if found.spread is None else f" ± {100 * found.spread:.0f} %"
+    ends = now + datetime.timedelta(seconds=found.seconds)
+    ended = " (run.max_time)" if found.seconds == config.run.max_seconds else ""
+    return f", {format_seconds(found.seconds)}{ended}{spread} and validation: done at {ends:%Y-%m-%d %H:%M} if it began now"
+
+
+def _bytes(count: int) -> str:
+    return gib(count) if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
+
+
+def _data(config: Config) -> tuple[dict[str, Any] | None, int | None]:
+    """What the prepared folder says of itself, and the sequences of the training data; None where there is none."""
+    path, length = Path(config.data.path), config.data.sequence_length
+    if not path.exists():
+        return None, None
+    if (path / DATASET_FILE).exists():
+        dataset = read_dataset(path)
+        return dataset, sequences_of(dataset, "train", length)
+    source = open_source(path, "train", config.model.vocab_size, config.data.dtype)
+    return None, (len(source) - 1) // length
+
+
+def _fits(config: Config, plan: Plan) -> bool:
+    return make_plan(config, plan.mesh, plan.precision, plan.machine).fits
+
+
+def _lengths_that_fit(config: Config, plan: Plan) -> Iterator[int]:
+    length, most = config.data.sequence_length, config.model.max_position_embeddings or LONGEST
+    while length <= most and _fits(_with_length(config, length), plan):
+        yield length
+        length *= 2
+
+
+def _with_length(config: Config, length: int) -> Config:
+    return config.model_copy(update={"data": config.data.model_copy(update={"sequence_length": length})})
+
+
+def _most_layers(config: Config, plan: Plan) -> int | None:
+    """Each layer takes the same: what two depths need says how many fit, and a plan of that depth whether it is so."""
+    if config.model.from_pretrained is not None or isinstance(config.parallel.cut, list):
+        return None
+    have, room = config.model.num_hidden_layers or 0, plan.machine.node_bytes
+
+    def bytes_of(layers: int) -> int:
+        model = config.model.model_copy(update={"num_hidden_layers": layers})
+        return make_plan(
+            config.model_copy(update={"model": model}), plan.mesh, plan.precision, plan.machine
+        ).node_bytes
+
+    if plan.node_bytes > room:
+        return 0
+    each = (bytes_of(2 * have) - plan.node_bytes) / have
+    most = min(have + int((room - plan.node_bytes) / each), MOST_LAYERS)
+    while most > have and bytes_of(most) > room:
+        most -= 1
+    return most
