@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 from typing import Literal
@@ -13,6 +14,7 @@ from cktrain.durable import sync
 from cktrain.frozen_base import open_base
 from cktrain.hf.folder import save_folder
 from cktrain.hf.gguf_file import is_gguf
+from cktrain.hf.gguf_file.adapter_out import AdapterKind, export_gguf_adapter
 from cktrain.hf.peft_folder import CONFIG_FILE, WEIGHTS_FILE, refuse_damaged
 from cktrain.hf.peft_merge import merge_folder
 from cktrain.hf.peft_targets import loras, saved_tensors
@@ -21,6 +23,9 @@ from cktrain.nn.numerics import Numerics
 from cktrain.safetensors_file import read_header, to_finite
 from cktrain.saved_model import SavedModel
 from cktrain.side_files import SideFiles
+
+VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
+"""What its --max-lora-rank may be."""
 
 
 def export_adapter(saved: SavedModel, out: Path) -> int:
@@ -50,6 +55,32 @@ def export_adapter(saved: SavedModel, out: Path) -> int:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     return count
+
+
+def export_gguf_adapter_of(saved: SavedModel, out: Path, kind: AdapterKind = "f32") -> int:
+    """Write the adapter of a run's checkpoint as a GGUF file; returns its weights. Raises as `export_gguf_adapter`."""
+    _refuse_plain(saved)
+    assert saved.adapter is not None
+    return export_gguf_adapter(out, saved.path, saved.adapter, saved.config, kind)
+
+
+def for_vllm(saved: SavedModel, out: Path) -> str:
+    """How vLLM serves an exported adapter, or why it does not, in a line."""
+    _refuse_plain(saved)
+    adapter, record = saved.adapter, read_checkpoint(saved.path).state.base
+    assert adapter is not None and record is not None
+    refused = [key for key in ("use_dora", "modules_to_save") if getattr(adapter, key)]
+    ignored = [key for key in ("rank_pattern", "alpha_pattern") if getattr(adapter, key)]
+    if refused or ignored:
+        why = f"refuses {' and '.join(refused)}" if refused else f"ignores {' and '.join(ignored)}"
+        return f"vLLM {why}: serve the merged model (--merge)"
+    room = next((rank for rank in VLLM_RANKS if rank >= adapter.r), None)
+    if room is None:
+        return f"vLLM serves ranks up to {VLLM_RANKS[-1]}, this one is {adapter.r}: serve the merged model (--merge)"
+    return (
+        f"vLLM: vllm serve {shlex.quote(record.path)} --enable-lora --max-lora-rank {room} "
+        f"--lora-modules {shlex.quote(f'{out.name}={out}')}"
+    )
 
 
 def export_merged(

@@ -24,7 +24,7 @@ from cktrain.data.shards import TokenSource, open_source
 from cktrain.frozen_base import record_base, refuse_other_base
 from cktrain.hf.folder import resolve_model
 from cktrain.hf.freeze import hold_as_stored
-from cktrain.hf.peft_folder import dropout_of, find_adapter, load_adapter, peft_adapter, resolve_adapter
+from cktrain.hf.peft_folder import find_adapter, load_adapter, peft_adapter, resolve_adapter
 from cktrain.hf.peft_targets import in_words, loras
 from cktrain.hf.tensors import hf_tensors, load_weights
 from cktrain.models.build import build_model
@@ -168,10 +168,6 @@ def compose(
                 folder = find_adapter(adapter.from_pretrained)
                 together(group, partial(load_adapter, folder, peft, params))
                 log.info("adapter from %s", folder)
-                if share := dropout_of(folder):
-                    log.warning(
-                        "lora_dropout %g of %s is not applied: nothing is left out here", share, folder
-                    )
         else:
             params.initialize(config.run.seed)
         progress = Progress(step=0, updates=0, tokens=0, precision=precision)

@@ -10,7 +10,6 @@ from collections.abc import Collection
 
 _ACCUMULATION = "the steps are derived: global_batch_size / (micro_batch_size x data ranks)"
 _EPOCHS = "instead of run.steps"
-_LORA = "adapters are trained without it"
 _PACKED = (
     "sequences are always cut from one stream of documents, and data.document_mask keeps documents apart"
 )
@@ -75,9 +74,9 @@ _KEYS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("n_kv_heads", "num_query_groups"), ("model.num_key_value_heads", "")),
     "n_inner": ("model.intermediate_size", ""),
     **dict.fromkeys(("n_positions", "n_ctx"), ("model.max_position_embeddings", "")),
-    **dict.fromkeys(("lora_rank", "lora_r"), ("adapter.r", _LORA)),
-    **{key: (f"adapter.{key}", _LORA) for key in ("lora_alpha", "lora_dropout", "peft_type")},
-    **dict.fromkeys(("lora_target", "lora_target_modules", "target_modules"), ("adapter.target_modules", _LORA)),
+    **dict.fromkeys(("lora_rank", "lora_r"), ("adapter.r", "")),
+    **{key: (f"adapter.{key}", "") for key in ("lora_alpha", "lora_dropout", "peft_type")},
+    **dict.fromkeys(("lora_target", "lora_target_modules", "target_modules"), ("adapter.target_modules", "")),
     **dict.fromkeys(("tensor_parallel_size", "tensor_model_parallel_size", "tp_size"), ("parallel.tensor", "")),
     **dict.fromkeys(("pipeline_parallel_size", "pipeline_model_parallel_size", "pp_size"), ("parallel.pipeline", "")),
     **dict.fromkeys(("data_parallel_size", "dp_size"), ("parallel.data", "")),

@@ -34,6 +34,7 @@ _EFFECTS: dict[str, str | None] = {
     "model.initializer_range": "nothing, it is of fresh weights",
     "model.max_position_embeddings": "sequences up to the new length are allowed",
     "adapter.from_pretrained": "nothing, the weights are the checkpoint's",
+    "adapter.lora_dropout": "another share of each input is left out from here",
     "data.path": "{data}",
     "data.sequence_length": "sequences are cut anew; the next step begins with sequence {examples:,} of the new length",
     "data.shuffle": _ORDER,

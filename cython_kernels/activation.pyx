@@ -1,7 +1,9 @@
-"""Elementwise ops between the matmuls: SwiGLU (Shazeer 2020), GELU (Hendrycks & Gimpel 2016), residual add.
+"""Elementwise ops between the matmuls: SwiGLU (Shazeer 2020), GELU (Hendrycks & Gimpel 2016), residual add, dropout.
 
 Shapes: N rows of I (SwiGLU: gate and up side by side, 2I) or of C elements; real, rows may be strided.
 """
+
+from libc.stdint cimport uint32_t
 
 include "_door.pxi"
 
@@ -12,6 +14,7 @@ cdef extern from "kernels.h" nogil:
         ck_kernel gelu_forward[2]
         ck_kernel gelu_backward[2]
         ck_kernel add[2]
+        ck_kernel dropout[2]
     ctypedef struct ck_swiglu_args:
         void *y
         void *dgate_up
@@ -25,6 +28,14 @@ cdef extern from "kernels.h" nogil:
         int64_t n, c, out_row, a_row, b_row
         int tanh
         float alpha
+    ctypedef struct ck_dropout_args:
+        void *out
+        const void *x
+        const int32_t *keys
+        int64_t n, c, out_row, x_row, first_column
+        uint32_t threshold
+        float scale
+        int accumulate
 
 
 cdef int take_rows(ck_array *out, given, const char *op, const char *name, unsigned int flags,
@@ -117,3 +128,21 @@ def add(out, a, b, alpha=1.0):
                              ab.stride[0], 0, alpha)
     with nogil:
         rt.run(rt.table.add[ao.dtype], &args, args.n * args.c)
+
+
+def dropout(out, x, keys, p, first_column=0, accumulate=False):
+    """out (N,C) = or += x / (1 - p) where the hash of (keys (N) int32, the column) keeps it, else 0. out may be x."""
+    cdef const char *op = b"dropout"
+    cdef ck_array ao, ax, ak
+    cdef ck_dropout_args args
+    rt.take(&ao, out, op, b"out", CK_IS_REAL | CK_DIMS(2, 2) | CK_IS_WRITTEN)
+    take_rows(&ax, x, op, b"x", 0, &ao, ao.shape[1], b"out")
+    rt.take(&ak, keys, op, b"keys", CK_IS_I32 | CK_DIMS(1, 1) | CK_IS_PACKED)
+    rt.match(&ak, op, b"keys", 0, ao.shape[0], b"out")
+    if not 0 <= p < 1:
+        raise ValueError(f"[kernels.dropout] p is {p}. Pass a share of 0 or more, and less than 1.")
+    args = ck_dropout_args(ao.data, ax.data, <const int32_t *> ak.data, ao.shape[0], ao.shape[1], ao.stride[0],
+                           ax.stride[0], first_column, <uint32_t> min(round(p * 2.0 ** 32), 2 ** 32 - 1),
+                           1.0 / (1.0 - p), bool(accumulate))
+    with nogil:
+        rt.run(rt.table.dropout[ao.dtype], &args, args.n * args.c * 2)

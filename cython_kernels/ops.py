@@ -303,6 +303,20 @@ _TABLE = (
         (_write("out", "N,C"), _read("a", "N,C"), _read("b", "N,C"), _number("alpha", 1.0)),
     ),
     Op(
+        "dropout",
+        "activation",
+        "out = or += x / (1 - p) where the hash of (the row's key, first_column + c) is p · 2^32 or more, else 0 "
+        "(Srivastava et al. 2014); out may be x. The backward is the same call for dy",
+        (
+            _accumulate("out", "N,C"),
+            _read("x", "N,C"),
+            _read("keys", "N", "i32"),
+            _number("p"),
+            _integer("first_column", 0),
+            _flag("accumulate", False),
+        ),
+    ),
+    Op(
         "cross_entropy_forward",
         "cross_entropy",
         "per row: maximum, sum of exp(l - maximum), the target's logit (0 when the target is not in [vocab_start, "

@@ -132,6 +132,15 @@ class Ops:
     def gelu_forward(self, y: Array, x: Array, tanh: bool) -> None: ...
     def gelu_backward(self, dx: Array, dy: Array, x: Array, tanh: bool) -> None: ...
     def add(self, out: Array, a: Array, b: Array, alpha: float = 1.0) -> None: ...
+    def dropout(
+        self,
+        out: Array,
+        x: Array,
+        keys: Array,
+        p: float,
+        first_column: int = 0,
+        accumulate: bool = False,
+    ) -> None: ...
     def cross_entropy_forward(
         self,
         row_max: Array,

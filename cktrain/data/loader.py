@@ -14,7 +14,7 @@ Shapes: G sequences in the global batch, B sequences in a micro-batch, T = seque
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 
 import numpy as np
@@ -22,6 +22,7 @@ import numpy.typing as npt
 
 from cktrain.data.permutation import Permutation
 from cktrain.data.prefetch import Prefetcher
+from cktrain.data.sequence_keys import sequence_keys
 from cktrain.data.shards import TokenSource
 
 IGNORE_INDEX = -100
@@ -42,6 +43,11 @@ class Batch:
     labels: npt.NDArray[np.int32]
     positions: npt.NDArray[np.int32] | None = None
     first: npt.NDArray[np.int32] | None = None
+    keys: npt.NDArray[np.uint64] | None = None
+    """uint64 (B): what is random in a sequence (dropout) follows from its key, a hash of the seed and its number.
+
+    None: nothing is random, as in validation.
+    """
 
 
 def empty_batch(micro_batch_size: int, sequence_length: int) -> Batch:
@@ -118,9 +124,12 @@ class BatchLoader:
         Raises ValueError on an id beyond the vocabulary.
         """
         share = self.global_batch_size // self.data_ranks
-        rows = self.rows(consumed)[self.data_rank * share : (self.data_rank + 1) * share]
+        first = self.data_rank * share
+        rows = self.rows(consumed)[first : first + share]
+        keys = sequence_keys(self.seed, consumed + first, share)
         size = self.micro_batch_size
-        return [self._micro_batch(rows[begin : begin + size]) for begin in range(0, share, size)]
+        parts = [slice(begin, begin + size) for begin in range(0, share, size)]
+        return [replace(self._micro_batch(rows[part]), keys=keys[part]) for part in parts]
 
     def batch(self, consumed: int) -> list[Batch]:
         """The same as `micro_batches(consumed)`, prepared in the background when batches are asked in order."""
@@ -289,7 +298,8 @@ def _read_packed(
         begins[row] = source.begins(start, length)
         learned = source.learned(start, length) & ~begins[row]  # the token before belongs to another row
         labels[row, :-1] = np.where(learned[1:], ids[row, 1:], IGNORE_INDEX)
-    return Batch(ids, labels, *reversed(_bounds(begins)))
+    first, positions = _bounds(begins)
+    return Batch(ids, labels, positions, first)
 
 
 def document_bounds(

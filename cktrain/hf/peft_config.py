@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -14,6 +14,8 @@ ADAPTER_DEFAULTS: dict[str, Any] = {"lr": 2.0e-4, "weight_decay": 0.0, "betas": 
 """Of the optimizer, where a run has an adapter and does not give them."""
 
 ALL_LINEAR = "all-linear"
+
+Dropout = Annotated[float, Field(ge=0, lt=1)]
 
 
 class AdapterConfig(Section):
@@ -28,6 +30,8 @@ class AdapterConfig(Section):
     """Rank: rows of A, columns of B."""
     lora_alpha: FinitePositive = 32.0
     """The product's scale is lora_alpha / r."""
+    lora_dropout: Dropout = 0.0
+    """The share of x that is left out of the low-rank products while they are trained."""
     target_modules: str | list[str] = ALL_LINEAR
     """Hugging Face's names of the linears, or how they end (q_proj); a regular expression of the whole name; or all-linear:
     all but the head."""
@@ -71,7 +75,7 @@ class AdapterConfig(Section):
 
     def meaning(self) -> dict[str, Any]:
         """The keys that say what the adapter's numbers mean, which stay as they are when a run goes on."""
-        return self.model_dump(mode="json", exclude={"from_pretrained"})
+        return self.model_dump(mode="json", exclude={"from_pretrained", "lora_dropout"})
 
 
 def fits_pattern(pattern: str, module: str) -> bool:

@@ -46,11 +46,11 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 BASE_KEY = "base_sha256"
 
-_OURS = ("r", "lora_alpha", "exclude_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern", "modules_to_save",
-         "ensure_weight_tying")  # fmt: skip
+_OURS = ("r", "lora_alpha", "lora_dropout", "exclude_modules", "use_rslora", "use_dora", "rank_pattern", "alpha_pattern",
+         "modules_to_save", "ensure_weight_tying")  # fmt: skip
 _SAID = ("task_type", "peft_type", "auto_mapping", "peft_version", "base_model_name_or_path", "revision", "inference_mode",
          "target_modules", "fan_in_fan_out", "megatron_config", "megatron_core", "init_lora_weights", "loftq_config",
-         "qalora_group_size", "lora_dropout")  # fmt: skip
+         "qalora_group_size")  # fmt: skip
 """Keys that change nothing in what a loaded adapter computes here, or are read on their own."""
 
 
@@ -128,7 +128,7 @@ def peft_adapter(
         "inference_mode": True,
         "r": adapter.r,
         "lora_alpha": int(adapter.lora_alpha) if whole else adapter.lora_alpha,
-        "lora_dropout": 0.0,
+        "lora_dropout": adapter.lora_dropout,
         "target_modules": ends if plain else names,
         "bias": "none",
         "fan_in_fan_out": any(modules[name] for name in names),
@@ -191,15 +191,6 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     return checked(
         found, AdapterConfig, name=str(file), area="adapter", remedy="Correct it, or fetch the folder again."
     )
-
-
-def dropout_of(folder: Path) -> float:
-    """lora_dropout of adapter_config.json: a share of x that PEFT leaves out while it trains, never afterwards."""
-    file = folder / CONFIG_FILE
-    value = read_json(file, dict[str, Any], area="adapter", remedy="Fetch the folder again.").get(
-        "lora_dropout"
-    )
-    return float(value) if isinstance(value, int | float) else 0.0
 
 
 def resolve_adapter(adapter: AdapterConfig | None) -> AdapterConfig | None:

@@ -56,7 +56,9 @@ def attach(adapter: AdapterConfig, config: ModelConfig, model: Transformer) -> N
             if (name := _module(tensor.name)) in chosen
         ]
         if targets:
-            linear.adapters.append((DoRA if adapter.use_dora else LoRA)(linear, targets))
+            linear.adapters.append(
+                (DoRA if adapter.use_dora else LoRA)(linear, targets, adapter.lora_dropout)
+            )
 
 
 def saved_tensors(adapter: AdapterConfig, config: ModelConfig, model: Transformer) -> list[HFTensor]:

@@ -60,6 +60,8 @@ class Slot:
         """Position of each of the N rows in its sequence or document, int32."""
         self.first: np.ndarray | None = None
         """(B, T) int32: the first key that a token sees, where documents are packed."""
+        self.keys: np.ndarray | None = None
+        """(B,) uint64: what is random in each sequence follows from them; None: nothing is random."""
         self.streams: dict[str, Stream] = {}
         """By name, what crosses layers beside the residual stream (`Transformer.streams`)."""
         self.cache: Any = None
@@ -67,8 +69,14 @@ class Slot:
         self._arrays: dict[tuple[str, str], Any] = {}
         self._by_role = False
 
-    def describe(self, positions: np.ndarray | None, first: np.ndarray | None) -> None:
-        """What the micro-batch says of its rows: (B, T) int32 each, or None for one document per sequence."""
+    def describe(
+        self, positions: np.ndarray | None, first: np.ndarray | None, keys: np.ndarray | None = None
+    ) -> None:
+        """What the micro-batch says of its rows: (B, T) int32 each, or None for one document per sequence.
+
+        `keys` (B,) uint64: of its sequences, where something in them is random (`Batch.keys`).
+        """
+        self.keys = keys
         self.positions = self._in_order if positions is None else positions.reshape(-1)
         self.first = first
 

@@ -107,7 +107,7 @@ class Stage:
     def _forward(
         self, batch: Batch, slot: Slot, number: int, objective: Objective, train: bool
     ) -> tuple[float, int]:
-        slot.describe(batch.positions, batch.first)
+        slot.describe(batch.positions, batch.first, batch.keys if train else None)
         x = self.model.hidden(batch.ids, slot)
         if self._last:
             self._wait_for_send("backward", number)  # the loss leaves its gradient where that one lies

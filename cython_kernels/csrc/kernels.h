@@ -145,6 +145,17 @@ typedef struct {
     float alpha;            /* add: out = a + alpha b */
 } ck_pointwise_args;
 
+/* Elements are kept where the hash of (key of the row, first_column + column) is at least `threshold`. */
+typedef struct {
+    void *out;
+    const void *x;
+    const int32_t *keys;
+    int64_t n, c, out_row, x_row, first_column;
+    uint32_t threshold;
+    float scale;            /* of what is kept */
+    int accumulate;
+} ck_dropout_args;
+
 typedef struct {
     float *row_max, *row_sum, *target_logit;
     void *dlogits;
@@ -196,7 +207,7 @@ typedef struct {
     X(gemm) X(gemm_f32) X(symmetric_product) X(embedding_forward) X(embedding_backward)                     \
     X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rope)           \
     X(attention_forward) X(attention_backward) X(attention_merge) X(swiglu_forward) X(swiglu_backward)      \
-    X(gelu_forward) X(gelu_backward) X(add) X(cross_entropy_forward) X(cross_entropy_backward)                              \
+    X(gelu_forward) X(gelu_backward) X(add) X(dropout) X(cross_entropy_forward) X(cross_entropy_backward)   \
     X(cross_entropy_backward_from_f32) X(sum_of_squares) X(cast_to_f32) X(cast_to_bf16)
 /* Kernels without a storage type. vector_*: vmath.h behind a door, so that its error bounds can be tested. */
 #define CK_F32_OPS(X)                                                                                       \

@@ -1,4 +1,4 @@
-/* Ops between the matmuls that treat every element alike: SwiGLU, GELU, add. */
+/* Ops between the matmuls that treat every element alike: SwiGLU, GELU, add, dropout. */
 
 /* y = silu(gate) up, silu(g) = g sigmoid(g) (Shazeer 2020). */
 static void FN(swiglu_forward)(const void *args, const ck_team *team) {
@@ -123,3 +123,46 @@ static void FN(add)(const void *args, const ck_team *team) {
 }
 
 #undef ROWS_OF_POINTWISE
+
+/* A mixer of 32 bits whose output bits flip for half of the inputs when any input bit does: xor-shifts and two odd
+ * multipliers (the family of MurmurHash3's finaliser, with multipliers found by search for the least bias). */
+#ifndef CK_MASK_CHUNK
+#define CK_MASK_CHUNK 256
+INLINE uint32_t ck_mix32(uint32_t x) {
+    x = (x ^ (x >> 16)) * 0x7feb352dU;
+    x = (x ^ (x >> 15)) * 0x846ca68bU;
+    return x ^ (x >> 16);
+}
+/* `scale` where the hash of a column's counter is at least `threshold`, 0 elsewhere. Over integers alone and not
+ * inlined the compiler makes vectors of it. */
+static __attribute__((noinline)) void ck_mask(uint32_t *restrict mask, uint32_t first, uint32_t threshold,
+                                              float scale) {
+    uint32_t kept;
+    memcpy(&kept, &scale, sizeof kept);
+    for (int i = 0; i < CK_MASK_CHUNK; i++)
+        mask[i] = ck_mix32(first + (uint32_t)i * 0x9e3779b9U) >= threshold ? kept : 0;
+}
+#endif
+
+/* out = or += x mask, some columns of the mask at a time. */
+static void FN(dropout)(const void *args, const ck_team *team) {
+    const ck_dropout_args *a = args;
+    const ck_range rows = ck_split(a->n, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
+    union { uint32_t bits[CK_MASK_CHUNK]; float factors[CK_MASK_CHUNK]; } mask;
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+        for (int64_t start = 0; start < a->c; start += CK_MASK_CHUNK) {
+            const real *x = (const real *)a->x + r * a->x_row + start;
+            real *out = (real *)a->out + r * a->out_row + start;
+            const int64_t count = ck_min(CK_MASK_CHUNK, a->c - start);
+            const uint32_t first = (uint32_t)a->keys[r] + (uint32_t)(a->first_column + start) * 0x9e3779b9U;
+            ck_mask(mask.bits, first, a->threshold, a->scale);
+            if (a->accumulate)
+                EACH_VECTOR(i, m, count,
+                    const vf kept = v_load_n(mask.factors + i, m);
+                    r_store_n(out + i, v_fma(r_load_n(x + i, m), kept, r_load_n(out + i, m)), m););
+            else
+                EACH_VECTOR(i, m, count,
+                    r_store_n(out + i, v_mul(r_load_n(x + i, m), v_load_n(mask.factors + i, m)), m););
+        }
+    }
+}

@@ -1,4 +1,4 @@
-"""SwiGLU (Shazeer 2020), GELU (Hendrycks & Gimpel 2016), addition. N rows, I intermediate size."""
+"""SwiGLU (Shazeer 2020), GELU (Hendrycks & Gimpel 2016), addition, dropout. N rows, I intermediate size."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from ._arrays import Array, Door, store, widen
 # The tanh form of GELU: 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x³)))
 _TANH_SCALE = math.sqrt(2.0 / math.pi)
 _TANH_CUBE = 0.044715
+
+# Dropout's counters are this far apart: 2^32 / golden ratio, odd.
+_GOLDEN = np.uint32(0x9E3779B9)
 
 # erf is expanded around the points i/32, |i| <= 192; beyond 6 it is 1 to the last bit of fp64.
 _ERF_STEP = 32
@@ -81,6 +84,25 @@ def add(out: Array, a: Array, b: Array, alpha: float = 1.0) -> None:
     store(out, widen(a) + (widen(b) if alpha == 1.0 else widen(b) * alpha))
 
 
+def dropout(
+    out: Array, x: Array, keys: Array, p: float, first_column: int = 0, accumulate: bool = False
+) -> None:
+    """Write x / (1 - p) where the hash of (keys (N) int32, the column) is p · 2^32 or more, else 0, or add it.
+
+    out may be x.
+    """
+    door = Door("dropout", x)
+    n, columns = door.dims("x", x, 2)
+    door.real(out=(out, x.shape))
+    door.ids(keys=(keys, (n,)))
+    if not 0 <= p < 1:
+        door.refuse("p", f"is {p}, 0 or more and less than 1 is needed")
+    counters = (first_column + np.arange(columns, dtype=np.int64)).astype(np.uint32) * _GOLDEN
+    hashed = _mix32(keys.view(np.uint32)[:, None] + counters)
+    kept = hashed >= min(round(p * 2.0**32), 2**32 - 1)
+    store(out, np.where(kept, widen(x) * (1.0 / (1.0 - p)), 0.0), accumulate)
+
+
 def _halves(door: Door, gate_up: Array) -> tuple[int, int]:
     n, width = door.dims("gate_up", gate_up, 2)
     if width % 2:
@@ -113,3 +135,10 @@ def _erf(x: Array) -> Array:
         series += hermite * power
     around = np.take(_ERF_TABLE, index, mode="clip")
     return (around + 2.0 / math.sqrt(math.pi) * np.exp(-a * a) * series).astype(x.dtype)
+
+
+def _mix32(x: Array) -> Array:
+    """Return the hash of each uint32: xor-shifts and two odd multipliers, as MurmurHash3 ends (Appleby)."""
+    x = (x ^ (x >> np.uint32(16))) * np.uint32(0x7FEB352D)
+    x = (x ^ (x >> np.uint32(15))) * np.uint32(0x846CA68B)
+    return x ^ (x >> np.uint32(16))

@@ -44,8 +44,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--gguf",
+        nargs="?",
+        const="f32",
         choices=("f32", "f16", "bf16", "q8_0"),
-        help="write a GGUF file for llama.cpp, its matrices in this type",
+        help="write a GGUF file for llama.cpp, its matrices in this type (f32); with --adapter the adapter alone",
     )
     parser.add_argument(
         "--ollama", action="store_true", help="with --gguf: write a Modelfile for Ollama beside the file"
@@ -81,13 +83,16 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _export(options: argparse.Namespace) -> int:
-    from cktrain.adapter_export import export_adapter, export_merged
+    from cktrain.adapter_export import export_merged
     from cktrain.saved_model import find_saved_model
 
     saved = find_saved_model(options.model)
-    if options.adapter and (options.merge or options.gguf):
-        other = "--merge" if options.merge else "--gguf"
-        raise ValueError(f"[export] --adapter and {other} are two exports. Give one of them.")
+    if options.adapter and options.merge:
+        raise ValueError("[export] --adapter and --merge are two exports. Give one of them.")
+    if options.adapter and options.ollama:
+        raise ValueError(
+            "[export] --ollama describes a whole model, and --adapter is none. Leave one of them out."
+        )
     if saved.adapter is not None and not (options.adapter or options.merge):
         raise ValueError(
             f"[export] {saved.path} is of an adapter. Give --merge for the base's weights with the adapter in them, or "
@@ -100,8 +105,7 @@ def _export(options: argparse.Namespace) -> int:
             f"[export] --gguf {options.gguf} names the type of the weights too. Leave --dtype out."
         )
     if options.adapter:
-        count = export_adapter(saved, Path(options.out))
-        print(f"{saved.path} -> {options.out}: an adapter of {count:,} weights, for PEFT")
+        _write_adapter(saved, Path(options.out), options.gguf)
         return 0
     side = saved.side_files(options.tokenizer, options.any_tokenizer)
     if options.gguf is not None:
@@ -112,6 +116,24 @@ def _export(options: argparse.Namespace) -> int:
     else:
         _write_folder(saved, side, options)
     return 0
+
+
+def _write_adapter(saved: SavedModel, out: Path, gguf: str | None) -> None:
+    from cktrain.adapter_export import export_adapter, export_gguf_adapter_of, for_vllm
+    from cktrain.hf.gguf_file.adapter_out import ADAPTER_KINDS
+
+    if gguf is None:
+        count = export_adapter(saved, out)
+        print(f"{saved.path} -> {out}: an adapter of {count:,} weights, for PEFT")
+        print(for_vllm(saved, out))
+        return
+    kind = next((kind for kind in ADAPTER_KINDS if kind == gguf), None)
+    if kind is None:
+        raise ValueError(
+            f"[export] --adapter --gguf {gguf}: an adapter is written as {' or '.join(ADAPTER_KINDS)}. Give one."
+        )
+    count = export_gguf_adapter_of(saved, out, kind)
+    print(f"{saved.path} -> {out}: an adapter of {count:,} weights, {kind}, for llama.cpp's --lora")
 
 
 def _params(saved: SavedModel, merge: bool) -> ParamStore:

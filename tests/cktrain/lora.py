@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from cktrain.memory.slot import Slot
@@ -23,7 +25,7 @@ class HeldDoRA(DoRA):
         return self.held
 
 
-def add_lora(linear: Linear, rank: int = 3, scale: float = 0.5, kind: type[LoRA] = LoRA) -> None:
+def add_lora(linear: Linear, rank: int = 3, scale: float = 0.5, kind: Callable[..., LoRA] = LoRA) -> None:
     """Beside every part of the linear, before it is divided and parameters have memory; ranks and scales differ.
 
     Under a name of its own where a linear has several.

@@ -164,12 +164,15 @@ def test_below_the_lowest_adapter_no_backward_is_computed(pretrained, adapted, c
     assert set(ran) == {"model.layers.1"}
 
 
-def test_blocks_that_are_computed_again_give_the_same_gradients(pretrained, adapted, composed, tmp_path):
+@pytest.mark.parametrize("adapter", [{}, {"lora_dropout": 0.3}, {"use_dora": True}])
+def test_blocks_that_are_computed_again_give_the_same_gradients(
+    pretrained, adapted, composed, tmp_path, adapter
+):
     folder = pretrained()
     grads = []
     for mode in ("none", "block"):
         overrides = {"memory.checkpointing": mode, "run.dir": str(tmp_path / mode)}
-        trainer = composed(adapted(folder, **overrides)).trainer
+        trainer = composed(adapted(folder, adapter, **overrides)).trainer
         trainer.step()
         trainer.step()
         grads.append({param.name: param.grad.copy() for param in trainer.params.trainable})
@@ -187,21 +190,47 @@ def test_the_plan_is_what_the_run_has(pretrained, adapted, composed, precision):
     assert np.isfinite(trainer.step().loss)
 
 
-def test_resume_is_bitwise(pretrained, adapted, composed, tmp_path):
+@pytest.mark.parametrize("adapter", [{}, {"lora_dropout": 0.3, "use_dora": True}])
+def test_resume_is_bitwise(pretrained, adapted, composed, tmp_path, adapter):
     folder = pretrained("bfloat16")
-    whole = composed(adapted(folder, **{"run.dir": str(tmp_path / "whole")})).trainer
+    whole = composed(adapted(folder, adapter, **{"run.dir": str(tmp_path / "whole")})).trainer
     for _ in range(4):
         whole.step()
-    first = composed(adapted(folder)).trainer
+    first = composed(adapted(folder, adapter)).trainer
     for _ in range(2):
         first.step()
     first.save()
-    again = composed(adapted(folder)).trainer
+    again = composed(adapted(folder, adapter)).trainer
     assert again.progress.step == 2
     for _ in range(2):
         again.step()
     for param in whole.params.trainable:
         np.testing.assert_array_equal(again.params[param.name].data, param.data, err_msg=param.name)
+
+
+def test_dropout_is_for_training_alone(pretrained, adapted, composed, tmp_path):
+    folder = pretrained()
+    losses = {}
+    for share in (0.0, 0.5):
+        overrides = {"run.dir": str(tmp_path / f"run {share}")}
+        trainer = composed(adapted(folder, {"lora_dropout": share}, **overrides)).trainer
+        for param in trainer.params.trainable:
+            param.data[...] = np.random.default_rng(7).normal(size=param.shape, scale=0.1)
+        trainer.params.refresh()
+        batch = trainer.loader.micro_batches(0)[0]
+        losses[share] = trainer.stage.evaluate(batch)[0], trainer.step().loss
+    assert losses[0.0][0] == losses[0.5][0]
+    assert losses[0.0][1] != losses[0.5][1]
+
+
+def test_dropout_may_change_when_a_run_goes_on(pretrained, adapted, composed, caplog):
+    folder = pretrained()
+    trainer = composed(adapted(folder)).trainer
+    trainer.step()
+    trainer.save()
+    with caplog.at_level("INFO", "cktrain"):
+        composed(adapted(folder, {"lora_dropout": 0.1}))
+    assert "adapter.lora_dropout: 0.0 -> 0.1: another share" in caplog.text
 
 
 @pytest.mark.parametrize("keys", [{"r": 4}, {"lora_alpha": 8}, {"target_modules": ["q_proj"]}])
@@ -273,6 +302,7 @@ def test_one_end_of_a_tied_embedding_is_not_trained_alone(pretrained, adapted, c
         ({"target_modules": []}, "target_modules names nothing"),
         ({"target_modules": "("}, "is no regular expression"),
         ({"r": 0}, "greater than 0"),
+        ({"lora_dropout": 1.0}, "less than 1"),
     ],
 )
 def test_values_that_mean_nothing(adapted, tmp_path, adapter, text):

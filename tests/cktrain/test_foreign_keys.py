@@ -13,7 +13,6 @@ TO_COME = {
     "data.train_on",
     "log.wandb",
     "model.quantize",
-    "adapter.lora_dropout",
 }
 GOOD = """\
 run: {dir: runs/x, steps: 10}
@@ -47,7 +46,7 @@ def test_every_answer_is_a_key_of_ours_or_said_to_come():
         ("sequence_len: 8", "Here it is data.sequence_length"),
         ("load_in_4bit: true", "There is no model.quantize yet; weights are trained in fp32 or bf16"),
         ("lora_rank: 8", "Here it is adapter.r"),
-        ("lora_dropout: 0.1", "There is no adapter.lora_dropout yet; adapters are trained without it"),
+        ("lora_dropout: 0.1", "Here it is adapter.lora_dropout"),
         ("val_set_size: 0.1", "no key of a run: `cktrain data prepare --validation-fraction` keeps"),
         ("sample_packing: true", "There is no data.packing yet; sequences are always cut from one stream"),
         ("train_on_inputs: false", "There is no data.train_on yet; every token is trained"),

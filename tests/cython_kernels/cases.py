@@ -27,7 +27,7 @@ from case import SEEDS, Case, Inputs, Outputs, Shape, convert, f32_of, relative_
 from cases_attention import Attention
 from cases_attention_options import AttentionMerge, AttentionOptions
 from cases_layers import Embedding, LayerNorm, Linear, Matmul, RmsNorm, Rope, SymmetricProduct
-from cases_pointwise import Add, Cast, Gelu, Swiglu
+from cases_pointwise import Add, Cast, Dropout, Gelu, Swiglu
 from cases_training import AdamW, CrossEntropy, Sgd, SumOfSquares
 
 __all__ = ["CASES", "SEEDS", "Case", "Inputs", "Outputs", "Shape", "convert", "f32_of", "relative_error"]
@@ -46,6 +46,7 @@ _TABLE = (
     Swiglu(),
     Gelu(),
     Add(),
+    Dropout(),
     CrossEntropy(),
     AdamW(),
     Sgd(),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from case import FLAG, ROWS, SIZES, Case, Inputs, Outputs, Shape, blank, normal
+from case import FLAG, ROWS, SIZES, Case, Inputs, Outputs, Shape, blank, normal, start
 from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 
@@ -113,6 +113,57 @@ class Add(Case):
         out = {"a": a, "b": b, "other": blank(a)}[inputs["out"]]
         kernels.add(out, b if inputs.get("twice") else a, b, inputs.get("alpha", 1.0))
         return {"out": out}
+
+
+class Dropout(Case):
+    """A mask by row keys and columns, the same for x and for its gradient, which is added or written."""
+
+    name = "dropout"
+    ops = ("dropout",)
+    shapes = st.fixed_dictionaries(
+        {
+            "n": ROWS,
+            "c": SIZES,
+            "p": st.sampled_from([0.0, 0.1, 0.5, 0.9]),
+            "first_column": st.sampled_from([0, 1, 300, 2**31 - 1]),
+            "in_place": FLAG,
+            "accumulate": FLAG,
+        }
+    )
+    examples = (
+        {"n": 4, "c": 33, "p": 0.5, "first_column": 0, "in_place": False, "accumulate": False},
+        {"n": 3, "c": 16, "p": 0.1, "first_column": 7, "in_place": True, "accumulate": True},
+    )
+    large = ({"n": 150, "c": 701, "p": 0.3, "first_column": 5, "in_place": False, "accumulate": True},)
+    gradients = ("x",)
+
+    def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
+        full = (shape["n"], shape["c"])
+        inputs = {
+            "x": normal(rng, full, dtype),
+            "dy": normal(rng, full, dtype),
+            "keys": rng.integers(-(2**31), 2**31, shape["n"]).astype(np.int32),
+            "p": shape["p"],
+            "first_column": shape["first_column"],
+            "in_place": shape["in_place"],
+        }
+        return inputs | ({"dx_before": normal(rng, full, dtype)} if shape["accumulate"] else {})
+
+    def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
+        x = inputs["x"].copy()
+        y = x if inputs["in_place"] else blank(x)
+        kernels.dropout(y, x, inputs["keys"], inputs["p"], inputs["first_column"])
+        return {"y": y}
+
+    def backward(self, kernels: Any, inputs: Inputs, saved: Outputs) -> Outputs:
+        dx = start(inputs, "dx", inputs["dy"])
+        kernels.dropout(
+            dx, inputs["dy"], inputs["keys"], inputs["p"], inputs["first_column"], "dx_before" in inputs
+        )
+        return {"dx": dx}
+
+    def sizes(self, inputs: Inputs) -> dict[str, float]:
+        return {"y": 1.0, "dx": 1.0}
 
 
 class Cast(Case):

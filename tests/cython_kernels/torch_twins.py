@@ -144,6 +144,23 @@ def _add(t: Tensors) -> Tensors:
     return {"out": (t["b"] if t.get("twice") else t["a"]) + t.get("alpha", 1.0) * t["b"]}
 
 
+def _dropout(t: Tensors) -> Tensors:
+    """The mask in int64, whose products of 32 bits do not overflow once the factors are split."""
+    x, low = t["x"], 0xFFFFFFFF
+    columns = torch.arange(t["first_column"], t["first_column"] + x.shape[1], dtype=torch.int64)
+    h = (t["keys"].long()[:, None] + _times(columns & low, 0x9E3779B9)) & low
+    h = _times(h ^ (h >> 16), 0x7FEB352D)
+    h = _times(h ^ (h >> 15), 0x846CA68B)
+    h = h ^ (h >> 16)
+    return {"y": torch.where(h >= round(t["p"] * 2**32), x / (1 - t["p"]), torch.zeros_like(x))}
+
+
+def _times(a: Any, factor: int) -> Any:
+    """a · factor modulo 2^32, for a below 2^32."""
+    high, low = factor >> 16, factor & 0xFFFF
+    return ((((a * high) & 0xFFFF) << 16) + a * low) & 0xFFFFFFFF
+
+
 def _cross_entropy(t: Tensors) -> Tensors:
     logits, targets, rest = t["logits"], t["targets"].long(), t["rest"]
     v = logits.shape[1]
@@ -220,6 +237,7 @@ TWINS: dict[str, Callable[[Tensors], Tensors]] = {
     "swiglu": _swiglu,
     "gelu": _gelu,
     "add": _add,
+    "dropout": _dropout,
     "cross_entropy": _cross_entropy,
     "adamw": _adamw,
     "sgd": _sgd,

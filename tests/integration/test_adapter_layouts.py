@@ -43,6 +43,7 @@ RUNS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     ),
     "upper": (LLAMA, {"r": 4, "target_modules": ["layers.2.self_attn.v_proj", "layers.1.mlp.down_proj"]}),
     "gpt2": (GPT2, {"r": 3, "use_rslora": True}),
+    "dropout": (LLAMA, {"r": 3, "lora_dropout": 0.2}),
     "dora": (LLAMA, {"r": 3, "use_dora": True, "exclude_modules": ["k_proj"]}),
     "whole": (
         LLAMA,

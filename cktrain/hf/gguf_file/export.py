@@ -55,7 +55,7 @@ def export_gguf(
     refuse_existing(path)
     gguf = block_types()
     notes: list[str] = []
-    architecture = _architecture(config)
+    architecture = architecture_of(config)
     assert isinstance(config, RotaryConfig)
     keys: dict[str, Any] = {
         "general.type": "model",
@@ -89,7 +89,8 @@ def export_gguf(
     return notes
 
 
-def _architecture(config: ModelConfig) -> Architecture:
+def architecture_of(config: ModelConfig) -> Architecture:
+    """A model's architecture there. Raises ValueError for one that llama.cpp has not, or not with these sizes."""
     model_type = model_type_of(config)
     if model_type not in BY_MODEL_TYPE:
         raise ValueError(

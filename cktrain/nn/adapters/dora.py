@@ -89,9 +89,9 @@ class Rescaled(ByBlocks):
 class DoRA(LoRA):
     """LoRA with a trained magnitude per output. What `LoRA` says of arguments holds."""
 
-    def __init__(self, linear: Linear, targets: Sequence[Target]) -> None:
-        """As `LoRA`."""
-        super().__init__(linear, targets)
+    def __init__(self, linear: Linear, targets: Sequence[Target], dropout: float = 0.0) -> None:
+        """As `LoRA`; what dropout leaves out is left out of the low-rank products, not of x · (g ∘ w)ᵀ."""
+        super().__init__(linear, targets, dropout)
         self.m = [Magnitude(linear, rows) for rows in self.b]
         self._linear = lambda: linear  # a plain attribute would make the linear a module below this one
         self._squares: np.ndarray | None = None
@@ -192,7 +192,8 @@ class DoRA(LoRA):
         blocks = linear.format.blocks(linear, slot)
         for (span, product), (_, block) in zip(self.products(dy, x, slot), blocks, strict=True):
             along[span] = np.einsum("oi,oi->o", block.astype(f32, copy=False), product)
-        inner = self._inner(x, slot)
+        dropped = self._dropped(x, slot)
+        inner = self._inner(dropped, slot)
         for rows, magnitude in zip(self.b, self.m, strict=True):
             b = rows.weight
             name = f"{self._name_of(rows)}, raw gradient"
@@ -203,7 +204,7 @@ class DoRA(LoRA):
             along[rows.rows] += np.einsum("or,or->o", b.value.astype(f32, copy=False), raw)
             self._add(b, gain[rows.rows, None] * raw)
             self._add(magnitude.weight, inverse[rows.rows] * along[rows.rows])
-        self._add_a_gradient(dy, x, slot)
+        self._add_a_gradient(dy, dropped, slot)
 
     def products(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> Iterator[tuple[slice, np.ndarray]]:
         """(rows of w, those rows of dyᵀ · x), f32, in the blocks in which the weight is multiplied."""

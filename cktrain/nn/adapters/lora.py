@@ -1,4 +1,4 @@
-"""LoRA (Hu et al. 2021): y += s · (x · aᵀ) · bᵀ beside a weight that stays as it is.
+"""LoRA (Hu et al. 2021): y += s · (dropout(x) · aᵀ) · bᵀ beside a weight that stays as it is.
 
     x (N, I) --a (R, I)--> u (N, R) --scaled--> --b (O_p, r_p) of each target--> y[:, rows of the target]
 
@@ -8,6 +8,10 @@ each b adds to its target's columns of y.
 
 Backward, with s · dy · b = du: db = dyᵀ · (s · u), da = duᵀ · x, dx += du · a. u is computed again from x; the base weight's
 gradient is never computed (`nn/linear.py`).
+
+Dropout leaves a share of x out of the low-rank products while a model is trained. Its mask is a function of the sequence's
+key, the row, the linear's name and the column of the whole x (`data/sequence_keys.py`). It is computed again wherever it is
+needed, so it is the same in every layout and after a resume. The targets of one linear share it.
 
 Under tensor parallelism the rows of b follow the linear's output features, or the columns of a its input features; the
 other one stands whole on every rank and gets a part of its gradient there (`parallel/roles.py`).
@@ -21,6 +25,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from cktrain.data.sequence_keys import row_keys
 from cktrain.memory.param import Param, ShardRegion
 from cktrain.memory.slot import Slot
 from cktrain.nn.linear import Adapter, Linear
@@ -69,9 +74,13 @@ class LowRankRows(Module):
 class LoRA(Adapter):
     """The low-rank products of one linear. out is the residual; dx may be x."""
 
-    def __init__(self, linear: Linear, targets: Sequence[Target]) -> None:
-        """To be made before the linear is divided and its parameters have memory. Ranks are 1 or more."""
+    def __init__(self, linear: Linear, targets: Sequence[Target], dropout: float = 0.0) -> None:
+        """To be made before the linear is divided and its parameters have memory. Ranks are 1 or more.
+
+        `dropout` is the share of x that is left out.
+        """
         super().__init__(f"{linear.name}.lora", linear.num)
+        self.dropout = dropout
         ranks = tuple(target.rank for target in targets)
         bound = 1.0 / math.sqrt(linear.in_features)  # PEFT's: kaiming_uniform with a = √5
         self.a = Param(
@@ -115,7 +124,7 @@ class LoRA(Adapter):
     ) -> None:
         """out += s · (x · aᵀ) · bᵀ."""
         assert residual is out and alpha == 1.0, self.name
-        inner = self._inner(x, slot)
+        inner = self._inner(self._dropped(x, slot), slot)
         for rows in self.b:
             y = out[:, rows.rows]
             self.num.kernels.linear_forward(y, inner[:, rows.columns], self._b(rows, slot), None, y)
@@ -131,7 +140,7 @@ class LoRA(Adapter):
 
     def backward_weight(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> None:
         """Adds the gradients of a and b."""
-        kernels = self.num.kernels
+        kernels, x = self.num.kernels, self._dropped(x, slot)
         inner = self._inner(x, slot) if any(rows.weight.trainable for rows in self.b) else None
         for rows in self.b:
             weight = rows.weight
@@ -154,8 +163,14 @@ class LoRA(Adapter):
             self.a.grad_added()
 
     def backward_input(self, dx: np.ndarray, dy: np.ndarray, slot: Slot, accumulate: bool = False) -> None:
-        """dx = or += du · a."""
-        self.num.kernels.linear_backward_input(dx, self._dinner(len(dy), slot), self.a.value, accumulate)
+        """dx = or += dropout(du · a)."""
+        kernels, dinner = self.num.kernels, self._dinner(len(dy), slot)
+        rows = self._dropout_rows(dx, slot)
+        if rows is None or slot.keys is None:
+            kernels.linear_backward_input(dx, dinner, self.a.value, accumulate)
+        else:
+            kernels.linear_backward_input(rows, dinner, self.a.value, False)
+            self._drop(dx, rows, slot.keys, slot, accumulate)
 
     def flops(self, rows: int, length: int) -> int:
         """6 per row and element of a and b."""
@@ -169,8 +184,27 @@ class LoRA(Adapter):
             part = weight[rows.rows]
             part += (rows.target.scale * (b @ a)).astype(weight.dtype)
 
+    def _dropped(self, x: np.ndarray, slot: Slot) -> np.ndarray:
+        """x (N, I) as a multiplies it."""
+        rows = self._dropout_rows(x, slot)
+        if rows is None or slot.keys is None:
+            return x
+        self._drop(rows, x, slot.keys, slot, False)
+        return rows
+
+    def _drop(
+        self, out: np.ndarray, x: np.ndarray, sequences: np.ndarray, slot: Slot, accumulate: bool
+    ) -> None:
+        """out (N, I) = or += dropout(x)."""
+        keys = row_keys(sequences, slot.sequence_length, self.name)
+        self.num.kernels.dropout(out, x, keys, self.dropout, self.a.regions[0].column, accumulate)
+
+    def _dropout_rows(self, like: np.ndarray, slot: Slot) -> np.ndarray | None:
+        """An array like x, where a share of it may be left out."""
+        return slot.shared(self, "dropout", like.shape, self.num.compute_dtype) if self.dropout else None
+
     def _inner(self, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """s · u (N, R)."""
+        """s · u (N, R) of x as a multiplies it."""
         inner = self._thin("inner", len(x), slot)
         self.num.kernels.linear_forward(inner, x, self.a.value)
         self._scale_columns(inner)

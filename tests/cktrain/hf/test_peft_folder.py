@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 
 import numpy as np
 import pytest
 
 from cktrain import cython_kernels
-from cktrain.adapter_export import export_adapter, export_merged
+from cktrain.adapter_export import export_adapter, export_merged, for_vllm
 from cktrain.checkpoint import CheckpointError, NotSavedError
 from cktrain.config import Config
 from cktrain.hf.folder import save_folder
@@ -157,16 +158,17 @@ def test_a_folder_goes_on_with_its_own_keys(trained, composed, tmp_path):
         composed(Config.model_validate(values))
 
 
-def test_dropout_of_a_folder_is_said_not_to_be_applied(trained, composed, tmp_path, caplog):
-    _, trainer = trained()
+def test_dropout_is_written_and_goes_on(trained, composed, tmp_path):
+    base, trainer = trained(adapter={**ADAPTER, "lora_dropout": 0.05})
     export_adapter(find_saved_model(tmp_path / "run"), tmp_path / "peft")
-    file = tmp_path / "peft" / CONFIG_FILE
-    file.write_text(json.dumps({**json.loads(file.read_text()), "lora_dropout": 0.05}))
+    assert json.loads((tmp_path / "peft" / CONFIG_FILE).read_text())["lora_dropout"] == 0.05
     values = trainer.config.model_dump(mode="json", exclude={"adapter"})
     values["run"]["dir"] = str(tmp_path / "second")
     values["adapter"] = {"from_pretrained": str(tmp_path / "peft")}
-    composed(Config.model_validate(values))
-    assert f"lora_dropout 0.05 of {tmp_path / 'peft'} is not applied" in caplog.text
+    assert composed(Config.model_validate(values)).trainer.config.adapter.lora_dropout == 0.05
+    np.testing.assert_array_equal(
+        open_model(base, adapter=tmp_path / "peft").logits(IDS), open_model(tmp_path / "run").logits(IDS)
+    )
 
 
 def test_gradients_have_pefts_names(trained, tmp_path):
@@ -269,7 +271,7 @@ def test_what_is_trained_whole_is_written_under_its_own_name(trained, tmp_path):
     stored = {tensor.name: tensor for tensor in read_header(file)}
     head = trainer.params["lm_head.weight"]
     np.testing.assert_array_equal(stored["base_model.model.lm_head.weight"][:], head.data)
-    assert stored["base_model.model.model.norm.weight"].shape == (24,)
+    assert stored["base_model.model.model.norm.weight"].shape == trainer.params["model.norm.weight"].shape
     assert head.trainable and not trainer.params["model.embed_tokens.weight"].trainable
 
 
@@ -303,3 +305,19 @@ def test_no_adapter_and_a_full_folder_are_said(trained, tmp_path):
         export_adapter(find_saved_model(base), tmp_path / "x")
     with pytest.raises(ValueError, match="is not an empty folder"):
         export_adapter(find_saved_model(tmp_path / "run"), base)
+
+
+@pytest.mark.parametrize(
+    "adapter, text",
+    [
+        ({"r": 3}, r"vllm serve \S+base\S* --enable-lora --max-lora-rank 8 --lora-modules mine=\S+mine"),
+        ({"r": 33}, "--max-lora-rank 64"),
+        ({"r": 3, "use_dora": True}, "refuses use_dora: serve the merged"),
+        ({"r": 3, "modules_to_save": ["lm_head"]}, "refuses modules_to_save"),
+        ({"r": 3, "alpha_pattern": {"o_proj": 9}}, "ignores alpha_pattern"),
+        ({"r": 600, "target_modules": ["q_proj"]}, "up to 512, this one is 600"),
+    ],
+)
+def test_how_vllm_serves_it_is_said(trained, tmp_path, adapter, text):
+    trained(adapter=adapter)
+    assert re.search(text, for_vllm(find_saved_model(tmp_path / "run"), tmp_path / "mine"))

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 import pytest
 from lora import HeldDoRA, add_lora
 
 from cktrain import cython_kernels
+from cktrain.data.sequence_keys import sequence_keys
 from cktrain.memory.param_store import ParamStore
 from cktrain.memory.slot import Slot, plan_slot
 from cktrain.nn.adapters.lora import LoRA
@@ -102,7 +104,7 @@ def sandwich(num: Numerics) -> Block:
     return Block("layers.0", [first, second])
 
 
-def adapted(module: Module, kind: type[LoRA] = LoRA) -> Module:
+def adapted(module: Module, kind: Callable[..., LoRA] = LoRA) -> Module:
     """Adapters beside each linear."""
     for linear in list(module.modules()):
         if isinstance(linear, Linear):
@@ -124,6 +126,15 @@ CASES = {
         lambda n: adapted(Linear("l", n, C, 6, bias=True, std=0.3, parts=(3, 1, 2)), HeldDoRA), width=6
     ),
     "block, dora": Case(lambda n: adapted(block(n), HeldDoRA), accumulates=False, **STREAM),
+    "linear, dropout": Case(
+        lambda n: adapted(Linear("l", n, C, 6, bias=True, std=0.3), partial(LoRA, dropout=0.4)), width=6
+    ),
+    "block, dropout": Case(
+        lambda n: adapted(block(n), partial(LoRA, dropout=0.4)), accumulates=False, **STREAM
+    ),
+    "block, dora, dropout": Case(
+        lambda n: adapted(block(n), partial(HeldDoRA, dropout=0.4)), accumulates=False, **STREAM
+    ),
     "rms norm": Case(norm, dx_is_dy=True),
     "layer norm": Case(lambda n: LayerNorm("norm", n, C, 1e-5), dx_is_dy=True),
     "attention": Case(attention),
@@ -172,6 +183,7 @@ class Bench:
         self.dy = self.rng.standard_normal((B * T, case.width))
         with self.num.dry():
             (self.slot,) = plan_slot(B, T, self.run_both).allocate()
+        self.slot.describe(None, None, sequence_keys(5, 0, B))
 
     def run_both(self, slot: Slot) -> None:
         out, dx = np.zeros_like(self.dy), np.zeros((B * T, C))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ from thread_group import run_ranks
 from cktrain import cython_kernels
 from cktrain.comm.group import Group
 from cktrain.data.loader import Batch
+from cktrain.data.sequence_keys import sequence_keys
 from cktrain.models.build import build_model
 from cktrain.nn.adapters.dora import DoRA
 from cktrain.nn.adapters.lora import LoRA
@@ -32,7 +35,7 @@ FAMILIES = {
 
 
 def train(
-    config: Any, world: Group, mesh: Mesh, frozen: bool, kind: type[LoRA]
+    config: Any, world: Group, mesh: Mesh, frozen: bool, kind: Callable[..., LoRA]
 ) -> tuple[list[float], dict[str, np.ndarray]]:
     """Losses of the steps, and what this rank has of the adapters after them."""
     model = build_model(config.model, Numerics(cython_kernels.load("reference"), "fp64"), 16)
@@ -51,7 +54,11 @@ def train(
     for step in range(1, STEPS + 1):
         ids = rng.integers(0, 61, (4, 2, 17)).astype(np.int32)
         mine = ids.reshape(mesh.data, -1, 2, 17)[ranks.data.rank]
-        batches = [Batch(np.ascontiguousarray(a[:, :-1]), np.ascontiguousarray(a[:, 1:])) for a in mine]
+        keys = sequence_keys(3, 8 * step, 8).reshape(mesh.data, -1, 2)[ranks.data.rank]
+        batches = [
+            Batch(np.ascontiguousarray(a[:, :-1]), np.ascontiguousarray(a[:, 1:]), keys=k)
+            for a, k in zip(mine, keys, strict=True)
+        ]
         shard.data.begin()
         sums, count = stage.train(batches, shard.schedule[0], shard.data.end_micro_batch)
         shard.data.finish()
@@ -77,7 +84,11 @@ def whole(param: Any, tensor: Group) -> np.ndarray:
 @pytest.mark.parametrize("mesh", [Mesh(data=2), Mesh(tensor=2), Mesh(data=2, tensor=2)], ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("frozen", [True, False], ids=["base frozen", "all trained"])
-@pytest.mark.parametrize("kind", [LoRA, DoRA])
+@pytest.mark.parametrize(
+    "kind",
+    [LoRA, DoRA, partial(LoRA, dropout=0.3), partial(DoRA, dropout=0.3)],
+    ids=["lora", "dora", "lora, dropout", "dora, dropout"],
+)
 def test_ranks_compute_the_losses_of_one(tiny, mesh, family, frozen, kind):
     config = tiny(**FAMILIES[family])
     ((losses, adapters),) = run_ranks(1, lambda world: train(config, world, Mesh(), frozen, kind))

@@ -16,10 +16,11 @@ PRINTABLE = 34
 """An id that is a printable character: llama.cpp says no probabilities for incomplete UTF-8."""
 
 
-def log_probabilities(path, ids):
+def log_probabilities(path, ids, adapters=()):
     """llama.cpp's log-probabilities (V) after these ids."""
     params = xllamacpp.CommonParams()
     params.model.path = str(path)
+    params.lora_adapters = list(adapters)
     params.n_ctx, params.n_parallel, params.warmup = 64, 1, False
     params.cpuparams.n_threads = params.cpuparams_batch.n_threads = 1
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
@@ -38,8 +39,8 @@ def log_probabilities(path, ids):
     return found
 
 
-def ours(path, ids):
-    logits = ck.load(path).logits(np.asarray(ids))[-1].astype(np.float64)
+def ours(path, ids, adapter=None):
+    logits = ck.load(path, adapter=adapter).logits(np.asarray(ids))[-1].astype(np.float64)
     return logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()
 
 

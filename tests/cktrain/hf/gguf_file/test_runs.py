@@ -71,7 +71,12 @@ def test_an_adapter_beside_a_file_is_merged_into_a_folder_and_into_a_file(
     assert f"merged into the weights of {path}, written as bfloat16" in said
     plain = find_saved_model(path).load(Numerics(cython_kernels.load(), "fp32"), positions=1)[1]
     assert f"out.gguf: {plain.count:,} parameters, f32" in said
-    assert main(["export", str(tmp_path / "run"), str(tmp_path / "x"), "--adapter", "--gguf", "f32"]) == 2
+    run = str(tmp_path / "run")
+    assert main(["export", run, str(tmp_path / "a.gguf"), "--adapter", "--gguf"]) == 0
+    assert "a.gguf: an adapter of " in capsys.readouterr().out and (tmp_path / "a.gguf").is_file()
+    assert main(["export", run, str(tmp_path / "x"), "--adapter", "--gguf", "q8_0"]) == 2
+    assert main(["export", run, str(tmp_path / "x"), "--merge", "--adapter"]) == 2
+    assert not (tmp_path / "x").exists()
 
 
 def test_a_file_is_fine_tuned_as_a_folder_that_is_made_once(gguf, tmp_path):
