@@ -125,8 +125,10 @@ class Linear(Product):
         rows = self.layout.enter(x, slot)
         y, added = self.layout.product(out, residual, slot)
         bias = self.bias.value if self.bias is not None and self.layout.adds_bias else None
-        self.prepare(slot)
-        self._adapted_format().product(y, rows, bias, added, self, slot)
+        if self.adapters:
+            self.prepare(slot)
+        format = self._adapted_format() if self.adapters else self.format
+        format.product(y, rows, bias, added, self, slot)
         for adapter in self.adapters:
             adapter.forward(y, rows, slot, residual=y)
         self.layout.leave(out, y, residual)
@@ -165,7 +167,8 @@ class Linear(Product):
         if self.weight.trainable:
             bias = self.bias if self.bias is not None and self.bias.trainable else None
             here = bias if self.layout.adds_bias else None
-            self._adapted_format().weight_gradient(dy, rows, here, self, slot)
+            format = self._adapted_format() if self.adapters else self.format
+            format.weight_gradient(dy, rows, here, self, slot)
             self.weight.grad_added()
             if bias is not None:
                 if here is None:
@@ -193,7 +196,8 @@ class Linear(Product):
     def backward_input(self, dx: np.ndarray, dy: np.ndarray, slot: Slot, accumulate: bool = False) -> None:
         """dx = or += dy · w; dy from `output_gradient`."""
         gradient, added = self.layout.gradient(dx, accumulate, slot)
-        self._adapted_format().product_transposed(gradient, dy, added, self, slot)
+        format = self._adapted_format() if self.adapters else self.format
+        format.product_transposed(gradient, dy, added, self, slot)
         for adapter in self.adapters:
             adapter.backward_input(gradient, dy, slot, accumulate=True)
         self.layout.leave_gradient(dx, gradient, accumulate)
