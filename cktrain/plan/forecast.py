@@ -7,7 +7,7 @@ was not measured, is None.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +21,7 @@ from cktrain.run_length import count_steps
 from cktrain.training.metrics import format_seconds
 
 LONGEST = 2**20
-"""Tokens of a sequence that are tried."""
-MOST_LAYERS = 256
+"""Tokens of a sequence, where the model names no limit."""
 
 
 @dataclass(frozen=True)
@@ -47,9 +46,9 @@ class Forecast:
     kwh: float | None
     price: float | None
     longest_sequence: int
-    """The most tokens of a sequence, in doublings, with which the run fits; 0: it does not fit as it is."""
+    """About the most tokens of a sequence, in doublings, with which the run fits; 0: it does not fit as it is."""
     most_layers: int | None
-    """The most layers of this shape that fit; None: the weights of a folder have as many as they have."""
+    """About the most layers of this shape that fit; None: the weights of a folder have as many as they have."""
 
 
 def forecast(
@@ -81,7 +80,7 @@ def forecast(
         disk_bytes=each * (kept.keep + 1 + kept.save_best),
         kwh=None if seconds is None or watts is None else watts * seconds / 3.6e6,
         price=None if seconds is None or price_per_hour is None else price_per_hour * seconds / 3600,
-        longest_sequence=max(_lengths_that_fit(config, plan), default=0),
+        longest_sequence=_longest_sequence(config, plan),
         most_layers=_most_layers(config, plan),
     )
 
@@ -125,8 +124,8 @@ def forecast_text(found: Forecast, config: Config, now: datetime.datetime) -> st
     if found.price is not None:
         lines.append(f"price: {found.price:,.2f}")
     if found.longest_sequence:
-        layers = "" if found.most_layers is None else f", or {found.most_layers:,} layers of this shape"
-        lines.append(f"this memory also holds sequences of {found.longest_sequence:,} tokens{layers}")
+        layers = "" if found.most_layers is None else f", or about {found.most_layers:,} layers of this shape"
+        lines.append(f"this memory would hold sequences of about {found.longest_sequence:,} tokens{layers}")
     return "\n".join(lines)
 
 
@@ -155,37 +154,31 @@ def _data(config: Config) -> tuple[dict[str, Any] | None, int | None]:
     return None, (len(source) - 1) // length
 
 
-def _fits(config: Config, plan: Plan) -> bool:
-    return make_plan(config, plan.mesh, plan.precision, plan.machine).fits
+def _bytes_of(config: Config, plan: Plan) -> int:
+    return make_plan(config, plan.mesh, plan.precision, plan.machine).node_bytes
 
 
-def _lengths_that_fit(config: Config, plan: Plan) -> Iterator[int]:
-    length, most = config.data.sequence_length, config.model.max_position_embeddings or LONGEST
-    while length <= most and _fits(_with_length(config, length), plan):
-        yield length
-        length *= 2
-
-
-def _with_length(config: Config, length: int) -> Config:
-    return config.model_copy(update={"data": config.data.model_copy(update={"sequence_length": length})})
+def _longest_sequence(config: Config, plan: Plan) -> int:
+    """Memory grows with each token by the same: what one and two lengths need says how many doublings fit."""
+    length, room = config.data.sequence_length, plan.machine.node_bytes - plan.node_bytes
+    if room < 0:
+        return 0
+    most = config.model.max_position_embeddings or LONGEST
+    if 2 * length > most:
+        return length
+    data = config.data.model_copy(update={"sequence_length": 2 * length})
+    each = (_bytes_of(config.model_copy(update={"data": data}), plan) - plan.node_bytes) / length
+    fitting = min(length + room / each, most)
+    return int(length * 2 ** math.floor(math.log2(fitting / length)))
 
 
 def _most_layers(config: Config, plan: Plan) -> int | None:
-    """Each layer takes the same: what two depths need says how many fit, and a plan of that depth whether it is so."""
+    """Each layer takes the same: what one and two depths need says how many fit."""
     if config.model.from_pretrained is not None or isinstance(config.parallel.cut, list):
         return None
-    have, room = config.model.num_hidden_layers or 0, plan.machine.node_bytes
-
-    def bytes_of(layers: int) -> int:
-        model = config.model.model_copy(update={"num_hidden_layers": layers})
-        return make_plan(
-            config.model_copy(update={"model": model}), plan.mesh, plan.precision, plan.machine
-        ).node_bytes
-
-    if plan.node_bytes > room:
+    have, room = config.model.num_hidden_layers or 0, plan.machine.node_bytes - plan.node_bytes
+    if room < 0:
         return 0
-    each = (bytes_of(2 * have) - plan.node_bytes) / have
-    most = min(have + int((room - plan.node_bytes) / each), MOST_LAYERS)
-    while most > have and bytes_of(most) > room:
-        most -= 1
-    return most
+    model = config.model.model_copy(update={"num_hidden_layers": 2 * have})
+    each = (_bytes_of(config.model_copy(update={"model": model}), plan) - plan.node_bytes) / have
+    return have + int(room / each)

@@ -58,7 +58,7 @@ def test_rows_and_their_trained_share(tiny):
     text = forecast_text(found, tiny(), NOON)
     assert "data: 122 rows in 40 sequences of 16 tokens; of the rows' 9,000 tokens 45.7% are trained" in text
     assert "disk: checkpoints of 1.0 MiB, 5.0 MiB at most at a time (checkpoint.keep 3)" in text
-    assert "this memory also holds sequences of 16 tokens, or 3 layers of this shape" in text
+    assert "this memory would hold sequences of about 16 tokens, or about 3 layers of this shape" in text
 
 
 def test_sequences_of_a_prepared_folder():
@@ -101,4 +101,4 @@ def test_what_does_not_fit_as_it_is_has_no_largest(tiny):
     config = tiny()
     found = forecast(config, plan_of(config, memory=1000))
     assert (found.longest_sequence, found.most_layers) == (0, 0)
-    assert "also holds" not in forecast_text(found, config, NOON)
+    assert "would hold" not in forecast_text(found, config, NOON)
