@@ -100,10 +100,11 @@ class ChainWork(FlyingWork):
                 op.follow(before)
             self._ops.append((op, on._engine_lane, on))
             before = op
-        peers = self.group.peers
-        peers.live = [work for work in peers.live if not work.ended()]
-        peers.live.append(self)
-        peers.callers.add(threading.get_ident())
+        self.group.peers.callers.add(threading.get_ident())
+        everyone = [self.group.peers, *(group._peers for _, _, group in self._ops)]
+        for peers in {id(peers): peers for peers in everyone}.values():
+            peers.live = [work for work in peers.live if not work.ended() or work.unfinished()]
+            peers.live.append(self)
         for op, _, _ in self._ops:
             op.submit()
 
@@ -117,6 +118,10 @@ class ChainWork(FlyingWork):
         return self._complete or (
             bool(self._ops) and all(op.state != _engine.PENDING for op, _, _ in self._ops)
         )
+
+    def unfinished(self) -> list[tuple[_engine.Op, Any]]:
+        """Operations and lanes of its phases, but for those that ended well."""
+        return [(op, on) for op, on, _ in self._ops if op.state != _engine.DONE]
 
     def done(self) -> bool:
         """Say whether it is complete; the engine moves it."""

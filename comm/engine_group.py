@@ -375,6 +375,7 @@ class EngineGroup(Group):
         """The error of an operation that ended with `state`."""
         if self._failure is not None:
             return self._failure
+        op, state = self._first_unfinished(op, on, state)
         world, mine, place = self._peers.world, self._call(op, peer), self._place(on, peer)
         if state == _engine.MISMATCH:
             theirs = self._differing(op, on, peer)
@@ -388,6 +389,14 @@ class EngineGroup(Group):
         lost = self._peers.lost(f"{self._spell(op, on, peer)} on group {self.name}")
         assert lost is not None, state
         return self._fail(lost)
+
+    def _first_unfinished(self, op: _engine.Op, on: Any, state: int) -> tuple[_engine.Op, int]:
+        """The operation that a lane or stream came to grief at, and how; it may be one before `op`, not yet waited for."""
+        for work in self._peers.live:
+            for earlier, its_on in work.unfinished():
+                if its_on is on:
+                    return earlier, earlier.state
+        return op, state
 
     def _place(self, on: Any, peer: int | None) -> mismatch.Place:
         """Of the operation that a lane or stream is at."""
@@ -459,7 +468,7 @@ class EngineWork(Work):
             self._op, self._make = self._make(self._on, True), None
         # What the engine works on must live on, whatever the caller drops.
         node = self.group._peers
-        node.live = [work for work in node.live if not work.ended()]
+        node.live = [work for work in node.live if not work.ended() or work.unfinished()]
         node.live.append(self)
         node.callers.add(threading.get_ident())
         self._submitted = True
@@ -485,6 +494,12 @@ class EngineWork(Work):
     def ended(self) -> bool:
         """Whether nothing touches its arrays any more."""
         return self._complete or (self._submitted and self._op.state != _engine.PENDING)
+
+    def unfinished(self) -> list[tuple[_engine.Op, Any]]:
+        """Its operation and lane, unless it has not begun, or ended well."""
+        if not self._submitted or self._complete or self._op.state == _engine.DONE:
+            return []
+        return [(self._op, self._on)]
 
     def done(self) -> bool:
         """Say whether it is complete; the engine moves it."""

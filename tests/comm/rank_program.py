@@ -293,6 +293,18 @@ def differ(group: Group) -> None:
     raise AssertionError("the difference was not seen")
 
 
+def differ_before_a_later_one(group: Group) -> None:
+    """Two operations are under way, and the first differs on the last rank; who waits for the second hears of the first."""
+    payload = np.ones(100, np.float32)
+    first = group.all_reduce(payload[: 50 + (group.rank == group.size - 1)], async_=True)
+    second = group.all_reduce(payload[60:], async_=True)
+    while not second.ended():
+        time.sleep(0.001)
+    second.wait()
+    first.wait()
+    raise AssertionError("the difference was not seen")
+
+
 def differ_unheard(group: Group) -> None:
     """As `differ`, and what the last rank sends to rank 0 to say so is not heard there before that rank has ended."""
     assert isinstance(group, TcpGroup)
@@ -477,6 +489,7 @@ PROGRAMS = {
         fork_and_repeat,
         share_a_core,
         differ,
+        differ_before_a_later_one,
         differ_unheard,
         crossing.cross_groups,
         crossing.cross_legally,

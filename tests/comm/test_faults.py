@@ -195,6 +195,18 @@ def test_mismatch_is_named_on_all_sides(transport, difference, mine, theirs, how
         assert f"called {mine if odd else theirs}" in end.output
 
 
+def test_a_mismatch_is_named_by_who_waits_for_a_later_operation(transport):
+    with job.start(
+        3, "rank_program.py", "differ_before_a_later_one", CKTRAIN_TEST_TRANSPORT=transport
+    ) as ranks:
+        ends = ranks.ends()
+    job.assert_together(ends)
+    for rank, end in enumerate(ends):
+        assert end.status == 1 and "AssertionError" not in end.output, end.output
+        called = "all_reduce(float32[51], sum)" if rank == 2 else "all_reduce(float32[50], sum)"
+        assert f"[comm.{transport}] rank {rank} called {called}, but " in end.output, end.output
+
+
 def test_ranks_in_different_groups_are_told_so(transport):
     """Long before the deadline, all of them, and nothing was written."""
     call = "all_reduce(float32[100], sum)"

@@ -118,6 +118,15 @@ def test_mismatch_is_named_on_all_sides(difference, mine, theirs, how):
         assert f"called {mine if rank == 3 else theirs}" in end.output, end.output
 
 
+def test_a_mismatch_is_named_by_who_waits_for_a_later_operation():
+    with start("2,2", "differ_before_a_later_one") as ranks:
+        ends = ranks.ends(20)
+    for rank, end in enumerate(ends):
+        assert end.status == 1 and "AssertionError" not in end.output, end.output
+        called = "all_reduce(float32[51], sum)" if rank == 3 else "all_reduce(float32[50], sum)"
+        assert f"rank {rank} called {called}, but " in end.output, end.output
+
+
 def test_stopped_rank_is_a_warning_and_a_timeout_that_name_it():
     with start("2,2", "wait_for_one", "sleep", "1", CKTRAIN_TEST_TIMEOUT="4") as ranks:
         ranks.wait_for("late", 3)
