@@ -1,4 +1,6 @@
-"""What every test may use: hypothesis without deadlines, and the command line of a job of several ranks."""
+"""What every test may use: hypothesis without deadlines, and the command line of a job of several ranks; and the brief
+form, in which a test of many cases has two of them.
+"""
 
 import logging
 import os
@@ -6,6 +8,7 @@ import shutil
 import signal
 import sys
 import sysconfig
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -22,6 +25,20 @@ if not machine_load.IN_GUEST:  # there nothing uses it, and its import takes sec
     # A deadline per example measures the machine's load, not the code.
     hypothesis.settings.register_profile("cktrain", deadline=None)
     hypothesis.settings.load_profile("cktrain")
+
+
+@pytest.hookimpl(trylast=True)  # after -m and -k have chosen
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """In brief, of each test that has cases the first and the last, which differ in all that the test is given."""
+    if os.environ.get("CKTRAIN_TEST_BRIEF", "") in ("", "0"):
+        return
+    cases: dict[str, list[pytest.Item]] = defaultdict(list)
+    for item in items:
+        cases[item.nodeid.partition("[")[0]].append(item)
+    between = [item for each in cases.values() for item in each[1:-1]]
+    left = set(between)
+    items[:] = [item for item in items if item not in left]
+    config.hook.pytest_deselected(items=between)
 
 
 _running: dict[str, None] = {}

@@ -60,10 +60,57 @@ def test_what_runs(
     rows = {line.split()[0]: line for line in table if line.split()[0] in ("quick", "guests", "judges")}
     assert guests in rows["guests"]
     assert ("./run test NAME" in "\n".join(table)) == (guests.startswith("left"))
+    assert ("the first and the last ran" in "\n".join(table)) == (guests.startswith("left"))
     if not names:
         assert "1 passed, 0 failed" in rows["quick"]
         assert "not run, because torch is not installed" in rows["judges"]
     assert any(line.startswith("FAILED  judges: did not run") for line in table) == (strict == "1")
+
+
+@pytest.mark.parametrize(("names", "strict", "brief"), [([], "", "1"), (["quick"], "", ""), ([], "1", "")])
+def test_what_runs_in_brief(
+    stages: ModuleType,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    names: list[str],
+    strict: str,
+    brief: str,
+) -> None:
+    monkeypatch.setenv("CKTRAIN_TEST_STRICT", strict)
+    monkeypatch.delenv("CKTRAIN_TEST_BRIEF", raising=False)
+    told = tmp_path / "told"
+    tell = ("sh", "-c", f"printf '%s' \"$CKTRAIN_TEST_BRIEF\" >{told}")
+    monkeypatch.setattr(stages, "STAGES", (stages.Stage("quick", "", (tell,)),))
+    assert stages.main(names) == 0
+    assert told.read_text() == brief
+
+
+@pytest.mark.parametrize(("brief", "cases"), [("", "abcde"), ("1", "ae")])
+def test_in_brief_a_test_has_its_first_and_its_last_case(tmp_path: Path, brief: str, cases: str) -> None:
+    for name in ("conftest.py", "machine_load.py"):
+        (tmp_path / name).write_text((FILE.parent / name).read_text())
+    (tmp_path / "test_two.py").write_text(
+        "import pytest\n"
+        "def test_alone(): pass\n"
+        "@pytest.mark.parametrize('letter', 'abcde')\n"
+        "def test_letters(letter): pass\n"
+    )
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-p",
+        "no:cacheprovider",
+        "--collect-only",
+        "-q",
+        str(tmp_path),
+    ]
+    environment = {**os.environ, "CKTRAIN_TEST_BRIEF": brief}
+    shown = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert [line.partition("test_two.py::")[2] for line in shown.splitlines() if "::" in line] == [
+        "test_alone",
+        *(f"test_letters[{letter}]" for letter in cases),
+    ]
 
 
 def test_an_unknown_stage_is_named(stages: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
