@@ -10,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -143,9 +144,10 @@ def cython_imports(path: str, source: str) -> Iterator[Import]:
             yield Import(name.split()[0], source.count("\n", 0, match.start()) + 1)
 
 
-def imports(path: str, source: str) -> Iterator[Import]:
+@cache
+def imports(path: str, source: str) -> tuple[Import, ...]:
     """Every import of a file of either language."""
-    return (python_imports if path.endswith(".py") else cython_imports)(path, source)
+    return tuple((python_imports if path.endswith(".py") else cython_imports)(path, source))
 
 
 # ------------------------------------------------------------------------------------------------ the rules
