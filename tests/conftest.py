@@ -29,16 +29,18 @@ if not machine_load.IN_GUEST:  # there nothing uses it, and its import takes sec
 
 @pytest.hookimpl(trylast=True)  # after -m and -k have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In brief, of each test that has cases the first and the last, which differ in all that the test is given."""
+    """In brief, of each test that has cases the first and the last, which differ in all that the test is given; and no
+    test that is marked `thorough`.
+    """
     if os.environ.get("CKTRAIN_TEST_BRIEF", "") in ("", "0"):
         return
     cases: dict[str, list[pytest.Item]] = defaultdict(list)
     for item in items:
         cases[item.nodeid.partition("[")[0]].append(item)
-    between = [item for each in cases.values() for item in each[1:-1]]
-    left = set(between)
+    left = {item for each in cases.values() for item in each[1:-1]}
+    left |= {item for item in items if item.get_closest_marker("thorough")}
+    config.hook.pytest_deselected(items=[item for item in items if item in left])
     items[:] = [item for item in items if item not in left]
-    config.hook.pytest_deselected(items=between)
 
 
 _running: dict[str, None] = {}

@@ -3,9 +3,10 @@
 `./run test` runs what tells whether cktrain works on this machine, in minutes; `./run test unit mpi` runs the stages that
 it names. A stage either ran or did not run, because of a reason that it prints; the table at the end has one line per
 stage. Stages marked `ci` prove the tests, the packaging and what needs machines inside this one: they run when they are
-named, and in CI. Where no stage is named, a test that has many cases runs with the first and the last of them
-(CKTRAIN_TEST_BRIEF, tests/conftest.py); a stage that is named, and CI, runs all. With CKTRAIN_TEST_STRICT=1, which CI sets,
-every stage runs, one that did not is a failure, and so is a skipped test whose reason does not stand in ALLOWED_SKIPS.
+named, and in CI. Where no stage is named, a test that has many cases runs with the first and the last of them, and one
+that is marked `thorough` not at all (CKTRAIN_TEST_BRIEF, tests/conftest.py); a stage that is named, and CI, runs all. With
+CKTRAIN_TEST_STRICT=1, which CI sets, every stage runs, one that did not is a failure, and so is a skipped test whose reason
+does not stand in ALLOWED_SKIPS.
 
 Two cores are enough for CI: most stages run two tests at a time, and stages of one process that tell no time run beside
 the next one. A stage that reaches its limit is interrupted, so that it says which tests were running.
@@ -568,9 +569,11 @@ def main(names: list[str]) -> int:
     print(table(outcomes))
     if brief:
         print(
-            "Of a test with many cases the first and the last ran. CI runs them all, and the stages that are left to it:"
+            "In brief: of a test with many cases the first and the last ran, and none that is marked thorough."
         )
-        print("`./run test NAME` does for a stage, CKTRAIN_TEST_STRICT=1 ./run test for all.")
+        print(
+            "`./run test NAME` runs all of a stage, those left to CI too; CKTRAIN_TEST_STRICT=1 ./run test all stages."
+        )
     passed = sum(outcome.passed for outcome in outcomes.values())
     failed = sum(outcome.failed for outcome in outcomes.values())
     seconds = time.monotonic() - began

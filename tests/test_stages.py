@@ -86,7 +86,9 @@ def test_what_runs_in_brief(
 
 
 @pytest.mark.parametrize(("brief", "cases"), [("", "abcde"), ("1", "ae")])
-def test_in_brief_a_test_has_its_first_and_its_last_case(tmp_path: Path, brief: str, cases: str) -> None:
+def test_in_brief_a_test_has_its_first_and_last_case_and_none_is_thorough(
+    tmp_path: Path, brief: str, cases: str
+) -> None:
     for name in ("conftest.py", "machine_load.py"):
         (tmp_path / name).write_text((FILE.parent / name).read_text())
     (tmp_path / "test_two.py").write_text(
@@ -94,6 +96,8 @@ def test_in_brief_a_test_has_its_first_and_its_last_case(tmp_path: Path, brief: 
         "def test_alone(): pass\n"
         "@pytest.mark.parametrize('letter', 'abcde')\n"
         "def test_letters(letter): pass\n"
+        "@pytest.mark.thorough\n"
+        "def test_all(): pass\n"
     )
     command = [
         sys.executable,
@@ -110,6 +114,7 @@ def test_in_brief_a_test_has_its_first_and_its_last_case(tmp_path: Path, brief: 
     assert [line.partition("test_two.py::")[2] for line in shown.splitlines() if "::" in line] == [
         "test_alone",
         *(f"test_letters[{letter}]" for letter in cases),
+        *([] if brief else ["test_all"]),
     ]
 
 

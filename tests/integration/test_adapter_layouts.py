@@ -72,6 +72,7 @@ def pretrained(folder: Path, model: dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_an_adapter_in_every_layout(run_cases, tmp_path):
     (np.arange(3000) * 7 % 61).astype(np.uint16).tofile(tmp_path / "ids.bin")
     cases = []

@@ -41,6 +41,7 @@ def test_each_class_has_a_golden_case():
 
 
 @pytest.mark.mpi
+@pytest.mark.thorough
 def test_every_class_in_layouts(run_cases, tmp_path):
     """fp64 on the reference kernels: only the order of additions differs."""
     tokens = str(tmp_path / "61.bin")

@@ -55,6 +55,7 @@ def pretrained(folder: Path, model: dict[str, Any]) -> Path:
     return folder
 
 
+@pytest.mark.thorough
 def test_a_frozen_base_in_every_layout(run_cases, tmp_path):
     (np.arange(3000) * 7 % 61).astype(np.uint16).tofile(tmp_path / "ids.bin")
     cases = []

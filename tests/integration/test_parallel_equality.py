@@ -161,6 +161,7 @@ def test_one_layout_in_fp64(run_cases, tmp_path, model, layout):
     assert results[f"{model}: {layout}"]["replicas"]
 
 
+@pytest.mark.thorough
 def test_fp64_on_the_reference_kernels(run_cases, tmp_path):
     """Only the order of additions differs: 1e-10 over 20 steps, in losses, gradient norms and validation loss."""
     results = run_cases(equality_cases(tmp_path, FP64, "fp64", "reference"))
