@@ -53,6 +53,8 @@ REJECTED_FILE = "rejected.jsonl"
 LARGEST_DROPPED_SHARE = 0.05
 """More rows than this are not dropped for their length: their owner must say what to do."""
 
+RULES = 2
+"""Raised where the same rows and options have become other tokens or labels than before: 2 heeds a message's weight."""
 _AT_ONCE = 256  # rows encoded together
 
 Packing = Literal["bfd", "none"]
@@ -186,6 +188,7 @@ def _record(options: ChatOptions, template: ChatTemplate | None) -> dict[str, An
     """The options as dataset.json has them; a template by what is in it, not by where it was."""
     values = {**vars(options), "date": options.date.isoformat(), "columns": dict(options.columns or {})}
     values["chat_template"] = None if template is None else sha256_of_bytes(template.text.encode())
+    values["rules"] = RULES
     return values
 
 

@@ -9,6 +9,7 @@ import pytest
 from chat_models import STOCK, SYSTEM, TURN, TURNS_TWO, write_model, write_rows
 
 from cktrain.config import DataConfig
+from cktrain.data.chat import prepare
 from cktrain.data.chat.named_templates import NAMED
 from cktrain.data.chat.prepare import ChatOptions, prepare_chat
 from cktrain.data.chat.show import shown_rows
@@ -91,6 +92,14 @@ def test_reuse_keeps_what_would_be_made_again():
     assert Path("out/dataset.json").stat().st_ino == marker
     _, said = run(COUNTING, reuse=True, train_on="all")
     assert any("prepared again, because train_on was assistant and is all" in line for line in said)
+
+
+def test_rows_that_were_made_by_other_rules_are_made_again(monkeypatch):
+    with monkeypatch.context() as before:
+        before.setattr(prepare, "RULES", 1)
+        run(COUNTING)
+    _, said = run(COUNTING, reuse=True)
+    assert any("prepared again, because rules was 1 and is 2" in line for line in said)
 
 
 def test_bad_rows_are_told_together_and_nothing_is_made():
