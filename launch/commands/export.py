@@ -150,8 +150,9 @@ def _params(saved: SavedModel, merge: bool) -> ParamStore:
 
 
 def _write_gguf(saved: SavedModel, side: SideFiles, options: argparse.Namespace) -> None:
-    from cktrain.hf.gguf_file.export import export_gguf, refuse_existing
+    from cktrain.hf.gguf_file.export import export_gguf
     from cktrain.hf.gguf_file.modelfile import modelfile
+    from cktrain.hf.gguf_file.whole_file import refuse_existing
 
     out = Path(options.out)
     refuse_existing(out)  # before the model is read

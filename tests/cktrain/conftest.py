@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 from cktrain import cython_kernels
 from cktrain.compose import Run, compose
 from cktrain.config import Config
+from cktrain.host import process
 
 sys.path.insert(0, str(Path(__file__).parent))  # for tokenizers_made_here
 
@@ -65,6 +67,15 @@ def tiny(tokens_file: Path, tmp_path: Path):  # type: ignore[no-untyped-def]
         return Config.model_validate({**values, **top})
 
     return make
+
+
+@pytest.fixture
+def unbound(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Binding is for a process of its own: here nothing is pinned, and nothing is remembered."""
+    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
+    monkeypatch.setattr(process, "_bound", [])
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.fixture

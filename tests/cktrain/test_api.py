@@ -15,18 +15,9 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import cktrain as ck
-from cktrain.host import process
 
+pytestmark = pytest.mark.usefixtures("unbound")
 GOLDEN = Path(__file__).resolve().parents[1] / "golden" / "hf"
-
-
-@pytest.fixture(autouse=True)
-def _unbound(monkeypatch):
-    """Binding is for a process of its own: here nothing is pinned, and nothing is remembered."""
-    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
-    monkeypatch.setattr(process, "_bound", [])
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
 
 
 @pytest.fixture

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
@@ -10,26 +9,16 @@ import numpy as np
 import pytest
 
 import cktrain as ck
-from cktrain.host import process
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "golden" / "hf"))
 from hf_parity import CASES, build_judge
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-pytestmark = pytest.mark.judge
+pytestmark = [pytest.mark.judge, pytest.mark.usefixtures("unbound")]
 
 # transformers keeps norms, angles and the loss in fp32 also in an fp64 model; 3e-6 was the most measured of fp32 beside it.
 ROUNDING = 2e-5
-
-
-@pytest.fixture(autouse=True)
-def _unbound(monkeypatch):
-    """Binding is for a process of its own: here nothing is pinned, and nothing is remembered."""
-    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
-    monkeypatch.setattr(process, "_bound", [])
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
 
 
 def close(found: np.ndarray, wanted: np.ndarray) -> float:

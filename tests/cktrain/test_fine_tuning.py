@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import pytest
@@ -13,16 +12,11 @@ import cktrain as ck
 from cktrain.fine_tuning import FineTuning, prepare
 from cktrain.fine_tuning_result import losses_in_words
 from cktrain.folder_lock import FolderInUse, lock_folder
-from cktrain.host import process
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """A folder with a model and rows; binding is for a process of its own."""
-    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
-    monkeypatch.setattr(process, "_bound", [])
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+def here(unbound, tmp_path, monkeypatch):
+    """A folder with a model and rows."""
     monkeypatch.chdir(tmp_path)
     write_weights(Path("model"))
     rows(12)

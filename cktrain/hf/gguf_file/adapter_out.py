@@ -10,16 +10,15 @@ the rest.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
-from cktrain.durable import sync
 from cktrain.hf.gguf_file.architectures import to_neighbours
 from cktrain.hf.gguf_file.export import architecture_of
 from cktrain.hf.gguf_file.reader import block_types
+from cktrain.hf.gguf_file.whole_file import refuse_existing, whole_file
 from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.peft_folder import PREFIX, WEIGHTS_FILE
 from cktrain.models.family import ModelConfig
@@ -37,8 +36,7 @@ def export_gguf_adapter(
     Raises ValueError where the file exists, for an architecture or an adapter that llama.cpp has not, for a number that is
     not finite, and OSError when writing fails. There is no file then.
     """
-    if os.path.lexists(path):
-        raise ValueError(f"[gguf] {path} exists. Choose another name or delete it.")
+    refuse_existing(path)
     beyond = [key for key in ("use_dora", "modules_to_save") if getattr(adapter, key)]
     if beyond:
         raise ValueError(
@@ -49,9 +47,7 @@ def export_gguf_adapter(
     dtype = np.dtype({"f32": np.float32, "f16": np.float16}[kind])
     scale = adapter.model_copy(update={"rank_pattern": {}, "alpha_pattern": {}}).scale_of("")
     count = 0
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture.name)
         writer.add_type("adapter")
         writer.add_string("general.name", path.stem)
@@ -73,14 +69,4 @@ def export_gguf_adapter(
         writer.write_kv_data_to_file()
         writer.write_tensors_to_file()
         writer.close()
-        sync(temporary)
-        os.rename(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"[gguf] cannot write {path}: {error.strerror}. Free some space or check the folder; nothing was kept",
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return count

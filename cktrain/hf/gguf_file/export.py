@@ -7,14 +7,12 @@ Everything is checked before the first byte is written; then one tensor at a tim
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any, Literal
 
 import ml_dtypes
 import numpy as np
 
-from cktrain.durable import sync
 from cktrain.hf.config_json import model_type_of
 from cktrain.hf.gguf_file.architectures import ARCHITECTURES, BY_MODEL_TYPE, Architecture, to_neighbours
 from cktrain.hf.gguf_file.hyperparameters import (
@@ -25,6 +23,7 @@ from cktrain.hf.gguf_file.hyperparameters import (
 )
 from cktrain.hf.gguf_file.reader import block_types
 from cktrain.hf.gguf_file.tokenizer_out import tokenizer_keys
+from cktrain.hf.gguf_file.whole_file import refuse_existing, whole_file
 from cktrain.hf.tensors import HFTensor, hf_tensors
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.family import ModelConfig, RotaryConfig
@@ -35,12 +34,6 @@ Kind = Literal["f32", "f16", "bf16", "q8_0"]
 KINDS: tuple[Kind, ...] = ("f32", "f16", "bf16", "q8_0")
 _FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
 _ROW_OF_BLOCKS = 32
-
-
-def refuse_existing(path: Path) -> None:
-    """Raises ValueError where something has the name."""
-    if os.path.lexists(path):
-        raise ValueError(f"[gguf] {path} exists. Choose another name or delete it.")
 
 
 def export_gguf(
@@ -68,24 +61,12 @@ def export_gguf(
     keys |= tokenizer_keys(side, config.vocab_size)
     tensors = hf_tensors(config, reversed(params.params))
     _refuse_unknown(tensors, architecture)
-    temporary = path.with_name(f".{path.name}.tmp{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with whole_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture.name)
         for key, value in keys.items():
             _add_key(writer, key, value)
         _write_tensors(writer, config, architecture, tensors, kind, notes)
         writer.close()
-        sync(temporary)
-        os.rename(temporary, path)
-        sync(path.parent)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"[gguf] cannot write {path}: {error.strerror or error}. Free some space or check the folder; nothing was kept",
-        ) from None
-    finally:
-        temporary.unlink(missing_ok=True)
     return notes
 
 

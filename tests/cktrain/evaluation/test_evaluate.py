@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +13,6 @@ from chat_models import write_rows, write_weights
 import cktrain as ck
 from cktrain.evaluation.losses import bits_per_byte
 from cktrain.evaluation.report import as_dict, as_text
-from cktrain.host import process
 
 ROWS = [
     {
@@ -28,12 +26,8 @@ ROWS = [
 
 
 @pytest.fixture(autouse=True)
-def here(tmp_path, monkeypatch):
-    """A folder with a model and rows; binding is for a process of its own."""
-    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
-    monkeypatch.setattr(process, "_bound", [])
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    monkeypatch.setenv("OPENBLAS_NUM_THREADS", "1")
+def here(unbound, tmp_path, monkeypatch):
+    """A folder with a model and rows."""
     monkeypatch.chdir(tmp_path)
     write_weights(Path("model"))
     write_rows(Path("rows.jsonl"), ROWS)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from chat_models import QWEN3, SMOLLM2, STOCK, SYSTEM, TURNS_TWO, write_model, write_weights
 
@@ -13,17 +11,11 @@ from cktrain.data.chat.samples import SampleMaker
 from cktrain.data.chat.template import PINNED_DATE, ChatTemplate, named_tokens
 from cktrain.generation.chat import ChatSession
 from cktrain.generation.sampler import Sampler
-from cktrain.host import process
 from cktrain.loaded_model import open_model
 from cktrain.side_files import read_tokenizer
 
+pytestmark = pytest.mark.usefixtures("unbound")
 GREEDY = {"temperature": 0, "repetition_penalty": 1.3}
-
-
-@pytest.fixture(autouse=True)
-def _unbound(monkeypatch):
-    monkeypatch.setattr(os, "sched_setaffinity", lambda *_: None)
-    monkeypatch.setattr(process, "_bound", [])
 
 
 def session_of(folder, template=SMOLLM2, positions=1024, **keys):
