@@ -1,6 +1,8 @@
 """TensorBoard's event files of a run, in RUN/tensorboard, by tensorboardX: `tensorboard --logdir RUN/tensorboard`.
 
-A run that goes on begins another file there, which tells TensorBoard to forget what it has of later steps.
+A run that goes on begins another file there, which tells TensorBoard to forget what it has of later steps. TensorBoard
+reads the files by name and tensorboardX names one by the second in which it was begun: a number after that keeps the
+order, and the older file, where a run goes on within the same second.
 """
 
 from __future__ import annotations
@@ -27,7 +29,8 @@ class TensorBoardEvents(Observer):
         """Open a file."""
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(self._folder), purge_step=done + 1)
+        number = len(list(self._folder.glob("events.out.tfevents.*")))
+        self._writer = SummaryWriter(str(self._folder), purge_step=done + 1, filename_suffix=f".{number:06d}")
 
     def measured(self, record: StepMetrics, seconds_per_step: float, steps_left: int) -> None:
         """A training step's values."""

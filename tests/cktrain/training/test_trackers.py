@@ -6,6 +6,7 @@ import importlib.util
 import json
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -92,8 +93,11 @@ def test_tensorboard_reads_what_the_metrics_file_has(tiny, composed, tokens_file
 
 
 @pytest.mark.judge
-def test_steps_that_are_done_again_replace_those_of_before(tiny, composed, tmp_path):
-    """A run that is begun again from step 3 tells TensorBoard to forget steps 4 to 6."""
+def test_steps_that_are_done_again_replace_those_of_before(tiny, composed, monkeypatch, tmp_path):
+    """A run that is begun again from step 3 tells TensorBoard to forget steps 4 to 6; within the same second too, by
+    which tensorboardX names its files.
+    """
+    monkeypatch.setattr("tensorboardX.event_file_writer.time", SimpleNamespace(time=lambda: 1.7e9))
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     saves = {"checkpoint.every": 3, "checkpoint.keep": 9, "log.tensorboard": True}
