@@ -16,12 +16,15 @@ from cktrain.training.best_checkpoint import best_checkpoint
 def losses_in_words(config: Config) -> list[str]:
     """Validation before and after, and the best; nothing where nothing was validated. ValueError: no metrics to read."""
     run = Path(config.run.dir)
-    losses = read_curve(run / METRICS_FILE).validation
+    curve = read_curve(run / METRICS_FILE)
+    losses = curve.comparable_validation()
     if not losses:
         return []
     (first_step, first), (last_step, last) = losses[0], losses[-1]
     before = f"{first:.4f} before, " if first_step == 0 else ""
     lines = [f"validation loss: {before}{last:.4f} after {last_step:,} steps"]
+    if len(losses) < len(curve.validation):
+        lines.append(f"note: the validations before step {first_step:,} were of other rows")
     best = best_checkpoint(run / BEST_FOLDER)
     if best is not None and best[1] < last:
         lines.append(f"best: {best[1]:.4f}, {best[0]}")

@@ -40,8 +40,17 @@ class Curve:
 
     training: list[tuple[int, float]]
     validation: list[tuple[int, float]]
+    measured_on: dict[int, str] = field(default_factory=dict)
+    """By step the fingerprint of the tokens that were validated, where it was recorded."""
     unread: list[int] = field(default_factory=list)
     """Numbers, from 1, of the lines that are no record: a half line at the end is being written, or was by a killed run."""
+
+    def comparable_validation(self) -> list[tuple[int, float]]:
+        """The validations of the same tokens as the last one: a run that goes on may hold out others than before."""
+        if not self.validation:
+            return []
+        last = self.measured_on.get(self.validation[-1][0])
+        return [point for point in self.validation if self.measured_on.get(point[0]) == last]
 
     def text(self) -> str:
         """A line per kind of loss, and what could not be read."""
@@ -54,6 +63,8 @@ class Curve:
                     f"  {label:<12}" + "  ".join(f"{word} {step}: {loss:.4f}" for word, (step, loss) in told)
                 )
         rows = rows or ["  none recorded"]
+        if len(comparable := self.comparable_validation()) < len(self.validation):
+            rows.append(f"  the validations before step {comparable[0][0]} were of other tokens")
         if self.unread:
             shown = ", ".join(map(str, self.unread[:3])) + (", …" if len(self.unread) > 3 else "")
             rows.append(
@@ -65,6 +76,7 @@ class Curve:
 def read_curve(file: Path) -> Curve:
     """The losses in a metrics.jsonl; lines that are no record are counted. Raises ValueError when it cannot be read."""
     found: dict[str, dict[int, float]] = {"loss": {}, "val_loss": {}}
+    measured_on: dict[int, str] = {}
     unread = []
     try:
         with open(file, "rb") as lines:
@@ -81,9 +93,11 @@ def read_curve(file: Path) -> Curve:
                         and math.isfinite(value)
                     ):
                         points[record["step"]] = value
+                        if key == "val_loss":
+                            measured_on[record["step"]] = str(record.get("val_data", ""))
     except OSError as error:
         raise ValueError(f"[report] {file}: it cannot be read: {error.strerror or error}") from None
-    return Curve(sorted(found["loss"].items()), sorted(found["val_loss"].items()), unread)
+    return Curve(sorted(found["loss"].items()), sorted(found["val_loss"].items()), measured_on, unread)
 
 
 def _record(line: bytes) -> dict[str, Any] | None:

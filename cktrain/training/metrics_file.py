@@ -44,7 +44,8 @@ class MetricsFile(Observer):
 
     def validated(self, step: int, result: ValidationResult) -> None:
         """A validation line."""
-        self.write({"step": step, "val_loss": result.loss, "bits_per_byte": result.bits_per_byte})
+        values = {"step": step, "val_loss": result.loss, "bits_per_byte": result.bits_per_byte}
+        self.write({**values, "val_data": result.data})
 
     def write(self, values: StepMetrics | dict[str, Any]) -> None:
         """One line; a non-finite number becomes null, since JSON has none."""

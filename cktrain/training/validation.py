@@ -30,6 +30,8 @@ class ValidationResult:
     loss: float
     tokens: int
     bits_per_byte: float | None
+    data: str = ""
+    """Fingerprint of the split's tokens; empty where nobody asked for it."""
 
 
 class Validator:
@@ -43,12 +45,12 @@ class Validator:
         self.ranks = part.ranks
         self.stage = part.stage
         self.asked_to_stop: Callable[[], bool] = lambda: False
-        """Whether the run is to end; a run alone then leaves its validation, which may take longer than what is left."""
+        """Whether this rank is to end; all then leave the validation, which may take longer than what is left."""
 
     def run(self, batches: int | None = -1) -> ValidationResult | None:
         """Mean loss over `data.validation.batches` global batches (None: the whole split). Collective.
 
-        None where a run alone was asked to stop meanwhile; several ranks go on to the end, together.
+        None where a rank was asked to stop meanwhile, which all hear of after each global batch.
 
         Raises AgreedError on all ranks when one of them cannot read or evaluate its part.
         """
@@ -57,7 +59,7 @@ class Validator:
             self.config.data.sequence_length,
             self.config.batch.micro_batch_size,
         )
-        loss_sum, count, trouble = 0.0, 0, None
+        loss_sum, count, trouble, able = 0.0, 0, None, True
         split: Sequence[Batch] | ValidationBatches = ()
         try:
             split = ValidationBatches(
@@ -73,23 +75,30 @@ class Validator:
             )
         except ValueError as error:  # too few tokens
             trouble = Trouble.of(error)
-        try:
-            for index in range(len(split)):
-                if self.ranks.world.size == 1 and self.asked_to_stop():
+        for index in range(max(len(split), 1)):  # a rank without a split votes once
+            if index % self._batches_between_votes == 0:
+                vote = reduce_step(self.ranks, [], 0, stop=self.asked_to_stop(), trouble=trouble is not None)
+                if vote.trouble:
+                    break
+                if vote.stop:
                     return None
-                try:
-                    batch = split[index]
-                except Exception as error:
-                    trouble = trouble or Trouble.of(error)
-                    batch = empty_batch(micro_batch_size, sequence_length)
+            if not able:
+                continue
+            try:
+                batch = split[index]
+            except Exception as error:
+                trouble = trouble or Trouble.of(error)
+                batch = empty_batch(micro_batch_size, sequence_length)
+            try:
                 loss, valid = self.stage.evaluate(batch)
                 loss_sum += loss
                 count += valid
-        except Exception as error:
-            if self.ranks.data.size < self.ranks.world.size:
-                raise  # ranks with other parts of the model may wait for this one inside it
-            log.error("validation failed", exc_info=error)
-            trouble = trouble or Trouble(f"validation: {type(error).__name__}: {error}", False)
+            except Exception as error:
+                if self.ranks.data.size < self.ranks.world.size:
+                    raise  # ranks with other parts of the model may wait for this one inside it
+                log.error("validation failed", exc_info=error)
+                trouble = trouble or Trouble(f"validation: {type(error).__name__}: {error}", False)
+                able = False
         sums = reduce_step(self.ranks, [loss_sum], count, trouble=trouble is not None)
         if sums.trouble:
             agreed = agree(self.ranks.world, trouble)
@@ -99,4 +108,12 @@ class Validator:
         bits = None
         if self.source.text_bytes and not self.source.has_loss_mask:
             bits = loss / math.log(2) * (len(self.source) - 1) / self.source.text_bytes
-        return ValidationResult(loss, sums.tokens, bits)
+        return ValidationResult(loss, sums.tokens, bits, self.fingerprint)
+
+    @property
+    def _batches_between_votes(self) -> int:
+        """A run alone asks itself at each micro-batch, several ranks once in a global batch, as they do in training."""
+        if self.ranks.world.size == 1:
+            return 1
+        batch = self.config.batch
+        return max(batch.global_batch_size // (batch.micro_batch_size * self.ranks.data.size), 1)

@@ -12,6 +12,7 @@ import cktrain as ck
 from cktrain.fine_tuning import FineTuning, prepare
 from cktrain.fine_tuning_result import losses_in_words
 from cktrain.folder_lock import FolderInUse, lock_folder
+from cktrain.report import read_curve
 
 
 @pytest.fixture(autouse=True)
@@ -130,6 +131,19 @@ def test_a_best_that_could_not_be_written_is_told(capsys):
         "validation loss: 3.0000 before, 2.5000 after 4 steps",
         "warning: run/best could not be written; the log says why",
     ]
+
+
+def test_losses_of_other_held_out_rows_are_no_before():
+    config = prepared().config
+    curve = [(0, 3.0, "a"), (4, 2.5, "a"), (6, 4.0, "b"), (8, 3.5, "b")]
+    lines = [{"step": step, "val_loss": loss, "val_data": data} for step, loss, data in curve]
+    Path("run/metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    assert losses_in_words(config) == [
+        "validation loss: 3.5000 after 8 steps",
+        "note: the validations before step 6 were of other rows",
+    ]
+    told = read_curve(Path("run/metrics.jsonl")).text()
+    assert "the validations before step 6 were of other tokens" in told
 
 
 def test_weights_that_do_not_fit_are_told_before_rows_are_prepared():

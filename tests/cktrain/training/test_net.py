@@ -31,10 +31,24 @@ def saved(config):
     return sorted(path.parent.name for path in Path(config.run.dir).glob("checkpoints/step-*/COMPLETE"))
 
 
-def validated(tiny, tokens_file, tmp_path, **overrides):
+def validated(tiny, tokens_file, tmp_path, **validation):
     held_out = tmp_path / "held_out.bin"
     np.fromfile(tokens_file, np.uint16)[:600].tofile(held_out)
-    return tiny(**TINY, **{"data.validation": {"every": 4, "path": str(held_out)}, **overrides}), held_out
+    validation = {"every": 4, "path": str(held_out), **validation}
+    return tiny(**TINY, **{"data.validation": validation}), held_out
+
+
+def stopped_in_validation(trainer):
+    """Its run, of which the first batch of a validation asks for an end; and the step at each batch that was evaluated."""
+    evaluate, steps = trainer.stage.evaluate, []
+
+    def stop(batch):
+        steps.append(trainer.progress.step)
+        trainer.flag.signal = signal.SIGTERM
+        return evaluate(batch)
+
+    trainer.stage.evaluate = stop
+    return trainer.run(), steps
 
 
 def fail(*_args, **_kwargs):
@@ -70,24 +84,34 @@ def test_a_stopped_run_saves_before_it_validates(tiny, composed, tokens_file, tm
     assert seen == [["step-00000004"]]
 
 
-def test_a_run_alone_leaves_its_validation_when_it_is_to_stop(
-    tiny, composed, tokens_file, tmp_path, monkeypatch
-):
+def test_a_run_alone_leaves_its_validation_when_it_is_to_stop(tiny, composed, tokens_file, tmp_path):
     """One step more ends it, and no other batch of the validation."""
-    config, _ = validated(tiny, tokens_file, tmp_path)
-    every = config.data.validation.model_copy(update={"batches": 5})
-    config = config.model_copy(update={"data": config.data.model_copy(update={"validation": every})})
-    trainer = composed(config).trainer
-    evaluate, steps = trainer.stage.evaluate, []
-
-    def stop(batch):
-        steps.append(trainer.progress.step)
-        trainer.flag.signal = signal.SIGTERM
-        return evaluate(batch)
-
-    monkeypatch.setattr(trainer.stage, "evaluate", stop)
-    assert trainer.run() is False
+    config, _ = validated(tiny, tokens_file, tmp_path, batches=5)
+    done, steps = stopped_in_validation(composed(config).trainer)
+    assert done is False
     assert len(steps) == 1 and saved(config) == [f"step-{steps[0] + 1:08d}"]
+
+
+def test_two_ranks_leave_their_validation_when_one_is_to_stop(
+    tiny, composed, tokens_file, tmp_path, monkeypatch, crew
+):
+    """They hear of it after the global batch, and end after one step more."""
+    config, _ = validated(tiny, tokens_file, tmp_path, batches=5)
+    share = config.batch.global_batch_size // (2 * config.batch.micro_batch_size)
+
+    def train(group):
+        trainer = composed(config, None, group).trainer
+        evaluated = []
+        if group.rank == 1:
+            return stopped_in_validation(trainer)
+        evaluate = trainer.stage.evaluate
+        trainer.stage.evaluate = lambda batch: evaluated.append(trainer.progress.step) or evaluate(batch)
+        return trainer.run(), evaluated
+
+    monkeypatch.setenv("CKTRAIN_ISA", "reference")
+    for done, steps in crew.do(train):
+        assert done is False and steps == [4] * share
+    assert saved(config) == ["step-00000005"]
 
 
 @pytest.mark.parametrize("broken", ["validator", "evaluate", "forward", "update", "loader"])
