@@ -93,13 +93,18 @@ class LineFile:
         """Append `line`, which has no end of line of its own; never raises an Exception."""
         with self.effort:
             data = line if isinstance(line, bytes) else line.encode("utf-8", "backslashreplace")
-            # Neither a pipe without a reader nor one that is full holds up the run.
-            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
-            descriptor = os.open(self.path, flags, 0o666)
-            try:
-                _append(descriptor, data + b"\n")
-            finally:
-                os.close(descriptor)
+            append_line(self.path, data)
+
+
+def append_line(path: Path, line: bytes) -> None:
+    """Append a line, which has no end of its own, whole or not at all; raises OSError. A half line before it is ended."""
+    # Neither a pipe without a reader nor one that is full holds up the run.
+    flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC | os.O_NONBLOCK
+    descriptor = os.open(path, flags, 0o666)
+    try:
+        _append(descriptor, line + b"\n")
+    finally:
+        os.close(descriptor)
 
 
 def _append(descriptor: int, data: bytes) -> None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel
 
 from cktrain.config import Config, NonNegative
+from cktrain.data.fingerprint import fingerprint
 from cktrain.data.loader import ValidationBatches
 from cktrain.data.ngram import bits_per_byte
 from cktrain.data.shards import TokenSource
@@ -131,7 +132,7 @@ def measure(model: Transformer, config: Config, source: TokenSource) -> Validati
     bits = None
     if source.text_bytes and not source.has_loss_mask:
         bits = loss / math.log(2) * (len(source) - 1) / source.text_bytes
-    return ValidationResult(loss, count, bits)
+    return ValidationResult(loss, count, bits, fingerprint(source))
 
 
 @dataclass(frozen=True)

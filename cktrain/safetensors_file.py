@@ -10,6 +10,7 @@ Shapes: a tensor is (rows, …); a piece is (some of the rows, …).
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -79,8 +80,7 @@ class StoredTensor:
                 values = np.fromfile(self.file, dtype, count, offset=start)
             except OSError as error:
                 raise ValueError(
-                    f"[safetensors] {self.file}: {self.name} cannot be read: {error.strerror or error}. "
-                    "Check the file and its disk."
+                    f"[safetensors] {self.file}: {self.name} cannot be read: {error.strerror or error}. {_remedy(error)}"
                 ) from None
             if values.size != count:
                 raise ValueError(
@@ -108,7 +108,7 @@ def read_header(file: Path) -> list[StoredTensor]:
             text = stream.read(length)
     except OSError as error:
         raise ValueError(
-            f"[safetensors] {file}: it cannot be read: {error.strerror or error}. Check the file and its permissions."
+            f"[safetensors] {file}: it cannot be read: {error.strerror or error}. {_remedy(error)}"
         ) from None
     remedy = "The header is damaged: fetch the file again."
     header = parse_json(text, dict[str, dict[str, Any]], name=str(file), area="safetensors", remedy=remedy)
@@ -137,6 +137,15 @@ def read_header(file: Path) -> list[StoredTensor]:
             f"[safetensors] {file}: {size - at:,} bytes follow the last tensor. The file is damaged: fetch it again."
         )
     return [tensor for tensor, _ in found]
+
+
+def _remedy(error: OSError) -> str:
+    if error.errno == errno.ENOENT:
+        return (
+            "It was deleted meanwhile; a run that goes on deletes its older checkpoints (checkpoint.keep). Try again, or "
+            "give a copy."
+        )
+    return "Check the file, its permissions and its disk."
 
 
 def read_metadata(file: Path) -> dict[str, str]:

@@ -1,7 +1,8 @@
 """The command line. Only the parser is imported at the start: each command binds the process to its cores first and
 then imports what it needs.
 
-Exit status: 0 done; 2 the user's input; 75 stopped by a signal after writing a checkpoint; 1 anything else.
+Exit status: 0 done; 2 the user's input; 75 stopped by a signal after writing a checkpoint; 130 interrupted by Ctrl-C where
+there is nothing to save; 1 anything else.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from cktrain.training.stop import StopFlag
 
-EXIT_INPUT, EXIT_STOPPED = 2, 75
+EXIT_INPUT, EXIT_STOPPED, EXIT_INTERRUPTED = 2, 75, 130
 
 _COMMANDS = {
     "train": ("cktrain.launch.commands.train", "train a model from a YAML file"),
@@ -48,6 +49,9 @@ _COMMANDS = {
 
 _WATCHED = {"train", "finetune", "launch", "data", "export"}
 """Commands whose work is not what they print: it goes on whatever happens to standard output."""
+
+_ALONE = {"generate", "chat", "evaluate", "export", "import", "report", "data"}
+"""Commands that work as one process: where a launcher has started several, rank 0 alone does it."""
 
 _STOPPED = {"train", "finetune", "launch"}
 """Commands that signals stop with status 75, whatever they are doing."""
@@ -97,6 +101,8 @@ def _run(arguments: list[str], flag: StopFlag | None) -> int:
         _say_unknown_variables()
         if flag is not None:
             flag.check()
+        if arguments[0] in _ALONE and _is_another_rank(arguments[0]):
+            return 0
         status = options.run(options)
         if sys.stdout is not None:
             sys.stdout.flush()
@@ -104,6 +110,10 @@ def _run(arguments: list[str], flag: StopFlag | None) -> int:
     except SystemExit:  # --help, or a mistake on the command line
         _give_up_output()
         raise
+    except KeyboardInterrupt:
+        print("cktrain: interrupted", file=sys.stderr)
+        _give_up_output()
+        return EXIT_INTERRUPTED
     except BrokenPipeError:  # who reads what was asked for has seen enough
         _give_up_output()
         return 1
@@ -125,6 +135,21 @@ def _run(arguments: list[str], flag: StopFlag | None) -> int:
     except CommError as error:
         print(f"cktrain: {error}", file=sys.stderr)
         return 1
+
+
+def _is_another_rank(command: str) -> bool:
+    """Whether a launcher has started this process beside rank 0, which says that it alone works."""
+    from cktrain.comm.environment import read_process_environment
+
+    process = read_process_environment(os.environ)
+    if process.rank == 0 and (process.size or 1) > 1:
+        print(
+            f"cktrain: note: {command} works as one process: of {process.size} ranks ({process.variables}) rank 0 alone "
+            "does it. Start it without a launcher.",
+            file=sys.stderr,
+            flush=True,
+        )
+    return process.rank > 0
 
 
 def _say_unknown_variables() -> None:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import io
+import locale
+import os
 import sys
 
 
@@ -30,6 +33,7 @@ def read_line(prompt: str) -> str | None:
     if not sys.stdin.isatty():
         data = sys.stdin.buffer.readline()
         return _text(data).rstrip("\r\n") if data else None
+    _read_utf8()
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # editing and history of `input`
     shown = prompt
@@ -40,9 +44,15 @@ def read_line(prompt: str) -> str | None:
         line = input(shown)
     except EOFError:
         return None
-    except UnicodeDecodeError:
-        raise ValueError("[terminal] the line is not UTF-8 text. Write it again.") from None
-    return _text(line.encode(sys.stdin.encoding, "surrogateescape"))
+    return _text(line.encode("utf-8", "surrogateescape"))
+
+
+def _read_utf8() -> None:
+    """Let the terminal's bytes come as they are: in the locale C readline takes half a character for a key of editing."""
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="surrogateescape")
+    if locale.nl_langinfo(locale.CODESET).upper() != "UTF-8":
+        os.environ["LC_ALL"] = "C.UTF-8"  # which readline reads, each time that it is called
 
 
 def _text(data: bytes) -> str:

@@ -29,8 +29,13 @@ class TensorBoardEvents(Observer):
         """Open a file."""
         from tensorboardX import SummaryWriter
 
-        number = len(list(self._folder.glob("events.out.tfevents.*")))
-        self._writer = SummaryWriter(str(self._folder), purge_step=done + 1, filename_suffix=f".{number:06d}")
+        number, folder = len(list(self._folder.glob("events.out.tfevents.*"))), str(self._folder)
+        try:
+            self._writer = SummaryWriter(folder, purge_step=done + 1, filename_suffix=f".{number:06d}")
+        except OSError as error:
+            raise RuntimeError(
+                f"{folder}: {error.strerror or error}. Make it a folder that can be written, and go on with the run"
+            ) from None
 
     def measured(self, record: StepMetrics, seconds_per_step: float, steps_left: int) -> None:
         """A training step's values."""

@@ -15,6 +15,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from cktrain.best_effort import append_line
 from cktrain.launch import arguments
 from cktrain.launch.commands.generate import (
     EXIT_INTERRUPTED,
@@ -156,11 +157,10 @@ def _save(session: ChatSession, name: str) -> None:
     if not any(message["role"] == "assistant" for message in session.messages):
         _say("(nothing was said yet, and nothing is saved)")
         return
-    row = json.dumps({"messages": session.messages}, ensure_ascii=False) + "\n"
+    row = json.dumps({"messages": session.messages}, ensure_ascii=False)
     try:
         path = Path(user_path(name))
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(row)
+        append_line(path, row.encode("utf-8"))
     except OSError as error:
         _say(f"cktrain: [chat] {name}: {error.strerror}. Name another file.")
         return

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -167,7 +168,7 @@ def _write_gguf(saved: SavedModel, side: SideFiles, options: argparse.Namespace)
         print(f"note: {note}")
     if text is not None:
         beside.write_text(text, encoding="utf-8")
-        print(f"{beside}: ollama create NAME -f {beside}")
+        print(f"{beside}: ollama create NAME -f {shlex.quote(str(beside))}")
     if not side.has_tokenizer:
         print("without a tokenizer: the run has none (give one with --tokenizer)")
 

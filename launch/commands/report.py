@@ -37,7 +37,7 @@ def _run(options: argparse.Namespace) -> int:
 
     binding = bind(read_process_environment({}))
     from cktrain import cython_kernels
-    from cktrain.report import METRICS_FILE, plot_losses, read_curve
+    from cktrain.report import METRICS_FILE, Curve, plot_losses, read_curve
 
     found: dict[str, Any] = {"notes": []}
 
@@ -53,6 +53,7 @@ def _run(options: argparse.Namespace) -> int:
         curve = read_curve(run_dir / METRICS_FILE)
     except ValueError as error:
         say(str(error), note=True)
+        curve = Curve([], [])
     else:
         found |= {"training": curve.training, "validation": curve.validation}
         say(curve.text())
@@ -64,6 +65,13 @@ def _run(options: argparse.Namespace) -> int:
     found |= {"checkpoint": str(checkpoint), "step": step}
     say(f"checkpoint of step {step}: {checkpoint}")
     found |= _measured(model, config, step, say)
+    recorded = next((data for _, data in sorted(curve.measured_on.items(), reverse=True) if data), "")
+    if recorded and found.get("data", recorded) != recorded:
+        say(
+            "validation: these tokens are others than those that the run was validated on: the two losses cannot be "
+            "compared",
+            note=True,
+        )
     if options.json:
         print(json.dumps(found))
     return 0
@@ -90,6 +98,7 @@ def _measured(model: Transformer, config: Config, step: int, say: Callable[..., 
         "loss": result.loss,
         "tokens": result.tokens,
         "bits_per_byte": result.bits_per_byte,
+        "data": result.data,
     }
     say(f"validation after step {step}: loss {result.loss:.4f} over {result.tokens:,} tokens")
     if result.bits_per_byte is None:

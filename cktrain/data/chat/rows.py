@@ -140,10 +140,16 @@ def parse_row(value: Any, columns: Mapping[str, str]) -> Row:
             raise BadRow(f'no column "{theirs}", which --columns names for {ours}')
         row.pop(theirs, None)
     row |= {ours: value[theirs] for ours, theirs in columns.items()}
+    empty = [key for key, item in row.items() if item is None]
     row = {key: item for key, item in row.items() if item is not None}
     shape = shape_of(row)
     if shape is None:
-        raise _of_no_shape(row)
+        raise _of_no_shape(row, empty)
+    if shape == "prompt/completion" and isinstance(row.get("label"), bool):
+        raise BadRow(
+            "a rated completion (label true or false), which is not trained on",
+            "Keep the rows with label true, and leave the key out.",
+        )
     if shape == "text":
         return PlainText("", _text(row["text"], "text"), shape)
     if shape == "prompt/completion" and not (_listed(row, "prompt") or _listed(row, "completion")):
@@ -151,12 +157,14 @@ def parse_row(value: Any, columns: Mapping[str, str]) -> Row:
     return _conversation(row, shape)
 
 
-def _of_no_shape(row: Mapping[str, Any]) -> BadRow:
+def _of_no_shape(row: Mapping[str, Any], empty: list[str]) -> BadRow:
     if "chosen" in row and "rejected" in row:
         return BadRow(
             "a preference pair (chosen, rejected), which is not trained on", "Give chosen as messages."
         )
     found = ", ".join(list(row)[:8]) + (", ..." if len(row) > 8 else "")
+    if shape_of({**row, **dict.fromkeys(empty)}) is not None:
+        return BadRow(f"null under {', '.join(empty)} (other keys: {found or 'none'})")
     return BadRow(f"of no known shape (keys: {found or 'none'})", "Name its columns with --columns.")
 
 

@@ -78,8 +78,10 @@ class ChatTemplate:
         try:
             self._template = environment.from_string(text)
         except jinja2.TemplateError as error:
+            where = f" in line {error.lineno}" if isinstance(error, jinja2.TemplateSyntaxError) else ""
+            words = str(error.message or error).rstrip(".")
             raise ValueError(
-                f"[data.chat] {name}: no chat template, jinja2 says: {error}. Correct it, or name another with "
+                f"[data.chat] {name}: no chat template, jinja2 says{where}: {words}. Correct it, or name another with "
                 "--chat-template."
             ) from error
 

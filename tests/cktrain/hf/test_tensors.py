@@ -282,6 +282,8 @@ def test_odd_headers_are_named(tmp_path, header, message):
 def test_a_weight_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, saved, small_params):
     with pytest.raises(ValueError, match="Is a directory"):
         read_header(tmp_path)
+    with pytest.raises(ValueError, match=r"deleted meanwhile; a run .* deletes its older checkpoints"):
+        read_header(tmp_path / "step-00000004.safetensors")
     folder, _ = saved()
     params = small_params(read_model_config(folder))
 

@@ -150,3 +150,13 @@ def test_without_a_key_the_run_goes_on(wandb_anew, tiny, composed, monkeypatch, 
     run(composed, tiny(**SETTINGS, **{"log.wandb": "tests"}))
     assert any("no key of W&B is known" in line for line in said)
     assert len(lines(tmp_path / "run")) == 6
+
+
+def test_a_tensorboard_folder_that_is_none_is_named_and_the_run_goes_on(tiny, composed, tmp_path, capsys):
+    pytest.importorskip("tensorboardX")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "tensorboard").write_text("mine")
+    config = tiny(**SETTINGS, **{"log.tensorboard": True})
+    run(composed, config)
+    told = capsys.readouterr().err
+    assert f"{tmp_path / 'run' / 'tensorboard'}: Not a directory. Make it a folder" in told

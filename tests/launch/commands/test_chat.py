@@ -41,12 +41,15 @@ def talk(lines: bytes, *options: str, **environment: str) -> subprocess.Complete
 
 
 def test_lines_of_a_pipe_are_messages_in_any_locale():
+    Path("a.jsonl").write_text('{"half": ')  # somebody's editor left no end of line
     lines = "Grüße, 東京 🙂\n\n//etc is what?\n/save a.jsonl\n/nonsense\n\xff\n/reset\n/save b.jsonl\nHi\n/exit\nno\n"
     data = lines.encode().replace("\xff".encode(), b"\xff")
     options = ["--max-tokens", "8", "--system", "Sei knapp: 短", "--verbose"]
     done = talk(data, *options, LC_ALL="C", PYTHONCOERCECLOCALE="0")
     assert done.returncode == 0, done.stderr.decode()
-    (row,) = map(json.loads, Path("a.jsonl").read_text(encoding="utf-8").splitlines())
+    half, written = Path("a.jsonl").read_text(encoding="utf-8").splitlines()
+    row = json.loads(written)
+    assert half == '{"half": '
     said = [message["content"] for message in row["messages"]]
     assert [message["role"] for message in row["messages"]] == ["system", *["user", "assistant"] * 2]
     assert said[0::1][0] == "Sei knapp: 短" and said[1] == "Grüße, 東京 🙂" and said[3] == "/etc is what?"
@@ -83,14 +86,14 @@ def test_doors_that_are_closed():
 class Terminal:
     """A process of `cktrain chat` whose three streams are one terminal."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, **environment: str) -> None:
         self.master, slave = pty.openpty()
         self.process = subprocess.Popen(
             ["setsid", "-c", *COMMAND, *options],
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            env={**os.environ, "TERM": "dumb"},
+            env={**os.environ, "TERM": "dumb", **environment},
         )
         os.close(slave)
         self.shown = b""
@@ -141,6 +144,20 @@ def test_ctrl_c_ends_an_answer_and_ctrl_d_the_conversation():
     terminal.write("\x04")
     assert terminal.end() == 0
     assert json.loads(Path("kept.jsonl").read_text(encoding="utf-8"))["messages"][0]["content"] == "東京?"
+
+
+@pytest.mark.parametrize("environment", [{"LC_ALL": "C"}, {"PYTHONIOENCODING": "ascii"}])
+def test_a_terminal_takes_every_character_in_any_locale(environment):
+    terminal = Terminal("--max-tokens", "2", **environment)
+    terminal.wait_for(b"> ")
+    time.sleep(0.5)
+    terminal.write("éü\x7f 東 🙂\n/save kept.jsonl\n")
+    terminal.wait_for(b"messages appended")
+    terminal.wait_for(b"> ")
+    terminal.write("\x04")
+    assert terminal.end() == 0
+    (row,) = map(json.loads, Path("kept.jsonl").read_text(encoding="utf-8").splitlines())
+    assert row["messages"][0]["content"] == "é 東 🙂"
 
 
 def test_a_terminal_that_goes_away_ends_it():

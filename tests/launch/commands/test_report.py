@@ -79,6 +79,14 @@ def test_a_report_reads_only_and_draws_where_it_is_told_to(run, capsys, tmp_path
     assert contents(run) == before
 
 
+def test_other_validation_tokens_than_the_run_s_are_told(run, capsys):
+    lines = (run / "metrics.jsonl").read_text().splitlines()
+    changed = [json.dumps({**json.loads(line), "val_data": "another"}) for line in lines]
+    (run / "metrics.jsonl").write_text("\n".join(changed))
+    assert main(["report", str(run)]) == 0
+    assert "these tokens are others than those that the run was validated on" in capsys.readouterr().out
+
+
 def test_the_report_as_json(run, capsys):
     """The same figures as in words, and in words what could not be told."""
     assert main(["report", str(run)]) == 0

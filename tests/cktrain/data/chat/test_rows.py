@@ -98,6 +98,8 @@ def messages(*roles):
         (object_of([("text", "a"), ("text", "b")]), 'the key "text" stands twice'),
         ({"a": 1, "b": 2}, "of no known shape .keys: a, b"),
         ({"chosen": "a", "rejected": "b"}, "a preference pair"),
+        ({"instruction": "a", "output": None}, "null under output .other keys: instruction"),
+        ({"prompt": "a", "completion": "b", "label": False}, "a rated completion"),
         ({"text": 3}, '"text" is int, not text'),
         ({"text": "\ud800"}, "half of a surrogate pair"),
         ({"messages": "hello"}, '"messages" is text that is no JSON'),

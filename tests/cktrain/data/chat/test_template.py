@@ -72,8 +72,10 @@ def test_what_a_template_refuses_is_a_bad_row(text, why):
 
 
 def test_a_text_that_is_no_template_is_an_error():
-    with pytest.raises(ValueError, match=r"test.jinja: no chat template, jinja2 says: .*endfor"):
-        template("{% for m in messages %}")
+    with pytest.raises(ValueError, match=r"test.jinja: no chat template, jinja2 says in line 2: .*endfor"):
+        template("\n{% for m in messages %}")
+    with pytest.raises(ValueError, match=r"in line 3: No filter named 'shout'\. Correct it"):
+        template("\n\n{{ messages | shout }}")
 
 
 @pytest.mark.parametrize("name", STOCK)

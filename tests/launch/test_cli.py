@@ -1,0 +1,55 @@
+"""What every command does the same way: Ctrl-C, and ranks that a launcher has started for nothing."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+
+from cktrain.launch import cli
+from cktrain.launch.cli import main
+from cktrain.launch.commands import export
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cktrain"))
+from chat_models import write_weights
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch):
+    """A folder with a model."""
+    monkeypatch.chdir(tmp_path)
+    write_weights(Path("model"))
+
+
+def test_ctrl_c_where_nothing_is_to_be_saved_is_a_word_and_status_130(monkeypatch, capfd):
+    def interrupted(_options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(export, "_export", interrupted)
+    assert main(["export", "model", "out"]) == 130
+    assert capfd.readouterr().err == "cktrain: interrupted\n"
+
+
+@pytest.mark.parametrize("command", sorted(cli._ALONE))
+def test_of_several_ranks_rank_0_alone_works_as_one_process(command, monkeypatch, capfd):
+    for name, value in {"CKTRAIN_SIZE": "2", "CKTRAIN_LOCAL_SIZE": "2"}.items():
+        monkeypatch.setenv(name, value)
+    words = {
+        "data": ["data", "prepare", "nowhere", "out"],
+        "evaluate": ["evaluate", "nowhere", "--data", "nothing"],
+        "export": ["export", "nowhere", "out"],
+    }.get(command, [command, "nowhere"])
+    for rank, status in (("1", 0), ("0", 2)):
+        monkeypatch.setenv("CKTRAIN_RANK", rank)
+        monkeypatch.setenv("CKTRAIN_LOCAL_RANK", rank)
+        assert main(words) == status
+        said = capfd.readouterr().err
+        assert (f"{command} works as one process: of 2 ranks" in said) == (rank == "0")
+        assert ("nowhere" in said) == (rank == "0")
+
+
+def test_the_command_for_ollama_can_be_copied(capfd):
+    Path("my models").mkdir()
+    assert main(["export", "model", "my models/it's.gguf", "--gguf", "f16", "--ollama"]) == 0
+    assert "ollama create NAME -f 'my models/Modelfile'" in capfd.readouterr().out
