@@ -1,9 +1,10 @@
 """What every test may use: hypothesis without deadlines, and the command line of a job of several ranks; and the brief
-form, in which a test of many cases has two of them.
+form, in which a test of many cases has two of them; and the night's tests, which run only where they are asked for.
 """
 
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -27,11 +28,30 @@ if not machine_load.IN_GUEST:  # there nothing uses it, and its import takes sec
     hypothesis.settings.load_profile("cktrain")
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """A file of which -m chooses nothing is not imported: each worker would take 20 s for all, with PyTorch among them.
+
+    Of -m only markers that are joined by `and` are understood; a file says its markers itself.
+    """
+    if collection_path.suffix != ".py" or re.search(r"\bor\b|\(", config.option.markexpr):
+        return None
+    text = collection_path.read_text()
+    for no, name in re.findall(r"\b(not )?(\w+)(?: and |$)", config.option.markexpr):
+        if re.search(rf"^pytestmark = .*\bmark\.{name}\b" if no else rf"\bmark\.{name}\b", text, re.M):
+            if no:
+                return True
+        elif not no:
+            return True
+    return None
+
+
 @pytest.hookimpl(trylast=True)  # after -m and -k have chosen
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """In brief, of each test that has cases the first and the last, which differ in all that the test is given; and no
-    test that is marked `thorough`.
+    """No test that is marked `nightly`, unless -m names that. In brief, of each test that has cases the first and the last,
+    which differ in all that the test is given; and no test that is marked `thorough`.
     """
+    if "nightly" not in re.findall(r"\w+", config.option.markexpr):
+        _leave_out(config, items, {item for item in items if item.get_closest_marker("nightly")})
     if os.environ.get("CKTRAIN_TEST_BRIEF", "") in ("", "0"):
         return
     cases: dict[str, list[pytest.Item]] = defaultdict(list)
@@ -39,6 +59,10 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         cases[item.nodeid.partition("[")[0]].append(item)
     left = {item for each in cases.values() for item in each[1:-1]}
     left |= {item for item in items if item.get_closest_marker("thorough")}
+    _leave_out(config, items, left)
+
+
+def _leave_out(config: pytest.Config, items: list[pytest.Item], left: set[pytest.Item]) -> None:
     config.hook.pytest_deselected(items=[item for item in items if item in left])
     items[:] = [item for item in items if item not in left]
 

@@ -188,14 +188,14 @@ PARALLEL_MUTANTS = [
 
 def copy_tree(to: Path) -> None:
     """The package under its import names, and the tests, in `to`."""
-    built = shutil.ignore_patterns("*.so", "csrc", "__pycache__")
+    built = shutil.ignore_patterns("*.so", "csrc")
     shutil.copytree(ROOT / "cktrain", to / "cktrain", ignore=built)
     for room, module in (("comm", comm), ("cython_kernels", cython_kernels), ("launch", launch)):
         shutil.copytree(ROOT / room, to / "cktrain" / room, ignore=built)
         for extension in Path(module.__file__).parent.rglob("*.so"):
             target = to / "cktrain" / room / extension.relative_to(Path(module.__file__).parent)
             target.symlink_to(extension)
-    shutil.copytree(ROOT / "tests", to / "tests", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "tests", to / "tests")
     shutil.copy(ROOT / "pyproject.toml", to)
 
 

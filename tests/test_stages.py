@@ -78,11 +78,12 @@ def test_what_runs_in_brief(
 ) -> None:
     monkeypatch.setenv("CKTRAIN_TEST_STRICT", strict)
     monkeypatch.delenv("CKTRAIN_TEST_BRIEF", raising=False)
+    monkeypatch.setenv("PYTHONDONTWRITEBYTECODE", "1")
     told = tmp_path / "told"
-    tell = ("sh", "-c", f"printf '%s' \"$CKTRAIN_TEST_BRIEF\" >{told}")
+    tell = ("sh", "-c", f"printf '%s' \"$CKTRAIN_TEST_BRIEF${{PYTHONDONTWRITEBYTECODE-}}\" >{told}")
     monkeypatch.setattr(stages, "STAGES", (stages.Stage("quick", "", (tell,)),))
     assert stages.main(names) == 0
-    assert told.read_text() == brief
+    assert told.read_text() == brief  # and what is imported is compiled once
 
 
 @pytest.mark.parametrize(("brief", "cases"), [("", "abcde"), ("1", "ae")])
@@ -116,6 +117,38 @@ def test_in_brief_a_test_has_its_first_and_last_case_and_none_is_thorough(
         *(f"test_letters[{letter}]" for letter in cases),
         *([] if brief else ["test_all"]),
     ]
+
+
+@pytest.mark.parametrize(
+    ("marker", "chosen", "imported"),
+    [
+        ("judge", "judge", "judge"),
+        ("mpi and not judge", "ranks", "ranks"),
+        ("not judge and not mpi", "plain", "night plain ranks"),
+        ("judge or mpi", "judge ranks", "judge night plain ranks"),
+        ("not nightly", "judge plain ranks", "judge plain ranks"),
+    ],
+)
+def test_files_of_which_a_marker_chooses_nothing_are_not_imported(
+    tmp_path: Path, marker: str, chosen: str, imported: str
+) -> None:
+    for name in ("conftest.py", "machine_load.py"):
+        (tmp_path / name).write_text((FILE.parent / name).read_text())
+    marks = {
+        "judge": "pytestmark = pytest.mark.judge\n",
+        "night": "pytestmark = [pytest.mark.nightly]\n",
+        "plain": "",
+        "ranks": "@pytest.mark.mpi\n",
+    }
+    for name, mark in marks.items():
+        begin = f"import pathlib, pytest\npathlib.Path({str(tmp_path)!r}, '{name}').touch()\n"
+        (tmp_path / f"test_{name}.py").write_text(f"{begin}{mark}def test_{name}(): pass\n")
+    options = ["-p", "no:cacheprovider", "--collect-only", "-q", "-m", marker, str(tmp_path)]
+    command = [sys.executable, "-m", "pytest", *options]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {line.partition("::test_")[2] for line in shown.splitlines() if "::" in line}
+    assert found == set(chosen.split())
+    assert {name for name in marks if (tmp_path / name).exists()} == set(imported.split())
 
 
 def test_an_unknown_stage_is_named(stages: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
