@@ -109,7 +109,7 @@ def extensions() -> list[Extension]:
     """Every compiled module: (name, sources, flags)."""
     headers = sorted(p.relative_to(ROOT).as_posix() for p in (ROOT / CSRC).glob("*.h"))
     door = "cython_kernels/_door.pxi"
-    runtime = [f"{CSRC}/{name}.c" for name in ("pool", "door", "cpu")]
+    runtime = [f"{CSRC}/{name}.c" for name in ("pool", "recording", "door", "cpu")]
 
     def extension(module: str, sources: list[str], flags: list[str], *libraries: str) -> Extension:
         return Extension(

@@ -46,6 +46,7 @@ def load(
     quantize: str | None = None,
     adapter: str | Path | None = None,
     dtype: str | None = None,
+    kv_dtype: str | None = None,
     tokenizer: str | Path | None = None,
     any_tokenizer: bool = False,
     special_tokens: str | None = None,
@@ -60,6 +61,7 @@ def load(
             as the path has its own.
         dtype: what products are computed in: "fp32" (None), "bf16", or "fp64" on the reference kernels
             (CKTRAIN_ISA=reference).
+        kv_dtype: what keys and values are kept in while generating: "fp32" or "bf16"; None: what products are computed in.
         tokenizer: folder with a tokenizer.json instead of the model's own.
         any_tokenizer: take `tokenizer` although it is another one than the model's.
         special_tokens: special tokens that are written out in a prompt: "text" or "parse"; None: as in the model's data.
@@ -72,6 +74,8 @@ def load(
         raise ValueError(f"[load] quantize={quantize!r}: weights cannot be quantized yet. Leave it out.")
     if dtype not in (None, *PRECISIONS):
         raise ValueError(f"[load] dtype={dtype!r} is unknown. Give one of {', '.join(PRECISIONS)}.")
+    if kv_dtype not in (None, "fp32", "bf16"):
+        raise ValueError(f"[load] kv_dtype={kv_dtype!r} is unknown. Give fp32 or bf16.")
     if special_tokens not in (None, "text", "parse"):
         raise ValueError(f"[load] special_tokens={special_tokens!r} is unknown. Give text or parse.")
     binding = bind_once(threads)
@@ -85,6 +89,7 @@ def load(
         any_tokenizer=any_tokenizer,
         special_tokens=special_tokens,  # type: ignore[arg-type]
         adapter=adapter,
+        kv_dtype=kv_dtype,
     )
 
 
@@ -114,7 +119,7 @@ def generate(
     opened = load(model) if isinstance(model, str | Path) else model
     if isinstance(prompt, str):
         return opened.generate(prompt, max_tokens, **sampling)
-    return [opened.generate(each, max_tokens, **sampling) for each in prompt]
+    return opened.generate_all(prompt, max_tokens, **sampling)
 
 
 def train(

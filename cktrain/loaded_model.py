@@ -10,7 +10,7 @@ finds its arrays where they were; another one makes them anew.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ import numpy.typing as npt
 from cktrain import cython_kernels
 from cktrain.data.chat.chat_prompt import ChatPrompt
 from cktrain.data.loader import IGNORE_INDEX
+from cktrain.generation.batch import Batch, Place, side_by_side
 from cktrain.generation.decoder import Decoder, generate, most_tokens
 from cktrain.generation.sampler import Sampler
 from cktrain.generation.text_generation import TextGeneration
@@ -30,13 +31,16 @@ from cktrain.hf.tensors import hf_tensors
 from cktrain.memory.param_store import ParamStore
 from cktrain.memory.slot import Slot, SlotPlan, plan_slot
 from cktrain.models.transformer import Transformer
-from cktrain.nn.numerics import Numerics
+from cktrain.nn.numerics import PRECISIONS, Numerics
 from cktrain.saved_model import SavedModel, find_saved_model
 from cktrain.side_files import SideFiles, SpecialTokens
 from cktrain.text_stream import Codec, TextStream
 
 FIRST_POSITIONS = 1024
 """Positions that a model is built for at first: tables of angles grow with them."""
+
+BATCH = 6
+"""Prompts that are continued side by side: the rows of the narrowest register tile of the kernels in use."""
 
 
 def open_model(
@@ -48,6 +52,7 @@ def open_model(
     any_tokenizer: bool = False,
     special_tokens: SpecialTokens | None = None,
     adapter: str | Path | None = None,
+    kv_dtype: str | None = None,
 ) -> Model:
     """As `cktrain.load`, in a process that is bound. Raises ValueError for what cannot be opened."""
     kernels = cython_kernels.load()
@@ -60,7 +65,7 @@ def open_model(
     if adapter is not None:
         saved = saved.with_adapter(adapter)
     side = saved.side_files(tokenizer, any_tokenizer)
-    return Model(saved, Numerics(kernels, precision), side, special_tokens)
+    return Model(saved, Numerics(kernels, precision), side, special_tokens, kv_dtype)
 
 
 class Model:
@@ -77,12 +82,17 @@ class Model:
         numerics: Numerics,
         side: SideFiles,
         special_tokens: SpecialTokens | None = None,
+        kv_dtype: str | None = None,
     ) -> None:
-        """Weights are read when they are first needed."""
+        """Weights are read when they are first needed.
+
+        `kv_dtype`: "fp32" or "bf16", in which keys and values are kept; None: what products are computed in.
+        """
         self._saved = saved
         self._numerics = numerics
         self._side = side
         self._special_tokens = special_tokens
+        self._kv_dtype = None if kv_dtype is None else np.dtype(PRECISIONS[kv_dtype][0])
         self._codec: Codec | None = None
         self._built: tuple[Transformer, ParamStore] | None = None
         self._positions = 0
@@ -264,6 +274,31 @@ class Model:
         sampler = Sampler(temperature, top_k, top_p, min_p, repetition_penalty, seed)
         return "".join(self.stream(self.codec.encode(prompt), max_tokens, sampler, stop))
 
+    def generate_all(
+        self,
+        prompts: Sequence[str],
+        max_tokens: int = 100,
+        *,
+        temperature: float = 0.8,
+        stop: Sequence[str] = (),
+        **sampling: Any,
+    ) -> list[str]:
+        """The text that follows each prompt, as `generate` gives it for the prompt alone: several are written side by side.
+
+        Args:
+            prompts: texts to continue; "": the start of a document.
+            max_tokens: at most, of each.
+            temperature: this and the others as in `generate`.
+            stop: strings at which a text ends.
+            sampling: top_k, top_p, min_p, repetition_penalty, seed.
+
+        Raises:
+            ValueError: as `generate`.
+        """
+        ids = [self.codec.encode(prompt) for prompt in prompts]
+        texts = self.stream_all(ids, max_tokens, lambda: Sampler(temperature, **sampling), stop)
+        return [text for text, _ in texts]
+
     def stream(
         self,
         prompt: Sequence[int],
@@ -273,27 +308,64 @@ class Model:
         *,
         stop_ids: frozenset[int] = frozenset(),
         decoder: Decoder | None = None,
+        place: Place | None = None,
     ) -> TextGeneration:
         """The text of the tokens that follow these ids, one piece per token, and at the end what is left of the last one.
 
         A piece may be empty, within a character. `stop_ids` end a text beside the model's own. A `decoder` of this model
-        does not read again what it knows of the prompt. Raises ValueError at once, as `generate`.
+        does not read again what it knows of the prompt; the text may have a `place` in a batch of it. Raises ValueError at
+        once, as `generate`.
         """
         self.codec.check(prompt, self.vocab_size)
         positions = min(self.max_positions, len(prompt) + max(max_tokens, 1) - 1)
-        if decoder is None:
-            model, _ = self._build(positions, train=False)
-        else:
-            model, positions = decoder.model, min(positions, decoder.cache.capacity)
+        decoder = decoder or self.decoder(positions)
+        positions = min(positions, decoder.cache.capacity)
         ends = self.codec.stop_ids | stop_ids
-        tokens = generate(model, prompt, max_tokens, sampler.choose, positions, ends, decoder)
+        tokens = generate(
+            decoder.model, prompt, max_tokens, sampler.choose, positions, ends, place or decoder
+        )
         most = most_tokens(len(prompt), max_tokens, positions)
         return TextGeneration(tokens, most, max_tokens, TextStream(self.codec, prompt), stop)
 
-    def decoder(self, capacity: int) -> Decoder:
-        """A reader of up to so many tokens, which keeps what it has read for the next text that begins with it."""
-        model, _ = self._build(capacity, train=False)
-        return Decoder(model, capacity)
+    def stream_all(
+        self,
+        prompts: Sequence[Sequence[int]],
+        max_tokens: int,
+        new_sampler: Callable[[], Sampler],
+        stop: Sequence[str] = (),
+        *,
+        batch: int = BATCH,
+    ) -> Iterator[tuple[str, TextGeneration]]:
+        """(text, how it ended) of each prompt, in their order: `batch` of them are written at a time.
+
+        Each is what `stream` gives for it alone, with a sampler of its own. Raises ValueError as `stream`.
+        """
+        for prompt in prompts:
+            self.codec.check(prompt, self.vocab_size)
+        if not prompts:
+            return
+        capacity = min(self.max_positions, max(map(len, prompts)) + max(max_tokens, 1) - 1)
+        decoder = self.decoder(capacity, min(batch, len(prompts)))
+        texts: dict[int, TextGeneration] = {}
+
+        def begin(number: int, place: Place) -> Iterator[str]:
+            texts[number] = self.stream(
+                prompts[number], max_tokens, new_sampler(), stop, decoder=decoder, place=place
+            )
+            return iter(texts[number])
+
+        done: dict[int, str] = {}
+        following = 0
+        for number, pieces in side_by_side(Batch(decoder), begin, len(prompts)):
+            done[number] = "".join(pieces)
+            while following in done:
+                yield done.pop(following), texts.pop(following)
+                following += 1
+
+    def decoder(self, capacity: int, batch: int = 1) -> Decoder:
+        """A reader of `batch` texts of up to so many tokens; what it has read of a single one is not read again."""
+        model, _ = self._build(max(capacity, 1), train=False)
+        return Decoder(model, capacity, batch, self._kv_dtype)
 
     def chat_prompt(self, chat_template: str | None = None) -> ChatPrompt:
         """The model's chat template with its tokenizer, or another one by its name or file. ValueError: there is none."""

@@ -46,6 +46,8 @@ class KernelSet(Ops):
     num_threads: Callable[[], int]
     reduction: Any
     """The capsule of reduce.pyx, for `Group.use_reduction`; the reference has none."""
+    recording: Any
+    """The class that records the calls of a step (_recording.pxi); the reference has none."""
 
     def __init__(
         self, isa: str, ops: dict[str, Callable[..., Any]], table: Any, label: str = "", why: str = ""
@@ -174,6 +176,7 @@ def load(isa: str | None = None) -> KernelSet:
     _runtime.activate(table)
     ops = _ops_of("cktrain.cython_kernels")
     ops |= {"set_num_threads": _runtime.set_num_threads, "num_threads": _runtime.num_threads}
+    ops["recording"] = _runtime.Recording
     ops["reduction"] = importlib.import_module("cktrain.cython_kernels.reduce").capsule
     return KernelSet(name, ops, table, label, why)
 

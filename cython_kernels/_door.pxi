@@ -18,7 +18,7 @@ cdef extern from "runtime.h" nogil:
         int dtype
     ctypedef struct ck_runtime:
         const ck_table *table
-        void (*run)(ck_kernel kernel, const void *args, int64_t work) noexcept nogil
+        void (*run)(ck_kernel kernel, const void *args, size_t size, int64_t work) noexcept nogil
         int (*take)(ck_array *array, object given, const char *op, const char *name,
                     unsigned int allowed) except -1
         int (*match)(const ck_array *array, const char *op, const char *name, int axis, int64_t wanted,

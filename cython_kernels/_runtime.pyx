@@ -27,6 +27,8 @@ cdef extern from "runtime.h" nogil:
     ctypedef struct ck_array:
         void *data
         int64_t shape[4]
+        int64_t stride[4]
+        int dims
     ctypedef struct ck_cast_args:
         void *dst
         const void *src
@@ -59,6 +61,12 @@ cdef extern from "pool.h" nogil:
     int ck_pool_set_threads(int n)
     const ck_caches *ck_pool_caches()
     void ck_pool_run(ck_kernel kernel, const void *args, int64_t work)
+    ctypedef struct ck_recording:
+        int64_t count
+    void ck_pool_replay(const ck_recording *recording)
+    int ck_recording_add(ck_recording *r, ck_kernel kernel, const void *args, size_t size, int64_t work)
+    bint ck_recording_is_last(const ck_recording *r, const void *args)
+    void ck_recording_clear(ck_recording *r)
 
 cdef extern from "cpu.h":
     bint ck_cpu_supports(const char *isa)
@@ -103,9 +111,14 @@ cdef extern from *:
 
 ck_door_open()
 
+
+cdef void run(ck_kernel kernel, const void *args, size_t size, int64_t work) noexcept nogil:
+    ck_pool_run(kernel, args, work)
+
+
 cdef ck_runtime runtime
 runtime.table = NULL
-runtime.run = <void *> ck_pool_run
+runtime.run = <void *> run
 runtime.take = <void *> ck_take
 runtime.match = <void *> ck_match
 runtime.same_dtype = <void *> ck_same_dtype
@@ -284,5 +297,7 @@ def vector(name: str, y, x) -> None:
     with nogil:
         ck_pool_run(kernel, &a, a.n)
 
+
+include "_recording.pxi"
 
 set_num_threads(1)

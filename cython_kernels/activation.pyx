@@ -68,7 +68,7 @@ def swiglu_forward(y, gate_up):
     take_rows(&ay, y, op, b"y", CK_IS_WRITTEN, &ag, i, b"gate_up")
     a = ck_swiglu_args(ay.data, NULL, NULL, ag.data, ay.shape[0], i, ay.stride[0], 0, 0, ag.stride[0])
     with nogil:
-        rt.run(rt.table.swiglu_forward[ag.dtype], &a, a.n * a.i * 2)
+        rt.run(rt.table.swiglu_forward[ag.dtype], &a, sizeof(a), a.n * a.i * 2)
 
 
 def swiglu_backward(dgate_up, dy, gate_up, y=None):
@@ -86,7 +86,7 @@ def swiglu_backward(dgate_up, dy, gate_up, y=None):
         a.y = ay.data
         a.y_row = ay.stride[0]
     with nogil:
-        rt.run(rt.table.swiglu_backward[ag.dtype], &a, a.n * a.i * 4)
+        rt.run(rt.table.swiglu_backward[ag.dtype], &a, sizeof(a), a.n * a.i * 4)
 
 
 def gelu_forward(y, x, tanh):
@@ -99,7 +99,7 @@ def gelu_forward(y, x, tanh):
     a = ck_pointwise_args(ay.data, ax.data, NULL, ax.shape[0], ax.shape[1], ay.stride[0], ax.stride[0], 0,
                           bool(tanh), 1)
     with nogil:
-        rt.run(rt.table.gelu_forward[ax.dtype], &a, a.n * a.c * 2)
+        rt.run(rt.table.gelu_forward[ax.dtype], &a, sizeof(a), a.n * a.c * 2)
 
 
 def gelu_backward(dx, dy, x, tanh):
@@ -113,7 +113,7 @@ def gelu_backward(dx, dy, x, tanh):
     a = ck_pointwise_args(adx.data, ax.data, ady.data, ax.shape[0], ax.shape[1], adx.stride[0], ax.stride[0],
                           ady.stride[0], bool(tanh))
     with nogil:
-        rt.run(rt.table.gelu_backward[ax.dtype], &a, a.n * a.c * 2)
+        rt.run(rt.table.gelu_backward[ax.dtype], &a, sizeof(a), a.n * a.c * 2)
 
 
 def add(out, a, b, alpha=1.0):
@@ -127,7 +127,7 @@ def add(out, a, b, alpha=1.0):
     args = ck_pointwise_args(ao.data, aa.data, ab.data, ao.shape[0], ao.shape[1], ao.stride[0], aa.stride[0],
                              ab.stride[0], 0, alpha)
     with nogil:
-        rt.run(rt.table.add[ao.dtype], &args, args.n * args.c)
+        rt.run(rt.table.add[ao.dtype], &args, sizeof(args), args.n * args.c)
 
 
 def dropout(out, x, keys, p, first_column=0, accumulate=False):
@@ -145,4 +145,4 @@ def dropout(out, x, keys, p, first_column=0, accumulate=False):
                            ax.stride[0], first_column, <uint32_t> min(round(p * 2.0 ** 32), 2 ** 32 - 1),
                            1.0 / (1.0 - p), bool(accumulate))
     with nogil:
-        rt.run(rt.table.dropout[ao.dtype], &args, args.n * args.c * 2)
+        rt.run(rt.table.dropout[ao.dtype], &args, sizeof(args), args.n * args.c * 2)

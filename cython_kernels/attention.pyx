@@ -14,6 +14,7 @@ cdef extern from "kernels.h" nogil:
         ck_kernel attention_forward[2]
         ck_kernel attention_backward[2]
         ck_kernel attention_merge[2]
+        ck_kernel attention_cached[2]
     ctypedef struct ck_strides:
         int64_t batch, row, head
     ctypedef struct ck_attention_args:
@@ -45,6 +46,21 @@ cdef extern from "kernels.h" nogil:
         int64_t b, s, h, d
         ck_strides o_s, part_s
         int o_is_f32
+    ctypedef struct ck_attention_cached_args:
+        void *o
+        void *keys
+        void *values
+        const void *q
+        const void *k
+        const void *v
+        const int32_t *lengths
+        int64_t b, p, h, kv, d, window, chunks
+        ck_strides o_s, q_s, k_s, v_s, keys_s, values_s
+        float scale, softcap
+        int cache_is_bf16
+    const int CK_SHARED_BYTES
+
+cdef int MOST_CHUNKS = 128  # of a sequence's keys
 
 cdef int LARGEST_HEAD = 512  # what a thread's workspace holds the tiles of
 
@@ -117,6 +133,50 @@ cdef float *take_bias(ck_array *x, ck_strides *strides, given, const char *op, c
     return <float *> x.data
 
 
+cdef void *take_rows(ck_strides *strides, given, const char *op, const char *name, unsigned int flags,
+                     const ck_array *like, int64_t heads) except? NULL:
+    """A real (B, heads, D) array, one token of each sequence of `like`, and of its dtype."""
+    cdef ck_array x
+    rt.take(&x, given, op, name, CK_IS_REAL | CK_DIMS(3, 3) | flags)
+    rt.same_dtype(&x, op, name, like, b"q")
+    rt.match(&x, op, name, 0, like.shape[0], b"q")
+    rt.match(&x, op, name, 1, heads, b"keys" if heads != like.shape[1] else b"q")
+    rt.match(&x, op, name, 2, like.shape[2], b"q")
+    strides[0] = ck_strides(x.stride[0], 0, x.stride[1])
+    return x.data
+
+
+cdef int check_scores(const char *op, int64_t heads, int64_t kv_heads, int64_t d, double scale, double softcap,
+                      int64_t window) except -1:
+    """Heads, and what is made of their scores."""
+    if kv_heads == 0 or heads % kv_heads:
+        raise ValueError(
+            f"[kernels.{op.decode()}] q has {heads} heads and k has {kv_heads}. "
+            "The first number must be a multiple of the second."
+        )
+    if d > LARGEST_HEAD or d == 0:
+        raise ValueError(
+            f"[kernels.{op.decode()}] q has head size {d}, outside [1, {LARGEST_HEAD}]. "
+            "Use more, smaller heads."
+        )
+    if not isfinite(scale):
+        raise ValueError(
+            f"[kernels.{op.decode()}] scale is {scale}. "
+            "Pass a finite number, such as 1 / sqrt(D)."
+        )
+    if not (softcap >= 0 and isfinite(softcap)):
+        raise ValueError(
+            f"[kernels.{op.decode()}] softcap is {softcap}. "
+            "Pass the bound of the scores, or 0 for none."
+        )
+    if window < 0:
+        raise ValueError(
+            f"[kernels.{op.decode()}] window is {window}. "
+            "Pass the number of keys to see, or 0 for all."
+        )
+    return 0
+
+
 cdef int take_inputs(ck_attention_args *a, ck_array *aq, ck_array *ak, ck_array *abias, const char *op, q, k, v,
                      double scale, int64_t window, first, end, bint causal, double softcap, sinks,
                      bias) except -1:
@@ -138,31 +198,7 @@ cdef int take_inputs(ck_attention_args *a, ck_array *aq, ck_array *ak, ck_array 
     a.first = a.end = NULL
     a.sinks = a.bias = NULL
     a.dsinks = a.dbias = NULL
-    if a.kv == 0 or a.h % a.kv:
-        raise ValueError(
-            f"[kernels.{op.decode()}] q has {a.h} heads and k has {a.kv}. "
-            "The first number must be a multiple of the second."
-        )
-    if a.d > LARGEST_HEAD or a.d == 0:
-        raise ValueError(
-            f"[kernels.{op.decode()}] q has head size {a.d}, outside [1, {LARGEST_HEAD}]. "
-            "Use more, smaller heads."
-        )
-    if not isfinite(scale):
-        raise ValueError(
-            f"[kernels.{op.decode()}] scale is {scale}. "
-            "Pass a finite number, such as 1 / sqrt(D)."
-        )
-    if not (softcap >= 0 and isfinite(softcap)):
-        raise ValueError(
-            f"[kernels.{op.decode()}] softcap is {softcap}. "
-            "Pass the bound of the scores, or 0 for none."
-        )
-    if window < 0:
-        raise ValueError(
-            f"[kernels.{op.decode()}] window is {window}. "
-            "Pass the number of keys to see, or 0 for all."
-        )
+    check_scores(op, a.h, a.kv, a.d, scale, softcap, window)
     if causal and a.s > a.t:
         raise ValueError(
             f"[kernels.{op.decode()}] q has {a.s} queries and k has {a.t} keys, but each causal query stands "
@@ -189,7 +225,7 @@ def attention_forward(o, lse, q, k, v, scale, window=0, first=None, end=None, ca
     a.o = take_like(&a.o_s, o, op, b"o", CK_IS_WRITTEN, &aq, b"q")
     a.lse = take_statistic(lse, op, b"lse", CK_IS_WRITTEN, &aq)
     with nogil:
-        rt.run(rt.table.attention_forward[aq.dtype], &a, a.b * a.h * a.s * a.t * (a.d // 16 + 1))
+        rt.run(rt.table.attention_forward[aq.dtype], &a, sizeof(a), a.b * a.h * a.s * a.t * (a.d // 16 + 1))
 
 
 def attention_backward(dq, dk, dv, delta, do, q, k, v, o, lse, scale, window=0, first=None, end=None, causal=True,
@@ -219,7 +255,7 @@ def attention_backward(dq, dk, dv, delta, do, q, k, v, o, lse, scale, window=0, 
         for axis in range(3):
             rt.match(&adbias, op, b"dbias", axis, abias.shape[axis], b"bias")
     with nogil:
-        rt.run(rt.table.attention_backward[aq.dtype], &a, a.b * a.h * a.s * a.t * (a.d // 8 + 1))
+        rt.run(rt.table.attention_backward[aq.dtype], &a, sizeof(a), a.b * a.h * a.s * a.t * (a.d // 8 + 1))
 
 
 def attention_merge(o, lse, part, part_lse):
@@ -243,4 +279,52 @@ def attention_merge(o, lse, part, part_lse):
     a.lse = take_statistic(lse, op, b"lse", CK_IS_WRITTEN, &apart)
     a.part_lse = take_statistic(part_lse, op, b"part_lse", 0, &apart)
     with nogil:
-        rt.run(rt.table.attention_merge[apart.dtype], &a, a.b * a.h * a.s * (a.d + 16))
+        rt.run(rt.table.attention_merge[apart.dtype], &a, sizeof(a), a.b * a.h * a.s * (a.d + 16))
+
+
+def attention_cached(o, keys, values, q, k, v, lengths, scale, window=0, softcap=0.0):
+    """One new token per sequence: k and v are put into the cache, then o is attention over the keys seen there."""
+    cdef const char *op = b"attention_cached"
+    cdef ck_array aq, akeys, avalues, alengths
+    cdef ck_attention_cached_args a
+    cdef int64_t b
+    cdef int axis
+    rt.take(&aq, q, op, b"q", CK_IS_REAL | CK_DIMS(3, 3))
+    rt.take(&akeys, keys, op, b"keys", CK_IS_REAL | CK_DIMS(4, 4) | CK_IS_WRITTEN)
+    rt.take(&avalues, values, op, b"values", CK_IS_REAL | CK_DIMS(4, 4) | CK_IS_WRITTEN)
+    rt.take(&alengths, lengths, op, b"lengths", CK_IS_I32 | CK_DIMS(1, 1) | CK_IS_PACKED)
+    rt.match(&akeys, op, b"keys", 0, aq.shape[0], b"q")
+    rt.match(&akeys, op, b"keys", 3, aq.shape[2], b"q")
+    rt.same_dtype(&avalues, op, b"values", &akeys, b"keys")
+    for axis in range(4):
+        rt.match(&avalues, op, b"values", axis, akeys.shape[axis], b"keys")
+    rt.match(&alengths, op, b"lengths", 0, aq.shape[0], b"q")
+    a.b, a.h, a.d = aq.shape[0], aq.shape[1], aq.shape[2]
+    a.p, a.kv = akeys.shape[1], akeys.shape[2]
+    check_scores(op, a.h, a.kv, a.d, scale, softcap, window)
+    a.q, a.keys, a.values, a.lengths = aq.data, akeys.data, avalues.data, <const int32_t *> alengths.data
+    a.q_s = ck_strides(aq.stride[0], 0, aq.stride[1])
+    a.keys_s = ck_strides(akeys.stride[0], akeys.stride[1], akeys.stride[2])
+    a.values_s = ck_strides(avalues.stride[0], avalues.stride[1], avalues.stride[2])
+    a.k = take_rows(&a.k_s, k, op, b"k", 0, &aq, a.kv)
+    a.v = take_rows(&a.v_s, v, op, b"v", 0, &aq, a.kv)
+    a.o = take_rows(&a.o_s, o, op, b"o", CK_IS_WRITTEN, &aq, a.h)
+    a.scale, a.softcap, a.window = scale, softcap, window
+    a.cache_is_bf16 = akeys.dtype == CK_BF16
+    for b in range(a.b):
+        if a.lengths[b] < 0 or (a.lengths[b] >= a.p and not 0 < window <= a.p):
+            raise ValueError(
+                f"[kernels.{op.decode()}] lengths[{b}] is {a.lengths[b]}, and keys has {a.p} positions. "
+                "Pass a longer cache, or a window that is not longer than it."
+            )
+    if a.b == 0:
+        return
+    a.chunks = CK_SHARED_BYTES // (4 * a.b * a.h * (a.d + 2))
+    if a.chunks == 0:
+        raise ValueError(
+            f"[kernels.{op.decode()}] q has {a.b} tokens with {a.h} heads of {a.d}: their sums take more than the "
+            f"workspace of {CK_SHARED_BYTES:,} bytes. Pass fewer sequences at a time."
+        )
+    a.chunks = min(a.chunks, MOST_CHUNKS)
+    with nogil:
+        rt.run(rt.table.attention_cached[aq.dtype], &a, sizeof(a), a.b * a.h * a.p * (a.d // 4 + 1))

@@ -28,7 +28,7 @@ def cast(dst, src):
         a.n *= asrc.shape[axis]
     kernel = rt.table.cast_to_f32[asrc.dtype] if ad.dtype == CK_F32 else rt.table.cast_to_bf16[asrc.dtype]
     with nogil:
-        rt.run(kernel, &a, a.n)
+        rt.run(kernel, &a, sizeof(a), a.n)
 
 
 def zero(x):
@@ -42,4 +42,4 @@ def zero(x):
     for axis in range(ax.dims):
         a.n *= ax.shape[axis]
     with nogil:
-        rt.run(rt.table.zero, &a, a.n)
+        rt.run(rt.table.zero, &a, sizeof(a), a.n)

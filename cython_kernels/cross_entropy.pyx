@@ -55,7 +55,7 @@ def cross_entropy_forward(row_max, row_sum, target_logit, logits, targets, vocab
     a.row_sum = take_statistic(row_sum, op, b"row_sum", CK_IS_WRITTEN, a.n)
     a.target_logit = take_statistic(target_logit, op, b"target_logit", CK_IS_WRITTEN, a.n)
     with nogil:
-        rt.run(rt.table.cross_entropy_forward[al.dtype], &a, a.n * a.v * 2)
+        rt.run(rt.table.cross_entropy_forward[al.dtype], &a, sizeof(a), a.n * a.v * 2)
 
 
 def cross_entropy_backward(dlogits, logits, lse, targets, ignore_index=-100, vocab_start=0):
@@ -80,4 +80,4 @@ def cross_entropy_backward(dlogits, logits, lse, targets, ignore_index=-100, voc
     kernel = (rt.table.cross_entropy_backward_from_f32[ad.dtype] if al.dtype == CK_F32
               else rt.table.cross_entropy_backward[ad.dtype])
     with nogil:
-        rt.run(kernel, &a, a.n * a.v * 2)
+        rt.run(kernel, &a, sizeof(a), a.n * a.v * 2)

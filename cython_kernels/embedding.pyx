@@ -31,7 +31,7 @@ def embedding_forward(y, ids, table):
     a = ck_embedding_args(ay.data, at.data, <const int32_t *> ai.data, ay.shape[0], ay.shape[1], ay.stride[0],
                           at.stride[0])
     with nogil:
-        rt.run(rt.table.embedding_forward[ay.dtype], &a, a.n * a.c)
+        rt.run(rt.table.embedding_forward[ay.dtype], &a, sizeof(a), a.n * a.c)
 
 
 def embedding_backward(dtable, dy, ids):
@@ -48,4 +48,4 @@ def embedding_backward(dtable, dy, ids):
     a = ck_embedding_args(at.data, ay.data, <const int32_t *> ai.data, ay.shape[0], ay.shape[1], at.stride[0],
                           ay.stride[0])
     with nogil:
-        rt.run(rt.table.embedding_backward[ay.dtype], &a, a.n * a.c)
+        rt.run(rt.table.embedding_backward[ay.dtype], &a, sizeof(a), a.n * a.c)

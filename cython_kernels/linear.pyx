@@ -48,8 +48,9 @@ cdef inline void operands(ck_gemm_args *g, const ck_array *c, const ck_array *a,
 
 
 cdef inline void run(ck_kernel kernel, const ck_gemm_args *g) noexcept:
+    """The work is the multiplications', or, of a few rows, that of reading b."""
     with nogil:
-        rt.run(kernel, g, g.m * g.n // 4 * (g.k // 4 + 1))
+        rt.run(kernel, g, sizeof(g[0]), max(g.m * g.n // 4 * (g.k // 4 + 1), g.n * g.k // 4))
 
 
 def linear_forward(y, x, w, bias=None, residual=None):
@@ -154,4 +155,5 @@ def symmetric_product(out, x, transpose=False, scale=1.0, shift=0.0):
     a.product.lower = True
     a.scale, a.shift = scale, shift
     with nogil:
-        rt.run(rt.table.symmetric_product[ac.dtype], &a, a.product.m * a.product.m // 8 * (a.product.k // 4 + 1))
+        rt.run(rt.table.symmetric_product[ac.dtype], &a, sizeof(a),
+               a.product.m * a.product.m // 8 * (a.product.k // 4 + 1))

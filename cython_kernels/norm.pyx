@@ -99,7 +99,7 @@ cdef int forward(const char *op, y, mean, rstd, x, w, b, double eps, residual) e
         a.residual_h = ar.stride[1] if heads else 0
     kernel = rt.table.layer_norm_forward[ax.dtype] if centered else rt.table.rms_norm_forward[ax.dtype]
     with nogil:
-        rt.run(kernel, &a, a.n * a.h * a.c)
+        rt.run(kernel, &a, sizeof(a), a.n * a.h * a.c)
     return 0
 
 
@@ -138,7 +138,7 @@ cdef int backward(const char *op, dx, dw, db, dy, x, w, mean, rstd, bint accumul
         )
     kernel = rt.table.layer_norm_backward[ax.dtype] if centered else rt.table.rms_norm_backward[ax.dtype]
     with nogil:
-        rt.run(kernel, &a, a.n * a.h * a.c)
+        rt.run(kernel, &a, sizeof(a), a.n * a.h * a.c)
     return 0
 
 

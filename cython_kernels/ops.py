@@ -267,6 +267,26 @@ _TABLE = (
         ),
     ),
     Op(
+        "attention_cached",
+        "attention",
+        "one new token of each sequence: k and v are put into the cache after `lengths` tokens, then "
+        "o = softmax(softcap(scale · q keysᵀ)) · values over the tokens up to the new one, with a window w > 0 over the "
+        "last w; token i stands in row i mod P of the cache, which is fp32 or bf16, whatever the others are",
+        (
+            _write("o", "B,H,D"),
+            _update("keys", "B,P,K,D", "float"),
+            _update("values", "B,P,K,D", "float"),
+            _read("q", "B,H,D"),
+            _read("k", "B,K,D"),
+            _read("v", "B,K,D"),
+            _read("lengths", "B", "i32", packed=True),
+            _number("scale"),
+            _integer("window", 0),
+            _number("softcap", 0.0),
+        ),
+        flops="4 B H D P",
+    ),
+    Op(
         "swiglu_forward",
         "activation",
         "y = silu(gate) · up, gate_up = [gate, up] (Shazeer 2020)",

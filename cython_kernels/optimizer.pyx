@@ -60,7 +60,7 @@ def adamw_step(param, m, v, grad, lr, beta1, beta2, eps, weight_decay, step, gra
             "Pass the number of this step."
         )
     with nogil:
-        rt.run(rt.table.adamw_step, &a, a.n * 2)
+        rt.run(rt.table.adamw_step, &a, sizeof(a), a.n * 2)
 
 
 def sgd_step(param, momentum_buffer, grad, lr, momentum, weight_decay, nesterov, grad_scale):
@@ -81,7 +81,7 @@ def sgd_step(param, momentum_buffer, grad, lr, momentum, weight_decay, nesterov,
     a.step = 1
     a.nesterov = bool(nesterov)
     with nogil:
-        rt.run(rt.table.sgd_step, &a, a.n)
+        rt.run(rt.table.sgd_step, &a, sizeof(a), a.n)
 
 
 def sum_of_squares(x):
@@ -96,5 +96,5 @@ def sum_of_squares(x):
     for axis in range(ax.dims):
         a.n *= ax.shape[axis]
     with nogil:
-        rt.run(rt.table.sum_of_squares[ax.dtype], &a, a.n)
+        rt.run(rt.table.sum_of_squares[ax.dtype], &a, sizeof(a), a.n)
     return total

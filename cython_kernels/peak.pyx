@@ -35,7 +35,7 @@ def multiply_adds(bint bf16, int64_t steps):
     a.steps = steps
     a.flops = 0
     with nogil:
-        rt.run(kernel, &a, ALL_THREADS)
+        rt.run(kernel, &a, sizeof(a), ALL_THREADS)
     return a.flops
 
 
@@ -65,5 +65,5 @@ def stream(out, inputs, bint streaming=False):
         else:
             a.out[i - a.reads] = <float *> array.data
     with nogil:
-        rt.run(rt.table.stream, &a, ALL_THREADS)
+        rt.run(rt.table.stream, &a, sizeof(a), ALL_THREADS)
     return 4 * a.n * (a.reads + a.writes)

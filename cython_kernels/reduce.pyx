@@ -45,7 +45,7 @@ cdef void _reduce_n(void **dst, int n_dst, const void **src, int n_src, int64_t 
     a.dst, a.src, a.count = dst, src, count
     a.n_dst, a.n_src, a.dtype, a.op, a.stream = n_dst, n_src, dtype, op & 255, op >= 256
     if count * 4 >= POOL_BYTES and ck_owns_pool():
-        rt.run(kernel, &a, count * n_src)
+        rt.run(kernel, &a, sizeof(a), count * n_src)
     else:
         ck_run_alone(kernel, &a)
 

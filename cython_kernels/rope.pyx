@@ -45,7 +45,7 @@ cdef int rotate(const char *op, const char *y_name, y, const char *x_name, x, co
                      <const int32_t *> ap.data, ax.shape[0], ax.shape[1], ax.shape[2], ay.stride[0],
                      ay.stride[1], ax.stride[0], ax.stride[1], inverse)
     with nogil:
-        rt.run(rt.table.rope[ax.dtype], &a, a.n * a.h * a.d)
+        rt.run(rt.table.rope[ax.dtype], &a, sizeof(a), a.n * a.h * a.d)
     return 0
 
 

@@ -127,6 +127,19 @@ class Ops:
         dbias: Array | None = None,
     ) -> None: ...
     def attention_merge(self, o: Array, lse: Array, part: Array, part_lse: Array) -> None: ...
+    def attention_cached(
+        self,
+        o: Array,
+        keys: Array,
+        values: Array,
+        q: Array,
+        k: Array,
+        v: Array,
+        lengths: Array,
+        scale: float,
+        window: int = 0,
+        softcap: float = 0.0,
+    ) -> None: ...
     def swiglu_forward(self, y: Array, gate_up: Array) -> None: ...
     def swiglu_backward(self, dgate_up: Array, dy: Array, gate_up: Array, y: Array | None = None) -> None: ...
     def gelu_forward(self, y: Array, x: Array, tanh: bool) -> None: ...

@@ -1,66 +1,50 @@
 """A model that reads token by token with a key/value cache, and tokens one after another.
 
-Shapes: logits (V,); cached keys and values (1, P, K, D) per layer, for P positions. The prompt goes through
-the model in chunks, each token after it alone; a chunk's queries see the cached keys of all tokens before
-them.
+Shapes: B sequences, logits (V,) of one of them or (B, V). A prompt goes through the model in chunks, whose queries see the
+cached keys of all tokens before them; each token after it alone, all sequences in one step (`recorded_step.py`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from typing import Protocol
 
 import numpy as np
 
+from cktrain.generation.cache import KeyValueCache
+from cktrain.generation.recorded_step import RecordedStep
 from cktrain.memory.slot import Slot, plan_slot
 from cktrain.models.transformer import Transformer
 
 PROMPT_CHUNK = 256
 
 
-class KeyValueCache:
-    """The keys and values of one sequence of up to `capacity` tokens, for every attention layer."""
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self.length = 0
-        """Of the tokens that every layer has read; made less, what comes next overwrites the rest."""
-        self._layers: dict[str, tuple[np.ndarray, np.ndarray]] = {}
-
-    def extend(self, layer: str, k: np.ndarray, v: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Append k and v (1, S, K, D) of S new tokens; returns all T so far, (1, T, K, D), as views."""
-        if layer not in self._layers:
-            shape = (1, self.capacity, *k.shape[2:])
-            self._layers[layer] = (np.zeros(shape, k.dtype), np.zeros(shape, v.dtype))
-        end = self.length + k.shape[1]
-        assert k.shape[0] == 1 and end <= self.capacity, (k.shape, end, self.capacity)
-        keys, values = self._layers[layer]
-        keys[:, self.length : end], values[:, self.length : end] = k, v
-        return keys[:, :end], values[:, :end]
-
-    def advance(self, count: int) -> None:
-        """Every layer has been given `count` tokens."""
-        self.length += count
-
-
 class Decoder:
-    """A model reading one sequence token by token.
+    """A model reading sequences token by token.
 
-    An interrupt leaves it whole: what it knows are the first `cache.length` ids that it has begun to read.
+    An interrupt leaves it whole: what it knows of the first sequence are the first `cache.length` ids that it has begun to
+    read.
     """
 
-    def __init__(self, model: Transformer, capacity: int) -> None:
+    def __init__(
+        self, model: Transformer, capacity: int, batch: int = 1, kv_dtype: np.dtype | None = None
+    ) -> None:
+        """`batch` sequences of up to `capacity` tokens; keys and values are held in `kv_dtype`, None: as computed."""
         assert model.head is not None, "a whole model"
         self.model = model
         self.head = model.head
-        self.cache = KeyValueCache(capacity)
+        self.cache = KeyValueCache(capacity, batch, kv_dtype)
         self._begun: list[int] = []
+        self._next = 0
         self._slots: dict[int, Slot] = {}
+        self._step: RecordedStep | None = None
 
     def known(self, ids: Sequence[int]) -> int:
         """How many of the first ids it has read already, less the last one, whose logits are to be computed."""
         have = self._begun[: self.cache.length]
         same = (i for i, (a, b) in enumerate(zip(have, ids, strict=False)) if a != b)
-        return min(next(same, min(len(have), len(ids))), len(ids) - 1)
+        count = min(next(same, min(len(have), len(ids))), len(ids) - 1)
+        return count if self.cache.keeps(count) else 0
 
     def follow(self, ids: Sequence[int]) -> np.ndarray:
         """The logits (V,) after these ids, at least one; those that it knows at their beginning are not read again."""
@@ -69,14 +53,56 @@ class Decoder:
         return self.feed(ids[self.cache.length :])
 
     def feed(self, ids: Sequence[int]) -> np.ndarray:
-        """Read the next tokens, at least one; returns the logits (V,) for the token after them."""
-        assert ids
+        """Read the next tokens of the only sequence, at least one; returns the logits (V,) for the token after them."""
+        assert ids and len(self.cache.lengths) == 1
         self._begun[self.cache.length :] = ids
+        return self._read(ids)
+
+    def read(self, sequence: int, ids: Sequence[int]) -> np.ndarray:
+        """Begin a sequence anew with these ids, at least one; returns the logits (V,) for the token after them."""
+        self.forget(sequence)
+        self._begun = list(ids)
+        return self._read(ids)
+
+    def step(self, ids: np.ndarray, going_on: np.ndarray | None = None) -> np.ndarray:
+        """One more token of each sequence, ids (B,); returns the logits (B, V) for the tokens after them.
+
+        Where `going_on` (B,) is False, a sequence stays as it is, and its logits mean nothing. None: all go on.
+        """
+        if self._step is None:
+            self._step = RecordedStep(self.model, self._plan(len(self.cache.lengths), 1), self.cache)
+        self.cache.begin_step()
+        logits = self._step.logits(ids)
+        self.cache.lengths += 1 if going_on is None else going_on
+        return logits
+
+    def forget(self, sequence: int) -> None:
+        """The sequence is empty."""
+        self.cache.sequence = sequence
+        self.cache.length = 0
+
+    def put(self, token: int) -> None:
+        """The only sequence goes on with this token, when its logits are asked for."""
+        self._next = token
+
+    def logits(self) -> np.ndarray:
+        """The logits (V,) after the token that was put."""
+        return self.feed([self._next])
+
+    @property
+    def recorded_step(self) -> RecordedStep | None:
+        """What makes the steps, once there was one."""
+        return self._step
+
+    def _read(self, ids: Sequence[int]) -> np.ndarray:
+        if len(ids) == 1 and len(self.cache.lengths) == 1:
+            return self.step(np.array(ids, np.int32))[0]
         for start in range(0, len(ids), PROMPT_CHUNK):
             chunk = np.array(ids[start : start + PROMPT_CHUNK], np.int32)
             slot = self._slot(chunk.size)
             first = self.cache.length
             slot.describe(np.arange(first, first + chunk.size, dtype=np.int32), None)
+            self.cache.begin(chunk.size)
             stream = self._run(chunk, slot)
             self.cache.advance(chunk.size)
         return self.head.logits(stream[-1:])[0]
@@ -90,16 +116,31 @@ class Decoder:
         self._run(np.zeros(slot.rows, np.int32), slot)
 
     def _slot(self, length: int) -> Slot:
-        """That of one token is kept, and of longer pieces the last one."""
+        """For a piece of a prompt: that of the last length is kept."""
         if length not in self._slots:
-            for other in set(self._slots) - {1}:
-                del self._slots[other]
-            with self.model.num.dry():
-                plan = plan_slot(1, length, self._dry_run)
-            slot = plan.allocate()[0]
-            slot.cache = self.cache
-            self._slots[length] = slot
+            self._slots = {}
+            self._slots[length] = self._plan(1, length)
         return self._slots[length]
+
+    def _plan(self, batch: int, length: int) -> Slot:
+        with self.model.num.dry():
+            plan = plan_slot(batch, length, self._dry_run)
+        slot = plan.allocate()[0]
+        slot.cache = self.cache
+        return slot
+
+
+class Reader(Protocol):
+    """What reads a text for `generate`: a decoder of one sequence, or a place in a batch."""
+
+    def follow(self, ids: Sequence[int]) -> np.ndarray:
+        """The logits (V,) after these ids, at least one."""
+
+    def put(self, token: int) -> None:
+        """The text goes on with this token."""
+
+    def logits(self) -> np.ndarray:
+        """The logits (V,) after the token that was put."""
 
 
 Choose = Callable[[np.ndarray, Sequence[int]], int]
@@ -113,7 +154,7 @@ def generate(
     choose: Choose,
     positions: int,
     stop_ids: frozenset[int] = frozenset(),
-    decoder: Decoder | None = None,
+    decoder: Reader | None = None,
 ) -> Iterator[int]:
     """Yield the tokens that follow the prompt: `max_tokens`, or fewer: positions or a stop id end it.
 
@@ -150,15 +191,17 @@ def most_tokens(prompt: int, max_tokens: int, positions: int) -> int:
 
 
 def _generate(
-    decoder: Decoder, prompt: Sequence[int], count: int, choose: Choose, stop_ids: frozenset[int]
+    reader: Reader, prompt: Sequence[int], count: int, choose: Choose, stop_ids: frozenset[int]
 ) -> Iterator[int]:
     text = list(prompt)
-    logits = decoder.follow(text)
+    logits = reader.follow(text)
     for made in range(count):
         token = choose(logits, text)
         if token in stop_ids:
             return
-        yield token
         if made + 1 < count:
             text.append(token)
-            logits = decoder.feed([token])
+            reader.put(token)
+        yield token
+        if made + 1 < count:
+            logits = reader.logits()

@@ -87,10 +87,13 @@ class Transformer(Module):
         """(sum of the losses over valid targets, their number). With `train`, `backward_loss` must follow."""
         return self.loss(self.hidden(tokens, slot), targets, slot, train)
 
-    def hidden(self, tokens: np.ndarray, slot: Slot) -> np.ndarray:
-        """The stream (N, C) after this stage's last block; `tokens` are read where the embedding is."""
+    def hidden(self, tokens: np.ndarray, slot: Slot, part: slice = slice(None)) -> np.ndarray:
+        """The stream (N, C) after this stage's last block; `tokens` are read where the embedding is.
+
+        Of the layers but the head only the `part`; those before it have been run on this slot.
+        """
         self._open_streams(slot)
-        for layer, x, out in self._trunk(tokens, slot):
+        for layer, x, out in self._trunk(tokens, slot)[part]:
             with slot.phase(layer.role), self._saving(slot):
                 layer.forward(out, x, slot)
         return out

@@ -50,6 +50,8 @@ class _Views:
     raw_k: np.ndarray
     q: np.ndarray
     k: np.ndarray
+    v: np.ndarray
+    context: np.ndarray
     rotated: tuple[np.ndarray, ...]
     """What rotary embedding turns: q and k in one where they lie side by side."""
     q4: np.ndarray
@@ -129,8 +131,11 @@ class Attention(Body):
             for heads in at.rotated:
                 kernels.rope_forward(heads, heads, self.rotary.cos, self.rotary.sin, slot.positions)
         k4, v4 = at.k4, at.v4
+        if slot.cache is not None and slot.cache.is_step(slot):
+            self._attend_to_cache(at, slot)
+            return
         if slot.cache is not None:
-            k4, v4 = slot.cache.extend(self.name, k4, v4)
+            k4, v4 = slot.cache.extend(self.name, k4, v4, self.shape.window)
         kernels.attention_forward(
             at.context4,
             self._lse(slot),
@@ -142,6 +147,27 @@ class Attention(Body):
             slot.first,
             softcap=self.shape.softcap,
         )
+
+    def _attend_to_cache(self, at: _Views, slot: Slot) -> None:
+        """One new token of each sequence, beside what the cache holds; it is put there, too."""
+        keys, values = slot.cache.layer(self.name, at.k.shape[1:], at.k.dtype, self.shape.window)
+        self.num.kernels.attention_cached(
+            at.context,
+            keys,
+            values,
+            at.q,
+            at.k,
+            at.v,
+            slot.cache.lengths,
+            self.scale,
+            self.shape.window,
+            self.shape.softcap,
+        )
+
+    def tables(self) -> list[np.ndarray]:
+        """The rotary tables."""
+        own = [] if self.rotary is None else [self.rotary.cos, self.rotary.sin]
+        return [*own, *super().tables()]
 
     def backward_inner(self, dy: np.ndarray, slot: Slot) -> np.ndarray:
         """The gradient (N, (H + 2K)·D) of the projected input, for dy (N, C)."""
@@ -222,10 +248,9 @@ class Attention(Body):
             q = slot.saved(self, "q_normed", raw_q.shape, self.num.compute_dtype)
             k = slot.saved(self, "k_normed", raw_k.shape, self.num.compute_dtype)
             rotated = (q, k)
-        q4, k4, v4, context4 = (
-            self._by_sequence(a, slot) for a in (q, k, v, self._heads(self._context(slot)))
-        )
-        return _Views(raw_q, raw_k, q, k, rotated, q4, k4, v4, context4)
+        context = self._heads(self._context(slot))
+        q4, k4, v4, context4 = (self._by_sequence(a, slot) for a in (q, k, v, context))
+        return _Views(raw_q, raw_k, q, k, v, context, rotated, q4, k4, v4, context4)
 
     def _split(self, qkv: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(N, (H + 2K)·D) -> q (N, H, D), k (N, K, D), v (N, K, D), views."""

@@ -76,6 +76,10 @@ class Module:
         for child in self.children():
             yield from child.modules()
 
+    def tables(self) -> list[np.ndarray]:
+        """Arrays that kernels read beside parameters and slot, and that nothing changes: tables of angles."""
+        return [table for child in self.children() for table in child.tables()]
+
     def params(self) -> list[Param]:
         """All parameters of this module and those below, each once, in forward order."""
         found: dict[Param, None] = {}

@@ -129,6 +129,18 @@ typedef struct {
     int o_is_f32;
 } ck_attention_merge_args;
 
+/* q, o (B, H, D) and k, v (B, K, D) of one new token per sequence; keys, values (B, P, K, D), f32 or bf16: position i of a
+ * sequence stands in row i mod P. lengths (B): tokens before the new one. chunks: partial results of a sequence at most. */
+typedef struct {
+    void *o, *keys, *values;
+    const void *q, *k, *v;
+    const int32_t *lengths;
+    int64_t b, p, h, kv, d, window, chunks;
+    ck_strides o_s, q_s, k_s, v_s, keys_s, values_s;
+    float scale, softcap;
+    int cache_is_bf16;
+} ck_attention_cached_args;
+
 typedef struct {
     void *y;                /* forward: y (n, i); backward: recomputed y or NULL */
     void *dgate_up;
@@ -206,8 +218,8 @@ typedef struct {
 #define CK_REAL_OPS(X)                                                                                      \
     X(gemm) X(gemm_f32) X(symmetric_product) X(embedding_forward) X(embedding_backward)                     \
     X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rope)           \
-    X(attention_forward) X(attention_backward) X(attention_merge) X(swiglu_forward) X(swiglu_backward)      \
-    X(gelu_forward) X(gelu_backward) X(add) X(dropout) X(cross_entropy_forward) X(cross_entropy_backward)   \
+    X(attention_forward) X(attention_backward) X(attention_merge) X(attention_cached) X(swiglu_forward)     \
+    X(swiglu_backward) X(gelu_forward) X(gelu_backward) X(add) X(dropout) X(cross_entropy_forward) X(cross_entropy_backward)   \
     X(cross_entropy_backward_from_f32) X(sum_of_squares) X(cast_to_f32) X(cast_to_bf16)
 /* Kernels without a storage type. vector_*: vmath.h behind a door, so that its error bounds can be tested. */
 #define CK_F32_OPS(X)                                                                                       \

@@ -227,8 +227,7 @@ int ck_pool_set_threads(int n) {
     return error;
 }
 
-void ck_pool_run(ck_kernel kernel, const void *args, int64_t work_items) {
-    pthread_mutex_lock(&pool.lock);
+static void run_locked(ck_kernel kernel, const void *args, int64_t work_items) {
     const int size = ck_team_size(work_items, pool.threads);
     if (size == 1) {
         const ck_team alone = {0, 1, pool.scratch, pool.shared, &pool.caches, wait_for_team};
@@ -237,6 +236,20 @@ void ck_pool_run(ck_kernel kernel, const void *args, int64_t work_items) {
         publish(kernel, args, size);
         run_as(0);
         wait_for_workers();
+    }
+}
+
+void ck_pool_run(ck_kernel kernel, const void *args, int64_t work_items) {
+    pthread_mutex_lock(&pool.lock);
+    run_locked(kernel, args, work_items);
+    pthread_mutex_unlock(&pool.lock);
+}
+
+void ck_pool_replay(const ck_recording *recording) {
+    pthread_mutex_lock(&pool.lock);
+    for (int64_t i = 0; i < recording->count; i++) {
+        const ck_call *call = &recording->calls[i];
+        run_locked(call->kernel, recording->arguments + call->at, call->work);
     }
     pthread_mutex_unlock(&pool.lock);
 }

@@ -3,6 +3,7 @@
 #define CK_POOL_H
 
 #include "kernels.h"
+#include "recording.h"
 
 /* Number of threads that a kernel may use, the caller's included; at least 1. */
 int ck_pool_threads(void);
@@ -16,5 +17,8 @@ const ck_caches *ck_pool_caches(void);
 
 /* Run kernel(args, team) on a team as large as `work` is worth; returns when all its threads are done. */
 void ck_pool_run(ck_kernel kernel, const void *args, int64_t work);
+
+/* Run all calls of a recording, each as ck_pool_run does; no other call comes between them. */
+void ck_pool_replay(const ck_recording *recording);
 
 #endif

@@ -10,7 +10,8 @@
 
 typedef struct {
     const ck_table *table;  /* set by load(); the last one loaded wins */
-    void (*run)(ck_kernel kernel, const void *args, int64_t work);
+    /* Run kernel(args) on a team as large as `work` is worth; `size` is that of the struct of arguments. */
+    void (*run)(ck_kernel kernel, const void *args, size_t size, int64_t work);
     /* Describe `object`, the argument `name` of `op`. 0, or -1 with a ValueError set. */
     int (*take)(ck_array *array, PyObject *object, const char *op, const char *name, unsigned allowed);
     /* Dimension `axis` of `array` must be `wanted`, which comes from `source`. */

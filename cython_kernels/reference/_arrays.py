@@ -45,6 +45,12 @@ class Door:
         """Check name=(array, shape) pairs of type `f32`."""
         self._check(self.f32_dtype, arrays)
 
+    def floats(self, **arrays: Expected) -> None:
+        """Check name=(array, shape) pairs of any one of the float types."""
+        for name, (array, shape) in arrays.items():
+            if array is not None:
+                Door(self.op, array)._check(array.dtype, {name: (array, shape)})
+
     def ids(self, **arrays: Expected) -> None:
         """Check name=(array, shape) pairs of type int32."""
         self._check(np.dtype(np.int32), arrays)

@@ -172,6 +172,44 @@ def attention_merge(o: Array, lse: Array, part: Array, part_lse: Array) -> None:
     lse[...] = both
 
 
+def attention_cached(
+    o: Array,
+    keys: Array,
+    values: Array,
+    q: Array,
+    k: Array,
+    v: Array,
+    lengths: Array,
+    scale: float,
+    window: int = 0,
+    softcap: float = 0.0,
+) -> None:
+    """One new token per sequence: k, v (B,K,D) go into the cache (B,P,K,D) after lengths i32 (B) tokens; o, q (B,H,D).
+
+    Token i stands in row i mod P; the new one sees those before it and itself, the last `window` of them if it is not 0.
+    """
+    door = Door("attention_cached", q)
+    b, h, d = door.dims("q", q, 3)
+    p, heads = door.dims("keys", keys, 4)[1:3]
+    door.real(o=(o, (b, h, d)), k=(k, (b, heads, d)), v=(v, (b, heads, d)))
+    door.floats(keys=(keys, (b, p, heads, d)), values=(values, (b, p, heads, d)))
+    door.ids(lengths=(lengths, (b,)))
+    _check_scores(door, h, heads, scale, window, softcap)
+    if ((lengths < 0) | ((lengths >= p) & (not 0 < window <= p))).any():
+        door.refuse("lengths", f"has an entry that is not in [0, {p}), the positions of keys")
+    for at, position in enumerate(lengths.tolist()):
+        store(keys[at, position % p], widen(k[at]))
+        store(values[at, position % p], widen(v[at]))
+        most = min(window, p) if window else p
+        rows = np.arange(max(0, position + 1 - most), position + 1) % p
+        for head in range(h):
+            scores = widen(keys[at, rows, head * heads // h]) @ widen(q[at, head]) * scale
+            if softcap:
+                scores = softcap * np.tanh(scores / softcap)
+            weight = np.exp(scores - scores.max())
+            store(o[at, head], weight @ widen(values[at, rows, head * heads // h]) / weight.sum())
+
+
 def _add(dbias: Array, dscores: Array, sequence: int, rows: slice) -> None:
     """dbias += dscores (G,S,T) of these rows of heads, summed over the axes on which dbias has one element."""
     there = dbias[sequence if dbias.shape[0] > 1 else 0]
@@ -195,18 +233,23 @@ def _check(door: Door, q: Array, k: Array, v: Array, options: _Options) -> tuple
         )
     if options.causal and s > t:
         door.refuse("q", f"holds {s} queries for {t} keys, each causal query needs a key of its own")
-    if heads == 0 or h % heads:
-        door.refuse("q", f"has {h} heads, a multiple of the {heads} heads of k is needed")
-    if not np.isfinite(options.scale):
-        door.refuse("scale", f"is {options.scale}, a finite number is needed")
-    if not (options.softcap >= 0 and np.isfinite(options.softcap)):
-        door.refuse("softcap", f"is {options.softcap}, 0 (none) or a finite bound is needed")
-    if options.window < 0:
-        door.refuse("window", f"is {options.window}, 0 (everything) or more is needed")
+    _check_scores(door, h, heads, options.scale, options.window, options.softcap)
     for name, bound in (("first", options.first), ("end", options.end)):
         if bound is not None and ((bound < 0) | (bound > t)).any():
             door.refuse(name, f"has an entry outside [0, {t}], the keys")
     return b, s, h, d
+
+
+def _check_scores(door: Door, h: int, heads: int, scale: float, window: int, softcap: float) -> None:
+    """Check the heads, and what is made of their scores."""
+    if heads == 0 or h % heads:
+        door.refuse("q", f"has {h} heads, a multiple of the {heads} heads of k is needed")
+    if not np.isfinite(scale):
+        door.refuse("scale", f"is {scale}, a finite number is needed")
+    if not (softcap >= 0 and np.isfinite(softcap)):
+        door.refuse("softcap", f"is {softcap}, 0 (none) or a finite bound is needed")
+    if window < 0:
+        door.refuse("window", f"is {window}, 0 (everything) or more is needed")
 
 
 def _visible(options: _Options, s: int, t: int, sequence: int) -> Array:

@@ -1,4 +1,4 @@
-"""`cktrain bench {peak,gemm,ops,step,overlap,collectives}`: measurements, as a table or as JSON."""
+"""`cktrain bench {peak,gemm,ops,step,decode,overlap,collectives}`: measurements, as a table or as JSON."""
 
 from __future__ import annotations
 
@@ -48,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     step.add_argument("--steps", type=arguments.whole(1, 1_000_000), default=5, help="steps to measure")
     step.add_argument("--json", action="store_true", help="print one JSON object")
     step.set_defaults(run=_step)
+    _add_decode(actions)
     overlap = actions.add_parser("overlap", help="what of the reductions a backward pass cannot hide")
     overlap.add_argument(
         "--share",
@@ -85,6 +86,52 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     collectives.add_argument("--no-rivals", action="store_true", help="measure cktrain alone")
     collectives.add_argument("--json", action="store_true", help="print a list of objects")
     collectives.set_defaults(run=_collectives)
+
+
+def _add_decode(actions: Any) -> None:
+    decode = actions.add_parser("decode", help="how fast a model reads a prompt and writes tokens")
+    decode.add_argument(
+        "model",
+        type=arguments.path,
+        help="folder of a run, a checkpoint, a Hugging Face folder, a GGUF file, or a YAML file of a run (random weights)",
+    )
+    decode.add_argument("--threads", type=arguments.threads, help="threads; default: all cores")
+    decode.add_argument(
+        "--dtype", choices=("fp32", "bf16"), default="fp32", help="what products are computed in"
+    )
+    decode.add_argument(
+        "--kv-dtype", choices=("fp32", "bf16"), help="of keys and values; default: that of --dtype"
+    )
+    decode.add_argument("--prompt", type=arguments.whole(1), default=512, help="tokens to read (default 512)")
+    decode.add_argument(
+        "--tokens", type=arguments.whole(1), default=128, help="tokens to write (default 128)"
+    )
+    decode.add_argument(
+        "--rounds", type=arguments.whole(1, 10_000), default=3, help="rounds, of which the median counts"
+    )
+    decode.add_argument("--json", action="store_true", help="print one JSON object")
+    decode.set_defaults(run=_decode)
+
+
+def _decode(options: argparse.Namespace) -> int:
+    from cktrain.comm.environment import read_process_environment
+    from cktrain.host.bind import bind
+
+    binding = bind(read_process_environment({}), mode="auto", threads=options.threads)
+    import numpy as np
+
+    from cktrain import cython_kernels
+    from cktrain.bench.decode import bench_decode, open_for_decoding
+    from cktrain.nn.numerics import PRECISIONS, Numerics
+
+    kernels = cython_kernels.load()
+    kernels.set_num_threads(binding.threads)
+    positions = options.prompt + options.tokens
+    model = open_for_decoding(options.model, Numerics(kernels, options.dtype), positions)
+    kv_dtype = None if options.kv_dtype is None else np.dtype(PRECISIONS[options.kv_dtype][0])
+    report = bench_decode(model, options.prompt, options.tokens, options.rounds, kv_dtype)
+    print(json.dumps(report.as_dict()) if options.json else report.table())
+    return 0
 
 
 def _overlap(options: argparse.Namespace) -> int:

@@ -27,6 +27,11 @@ EXIT_INTERRUPTED = 130
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain generate`."""
     add_model_arguments(parser)
+    parser.add_argument(
+        "--batch",
+        type=arguments.whole(1, 4096),
+        help="prompts of a file that are continued side by side (default 6)",
+    )
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", default="", help="text to continue; default: the start of a document")
     prompts.add_argument(
@@ -62,6 +67,11 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         choices=("fp32", "bf16"),
         default="fp32",
         help="what products are computed in; weights stay as their files have them (default fp32)",
+    )
+    parser.add_argument(
+        "--kv-dtype",
+        choices=("fp32", "bf16"),
+        help="what keys and values are kept in; default: what products are computed in",
     )
     parser.add_argument(
         "--tokenizer", type=arguments.path, help="folder with a tokenizer.json; default: the model's own"
@@ -143,7 +153,7 @@ def open_model_of(options: argparse.Namespace, threads: int, other: str | Path |
     from cktrain.loaded_model import open_model
 
     if other is not None:
-        return open_model(other, precision=options.dtype, threads=threads)
+        return open_model(other, precision=options.dtype, threads=threads, kv_dtype=options.kv_dtype)
     return open_model(
         options.model,
         precision=options.dtype,
@@ -152,6 +162,7 @@ def open_model_of(options: argparse.Namespace, threads: int, other: str | Path |
         any_tokenizer=options.any_tokenizer,
         special_tokens=options.special_tokens,
         adapter=options.adapter,
+        kv_dtype=options.kv_dtype,
     )
 
 
@@ -233,10 +244,14 @@ def _continue_all(model: Model, options: argparse.Namespace, stops: list[str]) -
                 f"[generate] {options.prompts}: prompt {number} has {len(prompt):,} tokens and the model "
                 f"{model.max_positions:,} positions. Shorten the prompt."
             )
+    from cktrain.loaded_model import BATCH
+
     count, start = 0, time.perf_counter()
-    for text, prompt in zip(texts, prompts, strict=True):
-        pieces = model.stream(prompt, options.max_tokens, new_sampler(options), stops)
-        row: dict[str, Any] = {"prompt": text, "text": "".join(pieces)}
+    written = model.stream_all(
+        prompts, options.max_tokens, lambda: new_sampler(options), stops, batch=options.batch or BATCH
+    )
+    for text, (continued, pieces) in zip(texts, written, strict=True):
+        row: dict[str, Any] = {"prompt": text, "text": continued}
         row |= {"tokens": pieces.count, "finish": pieces.finish}
         write(json.dumps(row, ensure_ascii=False) + "\n")
         count += pieces.count

@@ -240,3 +240,8 @@ def test_generate_of_one_prompt_and_of_several(tmp_path):
     assert both == [model.generate("a b", **keys), ck.generate(tmp_path / "model", "c", **keys)]
     first = both[0][:1]
     assert ck.generate(model, "a b", **keys, stop=[first]) == ""
+    assert ck.generate(model, ["a b", "c"], **keys, stop=[first])[0] == "" and ck.generate(model, []) == []
+    narrow = ck.load(tmp_path / "model", kv_dtype="bf16")
+    assert narrow.decoder(5).feed([1, 2, 3]).dtype == np.float32
+    with pytest.raises(ValueError, match="kv_dtype='fp8' is unknown"):
+        ck.load(tmp_path / "model", kv_dtype="fp8")

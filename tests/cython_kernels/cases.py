@@ -25,6 +25,7 @@ from __future__ import annotations
 
 from case import SEEDS, Case, Inputs, Outputs, Shape, convert, f32_of, relative_error
 from cases_attention import Attention
+from cases_attention_cached import AttentionCached
 from cases_attention_options import AttentionMerge, AttentionOptions
 from cases_layers import Embedding, LayerNorm, Linear, Matmul, RmsNorm, Rope, SymmetricProduct
 from cases_pointwise import Add, Cast, Dropout, Gelu, Swiglu
@@ -43,6 +44,7 @@ _TABLE = (
     Attention(),
     AttentionOptions(),
     AttentionMerge(),
+    AttentionCached(),
     Swiglu(),
     Gelu(),
     Add(),

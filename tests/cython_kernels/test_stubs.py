@@ -13,7 +13,7 @@ MODULES = sorted(path.stem for path in FOLDER.glob("*.pyi") if (FOLDER / f"{path
 
 
 def written(source: str) -> dict[str, list[str] | None]:
-    """Public name -> its arguments as the stub writes them, None for what is no function."""
+    """Public name -> its arguments as the stub writes them, a class's public members, None for what is neither."""
     found: dict[str, list[str] | None] = {}
     for node in ast.parse(source).body:
         if isinstance(node, ast.FunctionDef):
@@ -23,6 +23,12 @@ def written(source: str) -> dict[str, list[str] | None]:
                 a.arg if i < first else f"{a.arg}={ast.unparse(defaults[i - first])}"
                 for i, a in enumerate(arguments)
             ]
+        elif isinstance(node, ast.ClassDef):
+            names = [
+                ast.unparse(n.target) if isinstance(n, ast.AnnAssign) else getattr(n, "name", "_")
+                for n in node.body
+            ]
+            found[node.name] = sorted(name for name in names if not name.startswith("_"))
         elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             found[node.target.id] = None
     return found
@@ -34,7 +40,9 @@ def compiled(module: ModuleType) -> dict[str, list[str] | None]:
     for name, value in vars(module).items():
         if name.startswith("_") or inspect.ismodule(value):
             continue
-        if callable(value):
+        if isinstance(value, type):
+            found[name] = sorted(member for member in vars(value) if not member.startswith("_"))
+        elif callable(value):
             parameters = inspect.signature(value).parameters.values()
             found[name] = [p.name if p.default is p.empty else f"{p.name}={p.default}" for p in parameters]
         else:
@@ -51,3 +59,6 @@ def test_a_stub_is_what_its_module_has(name: str) -> None:
 def test_a_difference_is_seen() -> None:
     assert MODULES == ["_onednn", "_runtime", "peak"]
     assert written("def f(a: int, b: int = 2) -> None: ...\nN: int\n") == {"f": ["a", "b=2"], "N": None}
+    assert written(
+        "class C:\n    n: int\n    def f(self) -> None: ...\n    def __len__(self) -> int: ..."
+    ) == {"C": ["f", "n"]}

@@ -130,6 +130,27 @@ def _attention_merge(t: Tensors) -> Tensors:
     return {"o": weight * t["o_before"] + other * t["part"], "lse": lse}
 
 
+def _attention_cached(t: Tensors) -> Tensors:
+    keys, values, (p, heads) = (
+        t["keys_before"].clone(),
+        t["values_before"].clone(),
+        t["keys_before"].shape[1:3],
+    )
+    group = t["q"].shape[1] // heads
+    outputs = []
+    for at, position in enumerate(t["lengths"].tolist()):
+        keys[at, position % p], values[at, position % p] = t["k"][at], t["v"][at]
+        most = min(t["window"], p) if t["window"] else p
+        rows = [i % p for i in range(max(0, position + 1 - most), position + 1)]
+        seen, summed = (x[at, rows].repeat_interleave(group, 1).transpose(0, 1) for x in (keys, values))
+        scores = (seen @ t["q"][at, :, :, None].to(keys.dtype))[..., 0] * t["scale"]
+        if t["softcap"]:
+            scores = t["softcap"] * torch.tanh(scores / t["softcap"])
+        outputs.append((scores.softmax(-1)[:, None] @ summed)[:, 0])
+    o = torch.stack(outputs) if outputs else t["q"]
+    return {"o": o, "keys": keys, "values": values}
+
+
 def _swiglu(t: Tensors) -> Tensors:
     gate, up = t["gate_up"].chunk(2, dim=-1)
     y = F.silu(gate) * up
@@ -234,6 +255,7 @@ TWINS: dict[str, Callable[[Tensors], Tensors]] = {
     "attention": _attention,
     "attention_options": _attention_options,
     "attention_merge": _attention_merge,
+    "attention_cached": _attention_cached,
     "swiglu": _swiglu,
     "gelu": _gelu,
     "add": _add,
