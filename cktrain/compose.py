@@ -36,6 +36,7 @@ from cktrain.parallel.mesh import resolve_mesh
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.pipeline_partition import choose_partition
 from cktrain.parallel.ranks import Ranks, divide_world
+from cktrain.plan.admission import admit
 from cktrain.precision import agree_on_precision
 from cktrain.resume import consumed_examples, model_differences, other_changes, saved_config
 from cktrain.run_files import agree_on_side_files
@@ -98,6 +99,7 @@ def compose(
         examples = together(group, partial(consumed_examples, checkpoint, before, config))
     data, length = config.data, config.data.sequence_length
     together(group, partial(_refuse_longer, length, model_config.max_position_embeddings))
+    config = _admit(config, pretrained, ranks, precision, threads, group, before)
     side = agree_on_side_files(
         data, pretrained, None if checkpoint is None else checkpoint.path, run_dir, group
     )
@@ -109,8 +111,8 @@ def compose(
         BatchLoader,
         source,
         length,
-        config.batch.micro_batch_size,
-        config.batch.global_batch_size,
+        config.batch.resolved_micro_batch_size,
+        config.batch.resolved_global_batch_size,
         config.run.seed,
         shuffle=data.shuffle,
         data_rank=ranks.data.rank,
@@ -119,14 +121,14 @@ def compose(
         vocab_size=model_config.vocab_size,
     )
     loader = together(group, load_batches)
-    if loader.windows < config.batch.global_batch_size:
+    if loader.windows < config.batch.resolved_global_batch_size:
         log.warning(
             "[data] warning: %s gives %s sequences of %d tokens, and a step takes %d: the same ones come again within a "
             "step. Give more data, or a smaller batch.global_batch_size.",
             data.path,
             f"{loader.windows:,}",
             length,
-            config.batch.global_batch_size,
+            config.batch.resolved_global_batch_size,
         )
     done = 0 if checkpoint is None else checkpoint.state.step
     config = together(group, partial(count_steps, config, loader.windows, done, examples))
@@ -219,6 +221,22 @@ def _refuse_longer(length: int, longest: int | None) -> None:
             f"[data] data.sequence_length {length} is longer than the model's max_position_embeddings {longest}. "
             f"Set it to {longest} or less."
         )
+
+
+def _admit(
+    config: Config,
+    pretrained: Path | None,
+    ranks: Ranks,
+    precision: str,
+    threads: int,
+    group: Group,
+    before: Config | None,
+) -> Config:
+    """`admit`, of a model whose folder may be gone: its weights are then planned as if they were fresh."""
+    model = config.model if pretrained is not None else config.model.model_copy(update={"from_pretrained": None})
+    planned = config.model_copy(update={"model": model})
+    batch = admit(planned, ranks.mesh, precision, threads, group, before).batch
+    return config.model_copy(update={"batch": batch})
 
 
 def _frozen_base(

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from cktrain.config_types import (
+    AUTO,
     LARGEST_SIZE,
     MOST_CPUS,
     YEAR_S,
@@ -30,6 +31,7 @@ from cktrain.config_types import (
     Seconds,
     Section,
     Size,
+    SizeOrAuto,
     duration_seconds,
 )
 from cktrain.hf.peft_config import ADAPTER_DEFAULTS, AdapterConfig
@@ -128,21 +130,51 @@ class DataConfig(Section):
 
 
 class BatchConfig(Section):
-    """Sequences per step; the number of accumulated micro-batches is derived."""
+    """Sequences per step, by global_batch_size or by gradient_accumulation_steps."""
 
-    micro_batch_size: Size
-    """Sequences that one rank computes at once."""
-    global_batch_size: Size
-    """Sequences per optimizer step over all data ranks."""
+    micro_batch_size: SizeOrAuto = AUTO
+    """Sequences that one rank computes at once. auto: as many as fit into the memory, and no more than are of use
+    (docs/memory.md); the choice is said, and a run that goes on keeps it."""
+    global_batch_size: Size | None = None
+    """Sequences per optimizer step over all data ranks; the number of accumulated micro-batches is derived."""
+    gradient_accumulation_steps: Size | None = None
+    """Instead of global_batch_size: micro-batches of a rank in a step, of micro_batch_size sequences each."""
 
     @model_validator(mode="after")
     def _check(self) -> BatchConfig:
-        if self.global_batch_size % self.micro_batch_size:
+        micro, batch, steps = self.micro_batch_size, self.global_batch_size, self.gradient_accumulation_steps
+        if batch is not None and steps is not None:
             raise ValueError(
-                f"global_batch_size {self.global_batch_size} is not a multiple of "
-                f"micro_batch_size {self.micro_batch_size}. Change one of them"
+                f"global_batch_size {batch:,} and gradient_accumulation_steps {steps:,} both say how many sequences a step "
+                "has. Give one of them"
+            )
+        if batch is None and steps is None:
+            raise ValueError(
+                "nothing says how many sequences a step has. Give global_batch_size or gradient_accumulation_steps"
+            )
+        if micro == AUTO:
+            if batch is None:
+                raise ValueError(
+                    f"gradient_accumulation_steps {steps:,} are of a micro_batch_size that is given, and it is auto. Give "
+                    "a number, or global_batch_size instead"
+                )
+        elif batch is not None and batch % micro:
+            raise ValueError(
+                f"global_batch_size {batch} is not a multiple of micro_batch_size {micro}. Change one of them"
             )
         return self
+
+    @property
+    def resolved_micro_batch_size(self) -> int:
+        """`micro_batch_size`, once it is a number."""
+        assert isinstance(self.micro_batch_size, int), "auto is chosen first (cktrain/plan/batch_sizes.py)"
+        return self.micro_batch_size
+
+    @property
+    def resolved_global_batch_size(self) -> int:
+        """`global_batch_size`, once it is known."""
+        assert self.global_batch_size is not None, "accumulation is multiplied first (cktrain/plan/batch_sizes.py)"
+        return self.global_batch_size
 
 
 class ObjectiveConfig(Section):
@@ -357,19 +389,18 @@ class Config(Section):
             raise ValueError(
                 "adapter keeps all weights of model.from_pretrained as they are already. Leave model.freeze out"
             )
-        rows = self.batch.micro_batch_size * self.data.sequence_length
-        if rows > LARGEST_SIZE:
+        batch, length = self.batch, self.data.sequence_length
+        micro = 1 if batch.micro_batch_size == AUTO else batch.micro_batch_size
+        if micro * length > LARGEST_SIZE:
             raise ValueError(
-                f"batch.micro_batch_size {self.batch.micro_batch_size:,} x data.sequence_length "
-                f"{self.data.sequence_length:,} are {rows:,} tokens at once, and {LARGEST_SIZE:,} can be counted. "
-                "Lower one of them"
+                f"batch.micro_batch_size {micro:,} x data.sequence_length {length:,} are {micro * length:,} tokens at once, "
+                f"and {LARGEST_SIZE:,} can be counted. Lower one of them"
             )
-        steps = self.run.steps or 0
-        if steps * self.batch.global_batch_size * self.data.sequence_length >= 2**63:
+        steps, sequences = self.run.steps or 0, batch.global_batch_size
+        if sequences is not None and steps * sequences * length >= 2**63:
             raise ValueError(
-                f"run.steps {steps:,} x batch.global_batch_size {self.batch.global_batch_size:,} x "
-                f"data.sequence_length {self.data.sequence_length:,} are more tokens than can be counted (2^63). "
-                "Lower one of them"
+                f"run.steps {steps:,} x batch.global_batch_size {sequences:,} x data.sequence_length {length:,} are more "
+                "tokens than can be counted (2^63). Lower one of them"
             )
         if steps:
             self.schedule.check(steps)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
@@ -24,6 +24,7 @@ YEAR_S = 31_622_400
 LARGEST_ARRAY = 2**40
 MOST_LAYERS = 100_000
 MOST_CPUS = 8192
+AUTO = "auto"
 
 
 def _held(value: int) -> int:
@@ -82,10 +83,20 @@ def _interval(value: Any) -> int | str:
     return _held(value)
 
 
+def _size_or_auto(value: Any) -> int | str:
+    if value == AUTO:
+        return value
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"{value!r} is no size. Give a number of 1 or more, or {AUTO}")
+    return _sized(value)
+
+
 Positive = Annotated[int, Field(gt=0), AfterValidator(_held)]
 NonNegative = Annotated[int, Field(ge=0), AfterValidator(_held)]
 Size = Annotated[int, Field(gt=0), AfterValidator(_sized)]
 """Of a dimension of an array."""
+SizeOrAuto = Annotated[int | Literal["auto"], PlainValidator(_size_or_auto)]
+"""A size, or `auto`: chosen when the run begins."""
 FiniteNonNegative = Annotated[float, Field(ge=0), AfterValidator(_finite)]
 FinitePositive = Annotated[float, Field(gt=0), AfterValidator(_finite), AfterValidator(_not_lost)]
 """Also in fp32."""

@@ -21,6 +21,7 @@ from cktrain.checkpoint_folder import free_name
 from cktrain.checkpoint_record import read_checkpoint
 from cktrain.config import Config
 from cktrain.config_file import load_config, with_overrides
+from cktrain.config_types import AUTO
 from cktrain.data.chat.prepare import ChatOptions, prepare_chat
 from cktrain.data.shards import DATASET_FILE, read_dataset
 from cktrain.file_identity import sha256_of_file
@@ -34,6 +35,7 @@ from cktrain.hf.tensors import matching_tensors
 from cktrain.loaded_model import Model
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
+from cktrain.plan.batch_sizes import with_accumulation
 from cktrain.plan.forecast import sequences_of
 from cktrain.run_length import count_steps, length_in_words
 from cktrain.saved_model import SavedModel, find_saved_model
@@ -45,8 +47,6 @@ DATA_FOLDER = "data"
 
 LENGTH = 2048
 """Tokens in a sequence, where the model has positions for as many."""
-ROWS_AT_ONCE = 2048
-"""Tokens of a micro-batch: more make its products no faster, and take memory."""
 BATCH, STEPS_PER_EPOCH = 16, 20
 """Sequences in a step; fewer where an epoch would have fewer steps than these."""
 FEW_STEPS = 30
@@ -179,6 +179,7 @@ def _prepare(
     _write(file, _merged(values, given), say)
     adapter = resolve_adapter(config.adapter)
     config = config.model_copy(update={"model": resolve_model(config.model)[0], "adapter": adapter})
+    config = with_accumulation(config, data_ranks=1)
     config = count_steps(config, sequences_of(dataset, "train", length))
     return Prepared(file, config, _expected(config, dataset, length))
 
@@ -259,7 +260,6 @@ def _values(
     """The configuration by default."""
     task = "full" if asked.full else "adapter"
     sequences = sequences_of(dataset, "train", length)
-    micro, batch = _batch_sizes(sequences, length, _block(given, "batch"))
     validates = sequences_of(dataset, "validation", length) > 0
     values: dict[str, Any] = {
         "run": {"dir": str(asked.out), "epochs": _EPOCHS[task] if asked.epochs is None else asked.epochs},
@@ -273,7 +273,7 @@ def _values(
     if validates:
         values["data"]["validation"] = {"times_per_epoch": 5, "at_start": True, "batches": None}
     values |= {
-        "batch": {"micro_batch_size": micro, "global_batch_size": batch},
+        "batch": _batch(sequences, _block(given, "batch")),
         "optimizer": dict(_OPTIMIZER[task]),
         "schedule": {"name": "cosine", "warmup_ratio": 0.03},
     }
@@ -293,15 +293,15 @@ def _values(
     return values
 
 
-def _batch_sizes(sequences: int, length: int, given: Values) -> tuple[int, int]:
-    """micro_batch_size and global_batch_size by default; what is given wrongly, the configuration says."""
-    micro, batch = (given.get(f"{name}_batch_size") for name in ("micro", "global"))
-    if not isinstance(batch, int) or batch < 1:
-        batch = max(size for size in (1, 2, 4, 8, BATCH) if size == 1 or sequences >= size * STEPS_PER_EPOCH)
-        if isinstance(micro, int) and micro > 0:
-            batch = -(-batch // micro) * micro
-    fitting = [size for size in range(1, min(batch, ROWS_AT_ONCE) + 1) if not batch % size]
-    return max(size for size in fitting if size == 1 or size * length <= ROWS_AT_ONCE), batch
+def _batch(sequences: int, given: Values) -> dict[str, Any]:
+    """The block by default; what is given wrongly, the configuration says."""
+    micro = given.get("micro_batch_size", AUTO)
+    if given.get("gradient_accumulation_steps") is not None:
+        return {"micro_batch_size": micro}
+    batch = max(size for size in (1, 2, 4, 8, BATCH) if size == 1 or sequences >= size * STEPS_PER_EPOCH)
+    if isinstance(micro, int) and micro > 0:
+        batch = -(-batch // micro) * micro
+    return {"micro_batch_size": micro, "global_batch_size": batch}
 
 
 def _block(given: Values, name: str) -> Values:
@@ -350,7 +350,7 @@ def _expected(config: Config, dataset: dict[str, Any], length: int) -> list[str]
     if said := length_in_words(config, splits["train"]):
         lines.append(said)
     else:
-        lines.append(f"steps: {steps:,} of {config.batch.global_batch_size:,} sequences")
+        lines.append(f"steps: {steps:,} of {config.batch.resolved_global_batch_size:,} sequences")
     if steps < FEW_STEPS:
         longest = f"; the longest row has {chat['length']['max']:,} tokens" if chat is not None else ""
         lines.append(

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-_ACCUMULATION = "the steps are derived: global_batch_size / (micro_batch_size x data ranks)"
+_ACCUMULATION = "or batch.global_batch_size, which is theirs x micro_batch_size x data ranks"
 _EPOCHS = "instead of run.steps"
 _PACKED = (
     "sequences are always cut from one stream of documents, and data.document_mask keeps documents apart"
@@ -32,7 +32,9 @@ _KEYS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("output_dir", "out_dir", "save_dir"), ("run.dir", "")),
     **dict.fromkeys(("per_device_train_batch_size", "batch_size"), ("batch.micro_batch_size", "")),
     "train_batch_size": ("batch.global_batch_size", ""),
-    **dict.fromkeys(("gradient_accumulation_steps", "grad_accum_steps"), ("batch.global_batch_size", _ACCUMULATION)),
+    **dict.fromkeys(
+        ("gradient_accumulation_steps", "grad_accum_steps"), ("batch.gradient_accumulation_steps", _ACCUMULATION)
+    ),
     **dict.fromkeys(
         ("max_length", "max_seq_length", "max_seq_len", "cutoff_len", "sequence_len", "seq_len", "seq_length",
          "block_size", "context_length", "model_max_length"), ("data.sequence_length", ""),

@@ -113,14 +113,14 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 def measure(model: Transformer, config: Config, source: TokenSource) -> ValidationResult:
     """Mean loss of a whole model over all of `source`, in the run's windows."""
-    batch, length = config.batch.micro_batch_size, config.data.sequence_length
+    batch, length = config.batch.resolved_micro_batch_size, config.data.sequence_length
     slot = model.plan(batch, length, train=False).allocate()[0]
     loss_sum, count = 0.0, 0
     for each in ValidationBatches(
         source,
         length,
         batch,
-        config.batch.global_batch_size,
+        config.batch.resolved_global_batch_size,
         document_mask=config.data.document_mask,
         vocab_size=config.model.vocab_size,
     ):

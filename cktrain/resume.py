@@ -80,7 +80,7 @@ def saved_config(checkpoint: Checkpoint) -> Config:
 def consumed_examples(checkpoint: Checkpoint, old: Config, new: Config) -> int:
     """Where the next step begins: sequences of the new length that lie before the first token not consumed."""
     state = checkpoint.state
-    examples = state.step * old.batch.global_batch_size if state.examples is None else state.examples
+    examples = state.step * old.batch.resolved_global_batch_size if state.examples is None else state.examples
     before, after = old.data.sequence_length, new.data.sequence_length
     return examples if before == after else -(-examples * before // after)
 

@@ -14,7 +14,7 @@ def count_steps(config: Config, sequences: int, done: int = 0, examples: int = 0
     `sequences` are those of the training data; a run that goes on has `done` steps behind it, which consumed `examples`
     sequences. The last step may begin another epoch. Raises ValueError where the schedule does not fit into the steps.
     """
-    run, batch, length = config.run, config.batch.global_batch_size, config.data.sequence_length
+    run, batch, length = config.run, config.batch.resolved_global_batch_size, config.data.sequence_length
     if run.epochs is not None:
         wanted = math.ceil(min(run.epochs * sequences, float(LARGEST)))
         asked = f"run.epochs {run.epochs:g} of {sequences:,} sequences"
@@ -39,7 +39,7 @@ def without_counted_steps(config: Config) -> Config:
 
 def length_in_words(config: Config, sequences: int) -> str:
     """The line that says what was counted, empty where the steps were given: of a configuration whose steps are counted."""
-    run, batch, length = config.run, config.batch.global_batch_size, config.data.sequence_length
+    run, batch, length = config.run, config.batch.resolved_global_batch_size, config.data.sequence_length
     if run.epochs is not None:
         return (
             f"epochs: {run.epochs:g} of {sequences:,} sequences of {length:,} tokens, {batch:,} in a step: "

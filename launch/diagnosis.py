@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cktrain.host.cpu_limits import CpuLimits, read_cpu_limits
+from cktrain.host.memory_limit import cgroup_limit
 from cktrain.host.memory_policy import why_refused
 from cktrain.host.topology import Topology, format_cpulist, read_topology
 
@@ -235,7 +236,7 @@ def memory(place: HostPaths) -> Section:
     section = Section("memory")
     meminfo = place.proc / "meminfo"
     total, free = _meminfo(meminfo, "MemTotal"), _meminfo(meminfo, "MemAvailable")
-    limit = _memory_limit(place)
+    limit = cgroup_limit(place.proc, place.sysfs)
     if total and free:
         section.facts["memory"] = f"{_gib(free)} of {_gib(total)} free"
     if limit and (not total or limit < total):
@@ -260,27 +261,6 @@ def memory(place: HostPaths) -> Section:
             f"echo advise | sudo tee {huge / 'shmem_enabled'}",
         )
     return section
-
-
-def _memory_limit(place: HostPaths) -> int | None:
-    """The smallest memory limit on the way from this process's cgroup to the root, bytes."""
-    limits = []
-    for line in _read(place.proc / "self" / "cgroup").splitlines():
-        hierarchy, controllers, path = line.split(":", 2)
-        if hierarchy == "0" and not controllers:
-            roots, name = ["", "unified"], "memory.max"
-        elif "memory" in controllers.split(","):
-            roots, name = ["memory"], "memory.limit_in_bytes"
-        else:
-            continue
-        for root in roots:
-            top = place.sysfs / "fs" / "cgroup" / root
-            group = top / path.strip("/")
-            for folder in (group, *(p for p in group.parents if p == top or top in p.parents)):
-                text = _read(folder / name)
-                if text.isdigit() and int(text) < 1 << 60:  # version 1's "no limit" is a very large number
-                    limits.append(int(text))
-    return min(limits, default=None)
 
 
 def _meminfo(path: Path, key: str) -> int | None:

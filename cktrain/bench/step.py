@@ -21,6 +21,9 @@ from cktrain.checkpoint import Progress
 from cktrain.comm.solo_group import SoloGroup
 from cktrain.config import Config
 from cktrain.data.loader import Batch
+from cktrain.hf.freeze import hold_as_stored
+from cktrain.hf.peft_targets import loras
+from cktrain.hf.tensors import hf_tensors, load_weights
 from cktrain.models.build import build_model
 from cktrain.nn.numerics import Numerics
 from cktrain.optim.table import OPTIMIZERS
@@ -38,8 +41,8 @@ class RandomLoader:
 
     def __init__(self, config: Config, vocab_size: int) -> None:
         rng = np.random.default_rng(config.run.seed)
-        shape = (config.batch.micro_batch_size, config.data.sequence_length + 1)
-        count = config.batch.global_batch_size // config.batch.micro_batch_size
+        shape = (config.batch.resolved_micro_batch_size, config.data.sequence_length + 1)
+        count = config.batch.resolved_global_batch_size // config.batch.resolved_micro_batch_size
         ids = [rng.integers(0, vocab_size, shape, dtype=np.int32) for _ in range(count)]
         self._batches = [Batch(np.ascontiguousarray(a[:, :-1]), np.ascontiguousarray(a[:, 1:])) for a in ids]
 
@@ -84,12 +87,7 @@ def bench_step(config: Config, kernels: Any, precision: str, steps: int) -> Step
     ):  # of epochs, which are counted in the data's sequences; here there is no data
         config = config.model_copy(update={"run": config.run.model_copy(update={"steps": steps})})
     numerics = Numerics(kernels, precision)
-    model = build_model(
-        config.model, numerics, config.data.sequence_length, config.memory.checkpointing == "block"
-    )
-    mesh = Mesh(data=1, pipeline=1, tensor=1)
-    part = ModelShard(config, model, divide_world(SoloGroup(), mesh))
-    part.params.initialize(config.run.seed)
+    part = _part(config, numerics)
     optimizer = OPTIMIZERS[config.optimizer.name](part.params, config.optimizer)
     assert config.model.vocab_size is not None
     loader: Any = RandomLoader(config, config.model.vocab_size)
@@ -107,7 +105,7 @@ def bench_step(config: Config, kernels: Any, precision: str, steps: int) -> Step
     rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     memory = proportional_set_size() or rss
     ops = _profile(trainer, numerics, steps, peak_flops)
-    tokens = config.batch.global_batch_size * config.data.sequence_length
+    tokens = config.batch.resolved_global_batch_size * config.data.sequence_length
     flops = tokens * part.flops_per_token / seconds
     return StepReport(
         tokens_per_s=tokens / seconds,
@@ -123,6 +121,27 @@ def bench_step(config: Config, kernels: Any, precision: str, steps: int) -> Step
         precision=precision,
         ops=ops,
     )
+
+
+def _part(config: Config, numerics: Numerics) -> ModelShard:
+    """The whole model with fresh weights; beside an adapter with those of its folder, in their files' dtype."""
+    length, folder = config.data.sequence_length, config.model.from_pretrained
+    by_block = config.memory.checkpointing == "block"
+    model = build_model(config.model, numerics, length, by_block, config.adapter)
+    names = [tensor.name for tensor in hf_tensors(config.model, model.params())]
+    frozen = any(not param.trainable for param in model.params())
+    if folder is not None and frozen:
+        hold_as_stored(folder, config.model, model)
+    part = ModelShard(config, model, divide_world(SoloGroup(), Mesh()))
+    if folder is None or not frozen:
+        part.params.initialize(config.run.seed)
+        return part
+    load_weights(folder, config.model, part.params, names)
+    adapters = [param for param in part.params.params if param.spec.adapter]
+    part.params.initialize(config.run.seed, adapters)
+    for _, lora in loras(part.model):
+        lora.start()
+    return part
 
 
 def _profile(trainer: Trainer, numerics: Numerics, steps: int, peak_flops: float) -> list[dict[str, Any]]:

@@ -73,7 +73,7 @@ def read_cgroup(sysfs: str | Path, proc: str | Path) -> tuple[frozenset[int], fl
         else:
             continue
         for root in roots:
-            for group in _group_and_ancestors(root, path):
+            for group in group_and_ancestors(root, path):
                 for name in cpuset_files:
                     cpuset = cpuset or frozenset(parse_cpulist(_read(group / name)))
                 if quota_of is not None and (quota := quota_of(group)) is not None:
@@ -81,7 +81,8 @@ def read_cgroup(sysfs: str | Path, proc: str | Path) -> tuple[frozenset[int], fl
     return cpuset, min(quotas, default=None)
 
 
-def _group_and_ancestors(root: Path, path: str) -> list[Path]:
+def group_and_ancestors(root: Path, path: str) -> list[Path]:
+    """The folders of a cgroup and of those that it lies in, up to the root of the mount, whose limits hold, too."""
     group = root / path.strip("/")
     return [group, *(parent for parent in group.parents if parent == root or root in parent.parents)]
 

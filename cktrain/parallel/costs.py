@@ -116,7 +116,7 @@ def measure_costs(config: Config, numerics: Numerics, mesh: Mesh) -> ModelCosts:
     does not divide.
     """
     model = divided_model(config, numerics, mesh)
-    shape = config.batch.micro_batch_size, config.data.sequence_length
+    shape = config.batch.resolved_micro_batch_size, config.data.sequence_length
     kinds = kinds_of(model, shape[0] * shape[1], shape[1])
     first_of = {kind: kinds.index(kind) for kind in kinds}
     model.keep_blocks([model.blocks[i] for i in first_of.values()])
@@ -172,7 +172,7 @@ def divided_model(config: Config, numerics: Numerics, mesh: Mesh) -> Transformer
     if folder is not None and any(not param.trainable for param in model.params()):
         hold_as_stored(folder, config.model, model)
     ranks = fake_ranks(mesh, 0, config.model.kv_heads)
-    rows = config.batch.micro_batch_size * length
+    rows = config.batch.resolved_micro_batch_size * length
     divide_layers(model, styles_of(config.model), ranks.tensor, ranks.comm_timer, rows)
     return model
 

@@ -54,7 +54,7 @@ class ModelShard:
                 "[parallel] run.deterministic needs each micro-batch's backward right after its loss, and "
                 "parallel.schedule gpipe puts others between. Set parallel.schedule: 1f1b."
             )
-        self._slot_shape = batch.micro_batch_size, length
+        self._slot_shape = batch.resolved_micro_batch_size, length
         if cuts is None:
             cuts = partition_by_flops(model, ranks.pipeline.size, length)
         tag_by_role(model.params(), styles_of(config.model))
@@ -62,7 +62,7 @@ class ModelShard:
         tied = tied if tied is not None and tied.trainable else None
         if tied is not None:
             tied.tag(reduce_axes=tied.spec.reduce_axes | {"pipeline"})
-        rows = batch.micro_batch_size * length
+        rows = batch.resolved_micro_batch_size * length
         divide_layers(model, styles_of(config.model), ranks.tensor, ranks.comm_timer, rows)
         keep_stage(model, cuts[ranks.pipeline.rank], ranks.pipeline.rank, ranks.pipeline.size)
         self.params = ParamStore(model.params(), model.num, ranks.world.allocate)
@@ -148,13 +148,14 @@ class ModelShard:
 
 def micro_batches_per_rank(config: Config, ranks: Ranks) -> int:
     """Micro-batches that each data rank computes per step. Raises ValueError when they do not divide."""
-    batch, data = config.batch, ranks.data.size
-    if batch.global_batch_size % (batch.micro_batch_size * data):
+    micro, batch = config.batch.resolved_micro_batch_size, config.batch.resolved_global_batch_size
+    data = ranks.data.size
+    if batch % (micro * data):
         raise ValueError(
-            f"[parallel] global_batch_size {batch.global_batch_size} is not a multiple of micro_batch_size "
-            f"{batch.micro_batch_size} x {data} data ranks = {batch.micro_batch_size * data}. Change one of them."
+            f"[parallel] global_batch_size {batch} is not a multiple of micro_batch_size {micro} x {data} data ranks = "
+            f"{micro * data}. Change one of them."
         )
-    return batch.global_batch_size // (batch.micro_batch_size * data)
+    return batch // (micro * data)
 
 
 def _weights_travel_as_bf16(config: Config, precision: str) -> bool:

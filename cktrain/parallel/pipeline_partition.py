@@ -105,7 +105,7 @@ def _question(config: Config, numerics: Numerics, ranks: Ranks) -> dict[str, Any
         **({} if config.adapter is None else {"adapter": config.adapter.meaning()}),
         "stages": ranks.pipeline.size,
         "tensor": ranks.tensor.size,
-        "rows": [config.batch.micro_batch_size, config.data.sequence_length],
+        "rows": [config.batch.resolved_micro_batch_size, config.data.sequence_length],
         "precision": numerics.precision,
         "checkpointing": config.memory.checkpointing,
         "kernels": numerics.kernels.isa,

@@ -16,7 +16,7 @@ from cktrain.config import Config
 from cktrain.data.shards import DATASET_FILE, open_source, read_dataset
 from cktrain.parallel.mesh import Mesh
 from cktrain.plan.memory import plan_rank
-from cktrain.plan.plan import Plan, gib, make_plan
+from cktrain.plan.plan import Plan, gib, node_bytes
 from cktrain.run_length import count_steps
 from cktrain.training.metrics import format_seconds
 
@@ -155,7 +155,7 @@ def _data(config: Config) -> tuple[dict[str, Any] | None, int | None]:
 
 
 def _bytes_of(config: Config, plan: Plan) -> int:
-    return make_plan(config, plan.mesh, plan.precision, plan.machine).node_bytes
+    return node_bytes(config, plan.mesh, plan.precision, plan.machine)
 
 
 def _longest_sequence(config: Config, plan: Plan) -> int:

@@ -139,7 +139,7 @@ def make_plan(
     if costs is None or rates is None or links is None:
         return plan
     step = predict_step(ranks, works, rates, links)
-    tokens = config.batch.global_batch_size * config.data.sequence_length / step.step
+    tokens = config.batch.resolved_global_batch_size * config.data.sequence_length / step.step
     serial = costs.outside / (costs.outside + (1 - costs.outside) * machine.threads)
     return replace(
         plan,
@@ -157,16 +157,38 @@ def fullest_node(mesh: Mesh, memory: list[RankMemory], ranks_per_node: int) -> i
     return max(sum(totals[start : start + ranks_per_node]) for start in range(0, mesh.world, ranks_per_node))
 
 
+def node_bytes(config: Config, mesh: Mesh, precision: str, machine: Machine) -> int:
+    """Bytes of the fullest node, and nothing else of the plan; ValueError for what does not divide."""
+    cuts = plan_cuts(config, mesh, None)
+    ranks = [
+        plan_rank(config, mesh, stage, precision, cuts, machine.threads) for stage in range(mesh.pipeline)
+    ]
+    memory = [replace(rank.memory, process=machine.process_bytes) for rank in ranks]
+    return fullest_node(mesh, memory, machine.ranks_per_node)
+
+
+def refusal(config: Config, mesh: Mesh, precision: str, machine: Machine, needed: int) -> str:
+    """Why a run whose fullest node needs so many bytes cannot be, and one change with which it can; "" where it fits."""
+    if needed <= machine.node_bytes:
+        return ""
+    ranks = machine.ranks_per_node
+    who = f"{ranks} ranks on a node need" if ranks > 1 else "the run needs"
+    return (
+        f"[memory] {who} {gib(needed)}, and there are {gib(machine.node_bytes)}. "
+        f"{remedy(config, mesh, precision, machine)}"
+    )
+
+
 def remedy(config: Config, mesh: Mesh, precision: str, machine: Machine) -> str:
     """One change with which the run fits, the first that does of those that cost least time; or what is missing."""
     for change, altered in _changes(config):
-        plan = make_plan(altered, mesh, precision, machine)
-        if plan.fits:
-            return f"Set {change}: then it is {gib(plan.node_bytes)}."
-    least = make_plan(_smallest(config), mesh, precision, machine)
-    more = -(-least.node_bytes // machine.node_bytes)
+        needed = node_bytes(altered, mesh, precision, machine)
+        if needed <= machine.node_bytes:
+            return f"Set {change}: then it is {gib(needed)}."
+    least = node_bytes(_smallest(config), mesh, precision, machine)
+    more = -(-least // machine.node_bytes)
     return (
-        f"With memory.checkpointing: block and batch.micro_batch_size: 1 it is still {gib(least.node_bytes)}: use "
+        f"With memory.checkpointing: block and batch.micro_batch_size: 1 it is still {gib(least)}: use "
         f"about {more} times as many nodes, and parallel.tensor or parallel.pipeline as many times larger."
     )
 
@@ -183,7 +205,7 @@ def _changes(config: Config) -> Iterator[tuple[str, Config]]:
             "parallel.zero: 1",
             config.model_copy(update={"parallel": config.parallel.model_copy(update={"zero": 1})}),
         )
-    size = config.batch.micro_batch_size
+    size = config.batch.resolved_micro_batch_size
     smaller = [n for n in range(size - 1, 0, -1) if size % n == 0]
     for n in smaller:
         yield f"batch.micro_batch_size: {n}", _with_micro_batch(config, n)

@@ -21,7 +21,7 @@ def shortened(config: Config) -> Config | None:
     """The configuration with one short sequence in a micro-batch; None where it has no longer one."""
     batch, data = config.batch, config.data
     length = min(data.sequence_length, SHORT)
-    if (batch.micro_batch_size, data.sequence_length) == (1, length):
+    if (batch.resolved_micro_batch_size, data.sequence_length) == (1, length):
         return None
     return config.model_copy(
         update={

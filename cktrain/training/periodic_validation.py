@@ -52,7 +52,7 @@ class PeriodicValidation(Observer):
         if times is None:
             return bool(every) and number % every == 0
         after = self._progress().examples
-        before = after - self._config.batch.global_batch_size
+        before = after - self._config.batch.resolved_global_batch_size
         return after * times // self._sequences > before * times // self._sequences
 
     def _evaluate(self, step: int) -> None:

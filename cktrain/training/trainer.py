@@ -130,7 +130,7 @@ class Trainer:
             step=step,
             updates=self.progress.updates + applied,
             tokens=self.progress.tokens + sums.tokens,
-            examples=self.progress.examples + self.config.batch.global_batch_size,
+            examples=self.progress.examples + self.config.batch.resolved_global_batch_size,
             seconds=sums.seconds,
         )
         self._updating = False
@@ -145,7 +145,7 @@ class Trainer:
         try:
             return self.loader.batch(self.progress.examples), None
         except Exception as error:
-            shape = self.config.batch.micro_batch_size, self.config.data.sequence_length
+            shape = self.config.batch.resolved_micro_batch_size, self.config.data.sequence_length
             return [empty_batch(*shape)] * self.part.micro_batches, Trouble.of(error)
 
     def _say_that_nothing_is_learned(self, step: int) -> None:
@@ -155,7 +155,7 @@ class Trainer:
             "[trainer] warning: step %d has no label: every token of its %d sequences (%s of the data, counted from 0) is "
             "masked, so nothing is learned in it. Look at them with `cktrain data show`.",
             step,
-            self.config.batch.global_batch_size,
+            self.config.batch.resolved_global_batch_size,
             named,
         )
 
@@ -196,7 +196,7 @@ class Trainer:
             observers.ended()
 
     def _run(self, first: int, last: int, observers: Observers) -> bool:
-        tokens = self.config.batch.global_batch_size * self.config.data.sequence_length
+        tokens = self.config.batch.resolved_global_batch_size * self.config.data.sequence_length
         meter = Meter(self.part.flops_per_token, self.peak_flops, tokens)
         measuring = BestEffort("[trainer] the run cannot say how it goes", "It goes on.")
         for number in range(first, last + 1):

@@ -57,7 +57,7 @@ class Validator:
         wanted = self.config.data.validation.batches if batches == -1 else batches
         sequence_length, micro_batch_size = (
             self.config.data.sequence_length,
-            self.config.batch.micro_batch_size,
+            self.config.batch.resolved_micro_batch_size,
         )
         loss_sum, count, trouble, able = 0.0, 0, None, True
         split: Sequence[Batch] | ValidationBatches = ()
@@ -66,7 +66,7 @@ class Validator:
                 self.source,
                 sequence_length,
                 micro_batch_size,
-                self.config.batch.global_batch_size,
+                self.config.batch.resolved_global_batch_size,
                 batches=wanted,
                 data_rank=self.ranks.data.rank,
                 data_ranks=self.ranks.data.size,

@@ -61,7 +61,7 @@ def steps_of(settings: dict[str, object], tflop: float) -> int:
     """Steps that the budget allows."""
     config = load_config(DEMO, settings)
     rank = plan_rank(config, Mesh(1, 1, 1), 0, "fp32")
-    tokens = config.batch.global_batch_size * config.data.sequence_length
+    tokens = config.batch.resolved_global_batch_size * config.data.sequence_length
     return int(1e12 * tflop / (tokens * rank.part.flops_per_token + rank.update_flops))
 
 

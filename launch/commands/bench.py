@@ -210,13 +210,22 @@ def _step(options: argparse.Namespace) -> int:
     from cktrain.bench.step import bench_step
     from cktrain.bench.table import step_table
     from cktrain.hf.folder import resolve_model
+    from cktrain.hf.peft_folder import resolve_adapter
+    from cktrain.host.memory_limit import node_memory
+    from cktrain.parallel.mesh import Mesh
+    from cktrain.plan.batch_sizes import resolve_batch
+    from cktrain.plan.plan import Machine
     from cktrain.precision import choose_precision
 
     kernels = cython_kernels.load()
     kernels.set_num_threads(binding.threads)
     precision = choose_precision(config.precision, [kernels.isa])
-    model, _ = resolve_model(config.model)
-    config = config.model_copy(update={"model": model})
+    known = {"model": resolve_model(config.model)[0], "adapter": resolve_adapter(config.adapter)}
+    config = config.model_copy(update=known)
+    machine = Machine(binding.threads, 1, node_memory())
+    config, chosen = resolve_batch(config, Mesh(), precision, machine)
+    if chosen:
+        print(chosen, file=sys.stderr)
     report = bench_step(config, kernels, precision, options.steps)
     print(json.dumps(report.as_dict()) if options.json else step_table(report))
     return 0

@@ -148,11 +148,12 @@ def _say_plan(config: Config, file: Path, binding: Binding) -> str:
 
     parser = argparse.ArgumentParser()
     plan_command.add_arguments(parser)
-    plan, source, refusal = plan_command.plan_here(
-        parser.parse_args([str(file)]), config, SoloGroup(), binding
-    )
+    found = plan_command.plan_here(parser.parse_args([str(file)]), config, SoloGroup(), binding)
+    plan = found.plan
+    if found.batch:
+        print(found.batch)
     print(f"memory: {gib(plan.node_bytes)} of {gib(plan.machine.node_bytes)}, in {plan.precision}")
-    measured = source.partition("; links")[0]  # of one rank there are none
+    measured = found.source.partition("; links")[0]  # of one rank there are none
     if plan.step is not None:
         steps = config.run.total_steps
         print(
@@ -161,7 +162,7 @@ def _say_plan(config: Config, file: Path, binding: Binding) -> str:
         )
     if plan.disturbance:
         print(f"note: {plan.disturbance}")
-    return refusal
+    return found.refusal
 
 
 def _short(seconds: float) -> str:

@@ -13,7 +13,7 @@ import math
 import os
 import re
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from cktrain.launch import arguments
@@ -179,38 +179,56 @@ def run(options: argparse.Namespace) -> int:
 
 
 def _plan(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> int:
-    from cktrain.hf.folder import resolve_model
     from cktrain.plan.forecast import forecast, forecast_text
     from cktrain.plan.text import plan_text
 
-    plan, source, refusal = plan_here(options, config, group, binding)
+    found = plan_here(options, config, group, binding)
+    config, plan, refusal = found.config, found.plan, found.refusal
     if group.rank == 0:
-        config = config.model_copy(update={"model": resolve_model(config.model)[0]})
         whole = forecast(config, plan, options.watts, options.price_per_hour)
         if options.json:
             print(json.dumps({**plan.as_dict(), "run": asdict(whole)}), flush=True)
         else:
             now = datetime.datetime.now()
-            print(plan_text(plan, source), "", forecast_text(whole, config, now), sep="\n", flush=True)
+            print(plan_text(plan, found.source), "", forecast_text(whole, config, now), sep="\n", flush=True)
+            if found.batch:
+                print(found.batch, flush=True)
         if refusal:
             print(f"cktrain: {refusal}", file=sys.stderr, flush=True)
     return EXIT_INPUT if refusal else 0
 
 
-def plan_here(
-    options: argparse.Namespace, config: Config, group: Group, binding: Binding
-) -> tuple[Plan, str, str]:
-    """The plan by the options of `cktrain plan`; where its rates come from; and why it does not fit, or nothing."""
+@dataclass(frozen=True)
+class PlanHere:
+    """A plan, and what it is of."""
+
+    config: Config
+    """With its model, its adapter and the sizes of its batches resolved."""
+    plan: Plan
+    source: str
+    """Where its rates come from."""
+    batch: str
+    """What was chosen of the batches' sizes, or nothing."""
+    refusal: str
+    """Why the run does not fit, or nothing."""
+
+
+def plan_here(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> PlanHere:
+    """The plan by the options of `cktrain plan`."""
     from cktrain import cython_kernels
     from cktrain.hf.folder import resolve_model
+    from cktrain.hf.peft_folder import resolve_adapter
+    from cktrain.host.memory_limit import node_memory
     from cktrain.nn.numerics import Numerics
     from cktrain.parallel.mesh import resolve_mesh
-    from cktrain.plan.plan import Machine, gib, make_plan, remedy
+    from cktrain.plan.batch_sizes import resolve_batch
+    from cktrain.plan.plan import Machine, make_plan, refusal
     from cktrain.precision import agree_on_precision
     from cktrain.training.metrics import proportional_set_size
 
     kernels = cython_kernels.load()
-    config = config.model_copy(update={"model": resolve_model(config.model)[0]})
+    known = {"model": resolve_model(config.model)[0], "adapter": resolve_adapter(config.adapter)}
+    config = config.model_copy(update=known)
     mesh = resolve_mesh(config.parallel, _ranks(options, config, group))
     precision = agree_on_precision(config.precision, kernels.isa, "", group)
     per_node = min(options.ranks_per_node or mesh.world, mesh.world)
@@ -224,6 +242,7 @@ def plan_here(
         proportional_set_size() or 0,
     )
     kernels.set_num_threads(min(machine.threads, threads))
+    config, batch = resolve_batch(config, mesh, precision, machine)
     if options.memory_only:
         plan, source = make_plan(config, mesh, precision, machine), ""
     else:
@@ -231,10 +250,9 @@ def plan_here(
         plan, source = _with_time(
             options, config, group, Numerics(kernels, precision), mesh, machine, own_core
         )
-    if plan.fits:
-        return plan, source, ""
-    what = f"{per_node} ranks on a node need {gib(plan.node_bytes)}, and it has {gib(machine.node_bytes)}."
-    return plan, source, f"[plan] {what} {remedy(config, mesh, precision, machine)}"
+    return PlanHere(
+        config, plan, source, batch, refusal(config, mesh, precision, machine, plan.node_bytes)
+    )
 
 
 def _ranks(options: argparse.Namespace, config: Config, group: Group) -> int:
@@ -352,18 +370,3 @@ def _stated_links(
         )
         stride *= size
     return links
-
-
-def node_memory(proc: str = "/proc", sysfs: str = "/sys") -> int:
-    """Bytes of memory that this process's node, or its cgroup, has for it."""
-    from pathlib import Path
-
-    found = re.search(r"^MemTotal:\s+(\d+) kB", (Path(proc) / "meminfo").read_text(), re.MULTILINE)
-    assert found is not None, "meminfo names MemTotal"
-    total = int(found[1]) * 1024
-    for name in ("memory.max", "memory/memory.limit_in_bytes"):
-        try:
-            total = min(total, int((Path(sysfs) / "fs" / "cgroup" / name).read_text()))
-        except (OSError, ValueError):  # not this version, or "max"
-            continue
-    return total

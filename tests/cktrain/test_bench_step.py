@@ -7,6 +7,8 @@ import pytest
 from cktrain import cython_kernels
 from cktrain.bench.step import bench_step
 from cktrain.bench.table import step_table
+from cktrain.config import Config
+from cktrain.hf.folder import resolve_model
 
 PRECISIONS = ["fp32"] + ["bf16"] * ("avx512bf16" in cython_kernels.available())
 
@@ -36,3 +38,23 @@ def test_rows_and_shares(tiny, precision: str) -> None:
 def test_a_run_of_epochs_is_measured_too(tiny) -> None:
     config = tiny(**{"run.steps": None, "run.epochs": 2})
     assert bench_step(config, cython_kernels.load(), "fp32", steps=1).step_s > 0
+
+
+def test_an_adapter_is_measured_beside_its_base(tmp_path) -> None:
+    """The optimizer has the adapter alone, and frozen matrices cost no gradient: of a linear's three products two remain."""
+    from chat_models import write_weights
+
+    write_weights(tmp_path)
+    values = {
+        "run": {"dir": str(tmp_path / "run"), "steps": 1},
+        "model": {"from_pretrained": str(tmp_path)},
+        "data": {"path": "unused", "sequence_length": 16},
+        "batch": {"micro_batch_size": 2, "global_batch_size": 4},
+    }
+    flops = {}
+    for name, more in (("full", {}), ("adapter", {"adapter": {"r": 2, "target_modules": ["q_proj"]}})):
+        config = Config.model_validate({**values, **more})
+        config = config.model_copy(update={"model": resolve_model(config.model)[0]})
+        report = bench_step(config, cython_kernels.load(), "fp32", steps=1)
+        flops[name] = report.tflops * report.step_s
+    assert 0.5 < flops["adapter"] / flops["full"] < 0.8

@@ -92,6 +92,20 @@ def test_saved_configurations_read_back_equal(config_of, tmp_path):
             r"run.yaml:5: batch: global_batch_size 5 .* micro_batch_size 2",
         ),
         (
+            ("global_batch_size: 4", "global_batch_size: 4, gradient_accumulation_steps: 2"),
+            r"run.yaml:5: batch: global_batch_size 4 and gradient_accumulation_steps 2 both say",
+        ),
+        ((", global_batch_size: 4", ""), r"run.yaml:5: batch: nothing says how many sequences a step has. Give"),
+        (
+            ("micro_batch_size: 2, global_batch_size: 4", "gradient_accumulation_steps: 4"),
+            r"run.yaml:5: batch: gradient_accumulation_steps 4 are of a micro_batch_size that is given",
+        ),
+        (
+            ("micro_batch_size: 2", "micro_batch_size: automatic"),
+            r"run.yaml:5: batch.micro_batch_size: 'automatic' is no size. Give a number of 1 or more, or auto",
+        ),
+        (("micro_batch_size: 2", "micro_batch_size: 0"), r"run.yaml:5: batch.micro_batch_size: 0 is no size"),
+        (
             ("  lr: 3e-4", "  lr: 3e-4\n  lr: 1e-4"),
             r"run.yaml:8: optimizer.lr: the key stands twice \(first at .*:7\)",
         ),

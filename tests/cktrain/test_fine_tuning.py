@@ -43,14 +43,21 @@ def test_few_sequences_are_taken_in_small_batches(count, batch):
     assert prepared().config.batch.global_batch_size == batch
 
 
-def test_a_micro_batch_has_as_many_tokens_as_pay():
+def test_batches_are_those_that_were_asked_for():
     rows(400)
-    batch = prepared().config.batch
-    assert (batch.micro_batch_size, batch.global_batch_size) == (16, 16)
-    given = prepared(overrides={"batch.global_batch_size": 36}).config.batch
-    assert (given.micro_batch_size, given.global_batch_size) == (18, 36)  # 36 x 64 tokens would be more
-    given = prepared(overrides={"batch.micro_batch_size": 3}).config.batch
-    assert (given.micro_batch_size, given.global_batch_size) == (3, 18)
+
+    def batch(**given):
+        found = prepared(overrides={f"batch.{key}": value for key, value in given.items()}).config.batch
+        return found.micro_batch_size, found.global_batch_size
+
+    assert batch() == ("auto", 16)
+    assert batch(global_batch_size=36) == ("auto", 36)
+    assert batch(micro_batch_size=3) == (3, 18)
+    assert batch(micro_batch_size=3, gradient_accumulation_steps=4) == (3, 12)
+    with pytest.raises(ValueError, match="gradient_accumulation_steps 4 are of a micro_batch_size that is given"):
+        batch(gradient_accumulation_steps=4)
+    with pytest.raises(ValueError, match="global_batch_size 8 and gradient_accumulation_steps 4 both say"):
+        batch(global_batch_size=8, gradient_accumulation_steps=4)
 
 
 def test_defaults_give_way_to_the_same_in_other_words():

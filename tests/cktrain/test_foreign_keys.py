@@ -40,7 +40,7 @@ def test_every_answer_is_a_key_of_ours_or_said_to_come():
         ("optimizer: {learning-rate: 1e-3}", "optimizer.learning-rate: unknown key. Here it is optimizer.lr"),
         ("num_train_epochs: 3", "Here it is run.epochs .instead of run.steps"),
         ("per_device_train_batch_size: 3", "Here it is batch.micro_batch_size"),
-        ("gradient_accumulation_steps: 3", "Here it is batch.global_batch_size .the steps are derived"),
+        ("gradient_accumulation_steps: 3", "Here it is batch.gradient_accumulation_steps .or batch.global"),
         ("max_length: 8", "Here it is data.sequence_length"),
         ("cutoff_len: 8", "Here it is data.sequence_length"),
         ("sequence_len: 8", "Here it is data.sequence_length"),

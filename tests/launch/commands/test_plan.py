@@ -94,7 +94,7 @@ def test_what_does_not_fit_ends_with_2_and_one_thing_to_do(run_plan):
     assert status == 2
     assert "DOES NOT FIT" in out
     assert re.search(
-        r"1 ranks on a node need .* GiB, and it has .* GiB\. Set batch\.micro_batch_size: 4", err
+        r"\[memory\] the run needs .* GiB, and there are .* GiB\. Set batch\.micro_batch_size: 4", err
     )
 
 
@@ -124,16 +124,6 @@ def test_units(parse, text, value):
 def test_a_number_without_sense_is_named(parse):
     with pytest.raises(argparse.ArgumentTypeError, match="'fast' is no"):
         parse("fast")
-
-
-def test_a_nodes_memory_is_what_its_cgroup_grants(tmp_path):
-    (tmp_path / "meminfo").write_text("MemTotal:       1000 kB\nMemFree:  10 kB\n")
-    assert plan.node_memory(tmp_path, tmp_path) == 1000 * 1024
-    (tmp_path / "fs" / "cgroup").mkdir(parents=True)
-    (tmp_path / "fs" / "cgroup" / "memory.max").write_text("max\n")
-    assert plan.node_memory(tmp_path, tmp_path) == 1000 * 1024
-    (tmp_path / "fs" / "cgroup" / "memory.max").write_text("4096\n")
-    assert plan.node_memory(tmp_path, tmp_path) == 4096
 
 
 @pytest.mark.parametrize("share, said", [(0.5, True), (0.97, False)])
