@@ -20,13 +20,14 @@ from cktrain.config_file import save_config
 from cktrain.consistency_check import agree_on_data, together
 from cktrain.data.fingerprint import fingerprint
 from cktrain.data.loader import BatchLoader
-from cktrain.data.shards import TokenSource, open_source
+from cktrain.data.shards import open_source
 from cktrain.frozen_base import record_base, refuse_other_base
 from cktrain.hf.folder import resolve_model
 from cktrain.hf.freeze import hold_as_stored
 from cktrain.hf.peft_folder import find_adapter, load_adapter, peft_adapter, resolve_adapter
 from cktrain.hf.peft_targets import in_words, loras
 from cktrain.hf.tensors import hf_tensors, load_weights
+from cktrain.long_work import together_for_long
 from cktrain.models.build import build_model
 from cktrain.models.family import ModelConfig
 from cktrain.models.transformer import Transformer
@@ -44,7 +45,8 @@ from cktrain.run_length import count_steps, length_in_words
 from cktrain.shared_folder import check_shared_folder
 from cktrain.training.observer import Observer
 from cktrain.training.trainer import Trainer
-from cktrain.training.validation import Validator
+from cktrain.training.validation import Validator, open_validation
+from cktrain.training_rows import prepare_rows
 
 log = logging.getLogger("cktrain")
 
@@ -91,9 +93,10 @@ def compose(
     precision = agree_on_precision(
         config.precision, kernels.isa, "" if checkpoint is None else checkpoint.state.precision, group
     )
-    model_config, pretrained = together(group, lambda: _architecture(config.model, before))
+    model_config, pretrained = together_for_long(group, lambda: _architecture(config.model, before))
     adapter = together(group, partial(resolve_adapter, config.adapter))
     config = config.model_copy(update={"model": model_config, "adapter": adapter})
+    config = prepare_rows(config, pretrained, group)
     examples = 0
     if checkpoint is not None and before is not None:
         examples = together(group, partial(consumed_examples, checkpoint, before, config))
@@ -104,7 +107,9 @@ def compose(
         data, pretrained, None if checkpoint is None else checkpoint.path, run_dir, group
     )
     numerics = Numerics(kernels, precision)
-    source = together(group, lambda: open_source(data.path, "train", model_config.vocab_size, data.dtype))
+    source = together(
+        group, lambda: open_source(data.resolved_path, "train", model_config.vocab_size, data.dtype)
+    )
     tokens = together(group, partial(fingerprint, source))
     agree_on_data(tokens, group)
     load_batches = partial(
@@ -125,7 +130,7 @@ def compose(
         log.warning(
             "[data] warning: %s gives %s sequences of %d tokens, and a step takes %d: the same ones come again within a "
             "step. Give more data, or a smaller batch.global_batch_size.",
-            data.path,
+            data.resolved_path,
             f"{loader.windows:,}",
             length,
             config.batch.resolved_global_batch_size,
@@ -176,16 +181,7 @@ def compose(
         part.data.broadcast_weights()  # a checkpoint's digests have told that all ranks read the same
     validator = None
     if data.validation.wanted:
-
-        def held_out() -> TokenSource:
-            return open_source(
-                data.validation.path or data.path,
-                "train" if data.validation.path else "validation",
-                model_config.vocab_size,
-                data.dtype,
-            )
-
-        split = together(group, held_out)
+        split = together(group, partial(open_validation, config))
         validator = Validator(config, part, split, together(group, partial(fingerprint, split)))
     lineage = begin_run(checkpoints, checkpoint, group)
     together(group, lambda: save_config(config, run_dir / "config.yaml") if group.rank == 0 else None)
@@ -233,7 +229,9 @@ def _admit(
     before: Config | None,
 ) -> Config:
     """`admit`, of a model whose folder may be gone: its weights are then planned as if they were fresh."""
-    model = config.model if pretrained is not None else config.model.model_copy(update={"from_pretrained": None})
+    model = (
+        config.model if pretrained is not None else config.model.model_copy(update={"from_pretrained": None})
+    )
     planned = config.model_copy(update={"model": model})
     batch = admit(planned, ranks.mesh, precision, threads, group, before).batch
     return config.model_copy(update={"batch": batch})

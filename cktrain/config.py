@@ -81,8 +81,11 @@ class RunConfig(Section):
 
 
 class ValidationConfig(Section):
-    """How often and on how much the model is validated."""
+    """How often and on how much the model is validated. Beside data.train also one number, the share of the rows that is
+    held out: validated before the first step, five times in an epoch and after the last step, all of it."""
 
+    fraction: Annotated[float, Field(ge=0, le=0.5)] | None = None
+    """Share of the rows of data.train that is held out. Default: 0.05."""
     every: NonNegative = 0
     """Validate after every so many steps, and after the last; 0: never."""
     times_per_epoch: Positive | None = None
@@ -108,11 +111,33 @@ class ValidationConfig(Section):
         return bool(self.every or self.times_per_epoch or self.at_start)
 
 
-class DataConfig(Section):
-    """The tokens."""
+OF_ROWS = ("train_on", "packing", "too_long", "chat_template", "columns", "group_by", "skip_bad")
+"""Keys of `data:` that say what becomes of the rows of `data.train`."""
+_VALIDATED = {"times_per_epoch": 5, "at_start": True, "batches": None}
 
-    path: PathText
+
+class DataConfig(Section):
+    """The tokens: path, or rows of which the run makes them."""
+
+    path: PathText | None = None
     """Folder made by `cktrain data prepare`, or a raw uint16/uint32 .bin of token ids."""
+    train: PathText | None = None
+    """Instead of path: a file of chats or instructions, or a folder of such (docs/chat_data.md). The run prepares them into
+    run.dir/data with the tokenizer and chat template of model.from_pretrained, or keeps what it has prepared of them."""
+    train_on: Literal["assistant", "completion", "all"] | None = None
+    """Of the rows of train, what is learned. Default: assistant, every answer."""
+    packing: Literal["bfd", "none"] | None = None
+    """bfd puts several rows of train into a sequence (best-fit decreasing), none one. Default: bfd."""
+    too_long: Literal["drop", "truncate", "error"] | None = None
+    """What becomes of rows of train that are longer than a sequence. Default: drop, at most 5 % of them."""
+    chat_template: Annotated[str, Field(min_length=1)] | None = None
+    """For the rows of train: chatml, llama3, plain or a file. Default: the model's own."""
+    columns: dict[str, str] | None = None
+    """{our key: the key in train's rows}."""
+    group_by: Annotated[str, Field(min_length=1)] | None = None
+    """Rows of train with the same value of this key are trained or held out together."""
+    skip_bad: bool | None = None
+    """Leave out rows of train that cannot be used, into run.dir/data/rejected.jsonl. Default: they end the run."""
     sequence_length: Size
     """Tokens in one sequence."""
     shuffle: bool = True
@@ -127,6 +152,45 @@ class DataConfig(Section):
     on, or of the validation data; the data's is then the run's."""
     validation: ValidationConfig = ValidationConfig()
     """Validation during the run."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _share_held_out(cls, values: Any) -> Any:
+        """A number is short for a block; rows of which nothing is said are validated, too."""
+        if not isinstance(values, Mapping):
+            return values
+        given = values.get("validation")
+        if given is None and values.get("train") is not None:
+            given = 0.05
+        if isinstance(given, bool) or not isinstance(given, int | float):
+            return values
+        return {**values, "validation": {"fraction": float(given), **(_VALIDATED if given else {})}}
+
+    @model_validator(mode="after")
+    def _check_source(self) -> DataConfig:
+        if self.path is not None and self.train is not None:
+            raise ValueError(
+                f"path {self.path} and train {self.train} both say what is trained on. Give one of them"
+            )
+        if self.path is None and self.train is None:
+            raise ValueError("nothing says what is trained on. Give path, or train for rows of chats")
+        of_rows = [key for key in OF_ROWS if getattr(self, key) is not None]
+        of_rows += ["validation.fraction"] if self.validation.fraction is not None else []
+        if self.path is not None and of_rows:
+            raise ValueError(
+                f"{', '.join(of_rows)}: how rows of train become sequences, and path {self.path} is prepared. Leave it out, "
+                "or give train"
+            )
+        if self.train is not None and (self.dtype is not None or self.validation.path is not None):
+            other = "dtype" if self.dtype is not None else "validation.path"
+            raise ValueError(f"{other} is of a raw .bin, and train {self.train} has rows. Leave it out")
+        return self
+
+    @property
+    def resolved_path(self) -> str:
+        """`path`, once the rows of `train` are prepared."""
+        assert self.path is not None, "rows are prepared first (cktrain/training_rows.py)"
+        return self.path
 
 
 class BatchConfig(Section):
@@ -173,7 +237,9 @@ class BatchConfig(Section):
     @property
     def resolved_global_batch_size(self) -> int:
         """`global_batch_size`, once it is known."""
-        assert self.global_batch_size is not None, "accumulation is multiplied first (cktrain/plan/batch_sizes.py)"
+        assert self.global_batch_size is not None, (
+            "accumulation is multiplied first (cktrain/plan/batch_sizes.py)"
+        )
         return self.global_batch_size
 
 
@@ -384,6 +450,11 @@ class Config(Section):
             raise ValueError(
                 "adapter stands beside pretrained weights, and model.from_pretrained is not given. Give a folder, or leave "
                 "adapter out"
+            )
+        if self.data.train is not None and self.model.from_pretrained is None:
+            raise ValueError(
+                "data.train is written by the tokenizer and chat template of model.from_pretrained, which is not given. "
+                "Give it, or prepare the rows with another tokenizer: cktrain data prepare"
             )
         if self.adapter is not None and self.model.freeze:
             raise ValueError(

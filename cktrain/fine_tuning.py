@@ -40,10 +40,10 @@ from cktrain.plan.forecast import sequences_of
 from cktrain.run_length import count_steps, length_in_words
 from cktrain.saved_model import SavedModel, find_saved_model
 from cktrain.trained_run import TrainedRun
+from cktrain.training_rows import DATA_FOLDER
 from cktrain.yaml_text import dump_yaml
 
 CONFIG_FILE = "finetune.yaml"
-DATA_FOLDER = "data"
 
 LENGTH = 2048
 """Tokens in a sequence, where the model has positions for as many."""
@@ -151,6 +151,10 @@ def prepare(asked: FineTuning, say: Say = lambda text: None, progress: bool = Tr
     if not asked.full and given.get("adapter", {}) is None:
         raise ValueError(
             "[finetune] adapter is null, which trains all weights. Give --full (full=True) for that."
+        )
+    if (rows := _block(given, "data").get("train")) is not None:
+        raise ValueError(
+            f"[finetune] data.train {rows} is set, and DATA is {asked.data}. Give the rows as DATA alone."
         )
     if (other := _block(given, "run").get("dir")) is not None:
         raise ValueError(
@@ -340,7 +344,7 @@ def _expected(config: Config, dataset: dict[str, Any], length: int) -> list[str]
         )
         if count > 0
     )
-    lines = [f"data: {config.data.path}: {sizes}, of {length:,} tokens each"]
+    lines = [f"data: {config.data.resolved_path}: {sizes}, of {length:,} tokens each"]
     if (chat := dataset.get("chat")) is not None:
         lines.append(
             f"tokens: {chat['row_tokens']:,}, of which {chat['trained_tokens']:,} are trained "

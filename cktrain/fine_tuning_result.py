@@ -47,7 +47,7 @@ def next_commands(config: Config) -> list[str]:
     beside = (run.parent / f"{run.resolve().name}{what}" for what in ("-adapter", "-model", ".gguf"))
     adapter, model, gguf = (shlex.quote(str(path)) for path in beside)
     merge = "" if config.adapter is None else " --merge"
-    talks = stock_template(read_tokenizer(config.data.path)) is not None
+    talks = stock_template(read_tokenizer(config.data.resolved_path)) is not None
     lines = [f"next: cktrain chat {given}" if talks else f"next: cktrain generate {given} --prompt TEXT"]
     if config.adapter is not None:
         lines.append(f"      cktrain export {given} {adapter} --adapter  # for PEFT")

@@ -10,11 +10,9 @@ from collections.abc import Collection
 
 _ACCUMULATION = "or batch.global_batch_size, which is theirs x micro_batch_size x data ranks"
 _EPOCHS = "instead of run.steps"
-_PACKED = (
-    "sequences are always cut from one stream of documents, and data.document_mask keeps documents apart"
-)
+_PACKED = "bfd or none, of the rows of data.train"
 _QUANTIZE = "weights are trained in fp32 or bf16, see precision"
-_SPLIT = "`cktrain data prepare --validation-fraction` keeps documents for it"
+_SPLIT = "the share of the rows of data.train; of text `cktrain data prepare --validation-fraction`"
 _TRACKER = "the name of a project; metrics.jsonl in run.dir has every number, too"
 
 # Theirs: where ours stands, and what else is to be said of it.
@@ -41,14 +39,14 @@ _KEYS: dict[str, tuple[str, str]] = {
     ),
     **dict.fromkeys(
         ("dataset", "datasets", "dataset_name", "train_file", "data_path"),
-        ("data.path", "a folder that `cktrain data prepare` made"),
+        ("data.path", "a folder that `cktrain data prepare` made; data.train for a file of chats"),
     ),
-    **dict.fromkeys(("val_set_size", "val_size", "validation_split", "test_size"), ("", _SPLIT)),
+    **dict.fromkeys(("val_set_size", "val_size", "validation_split", "test_size"), ("data.validation", _SPLIT)),
     **dict.fromkeys(("eval_steps", "eval_interval", "eval_every"), ("data.validation.every", "")),
-    **dict.fromkeys(("sample_packing", "packing"), ("data.packing", _PACKED)),
+    "sample_packing": ("data.packing", _PACKED),
     **dict.fromkeys(
         ("train_on_inputs", "train_on_prompt", "completion_only_loss", "assistant_only_loss"),
-        ("data.train_on", "every token is trained"),
+        ("data.train_on", "assistant, completion or all, of the rows of data.train"),
     ),
     **dict.fromkeys(("bf16", "fp16", "torch_dtype", "mixed_precision"), ("precision", "fp32, bf16 or auto")),
     **dict.fromkeys(
@@ -65,7 +63,7 @@ _KEYS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("report_to", "wandb_project", "use_wandb"), ("log.wandb", _TRACKER)),
     **dict.fromkeys(
         ("model_name_or_path", "model_name", "base_model", "pretrained_model_name_or_path", "init_from"),
-        ("model.from_pretrained", "a folder on this machine"),
+        ("model.from_pretrained", "a folder, a GGUF file or an id of a Hugging Face Hub"),
     ),
     **dict.fromkeys(
         ("load_in_4bit", "load_in_8bit", "quantization_bit", "quantization_config"), ("model.quantize", _QUANTIZE)

@@ -111,8 +111,10 @@ def _record(line: bytes) -> dict[str, Any] | None:
     return record if isinstance(step, int) and not isinstance(step, bool) and 0 <= step < 2**53 else None
 
 
-def measure(model: Transformer, config: Config, source: TokenSource) -> ValidationResult:
-    """Mean loss of a whole model over all of `source`, in the run's windows."""
+def measure(
+    model: Transformer, config: Config, source: TokenSource, batches: int | None = None
+) -> ValidationResult:
+    """Mean loss of a whole model over so many global batches of `source`, or all of it, in the run's windows."""
     batch, length = config.batch.resolved_micro_batch_size, config.data.sequence_length
     slot = model.plan(batch, length, train=False).allocate()[0]
     loss_sum, count = 0.0, 0
@@ -121,6 +123,7 @@ def measure(model: Transformer, config: Config, source: TokenSource) -> Validati
         length,
         batch,
         config.batch.resolved_global_batch_size,
+        batches,
         document_mask=config.data.document_mask,
         vocab_size=config.model.vocab_size,
     ):

@@ -70,12 +70,16 @@ def choose_side_files(data: DataConfig, pretrained: Path | None, checkpoint: Pat
     if model is None and pretrained is not None and pretrained.exists():
         model = read_side_files(pretrained)
         who = f"that of the pretrained model, {where_of(model)}"
-    side = _with_data(data.path, model, who, data.allow_other_tokenizer)
+    side = _with_data(data.resolved_path, model, who, data.allow_other_tokenizer)
     if data.validation.path is not None and side.has_tokenizer:
         held_out = _prepared_with(data.validation.path, data.allow_other_tokenizer)
         if held_out is not None:
             _refuse_other(
-                held_out, side, f"that of {data.path}", "the validation data", data.allow_other_tokenizer
+                held_out,
+                side,
+                f"that of {data.resolved_path}",
+                "the validation data",
+                data.allow_other_tokenizer,
             )
     return side
 

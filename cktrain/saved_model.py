@@ -22,6 +22,7 @@ from cktrain.frozen_base import open_base
 from cktrain.hf.config_json import read_model_config
 from cktrain.hf.folder import resolve_model
 from cktrain.hf.gguf_file import is_gguf
+from cktrain.hf.hub import local_path
 from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.peft_folder import (
     find_adapter,
@@ -144,9 +145,10 @@ class SavedModel:
 def find_saved_model(path: str | Path) -> SavedModel:
     """What `path` holds: the newest complete checkpoint of a run, a checkpoint, a Hugging Face folder, or a GGUF file.
 
+    An id of a Hugging Face Hub is looked up (`cktrain/hf/hub.py`).
     Newer ones that are not complete are named in a warning. Raises ValueError when it is none of these.
     """
-    path = Path(path)
+    path = local_path(path)
     if (path / MARKER).is_file():
         return _from_checkpoint(path)
     folder = path / "checkpoints"

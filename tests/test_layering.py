@@ -25,7 +25,18 @@ ROOMS = {
     "cktrain": (
         "cktrain",
         {"cktrain.cython_kernels", "cktrain.comm"},
-        CHOSEN | {"torch", "jinja2", "pyarrow", "zstandard", "gguf", "rouge_score", "tensorboardX", "wandb"},
+        CHOSEN
+        | {
+            "torch",
+            "jinja2",
+            "pyarrow",
+            "zstandard",
+            "gguf",
+            "rouge_score",
+            "tensorboardX",
+            "wandb",
+            "huggingface_hub",
+        },
     ),
     "launch": ("cktrain.launch", {"cktrain", "cktrain.cython_kernels", "cktrain.comm"}, CHOSEN),
 }
@@ -38,6 +49,7 @@ ONLY_IN = {
         "cktrain/bench/op_cases.py",
     },  # to be measured beside, where it is installed
     "gguf": {"cktrain/hf/gguf_file/reader.py"},
+    "huggingface_hub": {"cktrain/hf/hub.py"},
     "jinja2": {"cktrain/data/chat/template.py"},
     "rouge_score": {"cktrain/evaluation/metrics.py"},
     "tensorboardX": {"cktrain/training/tensorboard_events.py"},

@@ -20,6 +20,7 @@ from cktrain.data.special_tokens import KEYS, end_token, special_ids
 from cktrain.data.tokenizer_backend import read_backend
 from cktrain.durable import sync
 from cktrain.hf.config_json import ARCHITECTURES, CONFIG_FILE, read_model_config, write_model_config
+from cktrain.hf.hub import local_path
 from cktrain.hf.tensors import save_weights
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.family import FromFolder, ModelConfig
@@ -34,12 +35,15 @@ _SPELLED_OTHERWISE = ("dtype", "rope_parameters", "auto_map", "_name_or_path")
 def resolve_model(model: ModelConfig | FromFolder) -> tuple[ModelConfig, Path | None]:
     """The architecture, and the folder whose weights to load (None: fresh ones). ValueError if it is bad.
 
+    An id of a Hugging Face Hub becomes the folder that has it (`cktrain/hf/hub.py`).
+
     A model that names its folder and its architecture too was resolved before, so the folder's config.json is not
     read again: a saved run can be opened where the folder is gone.
     """
     if isinstance(model, FromFolder):
-        found = read_model_config(model.from_pretrained)
-        model = found.model_copy(update={"from_pretrained": model.from_pretrained, "freeze": model.freeze})
+        folder = local_path(model.from_pretrained)
+        found = read_model_config(folder)
+        model = found.model_copy(update={"from_pretrained": str(folder), "freeze": model.freeze})
     return model, None if model.from_pretrained is None else Path(model.from_pretrained)
 
 

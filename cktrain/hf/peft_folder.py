@@ -23,6 +23,7 @@ from cktrain.checkpoint_record import MARKER, CheckpointError, FrozenBase, damag
 from cktrain.durable import sync
 from cktrain.file_identity import sha256_of_set
 from cktrain.foreign_file import checked, read_json, shorten
+from cktrain.hf.hub import hub_id
 from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.peft_targets import ends_in, linear_modules, loras, saved_tensors
 from cktrain.hf.tensors import HEAD, HFTensor
@@ -121,10 +122,11 @@ def peft_adapter(
     ends = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
     plain = [name for name in modules if any(ends_in(name, end) for end in ends)] == names
     whole = adapter.lora_alpha.is_integer()
+    base_path = (config.from_pretrained or "") if base is None else base.path
     values = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": config.from_pretrained if base is None else base.path,
+        "base_model_name_or_path": hub_id(base_path) or base_path,
         "inference_mode": True,
         "r": adapter.r,
         "lora_alpha": int(adapter.lora_alpha) if whole else adapter.lora_alpha,

@@ -36,7 +36,7 @@ class FromFolder(Section):
     """A model whose architecture is read from a Hugging Face folder (`cktrain.hf.folder.resolve_model`)."""
 
     from_pretrained: PathText
-    """Hugging Face folder (config.json, safetensors, tokenizer) to start from; its config.json gives the other keys."""
+    """As `ModelConfig.from_pretrained`."""
     freeze: list[str] = Field(default=[])
     """As `ModelConfig.freeze`."""
 
@@ -49,7 +49,8 @@ class ModelConfig(Section):
     """Whether the head is the embedding where tie_word_embeddings is not given."""
 
     from_pretrained: PathText | None = None
-    """Hugging Face folder (config.json, safetensors, tokenizer) to start from; its config.json gives the other keys."""
+    """Hugging Face folder (config.json, safetensors, tokenizer), GGUF file or id of a Hugging Face Hub (ORG/NAME, perhaps
+    @REVISION; docs/finetune.md) to start from; its config.json gives the other keys."""
     freeze: list[str] = Field(default=[])
     """Shell patterns over Hugging Face's names of tensors or modules (`model.embed_tokens`, `model.layers.[0-9].*`): what
     they name keeps the weights of from_pretrained, and costs no gradient and no optimizer state."""

@@ -57,4 +57,6 @@ def _tightest_node(threads: int, group: Group) -> Machine:
     for host, limit, process in map(json.loads, group.all_gather_bytes(mine)):
         hosts[host].append((limit, process))
     ranks = min(hosts.values(), key=lambda found: min(limit for limit, _ in found) / len(found))
-    return Machine(threads, len(ranks), min(limit for limit, _ in ranks), max(process for _, process in ranks))
+    return Machine(
+        threads, len(ranks), min(limit for limit, _ in ranks), max(process for _, process in ranks)
+    )

@@ -14,9 +14,9 @@ from cktrain.parallel.mesh import Mesh
 from cktrain.plan.plan import Machine, gib, node_bytes
 
 ROWS_AT_ONCE = 2048
-"""Tokens of a micro-batch: more make its products no faster, and take memory (docs/memory.md has the measurement)."""
+"""Tokens of a micro-batch: more make its products no faster, and take memory."""
 PER_STAGE = 4
-"""Micro-batches for each stage of a pipeline, where the batch has as many: with 4 a fifth of the time is a bubble at most."""
+"""Micro-batches for each stage of a pipeline, where the batch has them: the bubble is a fifth of the time at most."""
 
 
 def resolve_batch(

@@ -111,7 +111,7 @@ def forecast_text(found: Forecast, config: Config, now: datetime.datetime) -> st
         lines.append(f"data: {rows}{found.sequences:,} sequences of {length:,} tokens{tokens}")
     if found.steps is None:
         lines.append(
-            f"run: how many steps it has is not known, since data.path {config.data.path} is not there yet"
+            f"run: how many steps it has is not known, since {config.data.resolved_path} is not there yet"
         )
     else:
         lines.append(f"run: {found.steps:,} steps{_time_in_words(found, config, now)}")
@@ -144,7 +144,7 @@ def _bytes(count: int) -> str:
 
 def _data(config: Config) -> tuple[dict[str, Any] | None, int | None]:
     """What the prepared folder says of itself, and the sequences of the training data; None where there is none."""
-    path, length = Path(config.data.path), config.data.sequence_length
+    path, length = Path(config.data.resolved_path), config.data.sequence_length
     if not path.exists():
         return None, None
     if (path / DATASET_FILE).exists():

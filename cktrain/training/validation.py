@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from cktrain.agreed import Trouble, agree
 from cktrain.config import Config
 from cktrain.data.loader import Batch, ValidationBatches, empty_batch
-from cktrain.data.shards import TokenSource
+from cktrain.data.shards import TokenSource, open_source
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.step_reduction import reduce_step
 
@@ -32,6 +32,17 @@ class ValidationResult:
     bits_per_byte: float | None
     data: str = ""
     """Fingerprint of the split's tokens; empty where nobody asked for it."""
+
+
+def open_validation(config: Config) -> TokenSource:
+    """The tokens that a run holds out, of a configuration whose model is resolved. ValueError where there are none."""
+    data = config.data
+    return open_source(
+        data.validation.path or data.resolved_path,
+        "train" if data.validation.path else "validation",
+        config.model.vocab_size,
+        data.dtype,
+    )
 
 
 class Validator:

@@ -64,6 +64,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--any-tokenizer", action="store_true", help="take --tokenizer although it is not the run's own"
     )
+    parser.add_argument(
+        "--no-validation",
+        action="store_true",
+        help="do not compute the validation loss of the run's model and of what was written",
+    )
     parser.set_defaults(run=_run)
 
 
@@ -85,6 +90,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _export(options: argparse.Namespace) -> int:
     from cktrain.adapter_export import export_merged
+    from cktrain.export_check import losses_in_words
     from cktrain.saved_model import find_saved_model
 
     saved = find_saved_model(options.model)
@@ -116,6 +122,8 @@ def _export(options: argparse.Namespace) -> int:
         print(f"{saved.path} -> {options.out}: {words}")
     else:
         _write_folder(saved, side, options)
+    if not options.no_validation and (compared := losses_in_words(saved, options.out)):
+        print(compared)
     return 0
 
 

@@ -225,10 +225,11 @@ def plan_here(options: argparse.Namespace, config: Config, group: Group, binding
     from cktrain.plan.plan import Machine, make_plan, refusal
     from cktrain.precision import agree_on_precision
     from cktrain.training.metrics import proportional_set_size
+    from cktrain.training_rows import with_folder
 
     kernels = cython_kernels.load()
     known = {"model": resolve_model(config.model)[0], "adapter": resolve_adapter(config.adapter)}
-    config = config.model_copy(update=known)
+    config = with_folder(config.model_copy(update=known))
     mesh = resolve_mesh(config.parallel, _ranks(options, config, group))
     precision = agree_on_precision(config.precision, kernels.isa, "", group)
     per_node = min(options.ranks_per_node or mesh.world, mesh.world)
@@ -250,9 +251,7 @@ def plan_here(options: argparse.Namespace, config: Config, group: Group, binding
         plan, source = _with_time(
             options, config, group, Numerics(kernels, precision), mesh, machine, own_core
         )
-    return PlanHere(
-        config, plan, source, batch, refusal(config, mesh, precision, machine, plan.node_bytes)
-    )
+    return PlanHere(config, plan, source, batch, refusal(config, mesh, precision, machine, plan.node_bytes))
 
 
 def _ranks(options: argparse.Namespace, config: Config, group: Group) -> int:

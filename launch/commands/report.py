@@ -81,15 +81,11 @@ def _measured(model: Transformer, config: Config, step: int, say: Callable[..., 
     """Loss over the whole validation split and bits per byte beside n-gram models, as far as they can be had."""
     from cktrain.data.shards import open_source
     from cktrain.report import compare_with_ngrams, measure
+    from cktrain.training.validation import open_validation
 
     data = config.data
     try:
-        held_out = open_source(
-            data.validation.path or data.path,
-            "train" if data.validation.path else "validation",
-            config.model.vocab_size,
-            data.dtype,
-        )
+        held_out = open_validation(config)
         result = measure(model, config, held_out)
     except ValueError as error:
         say(f"validation: not measured, because {error}", note=True)
@@ -108,7 +104,7 @@ def _measured(model: Transformer, config: Config, step: int, say: Callable[..., 
         )
         return found
     try:
-        source = open_source(data.path, "train", config.model.vocab_size, data.dtype)
+        source = open_source(data.resolved_path, "train", config.model.vocab_size, data.dtype)
         comparison = compare_with_ngrams(result.bits_per_byte, source, held_out)
         found["n_grams_bits_per_byte"] = {"2": comparison.bigram, "5": comparison.five_gram}
         say(comparison.table())

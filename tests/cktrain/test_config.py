@@ -63,7 +63,27 @@ def test_saved_configurations_read_back_equal(config_of, tmp_path):
         (("steps: 10", "steps: 0"), r"run.yaml:1: run.steps: .*greater than 0, found 0"),
         (("steps: 10", "steps: 1.5"), r"run.yaml:1: run.steps: .*integer, found 1.5"),
         ((", vocab_size: 100", ""), r"run.yaml:2: model.vocab_size: missing. A fresh llama needs it"),
-        (("data: {path: tokens.bin, ", "data: {"), r"run.yaml:4: data.path: missing"),
+        (("data: {path: tokens.bin, ", "data: {"), r"run.yaml:4: data: nothing says what is trained on"),
+        (
+            ("path: tokens.bin", "path: tokens.bin, train: chat.jsonl"),
+            r"run.yaml:4: data: path tokens.bin and train chat.jsonl both say what is trained on. Give one",
+        ),
+        (
+            ("path: tokens.bin", "path: tokens.bin, packing: none, validation: 0.1"),
+            r"run.yaml:4: data: packing, validation.fraction: how rows of train become .*, and path tokens.bin is prepared",
+        ),
+        (
+            ("path: tokens.bin", "train: chat.jsonl"),
+            r"data.train is written by the tokenizer and chat template of model.from_pretrained, which is not given",
+        ),
+        (
+            ("path: tokens.bin", "train: chat.jsonl, dtype: uint16"),
+            r"run.yaml:4: data: dtype is of a raw .bin, and train chat.jsonl has rows",
+        ),
+        (
+            ("path: tokens.bin", "train: chat.jsonl, validation: 0.7"),
+            r"run.yaml:4: data.validation.fraction: .* 0.5, found 0.7",
+        ),
         (
             ("hidden_size: 32", "hidden_size: 30"),
             r"hidden_size 30 is not a multiple of num_attention_heads 4",
@@ -95,7 +115,10 @@ def test_saved_configurations_read_back_equal(config_of, tmp_path):
             ("global_batch_size: 4", "global_batch_size: 4, gradient_accumulation_steps: 2"),
             r"run.yaml:5: batch: global_batch_size 4 and gradient_accumulation_steps 2 both say",
         ),
-        ((", global_batch_size: 4", ""), r"run.yaml:5: batch: nothing says how many sequences a step has. Give"),
+        (
+            (", global_batch_size: 4", ""),
+            r"run.yaml:5: batch: nothing says how many sequences a step has. Give",
+        ),
         (
             ("micro_batch_size: 2, global_batch_size: 4", "gradient_accumulation_steps: 4"),
             r"run.yaml:5: batch: gradient_accumulation_steps 4 are of a micro_batch_size that is given",

@@ -54,7 +54,9 @@ def test_batches_are_those_that_were_asked_for():
     assert batch(global_batch_size=36) == ("auto", 36)
     assert batch(micro_batch_size=3) == (3, 18)
     assert batch(micro_batch_size=3, gradient_accumulation_steps=4) == (3, 12)
-    with pytest.raises(ValueError, match="gradient_accumulation_steps 4 are of a micro_batch_size that is given"):
+    with pytest.raises(
+        ValueError, match="gradient_accumulation_steps 4 are of a micro_batch_size that is given"
+    ):
         batch(gradient_accumulation_steps=4)
     with pytest.raises(ValueError, match="global_batch_size 8 and gradient_accumulation_steps 4 both say"):
         batch(global_batch_size=8, gradient_accumulation_steps=4)

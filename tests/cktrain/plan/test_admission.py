@@ -7,10 +7,20 @@ import json
 import pytest
 from thread_group import run_ranks
 
+from cktrain import cython_kernels
 from cktrain.memory.arena import arena_accounts
 from cktrain.parallel.mesh import Mesh
 from cktrain.plan.admission import _tightest_node, admit
 from cktrain.plan.plan import Machine, gib, node_bytes
+
+
+@pytest.fixture(autouse=True)
+def reference(monkeypatch):
+    """The kernel set that keeps no memory of its own."""
+    monkeypatch.setenv("CKTRAIN_ISA", "reference")
+    yield
+    monkeypatch.delenv("CKTRAIN_ISA", raising=False)
+    cython_kernels.load()
 
 
 @pytest.fixture
@@ -29,7 +39,9 @@ def test_a_run_that_does_not_fit_allocates_nothing(tiny, composed, node_of):
     needed = node_bytes(config, Mesh(), "fp64", Machine(1, 1, 0))
     held = arena_accounts()
     node_of(needed - 1)
-    with pytest.raises(ValueError, match=r"^\[memory\] the run needs .* GiB, and there are .* GiB\. Set batch") as error:
+    with pytest.raises(
+        ValueError, match=r"^\[memory\] the run needs .* GiB, and there are .* GiB\. Set batch"
+    ) as error:
         composed(config)
     assert gib(needed) in str(error.value) and arena_accounts() == held
     node_of(needed)
@@ -43,10 +55,12 @@ def test_ranks_of_a_node_share_its_memory(tiny, node_of):
     node_of(both)
     admitted = run_ranks(2, lambda world: admit(config, mesh, "fp64", 1, world).batch.micro_batch_size)
     assert admitted == [2, 2]
-    node_of(1 << 20)
+    node_of(1 << 10)
 
     def refused(world):
-        with pytest.raises(ValueError, match=r"2 ranks on a node need .* GiB, and there are 0.00 GiB") as error:
+        with pytest.raises(
+            ValueError, match=r"2 ranks on a node need .* GiB, and there are 0.00 GiB"
+        ) as error:
             admit(config, mesh, "fp64", 1, world)
         return str(error.value)
 

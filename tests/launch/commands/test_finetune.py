@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import sys
 from pathlib import Path
 
@@ -78,6 +79,17 @@ def test_an_adapter_from_rows_to_the_next_commands(capfd):
     assert "next: cktrain chat run\n" in out or "next: cktrain chat run/best\n" in out
     commands = [line.partition("#")[0].split() for line in out.splitlines() if "cktrain export" in line]
     assert [main(words[1:]) for words in commands] == [0, 0, 0]
+    compared = re.findall(
+        r"validation loss: (\S+) as trained, (\S+) as exported, of (\d+) held", capfd.readouterr().out
+    )
+    assert (
+        len(compared) == 2 and len({trained for trained, _, _ in compared}) == 1
+    )  # merged, and for llama.cpp
+    (trained, merged, _), (_, quantized, _) = compared
+    # The last loss of the run, or the best: products of fp32, one rounding of each merged weight; q8_0 rounds to 1/254.
+    assert float(trained) == pytest.approx(min(loss for _, loss in losses), abs=2e-4)
+    assert float(merged) == pytest.approx(float(trained), abs=2e-4)
+    assert float(quantized) == pytest.approx(float(trained), abs=0.02)
     assert Path("run.gguf").is_file()
     assert main(["generate", "model", "--adapter", "run/best", "--max-tokens", "3"]) == 0
     assert Path("run-adapter/adapter_config.json").is_file() and Path("run-model/config.json").is_file()

@@ -1,0 +1,131 @@
+"""Models by their id on a Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION: the local cache, then a download.
+
+huggingface_hub does both, with its own environment (HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN). A model that is whole
+in the cache is taken as it is, and nothing is asked of the Hub. A path that is there, or a name in
+a folder that is there, is no id: a mistyped path is not asked for.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from cktrain.hf.config_json import CONFIG_FILE
+from cktrain.hf.tensors import weight_files
+from cktrain.side_files import GENERATION_FILE, TEMPLATE_FOLDER, TOKENIZER_FILES
+
+log = logging.getLogger("cktrain")
+
+_ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_IN_CACHE = re.compile(r"models--(?P<org>.+?)--(?P<name>[^/]+)/snapshots/[^/]+/?$")
+_WANTED = [CONFIG_FILE, GENERATION_FILE, *TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja", "*.safetensors"]
+_WANTED += ["*.safetensors.index.json"]
+_LEFT_OUT = ["consolidated*", "*/*.safetensors"]
+"""The same weights once more under other names, as Mistral's repositories have them, and those of other formats."""
+
+
+def local_path(model: str | Path) -> Path:
+    """Where a model is on this machine: the path itself, or the folder in the cache that has the id's files.
+
+    What is fetched is said. Raises ValueError for an id that is not here and cannot be fetched, with the command that
+    fetches it elsewhere.
+    """
+    text, path = str(model), Path(model)
+    match = _ID.fullmatch(text)
+    if match is None or path.exists() or path.parent.is_dir():
+        return path
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise ValueError(
+            f"[hub] {text}: there is no such folder or file here, and an id of a Hugging Face Hub is looked up by "
+            "huggingface_hub. Correct the path, or pip install 'cktrain[hub]'."
+        ) from None
+
+    def folder(**how: Any) -> Path:
+        found = snapshot_download(
+            match["id"], revision=match["revision"], allow_patterns=_WANTED, ignore_patterns=_LEFT_OUT, **how
+        )
+        return Path(found)
+
+    cached = _cached(folder)
+    if cached is not None:
+        return cached
+    log.info("model: %s is fetched from the Hub", text)
+    found = _fetched(text, match["id"], folder)
+    if not _is_whole(found):
+        raise ValueError(
+            f"[hub] {text}: what the Hub has of it is no model with {CONFIG_FILE} and safetensors (see {found}). Give "
+            "another id, or convert it to safetensors with transformers (save_pretrained)."
+        )
+    log.info("model: %s is %s", text, found)
+    return found
+
+
+def hub_id(path: str | Path) -> str | None:
+    """The id of a folder in the cache; None for another folder."""
+    match = _IN_CACHE.search(str(path))
+    return None if match is None else f"{match['org']}/{match['name']}"
+
+
+def _cached(folder: Callable[..., Path]) -> Path | None:
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        found = folder(local_files_only=True)
+    except LocalEntryNotFoundError:
+        return None
+    return found if _is_whole(found) else None
+
+
+def _is_whole(folder: Path) -> bool:
+    try:
+        weight_files(folder)
+    except ValueError:
+        return False
+    return (folder / CONFIG_FILE).is_file()
+
+
+def _fetched(text: str, name: str, folder: Callable[..., Path]) -> Path:
+    from huggingface_hub import constants
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    try:
+        return folder()
+    except GatedRepoError:
+        why = f"its owner asks for consent first. Give it at {constants.ENDPOINT}/{name}, then: hf auth login"
+    except RepositoryNotFoundError:
+        why = (
+            f"there is no such folder or file here, and no such model at {constants.ENDPOINT}, or a private one. Correct "
+            "it, or: hf auth login"
+        )
+    except RevisionNotFoundError:
+        why = f"the model has no such revision at {constants.ENDPOINT}. Give a branch, a tag or a commit that it has"
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        cause = error.__cause__ or error
+        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(cause).partition("\n")[0]
+        why = (
+            f"there is no such folder or file here, nor is it whole in {constants.HF_HUB_CACHE}, and it cannot be fetched "
+            f"({offline}). Where there is a network: {_command(text)}; then copy {_cache_folder(name)} to here"
+        )
+    raise ValueError(f"[hub] {text}: {why}.")
+
+
+def _command(text: str) -> str:
+    name, _, revision = text.partition("@")
+    return f"hf download {name}" + (f" --revision {revision}" if revision else "")
+
+
+def _cache_folder(name: str) -> str:
+    from huggingface_hub import constants
+
+    return str(Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}")
