@@ -216,7 +216,7 @@ class BatchConfig(Section):
             raise ValueError(
                 "nothing says how many sequences a step has. Give global_batch_size or gradient_accumulation_steps"
             )
-        if micro == AUTO:
+        if not isinstance(micro, int):
             if batch is None:
                 raise ValueError(
                     f"gradient_accumulation_steps {steps:,} are of a micro_batch_size that is given, and it is auto. Give "
@@ -461,7 +461,7 @@ class Config(Section):
                 "adapter keeps all weights of model.from_pretrained as they are already. Leave model.freeze out"
             )
         batch, length = self.batch, self.data.sequence_length
-        micro = 1 if batch.micro_batch_size == AUTO else batch.micro_batch_size
+        micro = batch.micro_batch_size if isinstance(batch.micro_batch_size, int) else 1
         if micro * length > LARGEST_SIZE:
             raise ValueError(
                 f"batch.micro_batch_size {micro:,} x data.sequence_length {length:,} are {micro * length:,} tokens at once, "

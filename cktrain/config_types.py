@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, PlainValidator
 
@@ -24,7 +24,7 @@ YEAR_S = 31_622_400
 LARGEST_ARRAY = 2**40
 MOST_LAYERS = 100_000
 MOST_CPUS = 8192
-AUTO = "auto"
+AUTO: Final = "auto"
 
 
 def _held(value: int) -> int:

@@ -57,9 +57,11 @@ def local_path(model: str | Path) -> Path:
     log.info("model: %s is fetched from the Hub", text)
     found = _fetched(text, match["id"], folder)
     if not _is_whole(found):
+        if _is_offline():
+            raise ValueError(f"[hub] {text}: {_not_fetched(text, match['id'], 'HF_HUB_OFFLINE is set')}.")
         raise ValueError(
-            f"[hub] {text}: what the Hub has of it is no model with {CONFIG_FILE} and safetensors (see {found}). Give "
-            "another id, or convert it to safetensors with transformers (save_pretrained)."
+            f"[hub] {text}: {found} is no model with {CONFIG_FILE} and safetensors: the Hub has them not, or could not be "
+            "asked. Try again with a network, or convert it to safetensors with transformers (save_pretrained)."
         )
     log.info("model: %s is %s", text, found)
     return found
@@ -111,21 +113,25 @@ def _fetched(text: str, name: str, folder: Callable[..., Path]) -> Path:
     except RevisionNotFoundError:
         why = f"the model has no such revision at {constants.ENDPOINT}. Give a branch, a tag or a commit that it has"
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        cause = error.__cause__ or error
-        offline = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else str(cause).partition("\n")[0]
-        why = (
-            f"there is no such folder or file here, nor is it whole in {constants.HF_HUB_CACHE}, and it cannot be fetched "
-            f"({offline}). Where there is a network: {_command(text)}; then copy {_cache_folder(name)} to here"
-        )
+        cause = "HF_HUB_OFFLINE is set" if _is_offline() else str(error.__cause__ or error).partition("\n")[0]
+        why = _not_fetched(text, name, cause)
     raise ValueError(f"[hub] {text}: {why}.")
 
 
-def _command(text: str) -> str:
-    name, _, revision = text.partition("@")
-    return f"hf download {name}" + (f" --revision {revision}" if revision else "")
-
-
-def _cache_folder(name: str) -> str:
+def _is_offline() -> bool:
     from huggingface_hub import constants
 
-    return str(Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}")
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _not_fetched(text: str, name: str, why: str) -> str:
+    """What there is to do, where a model is not here and the Hub is not reached."""
+    from huggingface_hub import constants
+
+    cache = Path(constants.HF_HUB_CACHE)
+    _, _, revision = text.partition("@")
+    command = f"hf download {name}" + (f" --revision {revision}" if revision else "")
+    return (
+        f"there is no such folder or file here, nor is it whole in {cache}, and it cannot be fetched ({why}). Where there "
+        f"is a network: {command}; then copy {cache / ('models--' + name.replace('/', '--'))} to here"
+    )
