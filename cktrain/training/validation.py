@@ -127,4 +127,6 @@ class Validator:
         if self.ranks.world.size == 1:
             return 1
         batch = self.config.batch
-        return max(batch.global_batch_size // (batch.micro_batch_size * self.ranks.data.size), 1)
+        return max(
+            batch.resolved_global_batch_size // (batch.resolved_micro_batch_size * self.ranks.data.size), 1
+        )
