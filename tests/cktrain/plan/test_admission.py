@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import pytest
@@ -37,13 +38,14 @@ def node_of(monkeypatch):
 def test_a_run_that_does_not_fit_allocates_nothing(tiny, composed, node_of):
     config = tiny(precision="fp64")
     needed = node_bytes(config, Mesh(), "fp64", Machine(1, 1, 0))
+    gc.collect()  # arenas of other tests
     held = arena_accounts()
     node_of(needed - 1)
     with pytest.raises(
         ValueError, match=r"^\[memory\] the run needs .* GiB, and there are .* GiB\. Set batch"
     ) as error:
         composed(config)
-    assert gib(needed) in str(error.value) and arena_accounts() == held
+    assert gib(needed) in str(error.value) and not arena_accounts() - held
     node_of(needed)
     assert composed(config).trainer.config.batch == config.batch
     assert arena_accounts() - held
