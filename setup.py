@@ -265,7 +265,7 @@ setup(
     version=version(),
     packages=list(packages()),
     package_dir=packages(),
-    package_data={"cktrain": ["py.typed"]},
+    package_data={"cktrain": ["py.typed", "demo.yaml"]},  # that of `cktrain demo`: a link to the example
     ext_modules=extensions(),
     cmdclass={"build_ext": BuildExtensions},
 )

@@ -29,6 +29,10 @@ _COMMANDS = {
         "fine-tune a model on chats or instructions: prepare, plan, train, compare",
     ),
     "launch": ("cktrain.launch.commands.launch", "start a command's ranks, here or on several hosts"),
+    "demo": (
+        "cktrain.launch.commands.demo",
+        "train a small model on Python's own library, measure it, and let it write",
+    ),
     "data": ("cktrain.launch.commands.data", "prepare token shards"),
     "generate": ("cktrain.launch.commands.generate", "continue a text with a trained model"),
     "chat": ("cktrain.launch.commands.chat", "talk with a model in the terminal"),

