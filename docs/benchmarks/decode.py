@@ -1,10 +1,10 @@
 """Tokens per second of a model that reads and writes: replayed and unrecorded steps, precisions and threads in turn.
 
-    python docs/benchmarks/decode.py MODEL [--rounds 5] [--prompt 512] [--tokens 64] [--threads 1,2] [--chunks 256,1024]
+    python docs/benchmarks/decode.py MODEL [--rounds 5] [--prompt 512] [--tokens 64] [--threads 1,2] [--cpu-time]
 
 MODEL is what `cktrain bench decode` takes. Each round measures every row once, so that all have the same neighbours; the
 median counts, and the spread is (largest - smallest) / median. The last table is the prompt's rate by the tokens that go
-through the model at a time.
+through the model at a time. With --cpu-time seconds are those of the one thread itself: for a machine that others use, too.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -23,7 +23,6 @@ from cktrain.bench.decode import open_for_decoding, weight_bytes
 from cktrain.bench.peak import cpu_name, measure_bandwidth
 from cktrain.generation import decoder as decoder_module
 from cktrain.generation.decoder import Decoder
-from cktrain.models.transformer import Transformer
 from cktrain.nn.numerics import PRECISIONS, Numerics
 
 
@@ -37,15 +36,15 @@ def unrecorded(kernels: Any) -> Iterator[None]:
         kernels.recording = recording
 
 
-def write(model: Transformer, decoder: Decoder, ids: list[int], tokens: int) -> float:
+def write(decoder: Decoder, ids: list[int], tokens: int, clock: Callable[[], float]) -> float:
     """Tokens per second after the prompt, the likeliest one each time."""
     logits = decoder.read(0, ids)
     for _ in range(3):  # the step is recorded
         logits = decoder.feed([int(logits.argmax())])
-    began = time.perf_counter()
+    began = clock()
     for _ in range(tokens):
         logits = decoder.feed([int(logits.argmax())])
-    return tokens / (time.perf_counter() - began)
+    return tokens / (clock() - began)
 
 
 def line(rates: list[float]) -> str:
@@ -65,9 +64,13 @@ def main() -> None:
     parser.add_argument("--tokens", type=int, default=64)
     parser.add_argument("--threads", default="1,2")
     parser.add_argument("--chunks", default="256,512,1024")
+    parser.add_argument("--cpu-time", action="store_true")
     options = parser.parse_args()
+    clock = time.thread_time if options.cpu_time else time.perf_counter
     kernels = cython_kernels.load()
     threads = [int(count) for count in options.threads.split(",")]
+    if options.cpu_time and threads != [1]:
+        raise SystemExit("--cpu-time counts one thread: give --threads 1.")
     positions = max(options.prompt + options.tokens + 8, 1024)
     models = {p: open_for_decoding(options.model, Numerics(kernels, p), positions) for p in ("fp32", "bf16")}
     vocabulary = models["fp32"].head.vocab_size
@@ -78,7 +81,7 @@ def main() -> None:
     decoders: dict[tuple[Any, ...], Decoder] = {}
     reads: dict[int, list[float]] = {n: [] for n in threads}
     for _ in range(options.rounds):
-        for n in threads:
+        for n in [] if options.cpu_time else threads:
             kernels.set_num_threads(n)
             reads[n].append(measure_bandwidth(kernels, "read", streaming=False) / 1e9)
         for row in rows:
@@ -90,10 +93,10 @@ def main() -> None:
                     kv_dtype = np.dtype(PRECISIONS[kv][0])
                     decoders[key] = Decoder(models[precision], positions, kv_dtype=kv_dtype)
                 if replayed:
-                    rate = write(models[precision], decoders[key], prompt, options.tokens)
+                    rate = write(decoders[key], prompt, options.tokens, clock)
                 else:
                     with unrecorded(kernels):
-                        rate = write(models[precision], decoders[key], prompt, options.tokens)
+                        rate = write(decoders[key], prompt, options.tokens, clock)
                 rates.setdefault(key, []).append(rate)
     print(f"{cpu_name()}, {kernels.isa}, {options.rounds} rounds, after {options.prompt} tokens\n")
     print(
@@ -107,11 +110,12 @@ def main() -> None:
             options.prompt + options.tokens // 2
         )
         found = rates[precision, kv, n, True]
-        gbs, best = moved * statistics.median(found) / 1e9, statistics.median(reads[n])
+        gbs = moved * statistics.median(found) / 1e9
+        share = f"{100 * gbs / (best := statistics.median(reads[n])):.0f} % of {best:.1f}" if reads[n] else ""
         unrecorded_line = line(rates[precision, kv, n, False])
         print(
             f"| {precision} | {kv} | {n} | {line(found)} | {unrecorded_line} | {moved / 1e6:.0f} | {gbs:.1f} | "
-            f"{100 * gbs / best:.0f} % of {best:.1f} |"
+            f"{share} |"
         )
     print("\n| products | threads | tokens at a time | prompt tokens/s |\n|---|---|---|---|")
     for precision in models:
@@ -121,9 +125,9 @@ def main() -> None:
             for chunk in (int(size) for size in options.chunks.split(",")):
                 decoder_module.PROMPT_CHUNK = chunk
                 decoder = Decoder(models[precision], positions)
-                began = time.perf_counter()
+                began = clock()
                 decoder.read(0, ids)
-                read.setdefault(chunk, []).append(len(ids) / (time.perf_counter() - began))
+                read.setdefault(chunk, []).append(len(ids) / (clock() - began))
         for chunk, found in read.items():
             print(f"| {precision} | {threads[-1]} | {chunk} | {line(found)} |")
 

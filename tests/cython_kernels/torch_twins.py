@@ -19,8 +19,7 @@ Tensors = dict[str, Any]
 def torch_run(case: Case, inputs: Inputs) -> Outputs:
     """Return what `case.run` returns, from PyTorch in the type of the inputs."""
     tensors = {
-        name: torch.from_numpy(value.copy()) if isinstance(value, np.ndarray) else value
-        for name, value in inputs.items()
+        name: _tensor(value) if isinstance(value, np.ndarray) else value for name, value in inputs.items()
     }
     sources = [name for name in case.gradients if tensors[name] is not None]
     for name in sources:
@@ -33,6 +32,12 @@ def torch_run(case: Case, inputs: Inputs) -> Outputs:
         for name, gradient in zip(sources, gradients, strict=True):
             results[f"d{name}"] = gradient + tensors.get(f"d{name}_before", 0.0)
     return {name: _numpy(value) for name, value in results.items()}
+
+
+def _tensor(value: Any) -> Any:
+    if value.dtype.name == "bfloat16":  # which PyTorch does not take from numpy
+        return torch.from_numpy(value.astype(np.float32)).bfloat16()
+    return torch.from_numpy(value.copy())
 
 
 def _numpy(value: Any) -> Any:
@@ -131,11 +136,8 @@ def _attention_merge(t: Tensors) -> Tensors:
 
 
 def _attention_cached(t: Tensors) -> Tensors:
-    keys, values, (p, heads) = (
-        t["keys_before"].clone(),
-        t["values_before"].clone(),
-        t["keys_before"].shape[1:3],
-    )
+    keys, values = (t[name].to(t["q"].dtype, copy=True) for name in ("keys_before", "values_before"))
+    p, heads = keys.shape[1:3]
     group = t["q"].shape[1] // heads
     outputs = []
     for at, position in enumerate(t["lengths"].tolist()):
@@ -143,7 +145,7 @@ def _attention_cached(t: Tensors) -> Tensors:
         most = min(t["window"], p) if t["window"] else p
         rows = [i % p for i in range(max(0, position + 1 - most), position + 1)]
         seen, summed = (x[at, rows].repeat_interleave(group, 1).transpose(0, 1) for x in (keys, values))
-        scores = (seen @ t["q"][at, :, :, None].to(keys.dtype))[..., 0] * t["scale"]
+        scores = (seen @ t["q"][at, :, :, None])[..., 0] * t["scale"]
         if t["softcap"]:
             scores = t["softcap"] * torch.tanh(scores / t["softcap"])
         outputs.append((scores.softmax(-1)[:, None] @ summed)[:, 0])
