@@ -219,7 +219,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--moments", type=int, default=100, help="of each kind")
+    moments = int(os.environ.get("CKTRAIN_TEST_MOMENTS", "100"))
+    parser.add_argument("--moments", type=int, default=moments, help="of each kind")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--workers", type=int, default=2, help="runs at the same time")
     parser.add_argument("--seconds", type=float, default=3600, help="begin no run after that time")

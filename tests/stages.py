@@ -2,11 +2,12 @@
 
 `./run test` runs what tells whether cktrain works on this machine, in minutes; `./run test unit mpi` runs the stages that
 it names. A stage either ran or did not run, because of a reason that it prints; the table at the end has one line per
-stage. Stages marked `ci` prove the tests, the packaging and what needs machines inside this one: they run when they are
-named, and in CI. Where no stage is named, a test that has many cases runs with the first and the last of them, and one
+stage. Stages that are left to CI prove the tests, the packaging and what needs machines inside this one; those that are
+left to the night shake for longer, or repeat by another way what CI has once. Both run when they are named, as the night's
+are by `.ci/nightly`. Where no stage is named, a test that has many cases runs with the first and the last of them, and one
 that is marked `thorough` not at all (CKTRAIN_TEST_BRIEF, tests/conftest.py); a stage that is named, and CI, runs all. With
-CKTRAIN_TEST_STRICT=1, which CI sets, every stage runs, one that did not is a failure, and so is a skipped test whose reason
-does not stand in ALLOWED_SKIPS.
+CKTRAIN_TEST_STRICT=1, which CI sets, every stage but the night's runs, one that did not is a failure, and so is a skipped
+test whose reason does not stand in ALLOWED_SKIPS.
 
 Two cores are enough for CI: most stages run two tests at a time, and stages of one process that tell no time run beside
 the next one. A stage that reaches its limit is interrupted, so that it says which tests were running.
@@ -17,7 +18,6 @@ pytest from the JUnit file that pytest writes.
 
 import ast
 import contextlib
-import ctypes.util
 import importlib.util
 import os
 import re
@@ -47,6 +47,8 @@ ALLOWED_SKIPS = {
 
 # ------------------------------------------------------------------------------------------ what a stage is
 
+CI, NIGHT = "CI", "the night"
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -61,8 +63,8 @@ class Stage:
     commands: tuple[tuple[str, ...], ...]
     missing: Callable[[], str | None] = lambda: None
     minutes: float = 10
-    ci: bool = False
-    """Only CI runs it, or who names it."""
+    left_to: str = ""
+    """CI or NIGHT: only that runs it, or who names it."""
     beside: bool = False
     """It runs beside the stage after it: it uses one core or waits, and tests nothing in seconds."""
 
@@ -77,7 +79,7 @@ class Outcome:
     skips: Counter[str] = field(default_factory=Counter)
     not_run: str | None = None
     problem: str | None = None
-    left_to_ci: bool = False
+    left_to: str = ""
     failures: list[str] = field(default_factory=list)
     """Of each failed test its name, and under it the end of what pytest said of it."""
 
@@ -137,13 +139,6 @@ def needs_sanitizers() -> str | None:
         if not os.path.isabs(found.stdout.strip()):
             return f"gcc has no {name}"
     return None
-
-
-def needs_libibverbs() -> str | None:
-    """A precondition: what is built against libibverbs has it, and pkg-config."""
-    if ctypes.util.find_library("ibverbs") is None:
-        return "libibverbs is not installed (apt-get install ibverbs-providers librdmacm1)"
-    return None if shutil.which("pkg-config") else "pkg-config is not installed (apt-get install pkg-config)"
 
 
 def can_boot_guests() -> str | None:
@@ -229,7 +224,6 @@ STAGES = (
                 "--ignore=tests/test_packaging.py",
                 "--ignore=tests/test_mutants.py",
                 "--ignore=tests/test_mpich.py",
-                "--ignore=tests/test_build_pyverbs.py",
                 *(f"--ignore={path}" for path in ENGINE_SHAKEN),
             ),
         ),
@@ -247,7 +241,7 @@ STAGES = (
         "the C engine of comm under gcc's sanitizers, and random operations for some seconds",
         (("pytest", *IN_TWO, *ENGINE_SHAKEN),),
         needs_sanitizers,
-        ci=True,
+        left_to=CI,
     ),
     Stage(
         "namespaces",
@@ -256,14 +250,14 @@ STAGES = (
         all_of(
             needs_modules("mpi4py", extra="mpi"), needs_program("mpirun", extra="mpi"), can_make_namespaces
         ),
-        ci=True,
+        left_to=CI,
     ),
     Stage(
         "mutants",
         "errors put into the sources, each of which a test must notice",
         (("pytest", *IN_TWO, "tests/test_mutants.py"),),
         all_of(needs_modules("mpi4py", extra="mpi"), needs_program("mpirun", extra="mpi")),
-        ci=True,
+        left_to=CI,
     ),
     Stage(
         "integration",
@@ -284,41 +278,50 @@ STAGES = (
             ("python", "tests/integration/asked_by_llama_cpp.py", "build/finetune"),
         ),
         all_of(needs_index, needs_modules("xllamacpp", "gguf", extra="judges")),
-        ci=True,
+        left_to=CI,
     ),
     Stage(
         "soft-RoCE",
-        "RDMA verbs on a stock kernel in QEMU guests, one alone and two joined",
+        "RDMA verbs on a stock kernel in QEMU guests, one alone and two joined, which also train together",
         (
-            # First the guest on one device, which keeps one core busy for as long as all others need the other.
+            # First the two that train together: they take as long as all others.
             (
-                *("pytest", "-n", "2", "--dist", "loadgroup", "-m", "guest and not slow"),
-                *(
-                    "tests/guest/test_soft_roce.py",
-                    "tests/guest/test_guest.py",
-                    "tests/guest/test_two_nodes.py",
-                ),
+                *("pytest", "-n", "2", "--dist", "loadgroup", "-m", "guest and not nightly"),
+                *(f"tests/guest/test_{name}.py" for name in ("two_nodes", "soft_roce", "guest")),
             ),
         ),
         all_of(can_boot_guests, needs_verbs),
         minutes=40,
-        ci=True,
-    ),
-    Stage(
-        "pyverbs",
-        "the recipe for a pyverbs that fits the system's libibverbs",
-        (("pytest", "tests/test_build_pyverbs.py"),),
-        all_of(needs_index, needs_libibverbs),
-        minutes=6,
-        ci=True,
-        beside=True,
+        left_to=CI,
     ),
     Stage(
         "packaging",
         "wheel and source archive, installed in fresh environments; a run under MPICH in one more",
         (("pytest", *IN_TWO, "tests/test_packaging.py", "tests/test_mpich.py"),),
         needs_index,
-        ci=True,
+        left_to=CI,
+    ),
+    Stage(
+        "soak",
+        "random operations of comm, ten minutes a case",
+        (("pytest", "-rP", *IN_TWO, "tests/comm/test_soak.py"),),
+        minutes=60,
+        left_to=NIGHT,
+    ),
+    Stage(
+        "moments",
+        "a run disturbed at a hundred moments of each kind, which loses nothing",
+        (("python", "tests/random_moments.py", "--page", "build/random_moments.md"),),
+        minutes=90,
+        left_to=NIGHT,
+    ),
+    Stage(
+        "soft-RoCE-more",
+        "the RDMA tests that CI leaves out: faults with the other provider, a training over MPI, a pyverbs built here",
+        (("pytest", "-n", "2", "-m", "guest and nightly", "tests/guest"),),
+        all_of(can_boot_guests, needs_verbs, needs_index),
+        minutes=60,
+        left_to=NIGHT,
     ),
 )
 
@@ -504,8 +507,8 @@ def table(outcomes: dict[Stage, Outcome]) -> str:
     width = max(len(stage.name) for stage in outcomes)
     lines = []
     for stage, outcome in outcomes.items():
-        if outcome.left_to_ci:
-            what = f"left to CI: {stage.about}"
+        if outcome.left_to:
+            what = f"left to {outcome.left_to}: {stage.about}"
         elif outcome.not_run:
             what = f"not run, because {outcome.not_run}"
         else:
@@ -551,8 +554,9 @@ def main(names: list[str]) -> int:
 
     began = time.monotonic()
     chosen = [known[name] for name in names] or list(STAGES)
-    left = [stage for stage in chosen if stage.ci and not strict and not names]
-    found = {stage: Outcome(left_to_ci=True) for stage in left}
+    skipped = {NIGHT} if strict else {CI, NIGHT}
+    left = [stage for stage in chosen if stage.left_to in skipped and not names]
+    found = {stage: Outcome(left_to=stage.left_to) for stage in left}
     for group in in_groups(stage for stage in chosen if stage not in left):
         found |= run_together(group, environment)
     outcomes = {stage: found[stage] for stage in chosen}
@@ -574,7 +578,7 @@ def main(names: list[str]) -> int:
             "In brief: of a test with many cases the first and the last ran, and none that is marked thorough."
         )
         print(
-            "`./run test NAME` runs all of a stage, those left to CI too; CKTRAIN_TEST_STRICT=1 ./run test all stages."
+            "`./run test NAME` runs all of a stage, those left out here too; CKTRAIN_TEST_STRICT=1 ./run test all of CI's."
         )
     passed = sum(outcome.passed for outcome in outcomes.values())
     failed = sum(outcome.failed for outcome in outcomes.values())

@@ -18,7 +18,7 @@ FILE = Path(__file__).resolve().parent / "stages.py"
 
 @pytest.fixture
 def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
-    """The script with three stages: one for all, one for CI, and one whose means are missing."""
+    """The script with four stages: one for all, one for CI, one for the night, and one whose means are missing."""
     spec = importlib.util.spec_from_file_location("stages", FILE)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -30,7 +30,8 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
     true = (("true",),)
     rows = (
         module.Stage("quick", "what tells most", true),
-        module.Stage("guests", "machines inside this one", true, ci=True),
+        module.Stage("guests", "machines inside this one", true, left_to=module.CI),
+        module.Stage("soak", "hours of it", true, left_to=module.NIGHT),
         module.Stage("judges", "parity", true, lambda: "torch is not installed (./run setup judges)"),
     )
     monkeypatch.setattr(module, "STAGES", rows)
@@ -38,11 +39,12 @@ def stages(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ModuleType:
 
 
 @pytest.mark.parametrize(
-    ("names", "strict", "status", "guests"),
+    ("names", "strict", "status", "guests", "soak"),
     [
-        ([], "", 0, "left to CI: machines inside this one"),
-        (["guests"], "", 0, "1 passed, 0 failed"),
-        ([], "1", 1, "1 passed, 0 failed"),
+        ([], "", 0, "left to CI: machines inside this one", "left to the night: hours of it"),
+        (["guests"], "", 0, "1 passed, 0 failed", ""),
+        (["soak"], "1", 0, "", "1 passed, 0 failed"),
+        ([], "1", 1, "1 passed, 0 failed", "left to the night: hours of it"),
     ],
 )
 def test_what_runs(
@@ -53,18 +55,23 @@ def test_what_runs(
     strict: str,
     status: int,
     guests: str,
+    soak: str,
 ) -> None:
     monkeypatch.setenv("CKTRAIN_TEST_STRICT", strict)
     assert stages.main(names) == status
     table = capfd.readouterr().out.partition("== results\n")[2].splitlines()
-    rows = {line.split()[0]: line for line in table if line.split()[0] in ("quick", "guests", "judges")}
-    assert guests in rows["guests"]
+    rows = {
+        line.split()[0]: line for line in table if line.split()[0] in ("quick", "guests", "soak", "judges")
+    }
+    assert guests in rows.get("guests", "") and soak in rows.get("soak", "")
+    assert ("guests" in rows, "soak" in rows) == (bool(guests), bool(soak))
     assert ("./run test NAME" in "\n".join(table)) == (guests.startswith("left"))
     assert ("the first and the last ran" in "\n".join(table)) == (guests.startswith("left"))
     if not names:
         assert "1 passed, 0 failed" in rows["quick"]
         assert "not run, because torch is not installed" in rows["judges"]
-    assert any(line.startswith("FAILED  judges: did not run") for line in table) == (strict == "1")
+    refused = any(line.startswith("FAILED  judges: did not run") for line in table)
+    assert refused == (strict == "1" and not names)
 
 
 @pytest.mark.parametrize(("names", "strict", "brief"), [([], "", "1"), (["quick"], "", ""), ([], "1", "")])
@@ -153,7 +160,7 @@ def test_files_of_which_a_marker_chooses_nothing_are_not_imported(
 
 def test_an_unknown_stage_is_named(stages: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
     assert stages.main(["unti"]) == 2
-    assert "no stage is named unti. Known: quick, guests, judges." in capsys.readouterr().err
+    assert "no stage is named unti. Known: quick, guests, soak, judges." in capsys.readouterr().err
 
 
 def test_a_stage_at_its_limit_says_which_tests_were_running(
@@ -238,3 +245,18 @@ def test_the_ends_of_failed_tests_stand_before_the_table(
     assert len(many) == 2 and "assert 0 < 0" in many[0]
     assert others.startswith("others:") and others.count("test_many[") == 2
     assert "FAILED  bad: 6 failed" in table
+
+
+def test_the_night_runs_the_stages_that_are_left_to_it(stages: ModuleType) -> None:
+    spec = importlib.util.spec_from_file_location("all_stages", FILE)
+    assert spec is not None and spec.loader is not None
+    real = sys.modules["all_stages"] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(real)
+    del sys.modules["all_stages"]
+    (line,) = [
+        line
+        for line in (FILE.parents[1] / ".ci" / "nightly").read_text().splitlines()
+        if line.startswith("stages=")
+    ]
+    night = [stage.name for stage in real.STAGES if stage.left_to == real.NIGHT]
+    assert line == f"stages='{' '.join(night)}'"

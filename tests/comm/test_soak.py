@@ -26,3 +26,4 @@ def test_soak(transport, ranks, nodes, seed):
     assert [end.status for end in ends] == [0] * ranks, "\n".join(end.output for end in ends)
     match = re.search(r"operations: (\d+)", ends[0].output)
     assert match is not None and int(match[1]) >= 100, ends[0].output
+    print(f"soak: {match[1]} operations of {ranks} ranks over {transport} {nodes}")

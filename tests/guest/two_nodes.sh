@@ -64,7 +64,8 @@ train="train examples/two_nodes_rdma.yaml"
 job two_nodes_rdma mpirun --host A,B cktrain $train
 job one cktrain $train --set run.dir=runs/one --set parallel.data=1 --set comm.transport=auto
 # Without MPI, and with a rank for each of the four NUMA nodes. It runs until both machines have looked at its ranks,
-# however fast they are, and SIGUSR1 stops it with a checkpoint.
+# however fast they are, and SIGUSR1 stops it with a checkpoint. Seven Pythons start for it: on a host with much other work
+# some of its ranks were there two minutes, the default deadline, before the others.
 stop_four() {
     until [ -e four.seen.A ] && [ -e four.seen.B ] && [ "$(wc -l <runs/four/metrics.jsonl)" -gt 5 ]; do
         sleep 0.5
@@ -74,4 +75,4 @@ stop_four() {
 }
 stop_four &
 job four cktrain launch --hosts A:2,B:2 $train --set run.dir=runs/four --set run.steps=1000000 \
-    --set parallel.data=4 --set batch.micro_batch_size=2 --set checkpoint.every=5 --set checkpoint.keep=1000000
+    --set comm.timeout_s=600 --set parallel.data=4 --set batch.micro_batch_size=2 --set checkpoint.every=5 --set checkpoint.keep=1000000

@@ -39,6 +39,10 @@ LOST_S = 6 + 2
 TOLD_S = 2 + 2
 """Of them two are cktrain's own, from the moment at which the device has used up its retries."""
 PORTS = range(29700, 29800)
+one_provider = pytest.mark.parametrize(
+    "provider_name", ["native", pytest.param("pyverbs", marks=pytest.mark.nightly)]
+)
+"""What a group does about a lost wire is the same code with both; who polls differs, of which test_group.py has both."""
 
 
 def change(*command: str) -> None:
@@ -168,7 +172,12 @@ def trouble(wire: str) -> Iterator[Any]:
 
 @pytest.mark.parametrize(
     ("provider_name", "words"),
-    [("native", ""), ("pyverbs", ""), ("native", "delay 2ms loss 0.5%"), ("pyverbs", "delay 2ms loss 0.5%")],
+    [
+        ("native", ""),
+        ("pyverbs", ""),
+        ("native", "delay 2ms loss 0.5%"),
+        pytest.param("pyverbs", "delay 2ms loss 0.5%", marks=pytest.mark.nightly),
+    ],
 )
 def test_collectives_over_the_wire(
     role: str, start: Any, meeting: Any, trouble: Any, provider_name: str, words: str, device: str
@@ -187,7 +196,7 @@ def test_collectives_over_the_wire(
     meeting.exchange()
 
 
-@pytest.mark.parametrize("provider_name", ["native", "pyverbs"])
+@one_provider
 def test_a_link_that_is_lost_for_good(
     role: str, start: Any, meeting: Any, wire: str, provider_name: str
 ) -> None:
@@ -218,7 +227,7 @@ def test_a_link_that_is_lost_for_good(
     meeting.exchange()
 
 
-@pytest.mark.parametrize("provider_name", ["native", "pyverbs"])
+@one_provider
 def test_a_wire_that_loses_rdma_alone(
     role: str, start: Any, meeting: Any, wire: str, device: str, provider_name: str
 ) -> None:
@@ -258,7 +267,7 @@ def test_a_wire_that_loses_rdma_alone(
     assert b"RETRY_EXC_ERR" in reasons, reasons
 
 
-@pytest.mark.parametrize("provider_name", ["native", "pyverbs"])
+@one_provider
 def test_two_levels(role: str, start: Any, meeting: Any, device: str, provider_name: str) -> None:
     """Two ranks on each machine: shared memory inside, RDMA between, and the bits of the order that is promised."""
     from ends import counters
@@ -276,7 +285,7 @@ def test_two_levels(role: str, start: Any, meeting: Any, device: str, provider_n
     meeting.exchange()
 
 
-@pytest.mark.parametrize("provider_name", ["native", "pyverbs"])
+@one_provider
 def test_a_link_that_flaps_is_survived(
     role: str, start: Any, meeting: Any, wire: str, provider_name: str
 ) -> None:

@@ -1,4 +1,7 @@
-"""A short data-parallel run over RDMA has the losses of the same run over MPI, to the bit: reductions have one order."""
+"""A short data-parallel run over RDMA has the losses of the same run over MPI, to the bit: reductions have one order.
+
+At night: tests/guest/test_two_nodes.py holds a training over RDMA against one process, to the bit, in CI.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import numpy as np
 import pytest
 import yaml
 
-pytestmark = pytest.mark.rdma
+pytestmark = [pytest.mark.rdma, pytest.mark.nightly]
 
 PROGRAM = Path(__file__).parent / "train_each.py"
 STEPS = 3

@@ -108,6 +108,7 @@ def test_pyverbs_takes_the_arguments_of_the_seam() -> None:
 
 
 @pytest.mark.rdma
+@pytest.mark.nightly  # a process of its own, which costs seconds there
 def test_importing_pyverbs_leaves_logging_alone() -> None:
     program = (
         "import logging; logging.root.setLevel(35); from cktrain.comm.transport import verbs;"
