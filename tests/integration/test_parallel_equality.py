@@ -191,6 +191,7 @@ def test_fp32_on_the_compiled_kernels(run_cases, tmp_path):
     assert {name for name, result in results.items() if not result["replicas"]} == set()
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("zero", [0, 1])
 def test_deterministic_is_bitwise_the_same_whatever_the_data_ranks(run_cases, tmp_path, zero):
     """4 micro-batches on 1, 2 and 4 data ranks, also of a divided model; without the switch the bits differ."""
@@ -232,6 +233,7 @@ def test_gradients_may_travel_in_bf16(run_cases, tmp_path):
         np.testing.assert_allclose(result["losses"], one["losses"], rtol=0.01)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("saved_under", ["", "data 2 x pipeline 2 x tensor 2"])
 def test_a_run_resumes_under_any_other_layout(run_cases, tmp_path, saved_under):
     """10 steps under one layout and 10 under another are the 20 of one process, to 1e-10."""
@@ -270,6 +272,7 @@ def muon_cases(folder: Path, layouts: tuple[str, ...]) -> list[dict[str, Any]]:
     return cases
 
 
+@pytest.mark.thorough
 def test_muon_gives_whole_matrices_to_data_ranks(run_cases, tmp_path):
     """Matrices are updated by one rank each: losses to 1e-10; a matrix has one moment, the rest has two."""
     layouts = ("data 2", "data 4", "data 2, zero 0", "pipeline 2", "data 2 x pipeline 2")
@@ -379,6 +382,7 @@ def test_what_does_not_divide_is_refused_with_its_numbers(run_cases, tmp_path):
         assert message in result.get("error", "no error"), result
 
 
+@pytest.mark.thorough
 def test_weights_may_travel_in_bf16(run_cases, tmp_path):
     """Kernels read bf16 weights anyway, so bitwise the same losses; a checkpoint of it has the fp32 masters."""
     layouts = ("data 2", "data 4", "data 2 x pipeline 2 x tensor 2")
@@ -404,6 +408,7 @@ def test_weights_may_travel_in_bf16(run_cases, tmp_path):
             assert rounded["norms"] == masters["norms"]
 
 
+@pytest.mark.thorough
 def test_export_from_any_layout_holds_the_model_once(run_cases, tmp_path, monkeypatch):
     """Saved by 8 ranks (data, pipeline, tensor, ZeRO-1): the same folder as of one rank, in the memory of one model."""
     monkeypatch.setattr(safetensors_file, "PIECE_BYTES", 64 << 10)
