@@ -36,7 +36,7 @@ ROOMS = {
 # its tail. -fno-math-errno lets sqrt be one instruction. -g0 and, for the doors, -O1 keep the build short.
 C_FLAGS = ["-std=c11", "-O3", "-g0", "-fno-math-errno", "-ffp-contract=off", "-fvisibility=hidden"]
 GLUE_FLAGS = ["-std=c11", "-O1", "-g0", "-fvisibility=hidden"]
-AVX2 = ["-mavx2", "-mfma"]
+AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 AVX512BF16 = [*AVX512, "-mavx512bf16"]
 ISA_FLAGS = {
@@ -75,6 +75,7 @@ KEPT = 6
 
 THEMES = [
     "linear",
+    "quantized",
     "embedding",
     "norm",
     "rope",

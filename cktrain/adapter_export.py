@@ -110,7 +110,7 @@ def merged_params(saved: SavedModel) -> tuple[ParamStore, int]:
     """The base's weights in f32 with the adapter in them, and how many tensors that are. Raises as `export_merged`."""
     _refuse_plain(saved)
     assert saved.adapter is not None
-    model, params = saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)
+    model, params = saved.quantized("none").load(Numerics(cython_kernels.load(), "fp32"), positions=1)
     found = loras(model)
     for linear, lora in found:
         lora.merge_into(linear.weight.data)

@@ -44,6 +44,7 @@ def load(
     path: str | Path,
     *,
     quantize: str | None = None,
+    activations: str = "exact",
     adapter: str | Path | None = None,
     dtype: str | None = None,
     kv_dtype: str | None = None,
@@ -56,7 +57,10 @@ def load(
 
     Args:
         path: the folder or the file.
-        quantize: not yet: weights keep their values.
+        quantize: how the matrices are held (docs/quantized.md): "q8_0", "q4_0", "q4_1", "q5_0", "mxfp4", "nf4", or "stored",
+            as the files have them; None: in the type that is computed in, or as the run of an adapter held them.
+        activations: "q8" rounds up to 8 rows at a time, those of a text that is written, to 8 bits for products with
+            quantized matrices; "exact": none.
         adapter: PEFT's folder, or a run of an adapter, that stands beside a Hugging Face folder; a run of an adapter given
             as the path has its own.
         dtype: what products are computed in: "fp32" (None), "bf16", or "fp64" on the reference kernels
@@ -70,8 +74,6 @@ def load(
     Raises:
         ValueError: it is none of these, it is damaged, or something is asked for that does not exist yet.
     """
-    if quantize not in (None, "none"):
-        raise ValueError(f"[load] quantize={quantize!r}: weights cannot be quantized yet. Leave it out.")
     if dtype not in (None, *PRECISIONS):
         raise ValueError(f"[load] dtype={dtype!r} is unknown. Give one of {', '.join(PRECISIONS)}.")
     if kv_dtype not in (None, "fp32", "bf16"):
@@ -90,6 +92,8 @@ def load(
         special_tokens=special_tokens,  # type: ignore[arg-type]
         adapter=adapter,
         kv_dtype=kv_dtype,
+        quantize=quantize,
+        activations=activations,
     )
 
 

@@ -61,6 +61,8 @@ class FrozenBase(BaseModel):
     """Their stamps on the host of rank 0 (`cktrain/file_identity.py`): files that still have them are not read again."""
     tensors: dict[str, list[Size]]
     """Shapes of the parameters that are frozen, by our names."""
+    quantize: str = "none"
+    """As `model.quantize`: in which blocks they were held."""
 
 
 class State(BaseModel):

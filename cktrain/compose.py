@@ -257,8 +257,10 @@ def _frozen_base(
         )
     kept = together(group, partial(hold_as_stored, folder, config.model, model))
     if kept:
-        log.info("of these %s, as their files have them: widened while they are multiplied", kept)
-    return record_base(folder, frozen, group, recorded)
+        in_blocks = config.model.quantize != "none"
+        how = "decoded or widened" if in_blocks else "as their files have them: widened"
+        log.info("of these %s, %s while they are multiplied", kept, how)
+    return record_base(folder, frozen, group, recorded, config.model.quantize)
 
 
 def _architecture(model: ModelConfig, before: Config | None) -> tuple[ModelConfig, Path | None]:

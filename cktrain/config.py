@@ -460,6 +460,11 @@ class Config(Section):
             raise ValueError(
                 "adapter keeps all weights of model.from_pretrained as they are already. Leave model.freeze out"
             )
+        if self.model.quantize != "none" and self.adapter is None and not self.model.freeze:
+            raise ValueError(
+                f"model.quantize {self.model.quantize} holds weights in blocks, which cannot be trained, and without "
+                "adapter and model.freeze all weights are. Give an adapter, or leave quantize out"
+            )
         batch, length = self.batch, self.data.sequence_length
         micro = batch.micro_batch_size if isinstance(batch.micro_batch_size, int) else 1
         if micro * length > LARGEST_SIZE:

@@ -217,7 +217,7 @@ def _export(saved: SavedModel, folder: Path) -> str:
         from cktrain.adapter_export import export_merged
 
         return export_merged(saved, folder, side)
-    _, params = saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)
+    _, params = saved.quantized("none").load(Numerics(cython_kernels.load(), "fp32"), positions=1)
     save_folder(folder, saved.config, params, side)
     return "float32"
 

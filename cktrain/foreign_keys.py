@@ -11,7 +11,7 @@ from collections.abc import Collection
 _ACCUMULATION = "or batch.global_batch_size, which is theirs x micro_batch_size x data ranks"
 _EPOCHS = "instead of run.steps"
 _PACKED = "bfd or none, of the rows of data.train"
-_QUANTIZE = "weights are trained in fp32 or bf16, see precision"
+_QUANTIZE = "as q8_0 or nf4, for a frozen base"
 _SPLIT = "the share of the rows of data.train; of text `cktrain data prepare --validation-fraction`"
 _TRACKER = "the name of a project; metrics.jsonl in run.dir has every number, too"
 

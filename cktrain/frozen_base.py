@@ -27,7 +27,11 @@ class OtherBaseError(CheckpointError, AgreedError):
 
 
 def record_base(
-    folder: Path, frozen: Sequence[Param], group: Group, recorded: FrozenBase | None = None
+    folder: Path,
+    frozen: Sequence[Param],
+    group: Group,
+    recorded: FrozenBase | None = None,
+    quantize: str = "none",
 ) -> FrozenBase:
     """What a checkpoint says of the weights of `frozen`, read from `folder`. Collective: a host's ranks share the reading.
 
@@ -53,7 +57,13 @@ def record_base(
             f"[model] {folder} holds different weights on the hosts: SHA-256 {who}. Give all hosts the same folder."
         )
     shapes = {param.name: list(param.global_shape) for param in frozen}
-    return FrozenBase(path=str(folder.absolute()), files=by_host[hosts[0]], stamps=stamps, tensors=shapes)
+    return FrozenBase(
+        path=str(folder.absolute()),
+        files=by_host[hosts[0]],
+        stamps=stamps,
+        tensors=shapes,
+        quantize=quantize,
+    )
 
 
 def _identify(

@@ -53,6 +53,8 @@ def open_model(
     special_tokens: SpecialTokens | None = None,
     adapter: str | Path | None = None,
     kv_dtype: str | None = None,
+    quantize: str | None = None,
+    activations: str = "exact",
 ) -> Model:
     """As `cktrain.load`, in a process that is bound. Raises ValueError for what cannot be opened."""
     kernels = cython_kernels.load()
@@ -60,12 +62,18 @@ def open_model(
         raise ValueError(
             f"[load] fp64 needs the reference kernels, and {kernels.isa} was chosen. Set CKTRAIN_ISA=reference."
         )
+    if activations not in ("exact", "q8"):
+        raise ValueError(f"[load] activations={activations!r} is unknown. Give exact or q8.")
     kernels.set_num_threads(threads)
     saved = find_saved_model(path)
     if adapter is not None:
         saved = saved.with_adapter(adapter)
+    if quantize is not None:
+        saved = saved.quantized(quantize)
     side = saved.side_files(tokenizer, any_tokenizer)
-    return Model(saved, Numerics(kernels, precision), side, special_tokens, kv_dtype)
+    numerics = Numerics(kernels, precision)
+    numerics.rounds = activations == "q8"
+    return Model(saved, numerics, side, special_tokens, kv_dtype)
 
 
 class Model:
@@ -208,14 +216,18 @@ class Model:
         return found
 
     def save(self, folder: str | Path, dtype: Literal["float32", "bfloat16"] = "float32") -> None:
-        """Write a Hugging Face folder that transformers loads; an adapter is merged into its weights.
+        """Write a Hugging Face folder that transformers loads; an adapter is merged into its weights, before `quantize`.
 
         Raises ValueError where it is not empty or no Hugging Face class has this architecture, OSError where writing fails.
         """
         if self._saved.adapter is None:
-            _, params = self._build(1, train=False)
+            saved = self._saved
+            if saved.config.quantize == "none":
+                _, params = self._build(1, train=False)
+            else:
+                _, params = saved.quantized("none").load(self._numerics, 1)
         else:
-            model, params = self._saved.load(Numerics(self._numerics.kernels, "fp32"), 1)
+            model, params = self._saved.quantized("none").load(Numerics(self._numerics.kernels, "fp32"), 1)
             for linear, lora in loras(model):
                 lora.merge_into(linear.weight.data)
         save_folder(folder, self._saved.config, params, self._side, dtype)

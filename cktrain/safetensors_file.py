@@ -62,6 +62,15 @@ class StoredTensor:
         """Elements."""
         return math.prod(self.shape)
 
+    @property
+    def block_type(self) -> str:
+        """Of what is stored in blocks, ggml's name of them; empty for numbers, which safetensors alone hold."""
+        return ""
+
+    def block_pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """(rows, blocks (n, bytes) uint8) in order, of a tensor with a `block_type`."""
+        raise NotImplementedError
+
     def __getitem__(self, rows: slice) -> np.ndarray:
         """Some rows, read. Raises ValueError as `pieces`."""
         start, stop, _ = rows.indices(self.shape[0])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import get_args
 
 from cktrain.best_effort import warn
 from cktrain.checkpoint import MARKER, load_checkpoint
 from cktrain.checkpoint_folder import find_candidates, step_folders
-from cktrain.checkpoint_record import FrozenBase
+from cktrain.checkpoint_record import FrozenBase, read_checkpoint
 from cktrain.config_file import load_config
 from cktrain.data.same_tokenizer import (
     other_tokenizer_error,
@@ -21,6 +22,7 @@ from cktrain.file_identity import sha256_of_files
 from cktrain.frozen_base import open_base
 from cktrain.hf.config_json import read_model_config
 from cktrain.hf.folder import resolve_model
+from cktrain.hf.freeze import hold_as_stored
 from cktrain.hf.gguf_file import is_gguf
 from cktrain.hf.hub import local_path
 from cktrain.hf.peft_config import AdapterConfig
@@ -34,7 +36,7 @@ from cktrain.hf.peft_folder import (
 from cktrain.hf.tensors import hf_tensors, load_weights, weight_files
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
-from cktrain.models.family import ModelConfig
+from cktrain.models.family import ModelConfig, Quantize
 from cktrain.models.transformer import Transformer
 from cktrain.nn.numerics import Numerics
 from cktrain.run_files import read_prepared
@@ -64,6 +66,22 @@ class SavedModel:
     adapter_folder: Path | None = None
     """PEFT's folder that gives the adapter's weights; None: the checkpoint has them."""
 
+    def quantized(self, quantize: str) -> SavedModel:
+        """This model with its frozen matrices held so when it is loaded; "none": as its files have them.
+
+        Raises ValueError for an unknown format, and for a checkpoint of weights that were trained.
+        """
+        if quantize not in get_args(Quantize):
+            raise ValueError(
+                f"[load] quantize={quantize!r} is unknown. Give one of {', '.join(get_args(Quantize))}."
+            )
+        if quantize != "none" and not self.hugging_face and self.adapter is None:
+            raise ValueError(
+                f"[load] {self.path} holds weights that were trained, and quantize={quantize!r} is for those of a folder or "
+                "a GGUF file, and for an adapter's base. Export it first."
+            )
+        return replace(self, config=self.config.model_copy(update={"quantize": quantize}))
+
     def with_adapter(self, path: str | Path) -> SavedModel:
         """This model with PEFT's folder, or a run of an adapter, beside it. ValueError where that cannot be."""
         if not self.hugging_face:
@@ -81,6 +99,16 @@ class SavedModel:
         """
         config = self.config.model_copy(update={"freeze": []})  # of the run that saved it
         model = build_model(config, numerics, positions, adapter=self.adapter)
+        if config.quantize != "none" and (self.hugging_face or self.adapter is not None):
+            if train:
+                raise ValueError(
+                    f"[load] {self.path} is held in blocks (quantize {config.quantize}), which have no gradients. Load it "
+                    'with quantize="none".'
+                )
+            if self.adapter is None:  # beside one all is frozen but what was trained
+                for param in model.params():
+                    param.tag(trainable=False)
+            hold_as_stored(self._base_path(), config, model)
         if train:
             for param in model.params():
                 param.tag(trainable=True)
@@ -102,6 +130,14 @@ class SavedModel:
                 frozen = [param for param in params.params if param.name in base.tensors]
                 load_weights(open_base(self.path, base), self.config, params, names, frozen)
         return model, params
+
+    def _base_path(self) -> Path:
+        """The folder or GGUF file with the weights that were not trained. Raises CheckpointError as `open_base`."""
+        if self.hugging_face:
+            return self.path
+        base = read_checkpoint(self.path).state.base
+        assert base is not None, "an adapter has a base"
+        return open_base(self.path, base)
 
     def side_files(self, tokenizer: str | None, any_tokenizer: bool) -> SideFiles:
         """The model's own files, or with the tokenizer that a path names, or with none.

@@ -28,7 +28,7 @@ cdef extern from "runtime.h" nogil:
         int (*in_range)(const ck_array *array, const char *op, const char *name, int64_t limit) except -1
     const char *CK_RUNTIME_CAPSULE
     const int CK_F32, CK_BF16
-    const unsigned int CK_IS_F32, CK_IS_BF16, CK_IS_I32, CK_IS_REAL, CK_IS_WRITTEN, CK_IS_PACKED
+    const unsigned int CK_IS_F32, CK_IS_BF16, CK_IS_I32, CK_IS_U8, CK_IS_REAL, CK_IS_WRITTEN, CK_IS_PACKED
     unsigned int CK_DIMS(int least, int most)
 
 cdef const ck_runtime *rt = <const ck_runtime *> PyCapsule_GetPointer(_runtime.capsule, CK_RUNTIME_CAPSULE)

@@ -20,7 +20,8 @@ cdef extern from "kernels.h" nogil:
         const float *bias
         float *column_sums
         int64_t m, n, k, c_row, a_row, a_col, b_row, b_col, residual_row
-        int accumulate, lower
+        int accumulate, lower, format
+        int64_t first_col
     ctypedef struct ck_symmetric_product_args:
         ck_gemm_args product
         float scale, shift
@@ -45,6 +46,8 @@ cdef inline void operands(ck_gemm_args *g, const ck_array *c, const ck_array *a,
     g.residual_row = 0
     g.accumulate = accumulate
     g.lower = False
+    g.format = 0  # no blocks
+    g.first_col = 0
 
 
 cdef inline void run(ck_kernel kernel, const ck_gemm_args *g) noexcept:

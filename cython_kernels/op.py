@@ -5,7 +5,7 @@ A shape is written in the letters of docs/kernels.md: "N,2I" is N rows of twice 
 letter its size; FLOPs are a product of sizes ("2 N I O"), bytes follow from how each array is accessed.
 
 Types: "real" is fp32 or bf16, one for all arguments of a call; "f32" fp32 (both are fp64 in the reference run in fp64);
-"real or f32"; "i32"; "bf16"; "float" for any of fp32 and bf16, whatever the other arguments are.
+"real or f32"; "i32"; "u8"; "bf16"; "float" for any of fp32 and bf16, whatever the other arguments are.
 """
 
 from __future__ import annotations

@@ -38,6 +38,11 @@ def _number(name: str, default: Any = REQUIRED) -> Number:
     return Number(name, float, default)
 
 
+def _format() -> Number:
+    """How w is stored: a name of block_formats.py."""
+    return Number("format", str)
+
+
 def _flag(name: str, default: Any = REQUIRED) -> Number:
     return Number(name, bool, default)
 
@@ -119,6 +124,61 @@ _TABLE = (
             Number("shift", float, 0.0),
         ),
         flops="M M K",
+    ),
+    Op(
+        "quantized_forward",
+        "quantized",
+        "linear_forward for a w in blocks of the format (block_formats.py), W bytes for the I values of a row",
+        (
+            _write("y", "N,O", "real or f32"),
+            _read("x", "N,I"),
+            _read("w", "O,W", "u8"),
+            _format(),
+            _read("bias", "O", "f32", None),
+            _read("residual", "N,O", "real or f32", None),
+        ),
+        flops="2 N I O",
+        kernels=("quantized_forward", "quantized_forward_f32"),
+    ),
+    Op(
+        "quantized_forward_q8",
+        "quantized",
+        "quantized_forward of x rounded to 8 bits: 32 neighbours share a scale, and the largest magnitude is 127; the "
+        "format's numbers must be integers",
+        (
+            _write("y", "N,O", "real or f32"),
+            _read("x", "N,I"),
+            _read("w", "O,W", "u8"),
+            _format(),
+            _read("bias", "O", "f32", None),
+            _read("residual", "N,O", "real or f32", None),
+        ),
+        flops="2 N I O",
+        kernels=("quantized_forward_q8", "quantized_forward_q8_f32"),
+    ),
+    Op(
+        "quantized_backward_input",
+        "quantized",
+        "linear_backward_input for a w in blocks",
+        (
+            _accumulate("dx", "N,I"),
+            _read("dy", "N,O"),
+            _read("w", "O,W", "u8"),
+            _format(),
+            _flag("accumulate", False),
+        ),
+        flops="2 N I O",
+    ),
+    Op(
+        "dequantize",
+        "quantized",
+        "y = the values of the rows of w that ids name; without ids, of all of them (then N = O)",
+        (
+            _write("y", "N,I"),
+            _read("w", "O,W", "u8", moved="N,W"),
+            _format(),
+            _read("ids", "N", "i32", None),
+        ),
     ),
     Op(
         "embedding_forward",

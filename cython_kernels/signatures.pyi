@@ -41,6 +41,33 @@ class Ops:
         scale: float = 1.0,
         shift: float = 0.0,
     ) -> None: ...
+    def quantized_forward(
+        self,
+        y: Array,
+        x: Array,
+        w: Array,
+        format: str,
+        bias: Array | None = None,
+        residual: Array | None = None,
+    ) -> None: ...
+    def quantized_forward_q8(
+        self,
+        y: Array,
+        x: Array,
+        w: Array,
+        format: str,
+        bias: Array | None = None,
+        residual: Array | None = None,
+    ) -> None: ...
+    def quantized_backward_input(
+        self,
+        dx: Array,
+        dy: Array,
+        w: Array,
+        format: str,
+        accumulate: bool = False,
+    ) -> None: ...
+    def dequantize(self, y: Array, w: Array, format: str, ids: Array | None = None) -> None: ...
     def embedding_forward(self, y: Array, ids: Array, table: Array) -> None: ...
     def embedding_backward(self, dtable: Array, dy: Array, ids: Array) -> None: ...
     def rms_norm_forward(

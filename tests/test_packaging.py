@@ -30,7 +30,7 @@ SOURCES = {".py", ".pyx", ".pxd", ".pxi", ".c", ".h"}
 # What a compiler must accept to build for an instruction set; its module is _isa_<name>.
 FLAGS = {
     "generic": [],
-    "avx2": ["-mavx2", "-mfma"],
+    "avx2": ["-mavx2", "-mfma", "-mf16c"],
     "avx512": ["-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"],
     "avx512bf16": ["-mavx512bf16"],
     "amx": ["-mamx-tile", "-mamx-bf16"],

@@ -20,6 +20,7 @@ from cktrain.config_file import load_config
 from cktrain.generation.decoder import Decoder
 from cktrain.generation.sampler import Sampler
 from cktrain.hf.folder import resolve_model
+from cktrain.hf.quantize import fill_blocks, tag_quantized
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.build import build_model
 from cktrain.models.transformer import Transformer
@@ -46,6 +47,8 @@ class DecodeReport:
     threads: int
     precision: str
     kv_dtype: str
+    quantize: str
+    activations: str
     prompt: int
     tokens: int
     spread: float
@@ -64,24 +67,37 @@ class DecodeReport:
                 f"prefill  {self.prefill_tps:10.1f} tokens/s, {self.prompt} tokens",
                 f"reads    {self.bytes_per_token / 1e6:10.1f} MB per token: {self.decode_gbs:.1f} GB/s, "
                 f"{share:.0f} % of {self.read_gbs:.1f} GB/s",
-                f"{self.isa}, {self.threads} threads, {self.precision}, keys and values in {self.kv_dtype}",
+                f"{self.isa}, {self.threads} threads, {self.precision}, keys and values in {self.kv_dtype}, "
+                f"quantize {self.quantize}, activations {self.activations}",
             ]
         )
 
 
-def open_for_decoding(path: str | Path, numerics: Numerics, positions: int) -> Transformer:
+def open_for_decoding(
+    path: str | Path, numerics: Numerics, positions: int, quantize: str | None = None
+) -> Transformer:
     """The model of a folder, a GGUF file or a run, or random weights in the shape that a YAML file gives.
 
-    Raises ValueError for what cannot be opened, and where it has fewer positions.
+    Raises ValueError for what cannot be opened or held in the blocks of `quantize`, and where it has fewer positions.
     """
     if Path(path).suffix.lower() not in YAML_SUFFIXES:
         saved = find_saved_model(path)
         _check_positions(path, positions, saved.config.max_position_embeddings)
-        return saved.load(numerics, positions)[0]
+        return (saved if quantize is None else saved.quantized(quantize)).load(numerics, positions)[0]
     config, _ = resolve_model(load_config(path).model)
     _check_positions(path, positions, config.max_position_embeddings)
     model = build_model(config, numerics, positions)
-    ParamStore(model.params(), numerics, train=False).initialize(0)
+    held = model.params()
+    for param in held:
+        param.tag(trainable=False)
+    if quantize not in (None, "none"):
+        parts = {param: [param.name] for param in held}
+        tag_quantized(quantize, {}, parts, model)
+    params = ParamStore(held, numerics, train=False)
+    params.initialize(0, [param for param in held if not param.spec.blocks])
+    for param in held:
+        if param.spec.blocks:
+            fill_blocks(param)
     return model
 
 
@@ -119,6 +135,8 @@ def bench_decode(
         threads=kernels.num_threads(),
         precision=model.num.precision,
         kv_dtype=decoder.cache.memory[0].dtype.name,
+        quantize=_formats_in_words(model),
+        activations="q8" if model.num.rounds else "exact",
         prompt=prompt,
         tokens=tokens,
         spread=(max(decode[1:]) - min(decode[1:])) / rate,
@@ -129,8 +147,14 @@ def weight_bytes(model: Transformer) -> int:
     """Of the weights that a token reads: all but tables of which it reads a row, unless the head multiplies by them."""
     assert model.embedding is not None and model.head is not None
     multiplied = {param for layer in (*model.blocks, model.head) for param in layer.params()}
-    rows = sum(param.value[0].nbytes for param in model.embedding.params())
+    rows = sum(param.value.nbytes // param.shape[0] for param in model.embedding.params())
     return rows + sum(param.value.nbytes for param in multiplied)
+
+
+def _formats_in_words(model: Transformer) -> str:
+    """`q8_0`, `q4_0 and q8_0`, or none."""
+    names = {part.format.name for param in model.params() if param.spec.blocks for part in param.blocks}
+    return " and ".join(sorted(names)) or "none"
 
 
 def _check_positions(path: str | Path, wanted: int, there: int | None) -> None:

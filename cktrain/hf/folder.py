@@ -43,7 +43,8 @@ def resolve_model(model: ModelConfig | FromFolder) -> tuple[ModelConfig, Path | 
     if isinstance(model, FromFolder):
         folder = local_path(model.from_pretrained)
         found = read_model_config(folder)
-        model = found.model_copy(update={"from_pretrained": str(folder), "freeze": model.freeze})
+        kept = {"from_pretrained": str(folder), "freeze": model.freeze, "quantize": model.quantize}
+        model = found.model_copy(update=kept)
     return model, None if model.from_pretrained is None else Path(model.from_pretrained)
 
 

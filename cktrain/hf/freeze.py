@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from cktrain.hf.tensors import hf_tensors, stored_dtypes
+from cktrain.hf.quantize import tag_quantized
+from cktrain.hf.tensors import hf_tensors, stored_tensors
 from cktrain.memory.param import Param
 from cktrain.models.family import ModelConfig
 from cktrain.nn.embedding import Embedding
@@ -64,21 +65,24 @@ def freeze(config: ModelConfig, params: Sequence[Param]) -> None:
 
 
 def hold_as_stored(folder: str | Path, config: ModelConfig, model: Module) -> str:
-    """Let frozen matrices keep the dtype of their files, where it is narrower than the compute dtype.
+    """Let frozen matrices have the blocks of `config.quantize`, or else the dtype of their files, where it is narrow.
 
-    They are widened by blocks while they are multiplied, and row by row where they are looked up (`nn/formats.py`).
-    Matrices whose parts have several dtypes in the files are widened once. Returns what was done in words, empty when
-    nothing.
+    Narrower than the compute dtype, they are widened by blocks while they are multiplied, and row by row where they are
+    looked up (`nn/formats.py`). Matrices whose parts have several dtypes in the files are widened once. Returns what was
+    done in words, empty when nothing. Raises ValueError for a quantization that does not fit.
     """
-    stored = stored_dtypes(folder, config)
-    by_param: dict[Param, set[str]] = {}
+    stored = stored_tensors(folder, config)
+    parts: dict[Param, list[str]] = {}
     for tensor in hf_tensors(config, [param for param in model.params() if not param.trainable]):
-        by_param.setdefault(tensor.param, set()).add(stored.get(tensor.name, ""))
+        parts.setdefault(tensor.param, []).append(tensor.name)
+    if config.quantize != "none":
+        tag_quantized(config.quantize, stored, parts, model)
     kept: dict[Param, str] = {}
     for module in model.modules():
-        if not isinstance(module, (Embedding, Linear)):
+        if not isinstance(module, (Embedding, Linear)) or module.weight.spec.blocks:
             continue
-        weight, dtypes = module.weight, by_param.get(module.weight, set())
+        weight = module.weight
+        dtypes = {stored[name].dtype if name in stored else "" for name in parts.get(weight, [])}
         if dtypes in ({"BF16"}, {"F16"}) and module.num.compute_dtype.itemsize > 2:
             (kept[weight],) = dtypes
             weight.tag(storage=np.dtype(DTYPES[kept[weight]]))
@@ -86,6 +90,9 @@ def hold_as_stored(folder: str | Path, config: ModelConfig, model: Module) -> st
     counts: Counter[str] = Counter()
     for weight, name in kept.items():
         counts[name] += weight.size
+    for param in parts:
+        for rows, format in param.block_layout():
+            counts[format.name] += (rows.stop - rows.start) * param.shape[1]
     return ", ".join(f"{count:,} in {name}" for name, count in counts.items())
 
 

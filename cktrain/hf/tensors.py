@@ -13,12 +13,14 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
 
 from cktrain.foreign_file import read_json, shorten
 from cktrain.hf.gguf_file import is_gguf
+from cktrain.hf.quantize import block_rows
 from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore
 from cktrain.models import FAMILIES
@@ -47,6 +49,25 @@ class HFTensor:
             self.param.put(self.param.data, values.T, self.rows.start, start)
         else:
             self.param.put(self.param.data, values, self.rows.start + start)
+
+    @property
+    def block_format(self) -> str:
+        """The block format in which the parameter holds the tensor; empty: in none."""
+        formats = self.param.spec.blocks
+        if len(formats) < 2:
+            return formats[0] if formats else ""
+        starts = [sum(self.param.parts[:number]) for number in range(len(formats))]
+        return formats[starts.index(self.rows.start)]
+
+    def put_blocks(self, source: StoredTensor, kernels: Any) -> None:
+        """Store what is this rank's of the tensor, in blocks. Raises ValueError for NaN or infinite weights."""
+        for first, blocks in block_rows(source, self.block_format, self.transposed):
+            values = np.empty((len(blocks), self.param.global_shape[1]), np.float32)
+            kernels.dequantize(values, blocks, self.block_format)
+            to_finite(
+                values, values.dtype, f"{source.name} in {source.file}, in blocks of {self.block_format},"
+            )
+            self.param.put_blocks(blocks, self.rows.start + first)
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -108,10 +129,13 @@ def load_weights(
     dtype = params.numerics.master_dtype
     for tensor in wanted:
         source = stored[tensor.name]
+        if tensor.block_format:
+            tensor.put_blocks(source, params.numerics.kernels)
+            continue
         for rows, values in source.pieces():
             tensor.put(to_finite(values, dtype, f"{source.name} in {source.file}"), rows.start)
     if HEAD in stored and HEAD not in {tensor.name for tensor in wanted}.union(whole or ()):
-        _check_tied_head(stored[HEAD], names.embedding, params)
+        _check_tied_head(stored[HEAD], stored.get(names.embedding), names.embedding, params)
     params.refresh()
 
 
@@ -237,16 +261,22 @@ def _match(
     return stored
 
 
-def _check_tied_head(head: StoredTensor, embedding: str, params: ParamStore) -> None:
+def _check_tied_head(
+    head: StoredTensor, table_stored: StoredTensor | None, embedding: str, params: ParamStore
+) -> None:
     """A head that stands in the file although it is tied must be the embedding again."""
     table = next((param for param in params.params if param.name == embedding), None)
     if table is None:  # on another stage
         return
-    same = head.shape == table.global_shape and all(
-        np.array_equal(table.data[here], values[block].astype(table.data.dtype))
-        for rows, values in head.pieces()
-        for here, block in table.overlaps(values.shape, rows.start)
-    )
+    if table.spec.blocks and table_stored is not None:
+        pieces = zip(head.pieces(), table_stored.pieces(), strict=False)
+        same = head.shape == table.global_shape and all(np.array_equal(a, b) for (_, a), (_, b) in pieces)
+    else:
+        same = head.shape == table.global_shape and all(
+            np.array_equal(table.data[here], values[block].astype(table.data.dtype))
+            for rows, values in head.pieces()
+            for here, block in table.overlaps(values.shape, rows.start)
+        )
     if not same:
         raise ValueError(
             f"[hugging_face] {head.file}: {HEAD} {head.shape} differs from {table.name} {table.global_shape}, and "

@@ -13,9 +13,12 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+
+from cktrain.cython_kernels.block_formats import BLOCK_FORMATS, BlockFormat
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,8 @@ class ParamSpec:
     """Frozen parameters have no gradient, no moments and no master weights."""
     storage: np.dtype | None = None
     """The dtype of its file, in which a frozen parameter is held; None: the one that kernels read."""
+    blocks: tuple[str, ...] = ()
+    """Block formats in which a frozen matrix is held (`cython_kernels/block_formats.py`): one, or each of its parts'."""
     reduce_axes: frozenset[str] = frozenset({"data"})
     """Axes of the mesh over which each rank has only a part of its gradient (`cktrain/parallel/roles.py`)."""
 
@@ -64,12 +69,23 @@ class ShardRegion:
     column: int = 0
 
 
+@dataclass(frozen=True)
+class BlockRows:
+    """Some rows of a shard that are held in blocks of one format."""
+
+    rows: slice
+    format: BlockFormat
+    data: np.ndarray
+    """(rows, W) uint8."""
+
+
 class Param:
     """One parameter, or what a rank holds of it. A `ParamStore` gives it its arrays.
 
     `data` is the fp32 master weights, `grad` the fp32 gradient, views of the store's flat buffers; `value` is what
     kernels read: `data` itself, or its compute copy. A frozen parameter has `data`, in the dtype in which it is held,
-    and `value`, the same array. Rows of the shard in no region are padding and stay zero.
+    and `value`, the same array; one in blocks has their bytes, (bytes,) uint8, and `blocks` says whose they are. Rows of the
+    shard in no region are padding and stay zero.
     """
 
     data: np.ndarray
@@ -128,7 +144,58 @@ class Param:
     def shard(self, shape: tuple[int, ...], regions: tuple[ShardRegion, ...]) -> None:
         """Hold only these regions of the global parameter, in an array of this shape. Before it has memory."""
         assert not self.has_memory and not self.is_sharded, self.name
+        for name in self.spec.blocks:
+            if shape[1] % BLOCK_FORMATS[name].values:
+                raise ValueError(
+                    f"[parallel] of the {self.global_shape[1]:,} columns of {self.name} a tensor rank would have "
+                    f"{shape[1]:,}, no whole number of {name}'s blocks of {BLOCK_FORMATS[name].values}. Use fewer tensor "
+                    "ranks, or another model.quantize."
+                )
         self.shape, self.regions = shape, regions
+
+    # ---------------------------------------------------------------------------------------------- its blocks
+
+    def block_layout(self) -> list[tuple[slice, BlockFormat]]:
+        """(rows of the shard, their block format), in order; empty where it is not held in blocks."""
+        formats = [BLOCK_FORMATS[name] for name in self.spec.blocks]
+        if len(formats) < 2:
+            return [(slice(0, self.shape[0]), each) for each in formats]
+        if len(self.regions) == len(formats):
+            return [
+                (slice(region.row, region.row + region.rows), each)
+                for region, each in zip(self.regions, formats, strict=True)
+            ]
+        ends = np.cumsum(self.parts)
+        return [
+            (slice(int(end) - rows, int(end)), each)
+            for end, rows, each in zip(ends, self.parts, formats, strict=True)
+        ]
+
+    @property
+    def nbytes_in_blocks(self) -> int:
+        """Of `data` of one that is held in blocks."""
+        return sum(
+            (rows.stop - rows.start) * format.row_bytes(self.shape[1]) for rows, format in self.block_layout()
+        )
+
+    @cached_property
+    def blocks(self) -> list[BlockRows]:
+        """What `data` holds, of a parameter in blocks that has memory."""
+        found, at = [], 0
+        for rows, format in self.block_layout():
+            shape = rows.stop - rows.start, format.row_bytes(self.shape[1])
+            found.append(BlockRows(rows, format, self.data[at : at + shape[0] * shape[1]].reshape(shape)))
+            at += shape[0] * shape[1]
+        return found
+
+    def put_blocks(self, values: np.ndarray, row: int) -> None:
+        """Store what stands here of whole rows in blocks, (n, W) uint8, the first of which is row `row` globally."""
+        for here, given in self.overlaps((len(values), self.global_shape[1]), row):
+            part = next(part for part in self.blocks if part.rows.start <= here[0].start < part.rows.stop)
+            each, size = part.format.values, part.format.bytes
+            columns = slice(given[1].start // each * size, given[1].stop // each * size)
+            start = here[0].start - part.rows.start
+            part.data[start : start + here[0].stop - here[0].start] = values[given[0], columns]
 
     # ------------------------------------------------------------------------------------------ its gradient
 

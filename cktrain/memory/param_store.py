@@ -3,6 +3,7 @@
     trainable    three flat buffers: master weights and gradients (size,) fp32, and the compute copy (size,) where the
                  compute dtype is another
     frozen       one arena, each parameter once, in its file's dtype or the one in which kernels read it
+    quantized    one arena of bytes, each frozen parameter that is held in blocks once
 
 The backward pass fills gradients from the last layer to the first, and the flat buffers are in this order: a gradient
 bucket, an optimizer's share and an RDMA memory region are each one slice. A parameter starts on a cache line; the few
@@ -164,13 +165,20 @@ class ParamStore:
         return found
 
     def _hold_frozen(self) -> None:
-        """One arena with each frozen parameter once."""
+        """One arena with each frozen parameter once, and one with those in blocks."""
         num = self.numerics
+        plain = [param for param in self.frozen if not param.spec.blocks]
         dtypes = [
             param.spec.storage or (num.compute_dtype if param.spec.read_as == "compute" else num.master_dtype)
-            for param in self.frozen
+            for param in plain
         ]
-        sizes = [nbytes_of(param.shape, dtype) for param, dtype in zip(self.frozen, dtypes, strict=True)]
+        sizes = [nbytes_of(param.shape, dtype) for param, dtype in zip(plain, dtypes, strict=True)]
         arena = Arena("frozen weights", sum(round_up(nbytes, CACHE_LINE) for nbytes in sizes))
-        for param, dtype in zip(self.frozen, dtypes, strict=True):
+        for param, dtype in zip(plain, dtypes, strict=True):
             param.data = param.value = arena.array(param.shape, dtype)
+        in_blocks = [param for param in self.frozen if param.spec.blocks]
+        if in_blocks:
+            nbytes = sum(round_up(param.nbytes_in_blocks, CACHE_LINE) for param in in_blocks)
+            arena = Arena("quantized weights", nbytes)
+            for param in in_blocks:
+                param.data = param.value = arena.array((param.nbytes_in_blocks,), np.dtype(np.uint8))

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field, model_validator
 
@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from cktrain.nn.numerics import Numerics
 
 
+Quantize = Literal["none", "stored", "q8_0", "q4_0", "q4_1", "q5_0", "mxfp4", "nf4"]
+
+
 class FromFolder(Section):
     """A model whose architecture is read from a Hugging Face folder (`cktrain.hf.folder.resolve_model`)."""
 
@@ -39,6 +42,8 @@ class FromFolder(Section):
     """As `ModelConfig.from_pretrained`."""
     freeze: list[str] = Field(default=[])
     """As `ModelConfig.freeze`."""
+    quantize: Quantize = "none"
+    """As `ModelConfig.quantize`."""
 
 
 class ModelConfig(Section):
@@ -54,6 +59,8 @@ class ModelConfig(Section):
     freeze: list[str] = Field(default=[])
     """Shell patterns over Hugging Face's names of tensors or modules (`model.embed_tokens`, `model.layers.[0-9].*`): what
     they name keeps the weights of from_pretrained, and costs no gradient and no optimizer state."""
+    quantize: Quantize = "none"
+    """Hold frozen matrices in blocks of few bits (docs/quantized.md); stored: as the files have them."""
     family: str
     """Which family the architecture is of; each has its own keys beside these."""
     hidden_size: Size
@@ -77,6 +84,11 @@ class ModelConfig(Section):
 
     @model_validator(mode="after")
     def _check_sizes(self) -> ModelConfig:
+        if self.quantize != "none" and self.from_pretrained is None:
+            raise ValueError(
+                f"quantize {self.quantize} is for pretrained weights that stay as they are, and no from_pretrained is "
+                "given. Give one, or leave quantize out"
+            )
         if self.freeze and self.from_pretrained is None:
             raise ValueError(
                 "freeze keeps pretrained weights as they are, and no from_pretrained is given. Give one, or leave freeze out"

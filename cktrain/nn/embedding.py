@@ -14,6 +14,7 @@ from cktrain.nn.formats import Dense, Widened
 from cktrain.nn.layout import Whole
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
+from cktrain.nn.quantized import Quantized
 from cktrain.nn.scaled import add_scaled
 
 
@@ -25,7 +26,7 @@ class Embedding(Module):
         self.num_embeddings = num_embeddings
         self.size = size
         self.weight = Param(f"{name}.weight", (num_embeddings, size), std=std)
-        self.format: Dense | Widened = Dense(self.weight)
+        self.format: Dense | Widened | Quantized = Dense(self.weight)
         self.layout: Whole = Whole()
 
     def forward(

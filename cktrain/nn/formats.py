@@ -54,6 +54,9 @@ class Format(Protocol):
     def blocks(self, module: Module, slot: Slot) -> Iterator[tuple[slice, np.ndarray]]:
         """(rows of w, those rows in the compute dtype), `block_shape` at a time; an array is valid until the next one."""
 
+    def rows(self, rows: slice, module: Module) -> np.ndarray:
+        """Those rows of w, to be read: as they are stored, or decoded."""
+
 
 def block_shape(weight: Param, itemsize: int) -> tuple[int, int]:
     """(rows, I) of a block of a weight whose elements have so many bytes."""
@@ -111,6 +114,10 @@ class Dense:
             rows = slice(start, min(start + height, self.weight.shape[0]))
             yield rows, self.weight.value[rows]
 
+    def rows(self, rows: slice, module: Module) -> np.ndarray:
+        """As `Format.rows`."""
+        return self.weight.value[rows]
+
 
 class ByBlocks:
     """What formats share whose weight is made ready for the kernels block by block."""
@@ -147,6 +154,10 @@ class ByBlocks:
     def blocks(self, module: Module, slot: Slot) -> Iterator[tuple[slice, np.ndarray]]:
         """As `Format.blocks`."""
         raise NotImplementedError
+
+    def rows(self, rows: slice, module: Module) -> np.ndarray:
+        """As `Format.rows`."""
+        return self.weight.value[rows]
 
 
 class Widened(ByBlocks):

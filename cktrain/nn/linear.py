@@ -19,6 +19,7 @@ from cktrain.nn.formats import Dense, Format, Widened
 from cktrain.nn.layout import Whole
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
+from cktrain.nn.quantized import Quantized
 from cktrain.nn.scaled import add_scaled
 
 
@@ -104,7 +105,7 @@ class Linear(Product):
             if bias
             else None
         )
-        self.format: Dense | Widened = Dense(weight)
+        self.format: Dense | Widened | Quantized = Dense(weight)
         self.layout: Whole = Whole()
         self.adapters: list[Adapter] = []
 

@@ -46,6 +46,8 @@ class Numerics:
         compute, master = PRECISIONS[precision]
         self.compute_dtype = np.dtype(compute)
         self.master_dtype = np.dtype(master)
+        self.rounds = False
+        """Whether few rows are rounded to 8 bits for products with quantized weights: while writing, if asked to."""
 
     @property
     def is_dry(self) -> bool:

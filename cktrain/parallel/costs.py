@@ -101,7 +101,7 @@ def kinds_of(model: Transformer, rows: int, length: int) -> list[Any]:
     return [
         (
             block.role,
-            tuple((param.shape, param.spec.storage) for param in block.params()),
+            tuple((param.shape, param.spec.storage, param.spec.blocks) for param in block.params()),
             block.flops(rows, length),
             block in without_backward,
         )
@@ -124,7 +124,7 @@ def measure_costs(config: Config, numerics: Numerics, mesh: Mesh) -> ModelCosts:
     rng = np.random.default_rng(0)
     pattern = rng.standard_normal(4099) * 0.02
     for param in params.params:
-        param.data.reshape(-1)[...] = np.resize(pattern, param.size)
+        param.data.reshape(-1)[...] = np.resize(pattern, param.data.size)
     params.refresh()
     slot = model.plan(*shape).allocate()[0]
     ids = rng.integers(0, config.model.vocab_size, (2, *shape), dtype=np.int32)

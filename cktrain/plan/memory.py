@@ -26,6 +26,7 @@ from cktrain.parallel.stages import Partition
 KINDS = {
     "parameters": "weights",
     "frozen weights": "weights",
+    "quantized weights": "weights",
     "compute weights": "bf16_copy",
     "gradients": "gradients",
     "gradients of single micro-batches": "gradients",

@@ -23,10 +23,10 @@ int ck_cpu_supports(const char *isa) {
     if (strcmp(isa, "generic") == 0) return 1;
     unsigned a, b, c, d;
     if (!__get_cpuid(1, &a, &b, &c, &d) || !BIT(c, 27) /* OSXSAVE */ || !BIT(c, 28) /* AVX */) return 0;
-    const unsigned fma = BIT(c, 12), saved = xcr0();
+    const unsigned fma_f16c = BIT(c, 12) & BIT(c, 29), saved = xcr0();
     if (!__get_cpuid_count(7, 0, &a, &b, &c, &d)) return 0;
     const unsigned leaves = a;
-    const int avx2 = fma && BIT(b, 5) && (saved & 0x6) == 0x6;  /* XMM, YMM */
+    const int avx2 = fma_f16c && BIT(b, 5) && (saved & 0x6) == 0x6;  /* XMM, YMM */
     const int avx512 = avx2 && BIT(b, 16) /* F */ && BIT(b, 17) /* DQ */
                        && BIT(b, 30) /* BW */ && BIT(b, 31) /* VL */
                        && (saved & 0xe6) == 0xe6;  /* and opmask, ZMM */

@@ -28,7 +28,8 @@ static int is_bf16(PyArrayObject *array) {
 
 static const char *allowed_dtypes(unsigned allowed) {
     if ((allowed & CK_IS_REAL) == CK_IS_REAL) return "float32 or bfloat16";
-    return allowed & CK_IS_F32 ? "float32" : allowed & CK_IS_BF16 ? "bfloat16" : "int32";
+    return allowed & CK_IS_F32 ? "float32" : allowed & CK_IS_BF16 ? "bfloat16" : allowed & CK_IS_U8 ? "uint8"
+                                                                                             : "int32";
 }
 
 static int refuse(const char *op, const char *name, PyArrayObject *array, const char *problem,
@@ -53,6 +54,7 @@ int ck_take(ck_array *out, PyObject *object, const char *op, const char *name, u
     const int least = allowed >> 16 & 15, most = allowed >> 20 & 15;
     out->dtype = type_num == NPY_FLOAT32 ? CK_F32
                : type_num == NPY_INT32   ? CK_I32
+               : type_num == NPY_UINT8   ? CK_U8
                : is_bf16(array)          ? CK_BF16
                                          : -1;
     if (out->dtype < 0 || !(allowed >> out->dtype & 1)) {
@@ -106,7 +108,7 @@ int ck_match(const ck_array *array, const char *op, const char *name, int axis, 
 
 int ck_same_dtype(const ck_array *array, const char *op, const char *name, const ck_array *other,
                   const char *other_name) {
-    static const char *const names[] = {"float32", "bfloat16", "int32"};
+    static const char *const names[] = {"float32", "bfloat16", "int32", "uint8"};
     if (array->dtype == other->dtype) return 0;
     PyErr_Format(PyExc_ValueError, "[kernels.%s] %s is %s, but %s is %s. Convert one of them.", op, name,
                  names[array->dtype], other_name, names[other->dtype]);

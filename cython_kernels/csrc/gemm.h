@@ -134,8 +134,10 @@ INLINE void FN(gemm_pack_panel)(const ck_gemm_args *g, const FN(gemm_step) *s, i
     uint32_t state = __atomic_load_n(s->panels + p, __ATOMIC_RELAXED);
     if (state >= begun
         || !__atomic_compare_exchange_n(s->panels + p, &state, begun, 0, __ATOMIC_RELAXED, __ATOMIC_RELAXED)) return;
-    FN(pack_right)(s->b + p * ck_panel_units(CK_GEMM_NR, FN(units)(s->k)), FN(gemm_source)(g, s, p), g->b_row,
-                   g->b_col, ck_min(CK_GEMM_NR, s->cols - p * CK_GEMM_NR), s->k);
+    float *const panel = s->b + p * ck_panel_units(CK_GEMM_NR, FN(units)(s->k));
+    const int64_t wide = ck_min(CK_GEMM_NR, s->cols - p * CK_GEMM_NR);
+    if (g->format) FN(pack_blocks)(panel, g, s->k0, g->first_col + s->col0 + p * CK_GEMM_NR, wide, s->k);
+    else FN(pack_right)(panel, FN(gemm_source)(g, s, p), g->b_row, g->b_col, wide, s->k);
     __atomic_store_n(s->panels + p, begun + 1, __ATOMIC_RELEASE);
 }
 
@@ -188,7 +190,7 @@ INLINE ck_gemm_item FN(gemm_do_item)(const ck_gemm_args *g, const ck_team *team,
                                              times);
             } else {
                 const int64_t then = first + (start + c + 1) % panels;
-                if (__atomic_load_n(s->panels + then, __ATOMIC_RELAXED) < 2 * (uint32_t)s->number + 1) {
+                if (!g->format && __atomic_load_n(s->panels + then, __ATOMIC_RELAXED) < 2 * (uint32_t)s->number + 1) {
                     out.fetch = FN(lines_of)(FN(gemm_source)(g, s, then), g->b_col, g->b_row,
                                              ck_min(CK_GEMM_NR, s->cols - then * CK_GEMM_NR), s->k, times);
                     out.fetch.into = (const char *)(s->b + then * b_panel);
@@ -280,7 +282,8 @@ static void FN(add_column_sums)(const ck_gemm_args *g, const ck_team *team) {
 INLINE void FN(gemm_steps)(const ck_gemm_args *g, const ck_team *team, const ck_gemm_plan *plan, const int c_is_f32,
                            float *const place[2], float *sums) {
     ck_gemm_shared *shared = (ck_gemm_shared *)team->shared;
-    const int64_t depth = plan->depth * (CK_PAIRED ? 2 : 1);  /* in elements */
+    int64_t depth = plan->depth * (CK_PAIRED ? 2 : 1);  /* in elements */
+    if (g->format && depth < g->k) depth = ck_max(CK_GROUP, depth / CK_GROUP * CK_GROUP);
     if (team->index == 0) {
         shared->item[0] = shared->arrived = 0;
         for (int i = 0; i < 2; i++)
@@ -316,7 +319,8 @@ INLINE void FN(gemm_alone)(const ck_gemm_args *g, const ck_team *team, const int
     part.m = rows.end - rows.begin;
     part.n = cols.end - cols.begin;
     part.a = (const real *)g->a + rows.begin * g->a_row;
-    part.b = (const real *)g->b + cols.begin * g->b_col;
+    part.first_col += cols.begin;
+    if (!g->format) part.b = (const real *)g->b + cols.begin * g->b_col;
     part.c = (char *)g->c + (rows.begin * g->c_row + cols.begin) * c_bytes;
     if (g->bias) part.bias = g->bias + cols.begin;
     if (g->residual)
@@ -341,7 +345,7 @@ INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int 
     const int64_t units = FN(units)(g->k);
     const ck_gemm_plan plan = ck_plan_gemm(g->m, g->n, units, CK_MR, CK_GEMM_NR, CK_KR, c_is_f32, team->size, 0,
                                            team->caches);
-    if (g->m <= CK_NARROW_ROWS && units * CK_MR * 4 <= CK_SCRATCH_BYTES / 2) {
+    if (g->m <= CK_NARROW_ROWS && !g->format && units * CK_MR * 4 <= CK_SCRATCH_BYTES / 2) {
         FN(gemm_narrow)(g, team, c_is_f32, plan.depth * (CK_PAIRED ? 2 : 1));
         return;
     }

@@ -21,6 +21,7 @@
 #define CK_BF16 1
 #define CK_STORAGES 2
 #define CK_I32 2
+#define CK_U8 3
 #define CK_SCRATCH_BYTES (4 << 20)  /* workspace per thread */
 
 #define CK_SHARED_BYTES (16 << 20)  /* workspace of a whole team */
@@ -50,15 +51,28 @@ typedef void (*ck_kernel)(const void *args, const ck_team *team);
 
 /* c (m, n) = or += a (m, k) . b (k, n) + bias f32 (n) + residual (m, n), of c's type. Any of the strides of a
  * and b may be the unit one. column_sums f32 (m) = or += sum over k of a: the bias gradient, when a is dy
- * transposed. residual may be c. With `lower`, of a symmetric c, register tiles above the diagonal are left out. */
+ * transposed. residual may be c. With `lower`, of a symmetric c, register tiles above the diagonal are left out.
+ *
+ * With a `format` (quantized_blocks.h) b is rows of blocks, `block_row` bytes apart, and c's first column stands at b's
+ * `first_col`; b_row and b_col are those of the values, one of them 1. */
 typedef struct {
     void *c;
     const void *a, *b, *residual;
     const float *bias;
     float *column_sums;
     int64_t m, n, k, c_row, a_row, a_col, b_row, b_col, residual_row;
-    int accumulate, lower;
+    int accumulate, lower, format;
+    int64_t block_row, block_values, first_col;
 } ck_gemm_args;
+
+/* y (n, k) = the rows of w, blocks of `format`, that ids name; NULL: all of them. */
+typedef struct {
+    void *y;
+    const uint8_t *w;
+    const int32_t *ids;
+    int64_t n, k, y_row, w_row;
+    int format;
+} ck_dequantize_args;
 
 /* c (m, m) = scale a . a transposed + shift on the diagonal; product.b is a. */
 typedef struct {
@@ -216,7 +230,9 @@ typedef struct {
 
 /* One kernel per op and storage type; the same list declares the table and fills it. */
 #define CK_REAL_OPS(X)                                                                                      \
-    X(gemm) X(gemm_f32) X(symmetric_product) X(embedding_forward) X(embedding_backward)                     \
+    X(gemm) X(gemm_f32) X(symmetric_product) X(quantized_forward) X(quantized_forward_f32)                  \
+    X(quantized_forward_q8) X(quantized_forward_q8_f32) X(quantized_backward_input) X(dequantize)           \
+    X(embedding_forward) X(embedding_backward)                                                              \
     X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rope)           \
     X(attention_forward) X(attention_backward) X(attention_merge) X(attention_cached) X(swiglu_forward)     \
     X(swiglu_backward) X(gelu_forward) X(gelu_backward) X(add) X(dropout) X(cross_entropy_forward) X(cross_entropy_backward)   \

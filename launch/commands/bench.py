@@ -102,6 +102,12 @@ def _add_decode(actions: Any) -> None:
     decode.add_argument(
         "--kv-dtype", choices=("fp32", "bf16"), help="of keys and values; default: that of --dtype"
     )
+    decode.add_argument(
+        "--quantize", metavar="FORMAT", help="hold the matrices in blocks (docs/quantized.md)"
+    )
+    decode.add_argument(
+        "--activations", choices=("exact", "q8"), default="exact", help="of quantized matrices, while writing"
+    )
     decode.add_argument("--prompt", type=arguments.whole(1), default=512, help="tokens to read (default 512)")
     decode.add_argument(
         "--tokens", type=arguments.whole(1), default=128, help="tokens to write (default 128)"
@@ -127,7 +133,9 @@ def _decode(options: argparse.Namespace) -> int:
     kernels = cython_kernels.load()
     kernels.set_num_threads(binding.threads)
     positions = options.prompt + options.tokens
-    model = open_for_decoding(options.model, Numerics(kernels, options.dtype), positions)
+    numerics = Numerics(kernels, options.dtype)
+    numerics.rounds = options.activations == "q8"
+    model = open_for_decoding(options.model, numerics, positions, options.quantize)
     kv_dtype = None if options.kv_dtype is None else np.dtype(PRECISIONS[options.kv_dtype][0])
     report = bench_decode(model, options.prompt, options.tokens, options.rounds, kv_dtype)
     print(json.dumps(report.as_dict()) if options.json else report.table())

@@ -74,6 +74,18 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="what keys and values are kept in; default: what products are computed in",
     )
     parser.add_argument(
+        "--quantize",
+        metavar="FORMAT",
+        help="hold the matrices in blocks of few bits, as q8_0 (docs/quantized.md); default: in --dtype, or as the run "
+        "of an adapter held them",
+    )
+    parser.add_argument(
+        "--activations",
+        choices=("exact", "q8"),
+        default="exact",
+        help="q8: while text is written, round what quantized matrices are multiplied with to 8 bits (default exact)",
+    )
+    parser.add_argument(
         "--tokenizer", type=arguments.path, help="folder with a tokenizer.json; default: the model's own"
     )
     parser.add_argument(
@@ -163,6 +175,8 @@ def open_model_of(options: argparse.Namespace, threads: int, other: str | Path |
         special_tokens=options.special_tokens,
         adapter=options.adapter,
         kv_dtype=options.kv_dtype,
+        quantize=options.quantize,
+        activations=options.activations,
     )
 
 

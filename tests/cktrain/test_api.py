@@ -62,7 +62,7 @@ def test_an_unknown_name_is_an_attribute_error():
     "given, words",
     [
         ({"path": "m.gguf"}, "m.gguf: it cannot be read"),
-        ({"path": ".", "quantize": "q8_0"}, "cannot be quantized yet"),
+        ({"path": ".", "quantize": "q8_0"}, "is no run"),
         ({"path": ".", "dtype": "int8"}, "dtype='int8' is unknown"),
         ({"path": ".", "special_tokens": "no"}, "special_tokens='no' is unknown"),
         ({"path": ".", "threads": 9999}, "Give 1 to"),

@@ -10,7 +10,6 @@ from cktrain.foreign_keys import _KEYS, translated
 
 TO_COME = {
     "log.wandb",
-    "model.quantize",
 }
 GOOD = """\
 run: {dir: runs/x, steps: 10}
@@ -42,7 +41,7 @@ def test_every_answer_is_a_key_of_ours_or_said_to_come():
         ("max_length: 8", "Here it is data.sequence_length"),
         ("cutoff_len: 8", "Here it is data.sequence_length"),
         ("sequence_len: 8", "Here it is data.sequence_length"),
-        ("load_in_4bit: true", "There is no model.quantize yet; weights are trained in fp32 or bf16"),
+        ("load_in_4bit: true", "Here it is model.quantize .as q8_0 or nf4, for a frozen base"),
         ("lora_rank: 8", "Here it is adapter.r"),
         ("lora_dropout: 0.1", "Here it is adapter.lora_dropout"),
         ("val_set_size: 0.1", "Here it is data.validation .the share of the rows of data.train"),

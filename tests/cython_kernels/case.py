@@ -26,7 +26,9 @@ def f32_of(dtype: Any) -> np.dtype[Any]:
 def convert(inputs: Inputs, dtype: Any) -> Inputs:
     """Return `inputs` with every float array as `dtype` (fp32 or fp64): for the reference to run on."""
     return {
-        name: value.astype(dtype) if isinstance(value, np.ndarray) and value.dtype != np.int32 else value
+        name: value.astype(dtype)
+        if isinstance(value, np.ndarray) and value.dtype not in (np.int32, np.uint8)
+        else value
         for name, value in inputs.items()
     }
 
@@ -58,7 +60,7 @@ class Case:
     exact: tuple[str, ...] = ()  # outputs that are bit for bit the same everywhere
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
-        """Return the inputs of one call: activations of `dtype`, the rest of f32_of(dtype) or int32."""
+        """Return the inputs of one call: activations of `dtype`, the rest of f32_of(dtype), int32 or uint8."""
         raise NotImplementedError
 
     def forward(self, kernels: Any, inputs: Inputs) -> Outputs:

@@ -29,6 +29,7 @@ from cases_attention_cached import AttentionCached
 from cases_attention_options import AttentionMerge, AttentionOptions
 from cases_layers import Embedding, LayerNorm, Linear, Matmul, RmsNorm, Rope, SymmetricProduct
 from cases_pointwise import Add, Cast, Dropout, Gelu, Swiglu
+from cases_quantized import Quantized
 from cases_training import AdamW, CrossEntropy, Sgd, SumOfSquares
 
 __all__ = ["CASES", "SEEDS", "Case", "Inputs", "Outputs", "Shape", "convert", "f32_of", "relative_error"]
@@ -37,6 +38,7 @@ _TABLE = (
     Linear(),
     Matmul(),
     SymmetricProduct(),
+    Quantized(),
     Embedding(),
     RmsNorm(),
     LayerNorm(),

@@ -135,7 +135,8 @@ def test_a_planted_difference_is_found(name: str) -> None:
 SIZES = {
     "N": 3,
     "C": 8,
-    "I": 5,
+    "I": 32,
+    "W": 34,
     "O": 7,
     "B": 2,
     "S": 3,
@@ -148,8 +149,8 @@ SIZES = {
     "M": 4,
     "n": 10,
 }
-NUMBERS = {"step": 1}
-DTYPES: dict[str, Any] = {"f32": np.float32, "i32": np.int32, "bf16": bfloat16}
+NUMBERS = {"step": 1, "format": "q8_0"}
+DTYPES: dict[str, Any] = {"f32": np.float32, "i32": np.int32, "u8": np.uint8, "bf16": bfloat16}
 ISAS = ["reference", cython_kernels.best()]
 
 

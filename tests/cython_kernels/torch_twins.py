@@ -12,6 +12,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from cases import Case, Inputs, Outputs
+from cases_quantized import values_of
+
+from cktrain.cython_kernels.block_formats import NOT_INTEGERS
 
 Tensors = dict[str, Any]
 
@@ -59,6 +62,18 @@ def _matmul(t: Tensors) -> Tensors:
 def _symmetric_product(t: Tensors) -> Tensors:
     x = t["x"].T if t["transpose"] else t["x"]
     return {"out": t["scale"] * (x @ x.T) + t["shift"] * torch.eye(len(x), dtype=x.dtype)}
+
+
+def _quantized(t: Tensors) -> Tensors:
+    x, residual = t["x"], 0.0 if t["residual"] is None else t["residual"]
+    w = torch.from_numpy(values_of(t["w"].numpy(), t["format"], x.shape[1])).to(x.dtype)
+    results = {"y": F.linear(x, w, t["bias"]) + residual, "values": w, "rows": w[t["ids"].long()]}
+    if t["format"] not in NOT_INTEGERS:
+        groups = x.detach().float().reshape(len(x), x.shape[1] // 32, 32)
+        largest = groups.abs().amax(dim=2, keepdim=True)
+        rounded = torch.round(groups * (127 / largest)) * (largest / 127).to(x.dtype)
+        results["y8"] = F.linear(rounded.reshape(x.shape).to(x.dtype), w, t["bias"]) + residual
+    return results
 
 
 def _embedding(t: Tensors) -> Tensors:
@@ -250,6 +265,7 @@ TWINS: dict[str, Callable[[Tensors], Tensors]] = {
     "linear": _linear,
     "matmul": _matmul,
     "symmetric_product": _symmetric_product,
+    "quantized": _quantized,
     "embedding": _embedding,
     "rms_norm": _rms_norm,
     "layer_norm": _layer_norm,

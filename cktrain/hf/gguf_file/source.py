@@ -50,20 +50,42 @@ class GGUFTensor(StoredTensor):
         if len(self.shape) == 1:
             yield slice(start, last), self._reordered(self._read(0, 1).reshape(-1))[start:last]
             return
+        for first, end in self._spans(start, last):
+            values = self._reordered(self._read(first, end).reshape(-1, *self.shape[1:]))
+            rows = slice(max(first, start), min(end, last))
+            yield rows, values[rows.start - first : rows.stop - first]
+
+    @property
+    def block_type(self) -> str:
+        """As `StoredTensor.block_type`."""
+        return "" if self.kind in PLAIN else self.kind
+
+    def block_pieces(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """As `StoredTensor.block_pieces`: of a matrix, in Hugging Face's order of rows."""
+        for first, end in self._spans(0, self.shape[0]):
+            yield slice(first, end), self._reordered(self._read_bytes(first, end))
+
+    def _spans(self, start: int, last: int) -> Iterator[tuple[int, int]]:
+        """Whole heads of rows that hold [start, last), some at a time."""
         step = max(1, PIECE_BYTES // (4 * math.prod(self.shape[1:])))
         unit = self.head_dim or 1
         step = max(unit, step // unit * unit)
         for first in range(start // unit * unit, last, step):
-            end = min(first + step, self.shape[0])
-            values = self._reordered(self._read(first, end).reshape(-1, *self.shape[1:]))
-            rows = slice(max(first, start), min(end, last))
-            yield rows, values[rows.start - first : rows.stop - first]
+            yield first, min(first + step, self.shape[0])
 
     def _reordered(self, values: np.ndarray) -> np.ndarray:
         return to_halves(values, self.head_dim) if self.head_dim else values
 
     def _read(self, first: int, end: int) -> np.ndarray:
         """Rows of the file, dequantized: (rows, values of a row)."""
+        data = self._read_bytes(first, end)
+        if self.kind in PLAIN:
+            return data.reshape(-1).view(PLAIN[self.kind]).reshape(end - first, -1)
+        with np.errstate(all="ignore"):  # damaged scales are found as NaN or infinite weights
+            return _dequantize(data, self.kind)
+
+    def _read_bytes(self, first: int, end: int) -> np.ndarray:
+        """Rows of the file: (rows, bytes of a row) uint8."""
         size = (end - first) * self.row_bytes
         try:
             data = np.fromfile(self.file, np.uint8, size, offset=self.start + first * self.row_bytes)
@@ -75,10 +97,7 @@ class GGUFTensor(StoredTensor):
             raise ValueError(
                 f"[gguf] {self.file}: {self.name} ends early, the file has become shorter. {AGAIN}"
             )
-        if self.kind in PLAIN:
-            return data.view(PLAIN[self.kind]).reshape(end - first, -1)
-        with np.errstate(all="ignore"):  # damaged scales are found as NaN or infinite weights
-            return _dequantize(data.reshape(end - first, -1), self.kind)
+        return data.reshape(end - first, -1)
 
 
 def open_gguf(path: str | Path) -> GGUFFile:

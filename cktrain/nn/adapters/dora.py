@@ -176,10 +176,20 @@ class DoRA(LoRA):
         if self._squares is not None:
             return self._squares
         weight = self._linear().weight
-        squares = _row_squares(weight.value, self.num.master_dtype)
+        squares = self._squares_of(self._linear().format)
         if not (weight.trainable or self.num.is_dry):
             self._squares = squares
         return squares
+
+    def _squares_of(self, format: Format) -> np.ndarray:
+        """‖w‖² (O), f32, of the rows of a weight, some at a time."""
+        count, width = format.weight.shape
+        found = np.empty(count, self.num.master_dtype)
+        height = max(1, BLOCK_BYTES // (width * found.itemsize))
+        for start in range(0, count, height):
+            rows = slice(start, min(start + height, count))
+            found[rows] = _row_squares(format.rows(rows, self._linear()), found.dtype)
+        return found
 
     # ------------------------------------------------------------------------------------------------ products
 

@@ -54,6 +54,22 @@ def test_bytes_of_weights_and_keys(dtype, kv_dtype, weight, key, model, capsys):
     )
 
 
+@pytest.mark.parametrize("activations", ["exact", "q8"])
+def test_bytes_of_weights_in_blocks(activations, model, capsys):
+    pytest.importorskip("gguf")
+    wide = YAML.replace("hidden_size: 16", "hidden_size: 64").replace("size: 24", "size: 96")
+    Path(model).write_text(wide)
+    small = ["--prompt", "9", "--tokens", "4", "--rounds", "1", "--kv-dtype", "bf16"]
+    options = ["--quantize", "q4_0", "--activations", activations, "--json"]
+    assert main(["bench", "decode", model, *small, *options]) == 0
+    found = json.loads(capsys.readouterr().out)
+    blocks = 2 * (64 * 192 + 64 * 64 + 3 * 64 * 96) // 32 * 18 + 50 * 68  # the tied table in q8_0
+    assert found["bytes_per_token"] == blocks + 68 + 5 * 64 * 4 + 2 * 2 * 64 * 2 * 12
+    assert (found["quantize"], found["activations"]) == ("q4_0 and q8_0", activations)
+    assert main(["bench", "decode", model, *small, "--quantize", "nf4"]) == 2
+    assert "down_proj.weight has rows of 96 values" in capsys.readouterr().err
+
+
 def test_the_table_and_a_prompt_that_does_not_fit(model, capsys):
     assert main(["bench", "decode", model, "--prompt", "3", "--tokens", "2", "--rounds", "1"]) == 0
     assert "tokens/s, 2 tokens" in capsys.readouterr().out
