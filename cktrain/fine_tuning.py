@@ -39,6 +39,7 @@ from cktrain.plan.batch_sizes import with_accumulation
 from cktrain.plan.forecast import sequences_of
 from cktrain.run_length import count_steps, length_in_words
 from cktrain.saved_model import SavedModel, find_saved_model
+from cktrain.side_files import CONFIG_FILE as MODEL_FILE
 from cktrain.trained_run import TrainedRun
 from cktrain.training_rows import DATA_FOLDER
 from cktrain.yaml_text import dump_yaml
@@ -234,6 +235,10 @@ def _data(
                 "give the rows."
             )
         return Path(asked.data), read_dataset(asked.data)
+    if (Path(asked.data) / MODEL_FILE).is_file() or holds_run(asked.data):
+        raise ValueError(
+            f"[finetune] {asked.data} holds a model, and DATA is a file or folder of rows. Give MODEL first, then DATA."
+        )
     known = [option.name for option in fields(ChatOptions)]
     if unknown := sorted(set(asked.chat) - set(known)):
         raise ValueError(f"[finetune] chat: {unknown[0]!r} is none of {', '.join(known)}. Correct it.")

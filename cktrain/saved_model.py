@@ -25,6 +25,7 @@ from cktrain.hf.folder import resolve_model
 from cktrain.hf.freeze import hold_as_stored
 from cktrain.hf.gguf_file import is_gguf
 from cktrain.hf.hub import local_path
+from cktrain.hf.no_model import what_to_give
 from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.peft_folder import (
     find_adapter,
@@ -203,7 +204,7 @@ def find_saved_model(path: str | Path) -> SavedModel:
         return SavedModel(path, read_model_config(path), read_side_files(path), True)
     raise ValueError(
         f"[saved_model] {path} is no run (checkpoints/), no checkpoint ({MARKER}), no Hugging Face folder "
-        f"({CONFIG_FILE}) and no GGUF file. Give the path of one."
+        f"({CONFIG_FILE}) and no GGUF file. {what_to_give(path) or 'Give the path of one.'}"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from cktrain.data.special_tokens import added_around, end_ids, special_ids
+from cktrain.data.special_tokens import added_around, configured_token, end_ids, special_ids
 from cktrain.data.tokenizer_backend import guarded, read_backend
 from cktrain.side_files import SideFiles, SpecialTokens, check_tokenizer
 
@@ -28,7 +28,10 @@ class Codec:
         self._backend.encode_special_tokens = mode == "text"
         self._begin = added_around(side, self._backend)[0] if known is None else known.begin_ids
         ids = special_ids(side)
-        self.stop_ids = frozenset([*end_ids(ids), *([] if known is None else [known.eos_id])])
+        name = configured_token(side, "eos_token")
+        own = None if name is None else self._backend.token_to_id(name)
+        ends = [own, None if known is None else known.eos_id]
+        self.stop_ids = frozenset([*end_ids(ids), *(end for end in ends if end is not None)])
         self._start = list(self._begin)
         if not self._start and known is not None:
             self._start = [known.eos_id]

@@ -131,6 +131,15 @@ def _run(arguments: list[str], flag: StopFlag | None) -> int:
         print(f"cktrain: {error}", file=sys.stderr)
         _give_up_output()
         return EXIT_INPUT
+    except RuntimeError as error:
+        if "can't start new thread" not in str(error):
+            raise
+        print(
+            "cktrain: [system] no thread can be started: a limit of threads (ulimit -u) or memory (ulimit -v) is reached. "
+            "Raise it.",
+            file=sys.stderr,
+        )
+        return EXIT_INPUT
     except MemoryError as error:
         print(
             f"cktrain: [memory] there is not enough: {error}. Use a smaller model or batch.", file=sys.stderr

@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from cktrain.foreign_file import read_json, shorten, spell
 from cktrain.hf.config_keys import ConfigKeys
 from cktrain.hf.gguf_file import is_gguf
+from cktrain.hf.no_model import what_to_give
 from cktrain.models import FAMILIES
 from cktrain.models.family import Family, ModelConfig
 
@@ -41,7 +42,7 @@ def read_model_config(folder: str | Path) -> ModelConfig:
     path = Path(folder) / CONFIG_FILE
     remedy = "Give a folder with a Hugging Face model in it, or fetch the file again."
     if not path.exists():
-        remedy = _what_it_holds(Path(folder)) or _how_to_fetch(Path(folder)) or remedy
+        remedy = what_to_give(Path(folder)) or _how_to_fetch(Path(folder)) or remedy
     return _config_of(path, read_json(path, dict[str, Any], area="hugging_face", remedy=remedy))
 
 
@@ -74,16 +75,6 @@ def _how_to_fetch(folder: Path) -> str | None:
         f"Give a folder with a Hugging Face model in it. If {folder} is a name of the hub: nothing is downloaded here, "
         f"fetch it first (hf download {folder} --local-dir FOLDER)."
     )
-
-
-def _what_it_holds(folder: Path) -> str | None:
-    """What to do with a folder that has no config.json and is known to be something else."""
-    if (folder / "adapter_config.json").exists():
-        return "The folder holds an adapter (LoRA), not a model: merge it with peft's merge_and_unload and save that."
-    snapshots = folder / "snapshots"
-    if snapshots.is_dir():
-        return f"The folder is one of the hub's cache: give one of those in {snapshots}."
-    return None
 
 
 def _read(family: Family, keys: ConfigKeys) -> ModelConfig:

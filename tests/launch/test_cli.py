@@ -49,6 +49,35 @@ def test_of_several_ranks_rank_0_alone_works_as_one_process(command, monkeypatch
         assert ("nowhere" in said) == (rank == "0")
 
 
+def test_what_is_no_model_is_named_with_what_to_give(capfd):
+    folder = Path("folder")
+    for name in ("model.gguf", "Modelfile", "weights.bin", "rows.jsonl", "adapter/adapter_config.json"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text('{"base_model_name_or_path": "models/base"}')
+    given = {
+        "model/model.safetensors": "give its folder, model,",
+        "folder/weights.bin": "save_pretrained of transformers",
+        "folder/Modelfile": "the GGUF file that its FROM names",
+        "folder/rows.jsonl": "which are DATA",
+        "folder": "give one of them, as folder/model.gguf",
+        "folder/adapter": "trained beside (models/base), and --adapter folder/adapter",
+    }
+    for path, told in given.items():
+        assert main(["generate", path]) == 2
+        assert told in capfd.readouterr().err, path
+    assert main(["finetune", "model", "model", "-o", "run"]) == 2
+    assert "model holds a model, and DATA is a file or folder of rows" in capfd.readouterr().err
+
+
+def test_where_no_thread_can_be_started_it_is_said(monkeypatch, capfd):
+    def refused(_options):
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(export, "_export", refused)
+    assert main(["export", "model", "out"]) == 2
+    assert "no thread can be started" in capfd.readouterr().err
+
+
 def test_the_command_for_ollama_can_be_copied(capfd):
     Path("my models").mkdir()
     assert main(["export", "model", "my models/it's.gguf", "--gguf", "f16", "--ollama"]) == 0

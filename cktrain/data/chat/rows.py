@@ -130,6 +130,8 @@ def parse_row(value: Any, columns: Mapping[str, str]) -> Row:
     """The row that a JSON object, or a table's row, is. `columns` {ours: theirs} renames keys. Raises BadRow."""
     if isinstance(value, BadRow):
         raise value
+    if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
+        value = {"conversations" if "from" in value[0] else "messages": value}  # a conversation's turns alone
     if not isinstance(value, dict):
         raise BadRow(f"{type(value).__name__}, not an object with keys")
     if twice := [key for key, item in value.items() if item is TWICE]:
@@ -161,6 +163,14 @@ def _of_no_shape(row: Mapping[str, Any], empty: list[str]) -> BadRow:
     if "chosen" in row and "rejected" in row:
         return BadRow(
             "a preference pair (chosen, rejected), which is not trained on", "Give chosen as messages."
+        )
+    lists = [
+        key for key, item in row.items() if isinstance(item, list) and item and isinstance(item[0], dict)
+    ]
+    if lists and all(shape_of(row[key][0]) for key in lists):
+        return BadRow(
+            f"a whole file of rows under {', '.join(lists[:8])}",
+            f"Give the rows alone: jq -c '.{lists[0]}[]' FILE > rows.jsonl.",
         )
     found = ", ".join(list(row)[:8]) + (", ..." if len(row) > 8 else "")
     if shape_of({**row, **dict.fromkeys(empty)}) is not None:

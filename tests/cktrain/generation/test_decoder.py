@@ -203,6 +203,9 @@ def test_codec_of_a_hugging_face_folder(tmp_path: Path):
         bos,
         eos,
     ]  # special tokens are read as such, as transformers does
+    (tmp_path / "generation_config.json").write_text('{"eos_token_id": 7}')
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": "<|endoftext|>"}')
+    assert codec_of(tmp_path, True).stop_ids == {eos, 7}  # the tokenizer's own ends a text as well
     run = codec_of(tmp_path, False)
     assert run.stop_ids == {eos, 7} and run.encode("") == [eos]
     assert eos not in run.encode("<|endoftext|>") and bos not in run.encode("a")

@@ -362,7 +362,7 @@ def test_a_name_of_the_hub_comes_with_the_command_that_fetches_it():
 
 def test_an_adapter_and_a_folder_of_the_cache_are_named(tmp_path):
     (tmp_path / "adapter_config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"an adapter .LoRA., not a model: merge it"):
+    with pytest.raises(ValueError, match=r"an adapter .LoRA., not a model: give the model"):
         read_model_config(tmp_path)
     (tmp_path / "cache" / "snapshots").mkdir(parents=True)
     with pytest.raises(ValueError, match=r"hub's cache: give one of those in .*snapshots"):

@@ -77,6 +77,11 @@ def test_texts_are_no_conversation():
     assert parse_row({"text": "a", "more": 1}, {}) == PlainText("", "a", "text")
 
 
+@pytest.mark.parametrize("turns", [TURN, [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b"}]])
+def test_a_row_may_be_a_list_of_turns(turns):
+    assert [message["role"] for message in parse_row(turns, {}).messages] == ["user", "assistant"]
+
+
 def test_columns_rename():
     row = parse_row(
         {"question": "a", "answer": "b", "text": None}, {"prompt": "question", "completion": "answer"}
@@ -100,6 +105,8 @@ def messages(*roles):
         ({"chosen": "a", "rejected": "b"}, "a preference pair"),
         ({"instruction": "a", "output": None}, "null under output .other keys: instruction"),
         ({"prompt": "a", "completion": "b", "label": False}, "a rated completion"),
+        ({"train": [ALPACA], "test": [ALPACA]}, "a whole file of rows under train, test"),
+        ({"dialog": TURN}, "of no known shape .keys: dialog"),
         ({"text": 3}, '"text" is int, not text'),
         ({"text": "\ud800"}, "half of a surrogate pair"),
         ({"messages": "hello"}, '"messages" is text that is no JSON'),
