@@ -39,6 +39,11 @@ class Codec:
             bos = ids.get("bos_token_id")
             self._start = [bos] if isinstance(bos, int) else sorted(self.stop_ids)[:1]
 
+    @property
+    def begin(self) -> list[int]:
+        """The ids that stand before every text."""
+        return list(self._begin)
+
     def encode(self, prompt: str) -> list[int]:
         """The prompt's ids; an empty prompt is the start of a document."""
         try:

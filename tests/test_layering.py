@@ -36,6 +36,7 @@ ROOMS = {
             "tensorboardX",
             "wandb",
             "huggingface_hub",
+            "lm_eval",
         },
     ),
     "launch": ("cktrain.launch", {"cktrain", "cktrain.cython_kernels", "cktrain.comm"}, CHOSEN),
@@ -50,6 +51,7 @@ ONLY_IN = {
     },  # to be measured beside, where it is installed
     "gguf": {"cktrain/hf/gguf_file/reader.py"},
     "huggingface_hub": {"cktrain/hf/hub.py"},
+    "lm_eval": {"cktrain/evaluation/harness.py"},
     "jinja2": {"cktrain/data/chat/template.py"},
     "rouge_score": {"cktrain/evaluation/metrics.py"},
     "tensorboardX": {"cktrain/training/tensorboard_events.py"},

@@ -1,7 +1,9 @@
-"""`cktrain evaluate MODEL --data FILE`: losses, metrics of answers and their intervals, alone or beside another model.
+"""`cktrain evaluate MODEL --data FILE`: losses, metrics of answers and their intervals, alone or beside another model; or
+`--tasks NAME,…`: tasks of lm-evaluation-harness.
 
 cktrain evaluate runs/support --compare base --data test.jsonl --metrics exact_match,rouge_l
 cktrain evaluate runs/support --data runs/support/data --general general.txt --json > result.json
+cktrain evaluate runs/support --tasks own_capitals --task-folder tasks
 """
 
 from __future__ import annotations
@@ -24,10 +26,15 @@ if TYPE_CHECKING:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain evaluate`."""
     add_model_arguments(parser)
-    parser.add_argument(
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument(
+        "--tasks",
+        metavar="NAME,...",
+        help="tasks of lm-evaluation-harness instead of rows (extra eval)",
+    )
+    what.add_argument(
         "--data",
         type=arguments.path,
-        required=True,
         help="file of chats or instructions, folder of such, or folder that `cktrain data prepare` made",
     )
     parser.add_argument(
@@ -80,12 +87,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     rows.add_argument(
         "--columns", metavar="OURS=THEIRS,...", help="what the data calls our keys: prompt=question"
     )
+    tasks = parser.add_argument_group("tasks")
+    tasks.add_argument(
+        "--task-folder", type=arguments.path, metavar="DIR", help="with YAML files of tasks of your own"
+    )
+    tasks.add_argument(
+        "--shots",
+        type=arguments.whole(0, 1000),
+        help="examples before each question; default: as a task says",
+    )
+    tasks.add_argument("--limit", type=arguments.whole(1), help="documents of each task; default: all")
+    tasks.add_argument("--chat", action="store_true", help="write prompts by the model's chat template")
     parser.set_defaults(run=_run)
 
 
 def _run(options: argparse.Namespace) -> int:
     needed_output("evaluate")
+    _refuse_options_of_the_other(options)
     threads = bind_threads(options)
+    if options.tasks is not None:
+        return _run_tasks(options, threads)
     from cktrain.evaluation.evaluate import BASE, EvaluationOptions, evaluate_model
     from cktrain.evaluation.report import as_dict, as_text
     from cktrain.evaluation.rows import RowOptions
@@ -117,6 +138,41 @@ def _run(options: argparse.Namespace) -> int:
         write(json.dumps(as_dict(found, options.worst), ensure_ascii=False, indent=1) + "\n")
     else:
         write(as_text(found, opened[0].decode, options.worst, options.samples) + "\n")
+    return 0
+
+
+def _refuse_options_of_the_other(options: argparse.Namespace) -> None:
+    """ValueError for what says nothing of rows, or of tasks."""
+    of_rows = {"--compare": options.compare, "--metrics": options.metrics, "--general": options.general}
+    of_tasks = {"--task-folder": options.task_folder, "--shots": options.shots, "--limit": options.limit}
+    of_tasks["--chat"] = options.chat
+    given, what = (of_tasks, "--tasks") if options.tasks is None else (of_rows, "--data")
+    for name, value in given.items():
+        if value is not None and value is not False and value != "":
+            raise ValueError(f"[evaluate] {name} is of {what}, which is not given. Leave it out.")
+
+
+def _run_tasks(options: argparse.Namespace, threads: int) -> int:
+    try:
+        from cktrain.evaluation.harness import run_tasks, table_of
+    except ImportError as error:
+        raise ValueError(
+            f"[evaluate] --tasks needs EleutherAI's lm-evaluation-harness ({error}): pip install 'cktrain[eval]'."
+        ) from None
+
+    options.special_tokens = options.special_tokens or "parse"
+    model = open_model_of(options, threads)
+    names = [name.strip() for name in options.tasks.split(",") if name.strip()]
+    found = run_tasks(
+        model,
+        names,
+        folder=options.task_folder,
+        shots=options.shots,
+        limit=options.limit,
+        chat=options.chat,
+    )
+    kept = {key: found[key] for key in ("results", "n-shot", "n-samples", "versions") if key in found}
+    write((json.dumps(kept, indent=1, default=str) if options.json else table_of(found)) + "\n")
     return 0
 
 

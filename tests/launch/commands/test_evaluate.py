@@ -94,3 +94,24 @@ def test_mistakes_are_one_line_and_exit_2(options, message, capfd):
     out, err = capfd.readouterr()
     last = err.splitlines()[-1]
     assert out == "" and message in last and last.startswith("cktrain: [")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--tasks", "own", "--compare", "second"], "--compare is of --data, which is not given"),
+        (["--tasks", "own", "--metrics", "exact_match"], "--metrics is of --data, which is not given"),
+        (["--data", "rows.jsonl", "--shots", "0"], "--shots is of --tasks, which is not given"),
+        (["--data", "rows.jsonl", "--chat"], "--chat is of --tasks, which is not given"),
+    ],
+)
+def test_options_of_rows_and_of_tasks_are_not_mixed(options, message, capfd):
+    assert main(["evaluate", "model", *options]) == 2
+    assert message in capfd.readouterr().err
+
+
+def test_tasks_without_the_harness_name_what_to_install(monkeypatch, capfd):
+    monkeypatch.delitem(sys.modules, "cktrain.evaluation.harness", raising=False)
+    monkeypatch.setitem(sys.modules, "lm_eval", None)
+    assert main(["evaluate", "model", "--tasks", "own"]) == 2
+    assert "--tasks needs EleutherAI's lm-evaluation-harness" in capfd.readouterr().err
