@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lm_eval import simple_evaluate
 from lm_eval.api.model import TemplateLM
 from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window, make_table
+from rich.console import Console
 from rich.progress import track
 
 from cktrain.generation.sampler import Sampler
@@ -81,7 +82,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """The log-probability of whole texts, by windows of which each sees one token before it."""
         found = []
-        for request in track(requests, "texts", disable=disable_tqdm):
+        for request in _shown(requests, "texts", disable_tqdm):
             ids = self.tok_encode(request.args[0], add_special_tokens=False)
             windows = get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, context_len=1)
             pairs = map(make_disjoint_window, windows)
@@ -90,7 +91,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """What follows each context, up to one of the task's stop strings, which is not part of it."""
-        return [self._text(*request.args) for request in track(requests, "answers", disable=disable_tqdm)]
+        return [self._text(*request.args) for request in _shown(requests, "answers", disable_tqdm)]
 
     def _loglikelihood_tokens(
         self,
@@ -98,7 +99,7 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         disable_tqdm: bool = False,
         **_: Any,
     ) -> list[Scored]:
-        asked = track(requests, "continuations", disable=disable_tqdm)
+        asked = _shown(requests, "continuations", disable_tqdm)
         return [self._score(context, continuation) for _, context, continuation in asked]
 
     def _score(self, context: Sequence[int], continuation: Sequence[int]) -> Scored:
@@ -135,6 +136,11 @@ class HarnessModel(TemplateLM):  # type: ignore[misc]
         sampler = Sampler(heat, int(settings.get("top_k") or 0), float(settings.get("top_p") or 1.0))
         ids = self.tok_encode(context)[-(self.max_length - most) :]
         return "".join(self._model.stream(ids, most, sampler, stop))
+
+
+def _shown(requests: Sequence[Any], what: str, hidden: bool) -> Iterable[Any]:
+    """The requests, with a bar on standard error."""
+    return track(requests, what, console=Console(stderr=True), disable=hidden)
 
 
 def run_tasks(
