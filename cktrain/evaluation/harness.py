@@ -32,7 +32,7 @@ MAX_TOKENS = 256
 _STEP = 32  # lengths are filled up to a multiple of it: what stands after a token does not change what is computed of it
 
 
-class HarnessModel(TemplateLM):  # type: ignore[misc]
+class HarnessModel(TemplateLM):
     """A loaded model as the harness sees it; rows are computed one after another."""
 
     def __init__(self, model: Model) -> None:
