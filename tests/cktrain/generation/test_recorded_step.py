@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import ml_dtypes
@@ -10,6 +11,8 @@ import pytest
 
 from cktrain import cython_kernels
 from cktrain.generation.decoder import Decoder
+from cktrain.hf.folder import save_folder
+from cktrain.loaded_model import open_model
 from cktrain.memory.param_store import ParamStore
 from cktrain.models import parse_model
 from cktrain.models.build import build_model
@@ -103,6 +106,25 @@ def test_keys_and_values_in_bf16_round_once() -> None:
     assert decoder.cache.memory[0].dtype == ml_dtypes.bfloat16
     difference = np.abs(np.array(found) - np.array(wanted)).max() / np.abs(wanted).max()
     assert 1e-5 < difference < 0.05
+
+
+@pytest.mark.parametrize("activations", ["exact", "q8"])
+def test_steps_of_weights_in_blocks_are_replayed(
+    activations: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    numerics = Numerics(cython_kernels.load(), "fp32")
+    sizes = {**SIZES, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 96}
+    config = parse_model(sizes)
+    params = ParamStore(build_model(config, numerics, 400).params(), numerics)
+    params.initialize(seed=11)
+    save_folder(tmp_path / "model", config, params)
+    opened = open_model(tmp_path / "model", tokenizer="none", quantize="q8_0", activations=activations)
+    model, tokens = opened.decoder(1).model, texts(20)
+    replayed, decoder = logits(model, 2, tokens)
+    assert decoder.recorded_step is not None and decoder.recorded_step.is_replayed
+    monkeypatch.setattr(model.num.kernels, "recording", None)
+    wanted, _ = logits(model, 2, tokens)
+    assert all(a.tobytes() == b.tobytes() for a, b in zip(replayed, wanted, strict=True))
 
 
 @pytest.mark.parametrize(("positions", "capacity"), [(8, 20), (20, 8)])
