@@ -1,11 +1,12 @@
 """Products with quantized weights: few rows beside the memory's bandwidth, many rows beside the dense product.
 
-    python docs/benchmarks/quantized.py [--rounds 9] [--threads 1 2]
+    python docs/benchmarks/quantized.py [--rounds 9] [--threads 1 2] [--cpu-time]
 
 prints two Markdown tables. Few rows: one row of x, the matrices of a layer and the head of a model's shape as often as it
 takes to leave the caches, bytes of the blocks per second beside what `cktrain bench peak` reads at most in the same rounds.
 Many rows: time of the fp32 product of the same shape over that of the quantized one, forward and input gradient. Rounds are
-interleaved; medians, and the spread (largest - smallest) / median of the dense product beside itself.
+interleaved; medians. The dense product stands twice, so that its ratio to itself shows the spread. With --cpu-time seconds
+are those of the one thread itself: for a machine that others use, too, whose caches and memory they still share.
 """
 
 from __future__ import annotations
@@ -19,9 +20,11 @@ from collections.abc import Callable
 import numpy as np
 
 from cktrain import cython_kernels
-from cktrain.bench.peak import cpu_name, measure_bandwidth
+from cktrain.bench.peak import cpu_name
+from cktrain.cython_kernels import peak
 from cktrain.cython_kernels.block_formats import BLOCK_FORMATS, NOT_INTEGERS
 from cktrain.hf.quantize import encode
+from cktrain.memory.arena import Arena
 
 FEW = {
     "SmolLM2-135M": [(960, 576), (576, 576), (3072, 576), (576, 1536)],
@@ -57,14 +60,26 @@ def blocks_of(name: str, rows: int, width: int) -> np.ndarray | None:
     return np.resize(some, (rows, some.shape[1]))
 
 
-def timed(call: Callable[[], object]) -> float:
+CLOCKS = {False: time.perf_counter, True: time.thread_time}
+"""By whether a thread's own time counts."""
+
+
+def timed(call: Callable[[], object], own: bool) -> float:
     """Seconds of one call."""
-    began = time.perf_counter()
+    clock = CLOCKS[own]
+    began = clock()
     call()
-    return time.perf_counter() - began
+    return clock() - began
 
 
-def few(kernels: cython_kernels.KernelSet, model: str, rounds: int) -> list[str]:
+def read_rate(own: bool) -> float:
+    """GB/s of reading an array of BYTES once, on the threads in force."""
+    array = Arena("bench", BYTES).array((BYTES // 4,), np.dtype(np.float32))
+    peak.stream([array], [])  # its pages are there
+    return array.nbytes / timed(lambda: peak.stream([], [array]), own) / 1e9
+
+
+def few(kernels: cython_kernels.KernelSet, model: str, rounds: int, own: bool) -> list[str]:
     """Rows of the first table for the number of threads in force."""
     trials: dict[str, tuple[Callable[[], object], int]] = {}
     for name in BLOCK_FORMATS:
@@ -94,9 +109,9 @@ def few(kernels: cython_kernels.KernelSet, model: str, rounds: int) -> list[str]
     times: dict[str, list[float]] = defaultdict(list)
     read = []
     for _ in range(rounds):
-        read.append(measure_bandwidth(kernels, "read", False, runs=2) / 1e9)
+        read.append(read_rate(own))
         for name, (run, _) in trials.items():
-            times[name].append(timed(run))
+            times[name].append(timed(run, own))
     most = statistics.median(read)
     lines = []
     for name, (_, nbytes) in trials.items():
@@ -107,7 +122,7 @@ def few(kernels: cython_kernels.KernelSet, model: str, rounds: int) -> list[str]
     return lines
 
 
-def many(kernels: cython_kernels.KernelSet, model: str, rounds: int) -> list[str]:
+def many(kernels: cython_kernels.KernelSet, model: str, rounds: int, own: bool) -> list[str]:
     """Rows of the second table."""
     o, i = MANY[model]
     rng = np.random.default_rng(0)
@@ -130,7 +145,7 @@ def many(kernels: cython_kernels.KernelSet, model: str, rounds: int) -> list[str
     for _ in range(rounds):
         for name, calls in trials.items():
             for number, call in enumerate(calls):
-                times[name, number].append(timed(call))
+                times[name, number].append(timed(call, own))
     lines = []
     for name in trials:
         ratios = []
@@ -147,21 +162,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--cpu-time", action="store_true")
     options = parser.parse_args()
+    own = options.cpu_time
+    if own and options.threads != [1]:
+        parser.error("--cpu-time is of one thread: give --threads 1")
     kernels = cython_kernels.load()
     print(f"{cpu_name()}, {kernels.isa}, {options.rounds} rounds\n")
     print("| model | format | threads | GB/s | memory reads GB/s | share |\n|---|---|---|---|---|---|")
     for model in FEW:
         for threads in options.threads:
             kernels.set_num_threads(threads)
-            print("\n".join(few(kernels, model, options.rounds)), flush=True)
+            print("\n".join(few(kernels, model, options.rounds, own)), flush=True)
     print(
         f"\n{ROWS} rows of x:\n\n| shape | format | threads | forward | input gradient |\n|---|---|---|---|---|"
     )
     for model in MANY:
         for threads in options.threads:
             kernels.set_num_threads(threads)
-            print("\n".join(many(kernels, model, options.rounds)), flush=True)
+            print("\n".join(many(kernels, model, options.rounds, own)), flush=True)
 
 
 if __name__ == "__main__":
