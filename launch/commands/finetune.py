@@ -133,7 +133,10 @@ def _goes_on(options: argparse.Namespace) -> bool:
     if not (sys.stdin is not None and sys.stdin.isatty()):
         refuse_used(options.out)
     question = f"{options.out} holds a run. Go on with it (r), start afresh and set its checkpoints aside (o), or stop (s)? "
-    answer = input(question).strip().lower()
+    try:
+        answer = input(question).strip().lower()
+    except EOFError:  # Ctrl-D
+        answer = ""
     if answer not in ("r", "o"):
         refuse_used(options.out)
     return answer == "r"

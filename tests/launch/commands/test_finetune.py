@@ -200,13 +200,20 @@ class Terminal:
         return True
 
 
-@pytest.mark.parametrize(("answer", "status"), [("r", 0), ("o", 0), ("", 2)])
+@pytest.mark.parametrize(("answer", "status"), [("r", 0), ("o", 0), ("", 2), ("\x04", 2)])
 def test_on_a_terminal_it_asks_what_to_do_with_a_run(answer, status, capfd, monkeypatch):
     command = ["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, "--set", "run.steps=1"]
     assert main(command) == 0
     asked = []
     monkeypatch.setattr(sys, "stdin", Terminal())
-    monkeypatch.setattr("builtins.input", lambda question: asked.append(question) or answer)
+
+    def reply(question):
+        asked.append(question)
+        if answer == "\x04":  # Ctrl-D
+            raise EOFError
+        return answer
+
+    monkeypatch.setattr("builtins.input", reply)
     assert main(command) == status
     assert asked == [
         "run holds a run. Go on with it (r), start afresh and set its checkpoints aside (o), or stop (s)? "
