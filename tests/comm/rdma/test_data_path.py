@@ -297,5 +297,8 @@ def test_posting_allocates_no_memory_that_stays(connected: Any) -> None:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
     rounds(300)
-    before = rounds(200)
-    assert rounds(2000) - before < 200  # KiB; a leaked 32 bytes for each object of each post would be 375
+    peaks = [rounds(200)]
+    # KiB; a leaked 32 bytes for each object of each post would be 375 each time. What is touched first here is so once.
+    while len(peaks) < 4 and (len(peaks) < 2 or peaks[-1] - peaks[-2] >= 200):
+        peaks.append(rounds(2000))
+    assert peaks[-1] - peaks[-2] < 200, peaks
