@@ -14,6 +14,9 @@
 #ifdef CK_ISA_AMX
 #include "simd_amx.h"
 #include "gemm_amx.h"
+#else  /* no tiles, and nothing to make ready for them */
+INLINE void t_begin(void) {}
+INLINE void t_end(void) {}
 #endif
 
 #define CK_STORAGE 0
