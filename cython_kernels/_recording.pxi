@@ -2,7 +2,7 @@
 #
 # While a step is recorded, the doors' `take` and `run` are those below: they do what they always do, and note the arrays
 # and the arguments. A step may be replayed when all that it computes follows from its calls, so `problem` says when
-#   - a call reads memory that neither was named as known nor was written by a call before: numpy or a communication filled it
+#   - a call reads memory that neither was named as known nor was written by a call before: numpy filled it, or another rank
 #   - a call writes no array, or changes its arguments: it returns a number, on which Python may have acted
 # What numpy changes in place between two calls is found by `scramble` and a comparison of both results, which is the
 # caller's part (cktrain/generation/recorded_step.py).
