@@ -22,19 +22,21 @@ from cktrain.parallel.mesh import Mesh
 from cktrain.plan.memory import plan_rank
 
 DEMO = Path("examples/demo.yaml")
+ADAMW = {"optimizer.name": "adamw", "optimizer.lr": 2e-3, "optimizer.muon_lr": None}
 MUON = {"optimizer.name": "muon", "optimizer.lr": 4e-3, "optimizer.muon_lr": 0.005}
 SMALL_STEPS = {"batch.global_batch_size": 8}
+LARGE_STEPS = {"batch.global_batch_size": 16}
 SHORT = {"data.sequence_length": 128, "batch.micro_batch_size": 16}
 
 CANDIDATES: dict[str, dict[str, object]] = {
-    "adamw, today": {},
-    "adamw, 8 sequences a step": SMALL_STEPS,
-    "muon": MUON,
+    "adamw, the demo before": ADAMW | LARGE_STEPS,
+    "adamw, 8 sequences a step": ADAMW | SMALL_STEPS,
+    "muon": MUON | LARGE_STEPS,
     "muon, 8 sequences a step": MUON | SMALL_STEPS,
     "muon 0.0025, 8 sequences a step": MUON | SMALL_STEPS | {"optimizer.muon_lr": 0.0025},
     "muon 0.01, 8 sequences a step": MUON | SMALL_STEPS | {"optimizer.muon_lr": 0.01},
     "muon, decay 0.01, 8 sequences a step": MUON | SMALL_STEPS | {"optimizer.weight_decay": 0.01},
-    "muon, 16 of 128 tokens a step": MUON | SHORT,
+    "muon, 16 of 128 tokens a step": MUON | LARGE_STEPS | SHORT,
     "muon, 3 layers of 160": MUON
     | SMALL_STEPS
     | {
@@ -72,7 +74,8 @@ def run(name: str, settings: dict[str, object], seed: int, data: Path) -> float:
     all_of_it = {"data.validation.every": settings["run.steps"], "data.validation.batches": 100_000}
     fixed = {"run.dir": folder, "run.seed": seed, "data.path": data, "checkpoint.every": 0, **all_of_it}
     if not (result := _last(metrics)):
-        words = [w for key, value in (settings | fixed).items() for w in ("--set", f"{key}={value}")]
+        texts = {key: "null" if value is None else value for key, value in (settings | fixed).items()}
+        words = [w for key, value in texts.items() for w in ("--set", f"{key}={value}")]
         command = [sys.executable, "-m", "cktrain.launch.cli", "train", str(DEMO), *words]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         result = _last(metrics)
