@@ -31,8 +31,16 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 @pytest.fixture(scope="session")
 def compiled() -> None:
-    """cktrain has its .pyc files: the guests' root is read-only, and each would compile again what has none, for seconds."""
-    subprocess.run([sys.executable, "-m", "compileall", "-q", *PACKAGES], cwd=ROOT, check=True)
+    """cktrain has its .pyc files: the guests' root is read-only, and each would compile again what has none, for seconds.
+
+    One after the other: two workers that compile the same files may take each other's unfinished ones.
+    """
+    import guest
+
+    build = ROOT / "build"
+    build.mkdir(exist_ok=True)
+    with guest.locked(build / "compiled.lock"):
+        subprocess.run([sys.executable, "-m", "compileall", "-q", *PACKAGES], cwd=ROOT, check=True)
 
 
 @pytest.fixture(scope="session")

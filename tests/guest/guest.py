@@ -117,7 +117,7 @@ def setup() -> Kernel:
     reason = missing()
     if reason:
         raise CannotBoot(reason)
-    with _locked(_cache() / "lock"):
+    with locked(_cache() / "lock"):
         folder = _unpacked_kernel()
         if not _is_complete(_ssh_server()):
             _download(SSH_SERVER, _ssh_server())
@@ -210,7 +210,7 @@ def _run(*command: str, check: bool = True, **options: object) -> None:
 
 
 @contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
+def locked(path: Path) -> Iterator[None]:
     """Hold a lock file, so that two runs do not prepare the same folder at once."""
     with path.open("w") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
