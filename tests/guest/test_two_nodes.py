@@ -20,8 +20,8 @@ import pytest
 import yaml
 from guest import Machine
 
-# All of them on one worker, since they read what one boot left.
-pytestmark = [pytest.mark.guest, pytest.mark.xdist_group("two nodes")]
+# They read what one boot left, so the stage gives this file to one worker.
+pytestmark = pytest.mark.guest
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_DATA = ROOT / "data" / "demo"
