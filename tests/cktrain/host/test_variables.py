@@ -33,11 +33,11 @@ def test_it_is_said_once_and_ends_nothing(monkeypatch, capsys):
     for rank, times in (("0", 1), ("1", 0)):
         monkeypatch.setenv("CKTRAIN_RANK", rank)
         monkeypatch.setenv("CKTRAIN_SIZE", "2")
-        assert cli.main(["import", "no-such-folder"]) == 2
+        assert cli.main(["plan", "no-such-file.yaml"]) == 2
         assert capsys.readouterr().err.count("warning: CKTRAIN_IAS") == times
     monkeypatch.setenv("CKTRAIN_RANK", "0")
     monkeypatch.setenv("CKTRAIN_LAUNCHER", "cktrain launch -n 2")
-    assert cli.main(["import", "no-such-folder"]) == 2
+    assert cli.main(["plan", "no-such-file.yaml"]) == 2
     assert "CKTRAIN_IAS" not in capsys.readouterr().err
 
 

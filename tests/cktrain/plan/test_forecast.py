@@ -48,7 +48,7 @@ def test_what_is_not_known_is_said(tiny):
     config = tiny(**{"run.steps": None, "run.tokens": 5000, "data.path": "not/there"})
     found = forecast(config, plan_of(config, step=None))
     assert (found.sequences, found.steps, found.seconds) == (None, None, None)
-    assert "how many steps it has is not known, since data.path not/there is not there yet" in forecast_text(
+    assert "how many steps it has is not known, since not/there is not there yet" in forecast_text(
         found, config, NOON
     )
 

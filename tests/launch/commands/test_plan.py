@@ -88,9 +88,10 @@ def test_a_stated_machine_is_planned_without_measuring(run_plan, monkeypatch):
 
 def test_what_does_not_fit_ends_with_2_and_one_thing_to_do(run_plan):
     example = next(path for path in RUNS if path.stem == "demo")
-    _, out, _ = run_plan(str(example), "--memory-only", "--json")
+    asked = (str(example), "--memory-only", "--set", "batch.micro_batch_size=8")  # auto would take what fits
+    _, out, _ = run_plan(*asked, "--json")
     less = json.loads(out)["node_bytes"] - (4 << 20)
-    status, out, err = run_plan(str(example), "--memory-only", "--memory", str(less))
+    status, out, err = run_plan(*asked, "--memory", str(less))
     assert status == 2
     assert "DOES NOT FIT" in out
     assert re.search(
