@@ -131,6 +131,9 @@ def _run(arguments: list[str], flag: StopFlag | None) -> int:
         print(f"cktrain: {error}", file=sys.stderr)
         _give_up_output()
         return EXIT_INPUT
+    except CommError as error:  # a RuntimeError
+        print(f"cktrain: {error}", file=sys.stderr)
+        return 1
     except RuntimeError as error:
         if "can't start new thread" not in str(error):
             raise
@@ -144,9 +147,6 @@ def _run(arguments: list[str], flag: StopFlag | None) -> int:
         print(
             f"cktrain: [memory] there is not enough: {error}. Use a smaller model or batch.", file=sys.stderr
         )
-        return 1
-    except CommError as error:
-        print(f"cktrain: {error}", file=sys.stderr)
         return 1
 
 
