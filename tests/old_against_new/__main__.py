@@ -1,7 +1,7 @@
 """Old against new on this machine: is a change that should alter no number really none?
 
     python tests/old_against_new START [HEAD] [--only losses|exports|memory|speed …] [--quick] [--case WORD]
-                                       [--rounds 15] [--speed demo small] [--page FILE]
+                                       [--rounds 99] [--speed demo small] [--page FILE]
 
 START is a commit; HEAD another, or by default the checkout as it stands. Each is built with its own compiled modules
 (once per commit, in build/old_against_new/), then both do the same runs (case_table.py), and what they leave is compared:
@@ -57,7 +57,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--case", default="", metavar="WORD", help="only cases whose name has this text; not of the speed"
     )
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each side; 15 or more to decide")
+    parser.add_argument("--rounds", type=int, default=99, help="turns of each side; default: 99")
     parser.add_argument(
         "--speed", nargs="+", choices=step_time.CASES, help="steps to time; default: demo small"
     )

@@ -4,7 +4,8 @@ Three `cktrain train` of the same configuration stand ready: old, new, and old a
 one whose turn it is. A turn begins when the first line of metrics.jsonl has come, since the step under way was stopped
 in its middle, and ends when some more have; its figure is the time between the two, over the steps: all that a user
 waits for. Who begins rotates from round to round, and a third of the rounds has processes of its own, since where a
-process's pages lie is a part of the spread.
+process's pages lie is a part of the spread. On a machine that is shared with others the speed changes from second to
+second: there, many rounds of short turns narrow the spread, and long turns do not.
 
 A round gives two ratios, new/old and old again/old. The median of the first is the result. The spread is how far from 1
 the median of the second may lie: the bounds of its 95 % interval, by order statistics, which assumes no distribution.
@@ -26,7 +27,7 @@ from pathlib import Path
 
 from case_table import PREPARED, Blocks, merged
 from comparison import flattened
-from sides import ROOT, CommandFailed, Side
+from sides import CommandFailed, Side
 
 AT_MOST = 0.02
 """What a spread may be for the result to count."""
@@ -49,13 +50,13 @@ class SpeedCase:
 
     name: str
     file: str
-    """Of the repository; both sides read the checkout's."""
+    """Of the old side's tree: both sides read it, and the new one reads what the old one could."""
     blocks: Blocks
     steps: int
     """In a turn."""
 
 
-DEMO = SpeedCase("demo", "examples/demo.yaml", {"precision": "fp32"}, 8)
+DEMO = SpeedCase("demo", "examples/demo.yaml", {"precision": "fp32"}, 2)
 CASES = {
     "demo": DEMO,
     "small": SpeedCase(
@@ -120,11 +121,11 @@ def summary(case: str, old: Sequence[float], new: Sequence[float], again: Sequen
 class Runner:
     """One `cktrain train`, stopped but in its turns."""
 
-    def __init__(self, side: Side, case: SpeedCase, number: int, isa: str) -> None:
+    def __init__(self, side: Side, config: Path, blocks: Blocks, number: int, isa: str) -> None:
         self.run = side.work / f"runs/speed-{number}"
         shutil.rmtree(self.run, ignore_errors=True)
-        blocks = merged(merged(case.blocks, ENDLESS), {"run": {"dir": f"runs/speed-{number}"}})
-        words = ["train", str(ROOT / case.file), *(w for key in flattened(blocks) for w in ("--set", key))]
+        blocks = merged(merged(blocks, ENDLESS), {"run": {"dir": f"runs/speed-{number}"}})
+        words = ["train", str(config), *(w for key in flattened(blocks) for w in ("--set", key))]
         self.log = (side.work / f"speed-{number}.log").open("w")
         self.process = subprocess.Popen(
             [sys.executable, "-m", "cktrain.launch.cli", *words],
@@ -185,7 +186,7 @@ def measure(sides: tuple[Side, Side], case: SpeedCase, rounds: int, isa: str) ->
         runners: list[Runner] = []
         try:
             for number, side in enumerate((old, new, old)):
-                runners.append(Runner(side, case, number, isa))
+                runners.append(Runner(side, old.root / case.file, case.blocks, number, isa))
             for turn in range(part):
                 for place in range(3):
                     number = (turn + place) % 3
