@@ -41,7 +41,11 @@ ENDLESS: Blocks = {
     "checkpoint": {"every": 0, "resume": "none"},
     "log": {"every": 1},
 }
-SHORTER: Blocks = {"model": {"num_hidden_layers": 2}, "data": {"sequence_length": 256}}
+SHORTER: Blocks = {
+    "model": {"num_hidden_layers": 2, "vocab_size": 8192},
+    "data": {"sequence_length": 256},
+    "batch": {"micro_batch_size": 2, "global_batch_size": 2},
+}
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ DEMO = SpeedCase("demo", "examples/demo.yaml", {"precision": "fp32"}, 2)
 CASES = {
     "demo": DEMO,
     "small": SpeedCase(
-        "reference, 2 layers of 12, 256 tokens, fp32",
+        "reference, 2 layers of 12, 8,192 words, 2 x 256 tokens, fp32",
         "docs/benchmarks/reference.yaml",
         merged(SHORTER, {"precision": "fp32"}),
         1,
