@@ -24,8 +24,8 @@ from cktrain.plan.memory import plan_rank
 DEMO = Path("examples/demo.yaml")
 ADAMW = {"optimizer.name": "adamw", "optimizer.lr": 2e-3, "optimizer.muon_lr": None}
 MUON = {"optimizer.name": "muon", "optimizer.lr": 4e-3, "optimizer.muon_lr": 0.005}
-SMALL_STEPS = {"batch.global_batch_size": 8}
-LARGE_STEPS = {"batch.global_batch_size": 16}
+SMALL_STEPS = {"batch.micro_batch_size": 8, "batch.global_batch_size": 8}
+LARGE_STEPS = {"batch.micro_batch_size": 8, "batch.global_batch_size": 16}
 SHORT = {"data.sequence_length": 128, "batch.micro_batch_size": 16}
 
 CANDIDATES: dict[str, dict[str, object]] = {

@@ -160,7 +160,7 @@ def test_a_terminal_takes_every_character_in_any_locale(environment):
     assert row["messages"][0]["content"] == "é 東 🙂"
 
 
-def test_a_terminal_that_goes_away_ends_it():
+def test_a_terminal_that_goes_away_ends_it(hangup):
     terminal = Terminal("--max-tokens", "150000", "--context", "190000")
     terminal.wait_for(b"> ")
     terminal.write("Hi\n")
