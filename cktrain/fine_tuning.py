@@ -175,7 +175,8 @@ def _prepare(
     asked: FineTuning, saved: SavedModel, given: Values, positions: int, say: Say, progress: bool
 ) -> Prepared:
     out = Path(asked.out)
-    base = _base(asked.model, saved, out, say)
+    in_blocks = _block(given, "model").get("quantize", "none") != "none"
+    base = _base(asked.model, saved, out, in_blocks, say)
     folder, dataset = _data(asked, base, out, positions, given, say, progress)
     length = _length(dataset, positions, given)
     values = _values(asked, base, folder, dataset, length, given)
@@ -189,9 +190,9 @@ def _prepare(
     return Prepared(file, config, _expected(config, dataset, length))
 
 
-def _base(model: str | Path, saved: SavedModel, out: Path, say: Say) -> Path:
-    """A Hugging Face folder of the model: its own, or one that is made of it."""
-    if saved.hugging_face and not is_gguf(saved.path):
+def _base(model: str | Path, saved: SavedModel, out: Path, in_blocks: bool, say: Say) -> Path:
+    """A Hugging Face folder of the model: its own, or one that is made of it; or a GGUF file whose blocks are wanted."""
+    if saved.hugging_face and (in_blocks or not is_gguf(saved.path)):
         numerics = Numerics(cython_kernels.load(), "fp32")
         # Files that are missing or do not fit are told before rows are prepared; nothing of them is read.
         matching_tensors(saved.path, saved.config, build_model(saved.config, numerics, positions=1).params())

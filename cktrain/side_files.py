@@ -172,10 +172,13 @@ def read_side_files(folder: str | Path) -> SideFiles:
 def read_tokenizer(path: str | Path) -> SideFiles:
     """The files of the tokenizer that a path names: a folder, or a tokenizer.json (its config is read beside it).
 
+    An id of a Hugging Face Hub is looked up (`cktrain/hf/hub.py`).
     config.json is left out, since it is a model's, except for the ids that it names. Raises ValueError when there is no
     tokenizer.json, saying how to make one out of what is there.
     """
-    path = Path(path)
+    from cktrain.hf.hub import TOKENIZER, local_path
+
+    path = local_path(path, TOKENIZER)
     folder = path.parent if path.name == TOKENIZER_FILE else path
     if path.is_file() and path.name != TOKENIZER_FILE and not is_gguf(path):
         found = {TOKENIZER_FILE: _read(path)}

@@ -1,7 +1,8 @@
-"""Models by their id on a Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION: the local cache, then a download.
+"""Models, tokenizers and adapters by their id on a Hugging Face Hub, ORG/NAME or ORG/NAME@REVISION: the local cache, then a
+download.
 
-huggingface_hub does both, with its own environment (HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN). A model that is whole
-in the cache is taken as it is, and nothing is asked of the Hub. A path that is there, or a name in
+huggingface_hub does both, with its own environment (HF_HOME, HF_HUB_OFFLINE, HF_ENDPOINT, HF_TOKEN). What is whole in the
+cache is taken as it is, and nothing is asked of the Hub. A path that is there, or a name in
 a folder that is there, is no id: a mistyped path is not asked for.
 """
 
@@ -10,25 +11,60 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cktrain.hf.config_json import CONFIG_FILE
 from cktrain.hf.tensors import weight_files
-from cktrain.side_files import GENERATION_FILE, TEMPLATE_FOLDER, TOKENIZER_FILES
+from cktrain.side_files import GENERATION_FILE, TEMPLATE_FOLDER, TOKENIZER_FILE, TOKENIZER_FILES
 
 log = logging.getLogger("cktrain")
 
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
 _IN_CACHE = re.compile(r"models--(?P<org>.+?)--(?P<name>[^/]+)/snapshots/[^/]+/?$")
-_WANTED = [CONFIG_FILE, GENERATION_FILE, *TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja", "*.safetensors"]
-_WANTED += ["*.safetensors.index.json"]
 _LEFT_OUT = ["consolidated*", "*/*.safetensors"]
 """The same weights once more under other names, as Mistral's repositories have them, and those of other formats."""
 
 
-def local_path(model: str | Path) -> Path:
-    """Where a model is on this machine: the path itself, or the folder in the cache that has the id's files.
+@dataclass(frozen=True)
+class Kind:
+    """What is wanted of an id's files."""
+
+    name: str
+    files: list[str]
+    """Patterns of what is fetched."""
+    needs: str
+    is_whole: Callable[[Path], bool]
+
+
+def _is_whole_model(folder: Path) -> bool:
+    try:
+        weight_files(folder)
+    except ValueError:
+        return False
+    return (folder / CONFIG_FILE).is_file()
+
+
+_ADAPTER_FILES = ["adapter_config.json", "adapter_model.safetensors"]
+_SIDE_FILES = [CONFIG_FILE, GENERATION_FILE, *TOKENIZER_FILES, f"{TEMPLATE_FOLDER}/*.jinja"]
+MODEL = Kind(
+    "model",
+    [*_SIDE_FILES, "*.safetensors", "*.safetensors.index.json"],
+    f"{CONFIG_FILE} and safetensors",
+    _is_whole_model,
+)
+TOKENIZER = Kind("tokenizer", _SIDE_FILES, TOKENIZER_FILE, lambda folder: (folder / TOKENIZER_FILE).is_file())
+ADAPTER = Kind(
+    "adapter",
+    _ADAPTER_FILES,
+    " and ".join(_ADAPTER_FILES),
+    lambda folder: all((folder / name).is_file() for name in _ADAPTER_FILES),
+)
+
+
+def local_path(model: str | Path, kind: Kind = MODEL) -> Path:
+    """Where a model is on this machine: the path itself, or the folder in the cache that has the id's files of that kind.
 
     What is fetched is said. Raises ValueError for an id that is not here and cannot be fetched, with the command that
     fetches it elsewhere.
@@ -47,23 +83,27 @@ def local_path(model: str | Path) -> Path:
 
     def folder(**how: Any) -> Path:
         found = snapshot_download(
-            match["id"], revision=match["revision"], allow_patterns=_WANTED, ignore_patterns=_LEFT_OUT, **how
+            match["id"],
+            revision=match["revision"],
+            allow_patterns=kind.files,
+            ignore_patterns=_LEFT_OUT,
+            **how,
         )
         return Path(found)
 
     cached = _cached(folder)
-    if cached is not None:
+    if cached is not None and kind.is_whole(cached):
         return cached
-    log.info("model: %s is fetched from the Hub", text)
+    log.info("%s: %s is fetched from the Hub", kind.name, text)
     found = _fetched(text, match["id"], folder)
-    if not _is_whole(found):
+    if not kind.is_whole(found):
         if _is_offline():
             raise ValueError(f"[hub] {text}: {_not_fetched(text, match['id'], 'HF_HUB_OFFLINE is set')}.")
         raise ValueError(
-            f"[hub] {text}: {found} is no model with {CONFIG_FILE} and safetensors: the Hub has them not, or could not be "
-            "asked. Try again with a network, or convert it to safetensors with transformers (save_pretrained)."
+            f"[hub] {text}: {found} is no {kind.name} with {kind.needs}: the Hub has them not, or could not be asked. Try "
+            "again with a network, or convert it with transformers or PEFT (save_pretrained)."
         )
-    log.info("model: %s is %s", text, found)
+    log.info("%s: %s is %s", kind.name, text, found)
     return found
 
 
@@ -77,18 +117,9 @@ def _cached(folder: Callable[..., Path]) -> Path | None:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
-        found = folder(local_files_only=True)
+        return folder(local_files_only=True)
     except LocalEntryNotFoundError:
         return None
-    return found if _is_whole(found) else None
-
-
-def _is_whole(folder: Path) -> bool:
-    try:
-        weight_files(folder)
-    except ValueError:
-        return False
-    return (folder / CONFIG_FILE).is_file()
 
 
 def _fetched(text: str, name: str, folder: Callable[..., Path]) -> Path:
@@ -107,11 +138,11 @@ def _fetched(text: str, name: str, folder: Callable[..., Path]) -> Path:
         why = f"its owner asks for consent first. Give it at {constants.ENDPOINT}/{name}, then: hf auth login"
     except RepositoryNotFoundError:
         why = (
-            f"there is no such folder or file here, and no such model at {constants.ENDPOINT}, or a private one. Correct "
-            "it, or: hf auth login"
+            f"there is no such folder or file here, and no such repository at {constants.ENDPOINT}, or a private one. "
+            "Correct it, or: hf auth login"
         )
     except RevisionNotFoundError:
-        why = f"the model has no such revision at {constants.ENDPOINT}. Give a branch, a tag or a commit that it has"
+        why = f"it has no such revision at {constants.ENDPOINT}. Give a branch, a tag or a commit that it has"
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         cause = "HF_HUB_OFFLINE is set" if _is_offline() else str(error.__cause__ or error).partition("\n")[0]
         why = _not_fetched(text, name, cause)

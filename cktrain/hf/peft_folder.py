@@ -23,7 +23,7 @@ from cktrain.checkpoint_record import MARKER, CheckpointError, FrozenBase, damag
 from cktrain.durable import sync
 from cktrain.file_identity import sha256_of_set
 from cktrain.foreign_file import checked, read_json, shorten
-from cktrain.hf.hub import hub_id
+from cktrain.hf.hub import ADAPTER, hub_id, local_path
 from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.peft_targets import ends_in, linear_modules, loras, saved_tensors
 from cktrain.hf.tensors import HEAD, HFTensor
@@ -145,10 +145,13 @@ def peft_adapter(
 
 
 def find_adapter(path: str | Path) -> Path:
-    """PEFT's folder at `path`: the folder itself, or the newest whole checkpoint of a run. ValueError: there is none."""
+    """PEFT's folder at `path`: the folder itself, or the newest whole checkpoint of a run. ValueError: there is none.
+
+    An id of a Hugging Face Hub is looked up (`cktrain/hf/hub.py`).
+    """
     from cktrain.checkpoint_folder import find_candidates
 
-    path = Path(path)
+    path = local_path(path, ADAPTER)
     if (path / CONFIG_FILE).is_file():
         return path
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path  # RUN/best has them itself

@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument(
         "--tokenizer",
         type=arguments.path,
-        help="tokenizer.json or a folder with one; default: train a byte-level BPE on the text",
+        help="tokenizer.json, a folder with one, or an id of a Hub; default: train a byte-level BPE on the text",
     )
     prepare.add_argument(
         "--eos-token",

@@ -59,7 +59,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--tokenizer",
         type=arguments.path,
-        help="folder with a tokenizer.json; default: the run's own; none: export without one",
+        help="folder with a tokenizer.json, or an id of a Hub; default: the run's own; none: export without one",
     )
     parser.add_argument(
         "--any-tokenizer", action="store_true", help="take --tokenizer although it is not the run's own"

@@ -46,6 +46,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="passes over the data; default: 3 of an adapter, 2 of all weights",
     )
     parser.add_argument(
+        "--quantize",
+        metavar="FORMAT",
+        help="hold the frozen weights in blocks of few bits, as q8_0, or a GGUF file's own: stored (docs/quantized.md)",
+    )
+    parser.add_argument(
         "--set",
         dest="overrides",
         action="append",
@@ -91,6 +96,7 @@ def _run(options: argparse.Namespace) -> int:
         chat["validation_fraction"] = options.validation
     if options.skip_bad:
         chat["skip_bad"] = True
+    held = [] if options.quantize is None else [f"model.quantize={options.quantize}"]
     asked = FineTuning(
         options.model,
         options.data,
@@ -98,7 +104,7 @@ def _run(options: argparse.Namespace) -> int:
         full=options.full,
         epochs=options.epochs,
         chat=chat,
-        overrides=options.overrides,
+        overrides=[*held, *options.overrides],
     )
     prepared = prepare(asked, say=_say)
     print("\n".join(prepared.lines), flush=True)

@@ -86,7 +86,9 @@ def add_model_arguments(parser: argparse.ArgumentParser) -> None:
         help="q8: while text is written, round what quantized matrices are multiplied with to 8 bits (default exact)",
     )
     parser.add_argument(
-        "--tokenizer", type=arguments.path, help="folder with a tokenizer.json; default: the model's own"
+        "--tokenizer",
+        type=arguments.path,
+        help="folder with a tokenizer.json, or an id of a Hub; default: the model's own",
     )
     parser.add_argument(
         "--any-tokenizer", action="store_true", help="take --tokenizer although it is not the model's own"

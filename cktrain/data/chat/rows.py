@@ -195,12 +195,16 @@ def _conversation(row: dict[str, Any], shape: str) -> Conversation:
     _check_order(messages)
     unlearned = frozenset(index for index, message in enumerate(messages) if not _is_learned(message))
     tools = _json(row["tools"], "tools") if "tools" in row else None
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
+    if tools is not None and not (isinstance(tools, list) and all(map(_is_tool, tools))):
         raise BadRow('"tools" is no list of objects')
     options = _json(row.get("chat_template_kwargs", {}), "chat_template_kwargs")
     if not isinstance(options, dict):
         raise BadRow('"chat_template_kwargs" is no object')
     return Conversation(messages, shape, tools or None, options, completion, unlearned)
+
+
+def _is_tool(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("function", value), dict)
 
 
 def _is_learned(message: dict[str, Any]) -> bool:

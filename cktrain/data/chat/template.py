@@ -112,6 +112,10 @@ class ChatTemplate:
             raise BadRow(f"the chat template refuses it: {error.message or error}") from error
         except Exception as error:  # a template is a program: it may add a number to a text
             raise BadRow(f"the chat template fails: {type(error).__name__}: {error}") from error
+        try:
+            marked.encode("utf-8")
+        except UnicodeEncodeError as error:  # in reasoning, tools or arguments
+            raise BadRow("holds half of a surrogate pair", "Take it out.") from error
         return _without_marks(marked)
 
     def _strftime(self, form: str) -> str:

@@ -1,4 +1,5 @@
-"""Models by their id: huggingface_hub fetches them from a server of this test, and finds them in its cache without one.
+"""Models, tokenizers and adapters by their id: huggingface_hub fetches them from a server of this test, and finds them in
+its cache without one.
 
 Its environment is read when it is imported, so that each case is a process of its own.
 """
@@ -29,9 +30,15 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """
 import sys
 from cktrain.hf.hub import hub_id, local_path
+from cktrain.hf.peft_folder import find_adapter
+from cktrain.side_files import read_tokenizer
 for name in sys.argv[1:]:
+    kind, _, name = name.rpartition("=")
     try:
-        found = local_path(name)
+        if kind == "tokenizer":
+            found = read_tokenizer(name).found_in
+        else:
+            found = find_adapter(name) if kind == "adapter" else local_path(name)
         print("found", found, hub_id(found))
     except ValueError as error:
         print("refused", error)
@@ -130,8 +137,25 @@ def test_a_model_is_fetched_once_and_found_without_a_network(tmp_path, hub):
     assert (
         sum(path.endswith("revision/main") for path in hub.asked if "tiny" in path) == 1
     )  # the second time by the cache
-    assert f"no such model at {hub.endpoint}, or a private one" in other
+    assert f"no such repository at {hub.endpoint}, or a private one" in other
     assert ask(tmp_path, "org/tiny", HF_HUB_OFFLINE="1") == [first]
+
+
+def test_of_a_tokenizer_and_an_adapter_their_own_files_are_fetched(tmp_path, hub):
+    for name in ("adapter_config.json", "adapter_model.safetensors"):
+        (hub.folder / name).write_bytes(b"{}")
+    (adapter,) = ask(tmp_path, "adapter=org/tiny", HF_ENDPOINT=hub.endpoint)
+    resolved = [path for path in hub.asked if "/resolve/" in path]
+    assert {Path(path).name for path in resolved} == {"adapter_config.json", "adapter_model.safetensors"}
+    assert adapter.endswith(f"/snapshots/{COMMIT} org/tiny")
+    hub.asked.clear()
+    offline, refused = ask(tmp_path, "adapter=org/tiny", "tokenizer=org/tiny", HF_HUB_OFFLINE="1")
+    assert offline == adapter and "hf download org/tiny" in refused and not hub.asked
+    tokenizer, model = ask(tmp_path, "tokenizer=org/tiny", "org/tiny", HF_ENDPOINT=hub.endpoint)
+    assert tokenizer == model == adapter
+    fetched = [Path(path).name for path in hub.asked if "/resolve/" in path]
+    assert fetched.index("tokenizer.json") < fetched.index("model.safetensors")
+    assert ask(tmp_path, "tokenizer=org/tiny", HF_HUB_OFFLINE="1") == [tokenizer]
 
 
 def test_offline_the_command_is_told_that_fetches_it(tmp_path):

@@ -23,7 +23,9 @@ from cktrain.launch.cli import main
 from cktrain.report import read_curve
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "cktrain"))
+sys.path.insert(0, str(Path(__file__).parents[2] / "cktrain" / "hf" / "gguf_file"))
 from chat_models import write_rows, write_weights
+from gguf_made_here import small_file
 
 ROWS = [
     {
@@ -102,6 +104,34 @@ def test_an_adapter_from_rows_to_the_next_commands(capfd):
     ends = json.loads(Path("run-model/generation_config.json").read_text())["eos_token_id"]
     backend = Tokenizer.from_file("run-model/tokenizer.json")
     assert [backend.id_to_token(each) for each in ends] == ["<|endoftext|>", "<|im_end|>"]
+
+
+def test_blocks_of_a_gguf_file_stay_beside_an_adapter(capfd):
+    small_file(Path("q8"))
+    words = [
+        "finetune",
+        "q8/whole.gguf",
+        "rows.jsonl",
+        "-o",
+        "run",
+        "--sequence-length",
+        "64",
+        "--epochs",
+        "1",
+        *FAST,
+    ]
+    assert main([*words, "--quantize", "stored"]) == 0
+    said = capfd.readouterr()
+    assert yaml.safe_load(Path("run/finetune.yaml").read_text())["model"] == {
+        "from_pretrained": "q8/whole.gguf",
+        "quantize": "stored",
+    }
+    assert not list(Path("run").glob("base-*"))
+    assert re.search(r"of these [\d,]+ in q8_0", said.out)
+    assert main(["export", "run", "merged", "--merge"]) == 0
+    assert main(["evaluate", "run", "--compare", "base", "--data", "run/data", "--answers", "1"]) == 0
+    assert main(["finetune", "q8/whole.gguf", "rows.jsonl", "-o", "no", "--quantize", "q9", "--dry-run"]) == 2
+    assert "model.quantize" in capfd.readouterr().err
 
 
 def test_what_was_written_is_what_train_runs(capfd):

@@ -310,3 +310,14 @@ def test_chats_without_a_tokenizer_are_refused(capsys):
     write_rows(Path("rows.jsonl"), COUNTING)
     assert main(["data", "prepare", "rows.jsonl", "out"]) == 2
     assert "need the model's tokenizer. Name its folder with --tokenizer" in capsys.readouterr().err
+
+
+def test_half_of_a_surrogate_pair_in_what_a_template_writes_is_a_bad_row():
+    write_model(
+        Path("reasons"),
+        "{% for m in messages %}{{ m.role }}{{ m.reasoning_content }}{{ m.content }}{% endfor %}",
+    )
+    answer = {"role": "assistant", "content": "A model.", "reasoning_content": "\ud800"}
+    with pytest.raises(ValueError, match="1 of 1 rows cannot be used") as refused:
+        run([{"messages": [TURN[0], answer]}], model="reasons", validation_fraction=0.0)
+    assert "holds half of a surrogate pair. Take it out." in str(refused.value)

@@ -125,6 +125,7 @@ def messages(*roles):
         ({"messages": [TURN[0], {"role": "assistant", "tool_calls": [{}]}]}, "a tool call without the name"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}, TURN[1]]}, "images or other"),
         ({"messages": TURN, "tools": [1]}, '"tools" is no list of objects'),
+        ({"messages": TURN, "tools": [{"function": 0.5}]}, '"tools" is no list of objects'),
         ({"conversations": [{"from": "human"}]}, "a turn of conversations without from and value"),
         ({"conversations": [{"from": "alien", "value": "a"}]}, "a turn from 'alien'"),
         ({**ALPACA, "history": [["a"]]}, '"history" is no list of pairs'),

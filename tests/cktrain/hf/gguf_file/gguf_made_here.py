@@ -9,8 +9,13 @@ from typing import Any, NamedTuple
 from tokenizers import AddedToken, decoders, models, pre_tokenizers
 from tokenizers import Tokenizer as Backend
 
+from cktrain import cython_kernels
+from cktrain.hf.gguf_file.export import export_gguf
 from cktrain.memory.param_store import ParamStore
+from cktrain.models import parse_model
+from cktrain.models.build import build_model
 from cktrain.models.family import ModelConfig
+from cktrain.nn.numerics import Numerics
 from cktrain.side_files import SideFiles, read_side_files
 
 ROWS = 272
@@ -96,3 +101,13 @@ def side_files(folder: Path, backend: Backend, **config: Any) -> SideFiles:
     (folder / "tokenizer_config.json").write_text(json.dumps(values))
     (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": [1, 2]}))
     return read_side_files(folder)
+
+
+def small_file(folder: Path) -> bytes:
+    """A whole file of one layer, in Q8_0."""
+    config = parse_model({**SIZES, "hidden_size": 32, "num_hidden_layers": 1, "intermediate_size": 32})
+    numerics = Numerics(cython_kernels.load("reference"), "fp32")
+    params = ParamStore(build_model(config, numerics, 64).params(), numerics)
+    params.initialize(seed=7)
+    export_gguf(folder / "whole.gguf", config, params, side_files(folder / "side", byte_level()), "q8_0")
+    return (folder / "whole.gguf").read_bytes()
