@@ -106,6 +106,13 @@ def export_merged(
     return f"{count:,} tensors merged into the weights of {base}, written as {dtype}"
 
 
+def exported_params(saved: SavedModel, merge: bool) -> ParamStore:
+    """A model's weights in f32, with `merge` those of `merged_params`."""
+    if merge:
+        return merged_params(saved)[0]
+    return saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)[1]
+
+
 def merged_params(saved: SavedModel) -> tuple[ParamStore, int]:
     """The base's weights in f32 with the adapter in them, and how many tensors that are. Raises as `export_merged`."""
     _refuse_plain(saved)

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from cktrain.adapter_export import export_adapter, export_merged
+from cktrain.adapter_export import export_adapter, export_merged, exported_params
+from cktrain.hf.gguf_file.export import export_gguf
+from cktrain.hf.gguf_file.whole_file import refuse_existing
 from cktrain.loaded_model import Model, open_model
 from cktrain.report import METRICS_FILE, Curve, draw_losses, plot_losses, read_curve
 from cktrain.saved_model import find_saved_model
@@ -58,27 +60,41 @@ class TrainedRun:
         return Path(folder)
 
     def export(
-        self, folder: str | Path, dtype: Literal["float32", "bfloat16"] | None = None, *, merge: bool = False
+        self,
+        folder: str | Path,
+        dtype: Literal["float32", "bfloat16"] | None = None,
+        *,
+        merge: bool = False,
+        gguf: Literal["f32", "f16", "bf16", "q8_0"] | None = None,
     ) -> Path:
-        """Write the model as a Hugging Face folder; returns it.
+        """Write the model as a Hugging Face folder, or as a GGUF file for llama.cpp; returns it.
 
         Args:
-            folder: to make.
+            folder: to make; with `gguf` the file.
             dtype: of the weights; None: float32, or with `merge` as the base's files have them.
             merge: put the run's adapter into its base's weights.
+            gguf: the type of the matrices of a GGUF file, instead of `dtype`.
 
         Raises:
-            ValueError: the folder is not empty, there is no whole checkpoint, or it has an adapter and `merge` is not given.
+            ValueError: the folder is not empty or the file exists, there is no whole checkpoint, `dtype` and `gguf` are both
+                given, or the run has an adapter and `merge` is not given.
             OSError: writing fails.
         """
-        saved = find_saved_model(self.path)
-        if merge:
-            export_merged(saved, Path(folder), saved.side_files(None, False), dtype)
-        elif saved.adapter is not None:
+        saved, out = find_saved_model(self.path), Path(folder)
+        if saved.adapter is not None and not merge:
             raise ValueError(
                 f"[export] {self.path} trained an adapter. Give merge=True for the base with the adapter in it, or call "
                 "save_adapter."
             )
+        if gguf is not None:
+            if dtype is not None:
+                raise ValueError(
+                    f"[export] gguf={gguf!r} names the type of the weights too. Leave dtype out."
+                )
+            refuse_existing(out)  # before the model is read
+            export_gguf(out, saved.config, exported_params(saved, merge), saved.side_files(None, False), gguf)
+        elif merge:
+            export_merged(saved, out, saved.side_files(None, False), dtype)
         else:
-            open_model(self.path).save(folder, dtype or "float32")
-        return Path(folder)
+            open_model(self.path).save(out, dtype or "float32")
+        return out

@@ -30,6 +30,7 @@ class Mutant:
     test: str
 
 
+DORA = "tests/cktrain/nn/test_linear.py::test_dora_norms_the_rows_and_takes_the_norms_for_constants"
 MUTANTS = [
     Mutant(
         "mean of the micro-batches' means",
@@ -115,6 +116,43 @@ MUTANTS = [
         "norm = math.sqrt(sums.squared_norm) / tokens",
         "norm = math.sqrt(sums.squared_norm)",
         "tests/cktrain/training/test_trainer.py::test_clipping_bounds_the_norm",
+    ),
+    Mutant(
+        "DoRA's norms have the cross term once",
+        "cktrain/nn/adapters/dora.py",
+        "squares[rows.rows] += 2 * s * np",
+        "squares[rows.rows] += s * np",
+        DORA,
+    ),
+    Mutant(
+        "DoRA's magnitude has the gradient of the gain",
+        "cktrain/nn/adapters/dora.py",
+        "inverse[rows.rows] * along[rows.rows]",
+        "along[rows.rows]",
+        DORA,
+    ),
+    Mutant(
+        "DoRA's b has the gradient of LoRA's",
+        "cktrain/nn/adapters/dora.py",
+        "self._add(b, gain[rows.rows, None] * raw)",
+        "self._add(b, raw)",
+        DORA,
+    ),
+    Mutant(
+        "each rank norms its own columns of DoRA's rows",
+        "cktrain/nn/adapters/dora.py",
+        "linear.layout.sum_over_inputs(squares)\n        return",
+        "return",
+        "tests/cktrain/parallel/test_adapters.py::test_ranks_compute_the_losses_of_one"
+        "[dora-base frozen-llama-data 1 x pipeline 1 x tensor 2]",
+    ),
+    Mutant(
+        "DoRA is merged without its magnitudes",
+        "cktrain/nn/adapters/dora.py",
+        "part *= (magnitude.weight.data * _inverse(norms))[:, None].astype(weight.dtype)",
+        "part *= 1",
+        "tests/cktrain/hf/test_peft_folder.py::test_the_folder_beside_the_base_and_the_merged_base_are_the_run"
+        "[float32-llama, dora]",
     ),
     Mutant(
         "a forked child keeps its parent's connections open",

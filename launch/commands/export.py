@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING, Literal
 from cktrain.launch import arguments
 
 if TYPE_CHECKING:
-    from cktrain.memory.param_store import ParamStore
     from cktrain.saved_model import SavedModel
     from cktrain.side_files import SideFiles
 
@@ -145,20 +144,8 @@ def _write_adapter(saved: SavedModel, out: Path, gguf: str | None) -> None:
     print(f"{saved.path} -> {out}: an adapter of {count:,} weights, {kind}, for llama.cpp's --lora")
 
 
-def _params(saved: SavedModel, merge: bool) -> ParamStore:
-    """The weights in f32, with the adapter in them where they are merged."""
-    from cktrain import cython_kernels
-    from cktrain.adapter_export import merged_params
-    from cktrain.nn.numerics import Numerics
-
-    if merge:
-        params, count = merged_params(saved)
-        print(f"{saved.path}: {count:,} tensors merged")
-        return params
-    return saved.load(Numerics(cython_kernels.load(), "fp32"), positions=1)[1]
-
-
 def _write_gguf(saved: SavedModel, side: SideFiles, options: argparse.Namespace) -> None:
+    from cktrain.adapter_export import exported_params
     from cktrain.hf.gguf_file.export import export_gguf
     from cktrain.hf.gguf_file.modelfile import modelfile
     from cktrain.hf.gguf_file.whole_file import refuse_existing
@@ -168,7 +155,7 @@ def _write_gguf(saved: SavedModel, side: SideFiles, options: argparse.Namespace)
     beside = out.with_name("Modelfile")
     # What cannot be a Modelfile is refused before the model is written.
     text = modelfile(beside, out.name, side) if options.ollama else None
-    params = _params(saved, options.merge)
+    params = exported_params(saved, options.merge)
     notes = export_gguf(options.out, saved.config, params, side, options.gguf)
     count = sum(param.size for param in params.params if not param.spec.adapter)
     print(f"{saved.path} -> {options.out}: {count:,} parameters, {options.gguf}")
@@ -182,10 +169,11 @@ def _write_gguf(saved: SavedModel, side: SideFiles, options: argparse.Namespace)
 
 
 def _write_folder(saved: SavedModel, side: SideFiles, options: argparse.Namespace) -> None:
+    from cktrain.adapter_export import exported_params
     from cktrain.hf.config_json import model_type_of
     from cktrain.hf.folder import save_folder
 
-    params = _params(saved, merge=False)
+    params = exported_params(saved, merge=False)
     dtype: Literal["float32", "bfloat16"] = options.dtype or "float32"
     save_folder(options.out, saved.config, params, side, dtype, options.max_shard_size)
     print(f"{saved.path} -> {options.out}: {params.count:,} parameters, {dtype}")

@@ -1,4 +1,4 @@
-"""docs/python.md has the reference that the docstrings make, and examples/python_api.py does what it says."""
+"""docs/python.md has the reference that the docstrings make, and the examples in Python do what they say."""
 
 import importlib.util
 import os
@@ -8,6 +8,9 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "cktrain"))
+from chat_models import write_rows, write_weights
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -45,3 +48,20 @@ def test_the_example_runs(tmp_path: Path) -> None:
     assert "the largest gradient is of model." in done.stdout
     assert "all 80 steps are done already" in done.stdout
     assert {path.name for path in (tmp_path / "all").iterdir()} >= {"data", "exported", "loss.png", "run"}
+
+
+def test_the_example_of_fine_tuning_runs(tmp_path: Path) -> None:
+    """Its adapter, merged weights and GGUF file are there, and the loss of held-out rows has fallen."""
+    model = write_weights(tmp_path / "model")
+    said = [f"say {i % 7}" for i in range(40)]
+    rows = [{"prompt": [{"role": "user", "content": each}], "completion": [{"role": "assistant", "content": "aa"}]}
+            for each in said]  # fmt: skip
+    write_rows(tmp_path / "rows.jsonl", list(rows))
+    script = str(ROOT / "examples" / "finetune_from_python.py")
+    command = [sys.executable, script, str(model), str(tmp_path / "rows.jsonl"), str(tmp_path / "all")]
+    environ = {name: value for name, value in os.environ.items() if name != "OPENBLAS_NUM_THREADS"}
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 0, done.stderr
+    assert "loss, after less before: -0." in done.stdout
+    for name in ("adapter/adapter_config.json", "merged/model.safetensors", "model.gguf", "loss.png"):
+        assert (tmp_path / "all" / name).is_file()

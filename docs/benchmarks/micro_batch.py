@@ -1,0 +1,104 @@
+"""How many tokens a micro-batch needs: what `micro_batch_size: auto` is bound by (cktrain/plan/batch_sizes.py).
+
+    python docs/benchmarks/micro_batch.py --length 512 [--full] [--rounds 5]
+
+A Llama of SmolLM2-135M's layers (576 wide, 9 heads of which 3 have keys and values, 1536 between), six of the thirty,
+takes whole steps on as many tokens each: with an adapter of rank 16 beside weights in bf16, or with all weights trained.
+One step has them in micro-batches of few sequences, the next in larger ones, in turns. It has few words, because the head
+computes its rows in pieces of its own, however large the micro-batch is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+from cktrain import cython_kernels
+from cktrain.bench.step import RandomLoader, _part
+from cktrain.checkpoint import Progress
+from cktrain.config import Config
+from cktrain.hf.folder import resolve_model, save_folder
+from cktrain.memory.param_store import ParamStore
+from cktrain.models import parse_model
+from cktrain.models.build import build_model
+from cktrain.nn.numerics import Numerics
+from cktrain.optim.table import OPTIMIZERS
+from cktrain.training.trainer import Trainer
+
+SHAPE: dict[str, Any] = {
+    "hidden_size": 576,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 9,
+    "num_key_value_heads": 3,
+    "intermediate_size": 1536,
+    "vocab_size": 4096,
+    "tie_word_embeddings": True,
+    "max_position_embeddings": 8192,
+}
+
+
+def trainer_of(folder: Path, length: int, micro: int, tokens: int, full: bool, numerics: Numerics) -> Trainer:
+    """One that takes steps of `tokens` tokens, `micro` sequences at once."""
+    values: dict[str, Any] = {
+        "run": {"dir": "unused", "steps": 1000},
+        "model": {"from_pretrained": str(folder)},
+        "data": {"path": "unused", "sequence_length": length},
+        "batch": {"micro_batch_size": micro, "global_batch_size": tokens // length},
+    }
+    if not full:
+        values["adapter"] = {"r": 16, "lora_alpha": 32}
+    config = Config.model_validate(values)
+    config = config.model_copy(update={"model": resolve_model(config.model)[0]})
+    part = _part(config, numerics)
+    optimizer = OPTIMIZERS["adamw"](part.params, config.optimizer)
+    loader: Any = RandomLoader(config, SHAPE["vocab_size"])
+    return Trainer(config, part, optimizer, loader, Progress(0, 0, 0, numerics.precision))
+
+
+def main() -> None:
+    """Print tokens per second by the tokens of a micro-batch."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--length", type=int, default=512, help="of a sequence")
+    parser.add_argument("--tokens", type=int, default=4096, help="of a step")
+    parser.add_argument("--full", action="store_true", help="train all weights")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args()
+    kernels = cython_kernels.load()
+    kernels.set_num_threads(len(os.sched_getaffinity(0)))
+    numerics = Numerics(kernels, "fp32")
+    sizes, size = [], 1
+    while size * options.length <= options.tokens:
+        sizes.append(size)
+        size *= 2
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = Path(temporary, "model")
+        config = parse_model(SHAPE)
+        params = ParamStore(build_model(config, numerics, 1).params(), numerics)
+        params.initialize(1)
+        save_folder(folder, config, params, dtype="bfloat16")
+        trainers = [
+            trainer_of(folder, options.length, size, options.tokens, options.full, numerics) for size in sizes
+        ]
+        for trainer in trainers:
+            trainer.step()
+        times: dict[int, list[float]] = {size: [] for size in sizes}
+        for _ in range(options.rounds):
+            for size, trainer in zip(sizes, trainers, strict=True):
+                began = time.perf_counter()
+                trainer.step()
+                times[size].append(time.perf_counter() - began)
+    for size in sizes:
+        rates = sorted(options.tokens / seconds for seconds in times[size])
+        spread = f"{rates[0]:,.0f} to {rates[-1]:,.0f}"
+        print(
+            f"| {size * options.length:,} | {size} | {statistics.median(rates):,.0f} | {spread} |", flush=True
+        )
+
+
+if __name__ == "__main__":
+    main()
