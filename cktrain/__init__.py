@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from cktrain.loaded_model import Model
     from cktrain.trained_run import TrainedRun
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = ["Model", "TrainedRun", "__version__", "bind", "evaluate", "finetune", "generate", "load", "train"]
 

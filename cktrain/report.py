@@ -175,8 +175,11 @@ def compare_with_ngrams(
 
 
 def draw_losses(curve: Curve, title: str) -> Figure:
-    """The curve as a figure, which no window shows."""
-    from matplotlib.figure import Figure
+    """The curve as a figure, which no window shows. Raises ValueError where matplotlib is missing."""
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        raise ValueError("[report] a picture needs matplotlib: pip install 'cktrain[plots]'.") from None
 
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
@@ -199,8 +202,9 @@ def plot_losses(curve: Curve, title: str, file: Path) -> Path:
     """
     if not file.suffix:
         file = file.with_name(f"{file.name}.png")
+    figure = draw_losses(curve, title)
     try:
-        draw_losses(curve, title).savefig(file, dpi=120)
+        figure.savefig(file, dpi=120)
     except (OSError, ValueError) as error:  # ValueError: a suffix that matplotlib does not know
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise ValueError(

@@ -38,7 +38,8 @@ class TrainedRun:
     def plot(self, file: str | Path | None = None) -> Figure:
         """The loss curve as a matplotlib figure, which a notebook shows; also into `file`, whose suffix says how.
 
-        Raises ValueError where the run has no metrics.jsonl, or the file cannot be written.
+        Raises ValueError where the run has no metrics.jsonl, matplotlib is missing (extra `plots`), or the file cannot be
+        written.
         """
         curve = self.losses()
         if file is not None:

@@ -18,7 +18,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 
 # folder: (import name, rooms it may import, third-party packages it may import)
-CHOSEN = {"numpy", "yaml", "pydantic", "ml_dtypes", "safetensors", "tokenizers", "rich", "matplotlib"}
+CHOSEN = {"numpy", "yaml", "pydantic", "ml_dtypes", "safetensors", "tokenizers", "rich"}
 ROOMS = {
     "cython_kernels": ("cktrain.cython_kernels", set(), {"numpy", "ml_dtypes", "cython"}),
     "comm": ("cktrain.comm", set(), {"numpy", "ml_dtypes", "cython", "mpi4py", "pyverbs"}),
@@ -32,6 +32,7 @@ ROOMS = {
             "pyarrow",
             "zstandard",
             "gguf",
+            "matplotlib",
             "rouge_score",
             "tensorboardX",
             "wandb",

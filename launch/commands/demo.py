@@ -8,6 +8,7 @@ status. Begun again it goes on where it was.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import os
 from importlib import resources
 
@@ -43,13 +44,16 @@ def _run(options: argparse.Namespace) -> int:
             f"[demo] {process.size} ranks were started, and it prepares as one. Start `cktrain data prepare` alone, then "
             "`cktrain train` with them."
         )
+    # What draws is an extra.
+    drawn = importlib.util.find_spec("matplotlib") is not None
+    plot = ["--plot", os.path.join(options.out, "loss.png")] if drawn else []
     bind(process)  # before the first of the commands loads numpy
     with resources.as_file(resources.files("cktrain") / "demo.yaml") as config:
         sets = [word for given in (f"run.dir={options.out}", *options.overrides) for word in ("--set", given)]
         for words in (
             ["data", "prepare", "python-stdlib", DATA, "--vocab-size", "2048", "--reuse"],
             ["train", str(config), *sets],
-            ["report", options.out, "--plot", os.path.join(options.out, "loss.png")],
+            ["report", options.out, *plot],
         ):
             if status := main(words):
                 return status

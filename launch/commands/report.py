@@ -24,7 +24,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Options of `cktrain report`."""
     parser.add_argument("run_dir", type=path, help="folder of a run, or one of its checkpoints")
     parser.add_argument(
-        "--plot", type=path, metavar="FILE", help="also draw the losses into FILE, as loss.png"
+        "--plot",
+        type=path,
+        metavar="FILE",
+        help="also draw the losses into FILE, as loss.png (extra plots)",
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=_run)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from pathlib import Path
 
 import pytest
@@ -55,6 +56,12 @@ def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
         str(p.relative_to(folder)): (p.read_bytes() if p.is_file() else b"", p.stat().st_mtime_ns)
         for p in sorted([folder, *folder.rglob("*")])
     }
+
+
+def test_a_picture_without_matplotlib_names_what_to_install(run, capsys, monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    assert main(["report", str(run), "--plot", str(tmp_path / "loss.png")]) == 2
+    assert "needs matplotlib: pip install 'cktrain[plots]'" in capsys.readouterr().err
 
 
 def test_a_report_reads_only_and_draws_where_it_is_told_to(run, capsys, tmp_path):
