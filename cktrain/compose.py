@@ -10,6 +10,7 @@ from functools import partial
 from pathlib import Path
 
 from cktrain import cython_kernels
+from cktrain.base_folder import with_base
 from cktrain.checkpoint import Progress, load_checkpoint
 from cktrain.checkpoint_choice import agree_on_checkpoint, begin_run
 from cktrain.checkpoint_folder import find_candidates
@@ -93,6 +94,7 @@ def compose(
     precision = agree_on_precision(
         config.precision, kernels.isa, "" if checkpoint is None else checkpoint.state.precision, group
     )
+    config = with_base(config, group, lambda text: log.info("%s", text))
     model_config, pretrained = together_for_long(group, lambda: _architecture(config.model, before))
     adapter = together(group, partial(resolve_adapter, config.adapter))
     config = config.model_copy(update={"model": model_config, "adapter": adapter})

@@ -17,19 +17,16 @@ from pathlib import Path
 from typing import Any
 
 from cktrain import cython_kernels
+from cktrain.base_folder import base_folder, make_base
 from cktrain.checkpoint_folder import free_name
-from cktrain.checkpoint_record import read_checkpoint
 from cktrain.config import Config
 from cktrain.config_file import load_config, with_overrides
 from cktrain.config_types import AUTO
 from cktrain.data.chat.prepare import ChatOptions, prepare_chat
 from cktrain.data.shards import DATASET_FILE, read_dataset
-from cktrain.file_identity import sha256_of_file
 from cktrain.folder_lock import lock_folder
-from cktrain.hf.config_json import read_model_config
-from cktrain.hf.folder import resolve_model, save_folder
+from cktrain.hf.folder import resolve_model
 from cktrain.hf.gguf_file import is_gguf
-from cktrain.hf.gguf_file.import_gguf import import_gguf
 from cktrain.hf.peft_folder import resolve_adapter
 from cktrain.hf.tensors import matching_tensors
 from cktrain.loaded_model import Model
@@ -197,31 +194,9 @@ def _base(model: str | Path, saved: SavedModel, out: Path, in_blocks: bool, say:
         # Files that are missing or do not fit are told before rows are prepared; nothing of them is read.
         matching_tensors(saved.path, saved.config, build_model(saved.config, numerics, positions=1).params())
         return saved.path
-    gguf = saved.hugging_face
-    digest = sha256_of_file(saved.path) if gguf else read_checkpoint(saved.path).digest
-    folder = out / f"base-{digest[:10]}"
-    if folder.is_dir():
-        say(f"model: {folder}, made of {model} before")
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if gguf:
-        dtype = import_gguf(saved.path, folder)
-    else:
-        dtype = _export(saved, folder)
-    read_model_config(folder)
-    say(f"model: {model} -> {folder}, {dtype}")
+    folder = base_folder(saved, out)
+    make_base(saved, folder, model, say)
     return folder
-
-
-def _export(saved: SavedModel, folder: Path) -> str:
-    side = saved.side_files(None, False)
-    if saved.adapter is not None:
-        from cktrain.adapter_export import export_merged
-
-        return export_merged(saved, folder, side)
-    _, params = saved.quantized("none").load(Numerics(cython_kernels.load(), "fp32"), positions=1)
-    save_folder(folder, saved.config, params, side)
-    return "float32"
 
 
 def _data(

@@ -216,6 +216,7 @@ class PlanHere:
 def plan_here(options: argparse.Namespace, config: Config, group: Group, binding: Binding) -> PlanHere:
     """The plan by the options of `cktrain plan`."""
     from cktrain import cython_kernels
+    from cktrain.base_folder import planned_base
     from cktrain.hf.folder import resolve_model
     from cktrain.hf.peft_folder import resolve_adapter
     from cktrain.host.memory_limit import node_memory
@@ -228,7 +229,7 @@ def plan_here(options: argparse.Namespace, config: Config, group: Group, binding
     from cktrain.training_rows import with_folder
 
     kernels = cython_kernels.load()
-    known = {"model": resolve_model(config.model)[0], "adapter": resolve_adapter(config.adapter)}
+    known = {"model": resolve_model(planned_base(config))[0], "adapter": resolve_adapter(config.adapter)}
     config = with_folder(config.model_copy(update=known))
     mesh = resolve_mesh(config.parallel, _ranks(options, config, group))
     precision = agree_on_precision(config.precision, kernels.isa, "", group)

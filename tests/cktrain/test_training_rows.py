@@ -9,6 +9,8 @@ import pytest
 from chat_models import write_rows, write_weights
 
 import cktrain as ck
+from cktrain.base_folder import planned_base
+from cktrain.config import Config
 from cktrain.config_file import load_config
 from cktrain.data.shards import read_dataset
 from cktrain.training_rows import chat_options, with_folder
@@ -109,3 +111,20 @@ def test_bad_rows_end_the_run_before_it_begins():
     with pytest.raises(ValueError, match=r"chat.jsonl: 1 of 1 rows cannot be used"):
         ck.train(config(), bar=False)
     assert not Path("run/data").exists() and not Path("run/checkpoints").exists()
+
+
+def test_a_run_starts_from_a_run_whose_adapter_is_merged(caplog):
+    first = ck.train(config(), bar=False)
+    values = config() | {"run": {"dir": "second", "epochs": 1}, "model": {"from_pretrained": "run"}}
+    planned = planned_base(Config.model_validate(values))
+    assert planned.from_pretrained is None and planned.hidden_size == 16
+    second = ck.train(values, bar=False)
+    (base,) = Path("second").glob("base-*")
+    assert load_config("second/config.yaml").model.from_pretrained == str(base)
+    assert planned_base(Config.model_validate(values)).from_pretrained == str(base)
+    ids = second.load().encode("say 3")
+    # The merged weights are rounded once to fp32.
+    assert ck.load(base).loss(ids) == pytest.approx(first.load().loss(ids), abs=1e-5)
+    before = base.stat().st_mtime_ns
+    ck.train(values, {"run.epochs": 2}, bar=False)
+    assert base.stat().st_mtime_ns == before and len(list(Path("second").glob("base-*"))) == 1

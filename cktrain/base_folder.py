@@ -1,0 +1,100 @@
+"""A run, a checkpoint or a GGUF file as a Hugging Face folder that another run starts from.
+
+RUN/base-0123456789/    by the digest of what it was made from: it is made once, and kept while that is the same
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from cktrain import cython_kernels
+from cktrain.adapter_export import export_merged
+from cktrain.checkpoint_folder import step_folders
+from cktrain.checkpoint_record import MARKER, read_checkpoint
+from cktrain.comm.group import Group
+from cktrain.config import Config
+from cktrain.file_identity import sha256_of_file
+from cktrain.hf.config_json import read_model_config
+from cktrain.hf.folder import save_folder
+from cktrain.hf.gguf_file.import_gguf import import_gguf
+from cktrain.long_work import together_for_long
+from cktrain.models.family import FromFolder, ModelConfig
+from cktrain.nn.numerics import Numerics
+from cktrain.saved_model import SavedModel, find_saved_model
+
+Say = Callable[[str], None]
+
+
+def is_run(path: str | Path) -> bool:
+    """Whether a path is that of a run, of its checkpoints or of one of them."""
+    path = Path(path)
+    return path.is_dir() and bool(
+        (path / MARKER).is_file() or (path / "checkpoints").is_dir() or step_folders(path)
+    )
+
+
+def base_folder(saved: SavedModel, out: Path) -> Path:
+    """Where in `out` the folder of a saved model stands, or will. Raises ValueError for a damaged source."""
+    of_a_file = saved.hugging_face
+    digest = sha256_of_file(saved.path) if of_a_file else read_checkpoint(saved.path).digest
+    return out / f"base-{digest[:10]}"
+
+
+def make_base(saved: SavedModel, folder: Path, name: str | Path, say: Say) -> None:
+    """Make the folder of `base_folder` unless it stands; a run of an adapter is merged. `name` is what users call it.
+
+    Raises ValueError for a source that cannot be used, OSError where writing fails; nothing is left then.
+    """
+    if folder.is_dir():
+        say(f"model: {folder}, made of {name} before")
+        return
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    dtype = import_gguf(saved.path, folder) if saved.hugging_face else _export(saved, folder)
+    read_model_config(folder)
+    say(f"model: {name} -> {folder}, {dtype}")
+
+
+def with_base(config: Config, group: Group, say: Say) -> Config:
+    """The configuration that starts from a Hugging Face folder where it names a run. Collective; rank 0 makes the folder.
+
+    Raises ValueError on all ranks for a run that cannot be used, and OSError's text where writing fails.
+    """
+    model = config.model
+    if not isinstance(model, FromFolder):
+        return config
+
+    def work() -> str:
+        if not is_run(model.from_pretrained):
+            return model.from_pretrained
+        saved = find_saved_model(model.from_pretrained)
+        folder = base_folder(saved, Path(config.run.dir))
+        if group.rank == 0:
+            make_base(saved, folder, model.from_pretrained, say)
+        return str(folder)
+
+    folder = together_for_long(group, work)
+    return config.model_copy(update={"model": model.model_copy(update={"from_pretrained": folder})})
+
+
+def planned_base(config: Config) -> ModelConfig | FromFolder:
+    """The model that a plan takes where a run is named: the folder, if it was made before, else the architecture alone."""
+    model = config.model
+    if not isinstance(model, FromFolder) or not is_run(model.from_pretrained):
+        return model
+    saved = find_saved_model(model.from_pretrained)
+    folder = base_folder(saved, Path(config.run.dir))
+    if folder.is_dir():
+        return model.model_copy(update={"from_pretrained": str(folder)})
+    return saved.config.model_copy(
+        update={"from_pretrained": None, "freeze": model.freeze, "quantize": "none"}
+    )
+
+
+def _export(saved: SavedModel, folder: Path) -> str:
+    side = saved.side_files(None, False)
+    if saved.adapter is not None:
+        return export_merged(saved, folder, side)
+    _, params = saved.quantized("none").load(Numerics(cython_kernels.load(), "fp32"), positions=1)
+    save_folder(folder, saved.config, params, side)
+    return "float32"
