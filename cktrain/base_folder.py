@@ -60,35 +60,41 @@ def with_base(config: Config, group: Group, say: Say) -> Config:
 
     Raises ValueError on all ranks for a run that cannot be used, and OSError's text where writing fails.
     """
-    model = config.model
-    if not isinstance(model, FromFolder):
+    source = _unread(config.model)
+    if source is None:
         return config
 
     def work() -> str:
-        if not is_run(model.from_pretrained):
-            return model.from_pretrained
-        saved = find_saved_model(model.from_pretrained)
+        if not is_run(source):
+            return source
+        saved = find_saved_model(source)
         folder = base_folder(saved, Path(config.run.dir))
         if group.rank == 0:
-            make_base(saved, folder, model.from_pretrained, say)
+            make_base(saved, folder, source, say)
         return str(folder)
 
     folder = together_for_long(group, work)
-    return config.model_copy(update={"model": model.model_copy(update={"from_pretrained": folder})})
+    model = config.model.model_copy(update={"from_pretrained": folder})
+    return config.model_copy(update={"model": model})
 
 
 def planned_base(config: Config) -> ModelConfig | FromFolder:
     """The model that a plan takes where a run is named: the folder, if it was made before, else the architecture alone."""
-    model = config.model
-    if not isinstance(model, FromFolder) or not is_run(model.from_pretrained):
+    model, source = config.model, _unread(config.model)
+    if source is None or not is_run(source):
         return model
-    saved = find_saved_model(model.from_pretrained)
+    saved = find_saved_model(source)
     folder = base_folder(saved, Path(config.run.dir))
     if folder.is_dir():
         return model.model_copy(update={"from_pretrained": str(folder)})
     return saved.config.model_copy(
         update={"from_pretrained": None, "freeze": model.freeze, "quantize": "none"}
     )
+
+
+def _unread(model: ModelConfig | FromFolder) -> str | None:
+    """What model.from_pretrained names, where the architecture is to be read there."""
+    return model.from_pretrained if isinstance(model, FromFolder) else None
 
 
 def _export(saved: SavedModel, folder: Path) -> str:
