@@ -2,7 +2,7 @@
 
     python docs/benchmarks/micro_batch.py --length 512 [--full] [--rounds 5]
 
-A Llama of SmolLM2-135M's layers (576 wide, 9 heads of which 3 have keys and values, 1536 between), six of the thirty,
+A Llama of SmolLM2-135M's layers (576 wide, 9 heads of which 3 have keys and values, 1536 between), three of the thirty,
 takes whole steps on as many tokens each: with an adapter of rank 16 beside weights in bf16, or with all weights trained.
 One step has them in micro-batches of few sequences, the next in larger ones, in turns. It has few words, because the head
 computes its rows in pieces of its own, however large the micro-batch is.
@@ -32,7 +32,7 @@ from cktrain.training.trainer import Trainer
 
 SHAPE: dict[str, Any] = {
     "hidden_size": 576,
-    "num_hidden_layers": 6,
+    "num_hidden_layers": 3,
     "num_attention_heads": 9,
     "num_key_value_heads": 3,
     "intermediate_size": 1536,
@@ -61,7 +61,7 @@ def trainer_of(folder: Path, length: int, micro: int, tokens: int, full: bool, n
 
 
 def main() -> None:
-    """Print tokens per second by the tokens of a micro-batch."""
+    """Print tokens per second, and how much faster than one sequence at once by the round."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--length", type=int, default=512, help="of a sequence")
     parser.add_argument("--tokens", type=int, default=4096, help="of a step")
@@ -93,10 +93,11 @@ def main() -> None:
                 trainer.step()
                 times[size].append(time.perf_counter() - began)
     for size in sizes:
-        rates = sorted(options.tokens / seconds for seconds in times[size])
-        spread = f"{rates[0]:,.0f} to {rates[-1]:,.0f}"
+        rate = statistics.median(options.tokens / seconds for seconds in times[size])
+        ratios = sorted(one / other for one, other in zip(times[1], times[size], strict=True))
+        spread = f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
         print(
-            f"| {size * options.length:,} | {size} | {statistics.median(rates):,.0f} | {spread} |", flush=True
+            f"| {size * options.length:,} | {size} | {rate:,.0f} | {statistics.median(ratios):.2f} ({spread}) |"
         )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import resource
+import signal
 import sys
 import tempfile
 import time
@@ -56,8 +57,9 @@ def outcome(kind: Kind, other_way: bool) -> str:
 
 
 def main() -> None:
-    """Try as many of each kind as were asked for; print the commonest outcomes and the longest time; Ctrl-C ends a kind."""
+    """Try as many of each kind as asked for; print the commonest outcomes and the longest time. A signal ends a kind."""
     count, names = int(sys.argv[1]), sys.argv[2:] or list(KINDS)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     for name in names:
         longest, found = 0.0, Counter[str]()
         with tempfile.TemporaryDirectory() as folder:
