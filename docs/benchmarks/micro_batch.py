@@ -42,16 +42,29 @@ SHAPE: dict[str, Any] = {
 }
 
 
-def trainer_of(folder: Path, length: int, micro: int, tokens: int, full: bool, numerics: Numerics) -> Trainer:
-    """One that takes steps of `tokens` tokens, `micro` sequences at once."""
+LORA: dict[str, Any] = {"r": 16, "lora_alpha": 32}
+
+
+def write_model(folder: Path, numerics: Numerics) -> None:
+    """A folder with fresh weights of the shape, in bf16."""
+    config = parse_model(SHAPE)
+    params = ParamStore(build_model(config, numerics, 1).params(), numerics)
+    params.initialize(1)
+    save_folder(folder, config, params, dtype="bfloat16")
+
+
+def trainer_of(
+    folder: Path, length: int, micro: int, tokens: int, adapter: dict[str, Any] | None, numerics: Numerics
+) -> Trainer:
+    """One that takes steps of `tokens` tokens, `micro` sequences at once; `adapter` None: all weights are trained."""
     values: dict[str, Any] = {
         "run": {"dir": "unused", "steps": 1000},
         "model": {"from_pretrained": str(folder)},
         "data": {"path": "unused", "sequence_length": length},
         "batch": {"micro_batch_size": micro, "global_batch_size": tokens // length},
     }
-    if not full:
-        values["adapter"] = {"r": 16, "lora_alpha": 32}
+    if adapter is not None:
+        values["adapter"] = adapter
     config = Config.model_validate(values)
     config = config.model_copy(update={"model": resolve_model(config.model)[0]})
     part = _part(config, numerics)
@@ -77,12 +90,10 @@ def main() -> None:
         size *= 2
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary, "model")
-        config = parse_model(SHAPE)
-        params = ParamStore(build_model(config, numerics, 1).params(), numerics)
-        params.initialize(1)
-        save_folder(folder, config, params, dtype="bfloat16")
+        write_model(folder, numerics)
+        adapter = None if options.full else LORA
         trainers = [
-            trainer_of(folder, options.length, size, options.tokens, options.full, numerics) for size in sizes
+            trainer_of(folder, options.length, size, options.tokens, adapter, numerics) for size in sizes
         ]
         for trainer in trainers:
             trainer.step()
