@@ -151,6 +151,13 @@ MUTANTS = [
         "cktrain/nn/adapters/dora.py",
         "part *= (magnitude.weight.data * _inverse(norms))[:, None].astype(weight.dtype)",
         "part *= 1",
+        DORA,
+    ),
+    Mutant(
+        "a folder's rows are merged with DoRA's magnitudes and keep their norms",
+        "cktrain/hf/peft_merge.py",
+        "gain = _whole(magnitude) / np.sqrt(np.where(squares > 0, squares, 1))",
+        "gain = _whole(magnitude)",
         "tests/cktrain/hf/test_peft_folder.py::test_the_folder_beside_the_base_and_the_merged_base_are_the_run"
         "[float32-llama, dora]",
     ),
