@@ -14,7 +14,8 @@ from cktrain.parallel.mesh import Mesh
 from cktrain.plan.plan import Machine, gib, node_bytes
 
 ROWS_AT_ONCE = 2048
-"""Tokens of a micro-batch: more make its products no faster, and take memory."""
+"""Tokens of a micro-batch. One thread needs no more than 512 to be as fast as with 4,096
+(docs/benchmarks/micro_batch_zen3_2026-12-01.md); four times as many leave work for more threads; more only take memory."""
 PER_STAGE = 4
 """Micro-batches for each stage of a pipeline, where the batch has them: the bubble is a fifth of the time at most."""
 
