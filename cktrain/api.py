@@ -197,20 +197,22 @@ def finetune(
         raise ValueError("[finetune] resume and overwrite are both given. Leave one of them out.")
     bind_once()
     from cktrain.config_file import load_config
-    from cktrain.fine_tuning import FineTuning, path_of, prepare, refuse_used
+    from cktrain.fine_tuning import FineTuning, owned_run, path_of, prepare, refuse_used
     from cktrain.fine_tuning_result import losses_in_words
     from cktrain.session import train_here
 
     source = path_of(model)
     folder = Path("runs") / f"{Path(source).stem}-{Path(data).stem}" if out is None else Path(out)
-    if not (resume or overwrite):
-        refuse_used(folder)
-    asked = FineTuning(source, data, folder, full, adapter, epochs, chat or {}, overrides or {})
-    prepared = prepare(asked, lambda text: print(text, flush=True), bar)
-    print("\n".join(prepared.lines), flush=True)
-    config = load_config(prepared.file, {"checkpoint.resume": "none"} if overwrite else {})
-    binding = bind_for(config.launch, config.parallel.tensor, process)
-    run = train_here(config, process, binding, bar)
+    with owned_run(folder) as lock:
+        if not (resume or overwrite):
+            refuse_used(folder)
+        asked = FineTuning(source, data, folder, full, adapter, epochs, chat or {}, overrides or {})
+        prepared = prepare(asked, lambda text: print(text, flush=True), bar, lock)
+        print("\n".join(prepared.lines), flush=True)
+        config = load_config(prepared.file, {"checkpoint.resume": "none"} if overwrite else {})
+        binding = bind_for(config.launch, config.parallel.tensor, process)
+        lock.hand_over()
+        run = train_here(config, process, binding, bar)
     print("\n".join(losses_in_words(config)), flush=True)
     return run
 

@@ -1,12 +1,17 @@
 """A run, a checkpoint or a GGUF file as a Hugging Face folder that another run starts from.
 
-RUN/base-0123456789/    by the digest of what it was made from: it is made once, and kept while that is the same
+RUN/base-0123456789/                   by the digest of what it was made from: it is made once, and kept while that is the same
+RUN/base-0123456789/made_from.json     what it was made from, and the SHA-256 of its files, by which a later start knows it
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
 
 from cktrain import cython_kernels
 from cktrain.adapter_export import export_merged
@@ -14,7 +19,8 @@ from cktrain.checkpoint_folder import step_folders
 from cktrain.checkpoint_record import MARKER, read_checkpoint
 from cktrain.comm.group import Group
 from cktrain.config import Config
-from cktrain.file_identity import sha256_of_file
+from cktrain.file_identity import changed_files, sha256_of_file, sha256_of_files, stamp_of_file
+from cktrain.foreign_file import read_json
 from cktrain.hf.config_json import read_model_config
 from cktrain.hf.folder import save_folder
 from cktrain.hf.gguf_file.import_gguf import import_gguf
@@ -23,7 +29,15 @@ from cktrain.models.family import FromFolder, ModelConfig
 from cktrain.nn.numerics import Numerics
 from cktrain.saved_model import SavedModel, find_saved_model
 
+RECORD_FILE = "made_from.json"
+
 Say = Callable[[str], None]
+
+
+class _Record(BaseModel):
+    source: str
+    files: dict[str, str]
+    stamps: dict[str, list[int]]
 
 
 def is_run(path: str | Path) -> bool:
@@ -44,14 +58,17 @@ def base_folder(saved: SavedModel, out: Path) -> Path:
 def make_base(saved: SavedModel, folder: Path, name: str | Path, say: Say) -> None:
     """Make the folder of `base_folder` unless it stands; a run of an adapter is merged. `name` is what users call it.
 
-    Raises ValueError for a source that cannot be used, OSError where writing fails; nothing is left then.
+    Raises ValueError for a source that cannot be used, and for a folder that is not as it was made; OSError where writing
+    fails; nothing is left then.
     """
     if folder.is_dir():
+        _refuse_changed(folder)
         say(f"model: {folder}, made of {name} before")
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     dtype = import_gguf(saved.path, folder) if saved.hugging_face else _export(saved, folder)
     read_model_config(folder)
+    _record(folder, name)
     say(f"model: {name} -> {folder}, {dtype}")
 
 
@@ -104,3 +121,25 @@ def _export(saved: SavedModel, folder: Path) -> str:
     _, params = saved.quantized("none").load(Numerics(cython_kernels.load(), "fp32"), positions=1)
     save_folder(folder, saved.config, params, side)
     return "float32"
+
+
+def _record(folder: Path, source: str | Path) -> None:
+    names = sorted(file.name for file in folder.iterdir() if file.is_file())
+    found: dict[str, Any] = {
+        "source": str(source),
+        "stamps": {name: stamp_of_file(folder / name) for name in names},
+        "files": sha256_of_files(folder, names),
+    }
+    (folder / RECORD_FILE).write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+
+
+def _refuse_changed(folder: Path) -> None:
+    """ValueError for a folder that is not as it was made; one without a record, of an older cktrain, is taken."""
+    file, remedy = folder / RECORD_FILE, f"Move {folder} away, and it is made again."
+    if not file.is_file():
+        return
+    record = read_json(file, _Record, area="model", remedy=remedy)
+    if changed := changed_files(folder, record.files, record.stamps):
+        raise ValueError(
+            f"[model] {folder} is not as it was made of {record.source}: {'; '.join(changed)}. {remedy}"
+        )

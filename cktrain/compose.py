@@ -16,12 +16,13 @@ from cktrain.checkpoint_choice import agree_on_checkpoint, begin_run
 from cktrain.checkpoint_folder import find_candidates
 from cktrain.checkpoint_record import CheckpointError, FrozenBase
 from cktrain.comm.group import Group
-from cktrain.config import Config
+from cktrain.config import Config, DataConfig
 from cktrain.config_file import save_config
 from cktrain.consistency_check import agree_on_data, together
 from cktrain.data.fingerprint import fingerprint
 from cktrain.data.loader import BatchLoader
 from cktrain.data.shards import open_source
+from cktrain.data.unchanged_shards import refuse_changed_shards
 from cktrain.frozen_base import record_base, refuse_other_base
 from cktrain.hf.folder import resolve_model
 from cktrain.hf.freeze import hold_as_stored
@@ -112,6 +113,7 @@ def compose(
     source = together(
         group, lambda: open_source(data.resolved_path, "train", model_config.vocab_size, data.dtype)
     )
+    _hold_shards(data, group)
     tokens = together(group, partial(fingerprint, source))
     agree_on_data(tokens, group)
     load_batches = partial(
@@ -211,6 +213,14 @@ def compose(
         adapter=peft,
     )
     return Run(trainer, loader)
+
+
+def _hold_shards(data: DataConfig, group: Group) -> None:
+    """What was changed of the data's shards is found; the ranks of a host share what is to be read."""
+    hosts = group.all_gather_bytes(platform.node().encode())
+    here = [rank for rank, host in enumerate(hosts) if host == hosts[group.rank]]
+    folders = [path for path in (data.resolved_path, data.validation.path) if path is not None]
+    together_for_long(group, partial(refuse_changed_shards, folders, here.index(group.rank), len(here)))
 
 
 def _refuse_longer(length: int, longest: int | None) -> None:

@@ -10,8 +10,9 @@ ones, or all of them) and the data; what is given goes before them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from cktrain.config_file import load_config, with_overrides
 from cktrain.config_types import AUTO
 from cktrain.data.chat.prepare import ChatOptions, prepare_chat
 from cktrain.data.shards import DATASET_FILE, read_dataset
-from cktrain.folder_lock import lock_folder
+from cktrain.folder_lock import FolderLock, lock_folder
 from cktrain.hf.folder import resolve_model
 from cktrain.hf.gguf_file import is_gguf
 from cktrain.hf.peft_folder import resolve_adapter
@@ -135,9 +136,26 @@ def holds_run(out: str | Path) -> bool:
     return any((Path(out) / name).exists() for name in ("checkpoints", "config.yaml", "metrics.jsonl"))
 
 
-def prepare(asked: FineTuning, say: Say = lambda text: None, progress: bool = True) -> Prepared:
+@contextmanager
+def owned_run(out: str | Path) -> Iterator[FolderLock]:
+    """The run's folder, held while the run is prepared and until it has the lock; a new one that stays empty goes again."""
+    folder = Path(out)
+    is_new = not os.path.lexists(folder)
+    try:
+        with lock_folder(folder, "cktrain finetune") as lock:
+            yield lock
+    finally:
+        if is_new:
+            with suppress(OSError):
+                folder.rmdir()
+
+
+def prepare(
+    asked: FineTuning, say: Say = lambda text: None, progress: bool = True, lock: FolderLock | None = None
+) -> Prepared:
     """Prepare the model and the data, and write the configuration. `say` hears what was found, a line at a time.
 
+    `lock` is the folder's, where the caller holds it. Of a run that goes on in another process nothing is replaced.
     Raises ValueError for what the user can mend, and OSError when writing fails.
     """
     out = Path(asked.out)
@@ -163,8 +181,7 @@ def prepare(asked: FineTuning, say: Say = lambda text: None, progress: bool = Tr
     assert positions is not None, "a saved model has them resolved"
     assumed = _values(asked, saved.path, out, _ANY_DATA, min(LENGTH, positions), given)
     load_config(_merged(assumed, given))  # a mistyped key is told before anything is prepared
-    # Of a run that goes on in another process nothing is replaced.
-    with lock_folder(out, "cktrain finetune") if out.is_dir() else nullcontext():
+    with nullcontext() if lock is not None else owned_run(out):
         return _prepare(asked, saved, given, positions, say, progress)
 
 

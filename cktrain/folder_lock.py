@@ -36,6 +36,10 @@ SILENCE_S = 30.0
 _STEP_S = 0.1
 
 
+_HANDED_OVER: dict[str, FolderLock] = {}
+"""By the folder's real path."""
+
+
 class FolderInUse(ValueError):
     """Another process holds the folder; the message says which, since when, and what to do."""
 
@@ -60,11 +64,16 @@ class FolderLock:
         if self._done.is_set():
             return
         self._done.set()
+        _HANDED_OVER.pop(os.path.realpath(self.path.parent), None)
         self._beating.join()
         with contextlib.suppress(OSError):
             if _parse(_read(self.path) or "").get("token") == self._token:
                 self.path.unlink()
         os.close(self._descriptor)
+
+    def hand_over(self) -> None:
+        """The next `lock_folder` of this folder in this process gets this lock: nobody comes between."""
+        _HANDED_OVER[os.path.realpath(self.path.parent)] = self
 
     def __enter__(self) -> FolderLock:
         return self
@@ -91,6 +100,8 @@ def lock_folder(
     """
     folder = Path(folder)
     path = folder / LOCK_FILE
+    if (handed := _HANDED_OVER.pop(os.path.realpath(folder), None)) is not None:
+        return handed
     note = ""
     try:
         folder.mkdir(parents=True, exist_ok=True)

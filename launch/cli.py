@@ -144,9 +144,10 @@ def _run(arguments: list[str], flag: StopFlag | None) -> int:
         )
         return EXIT_INPUT
     except MemoryError as error:
-        print(
-            f"cktrain: [memory] there is not enough: {error}. Use a smaller model or batch.", file=sys.stderr
-        )
+        said = str(error)
+        if not said.startswith("["):  # no sentence of ours
+            said = f"[memory] there is not enough: {said or 'an allocation failed'}. Use a smaller model or batch."
+        print(f"cktrain: {said}", file=sys.stderr)
         return 1
 
 

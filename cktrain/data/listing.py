@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import stat
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -17,6 +18,8 @@ from cktrain.data.sniff import PACKED_SUFFIXES, BadFile, shown
 
 _STREWN = {"__pycache__", "__MACOSX"}
 _FIRST = 3  # names that are told per reason
+_TRAINED = re.compile(r"train(ing)?([-_.]|$)", re.IGNORECASE)
+_HELD_OUT = re.compile(r"(valid|validation|val|test|dev|eval)([-_.]|$)", re.IGNORECASE)
 
 
 @dataclass
@@ -109,12 +112,31 @@ def list_files(
             else:
                 found.files.append(path)
     found.files.sort(key=lambda path: path.relative_to(root).parts)
+    _refuse_held_out(root, found.files)
     there = set(found.files)
     for path in [path for path in found.files if path.suffix.lower() in PACKED_SUFFIXES]:
         if path.with_suffix("") in there:
             found.files.remove(path)
             found.left_out.add("packed, and it lies beside it unpacked", path.relative_to(root).as_posix())
     return found
+
+
+def _refuse_held_out(root: Path, files: Iterable[Path]) -> None:
+    """BadFile where files or folders beside each other say that some are trained on and others held out."""
+    beside: dict[tuple[str, ...], dict[str, None]] = {}
+    for path in files:
+        parts = path.relative_to(root).parts
+        for depth, name in enumerate(parts):
+            beside.setdefault(parts[:depth], {})[name] = None
+    for above, names in beside.items():
+        trained = next((name for name in names if _TRAINED.match(name)), None)
+        held_out = next((name for name in names if _HELD_OUT.match(name)), None)
+        if trained is not None and held_out is not None:
+            folder = root.joinpath(*above)
+            raise BadFile(
+                f"[data.corpus] {shown(folder)}: holds {shown(trained)} and {shown(held_out)}, and a folder is read "
+                f"whole. Give the one that is meant, as {shown(folder / trained)}; to read both, give them other names."
+            )
 
 
 def fits(name: str, suffixes: tuple[str, ...]) -> bool:

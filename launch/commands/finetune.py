@@ -19,6 +19,7 @@ from cktrain.launch.commands.data import add_chat_arguments, given_chat_options
 
 if TYPE_CHECKING:
     from cktrain.config import Config
+    from cktrain.folder_lock import FolderLock
     from cktrain.host.bind import Binding
 
 EXIT_INPUT = 2
@@ -70,6 +71,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--validation", type=arguments.number(0.0, 0.5), help="share of the rows held out; default: 0.05"
     )
     rows.add_argument(
+        "--special-tokens",
+        choices=("text", "parse"),
+        help="special tokens that are written out in messages: ordinary text (default), or the tokens",
+    )
+    rows.add_argument("--eos-token", metavar="TOKEN", help="token that ends a row of text without a template")
+    rows.add_argument(
         "--skip-bad", action="store_true", help="leave out rows that cannot be used, into rejected.jsonl"
     )
     parser.set_defaults(run=_run)
@@ -88,12 +95,22 @@ def _run(options: argparse.Namespace) -> int:
             "`cktrain train RUN/finetune.yaml` with them."
         )
     binding = bind_for(LaunchConfig(), 1, process)  # before numpy is imported; the run's own binding follows
+    from cktrain.fine_tuning import owned_run
+
+    with owned_run(options.out) as lock:
+        return _prepare_and_train(options, binding, lock)
+
+
+def _prepare_and_train(options: argparse.Namespace, binding: Binding, lock: FolderLock) -> int:
     from cktrain.fine_tuning import FineTuning, prepare
 
     goes_on = _goes_on(options)
     chat = given_chat_options(options)
     if options.validation is not None:
         chat["validation_fraction"] = options.validation
+    for name in ("special_tokens", "eos_token"):
+        if getattr(options, name) is not None:
+            chat[name] = getattr(options, name)
     if options.skip_bad:
         chat["skip_bad"] = True
     held = [] if options.quantize is None else [f"model.quantize={options.quantize}"]
@@ -106,7 +123,7 @@ def _run(options: argparse.Namespace) -> int:
         chat=chat,
         overrides=[*held, *options.overrides],
     )
-    prepared = prepare(asked, say=_say)
+    prepared = prepare(asked, say=_say, lock=lock)
     print("\n".join(prepared.lines), flush=True)
     refusal = _say_plan(prepared.config, prepared.file, binding)
     print(f"configuration: {prepared.file}", flush=True)
@@ -120,6 +137,7 @@ def _run(options: argparse.Namespace) -> int:
         return 0
     from cktrain.launch.commands import train
 
+    lock.hand_over()
     status = train.run(argparse.Namespace(config=str(prepared.file), overrides=overrides, flag=options.flag))
     if status == 0:
         from cktrain.fine_tuning_result import losses_in_words, next_commands
@@ -163,7 +181,9 @@ def _say_plan(config: Config, file: Path, binding: Binding) -> str:
         print(found.batch)
     print(f"memory: {gib(plan.node_bytes)} of {gib(plan.machine.node_bytes)}, in {plan.precision}")
     measured = found.source.partition("; links")[0]  # of one rank there are none
-    if plan.step is not None:
+    if plan.step is None:
+        print(found.source)
+    else:
         steps = config.run.total_steps
         print(
             f"time: {_short(plan.step.step)} a step, {plan.tokens_per_second or 0:,.0f} tokens/s: about "

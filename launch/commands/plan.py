@@ -33,6 +33,10 @@ LONGEST_MEASUREMENT = 5.0
 MATMUL_SHARE = 0.75
 """Of the peak, what a micro-batch's kernels together are taken to reach where they are not measured."""
 ASSUMED_LINK = 12.5e9
+NOT_MEASURED = (
+    "time: not known, since the system refuses the memory that measuring takes (ulimit -v says this shell's limit). "
+    "cktrain plan predicts it from --peak and --bandwidth"
+)
 
 _BYTES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 _RATES = {"K": 1e3, "M": 1e6, "G": 1e9, "T": 1e12}
@@ -249,9 +253,14 @@ def plan_here(options: argparse.Namespace, config: Config, group: Group, binding
         plan, source = make_plan(config, mesh, precision, machine), ""
     else:
         own_core = binding.progress_core is not None
-        plan, source = _with_time(
-            options, config, group, Numerics(kernels, precision), mesh, machine, own_core
-        )
+        try:
+            plan, source = _with_time(
+                options, config, group, Numerics(kernels, precision), mesh, machine, own_core
+            )
+        except MemoryError:
+            if group.size > 1:  # which the other ranks, who measure, do not know
+                raise
+            plan, source = make_plan(config, mesh, precision, machine), NOT_MEASURED
     return PlanHere(config, plan, source, batch, refusal(config, mesh, precision, machine, plan.node_bytes))
 
 

@@ -196,3 +196,18 @@ def test_what_cannot_be_locked_is_an_error_of_the_users(tmp_path, monkeypatch):
 def test_a_lock_that_leads_nowhere_is_no_lock(tmp_path):
     (tmp_path / LOCK_FILE).symlink_to(tmp_path / "nowhere")
     lock_folder(tmp_path, "cktrain train").release()
+
+
+def test_a_lock_that_is_handed_over_is_the_next_ones_and_nobody_comes_between(tmp_path):
+    with lock_folder(tmp_path, "preparing") as first:
+        first.hand_over()
+        second = lock_folder(tmp_path, "training")
+        assert second is first
+        with pytest.raises(FolderInUse, match="in use by preparing"):
+            lock_folder(tmp_path, "another")
+        second.release()
+        assert not (tmp_path / LOCK_FILE).exists()
+    with lock_folder(tmp_path, "preparing") as unused:
+        unused.hand_over()
+    with lock_folder(tmp_path, "later") as later:
+        assert later is not unused

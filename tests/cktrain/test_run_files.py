@@ -384,3 +384,13 @@ def test_an_end_beyond_the_vocabulary_never_comes_and_is_told(place, capfd):
     assert main(["generate", "hf", "--max-tokens", "2"]) == 2  # an empty prompt begins with it
     assert "id 999, and the model's vocabulary has 288 ids" in capfd.readouterr().err
     assert main(["generate", "hf", "--prompt", "one", "--max-tokens", "2"]) == 0  # here nobody uses it
+
+
+def test_a_fresh_run_finds_a_shard_that_was_changed_since_it_was_prepared(place):
+    shard = Path("data/train-00000.cktok")
+    data = bytearray(shard.read_bytes())
+    data[-8:-4] = data[-16:-12]
+    shard.write_bytes(data)
+    with pytest.raises(ValueError, match=r"data/train-00000.cktok: is not the shard that was prepared"):
+        train(**{"run.dir": "damaged"})
+    assert not Path("damaged/checkpoints").exists()

@@ -55,6 +55,13 @@ def test_too_little_memory_is_one_line(monkeypatch, capsys):
     assert cli.main(["import", "folder"]) == 1
     assert "[memory] there is not enough: Unable to allocate 9.1 TiB" in capsys.readouterr().err
 
+    def refused_by_us(*_: object, **__: object) -> None:
+        raise MemoryError("[memory] the arena needs 9 bytes. Use less.")
+
+    monkeypatch.setattr("cktrain.hf.config_json.read_json", refused_by_us)
+    assert cli.main(["import", "folder"]) == 1
+    assert capsys.readouterr().err == "cktrain: [memory] the arena needs 9 bytes. Use less.\n"
+
 
 @pytest.mark.parametrize("encoding", ["ascii", "iso-8859-1"])
 def test_a_terminal_that_lacks_a_character_ends_no_command(monkeypatch, encoding):

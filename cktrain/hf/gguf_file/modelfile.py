@@ -70,7 +70,8 @@ def modelfile(path: str | Path, model: str, side: SideFiles) -> str:
     if default:
         lines.append(f"SYSTEM {_quoted(default)}")
     stops = [backend.id_to_token(index) for index in end_ids(special_ids(side))]
-    lines += [f'PARAMETER stop "{stop}"' for stop in stops if stop is not None]
+    stops.append(_end_of_turn(form, [token.content for token in backend.get_added_tokens_decoder().values()]))
+    lines += [f'PARAMETER stop "{stop}"' for stop in dict.fromkeys(stops) if stop is not None]
     return "\n".join(lines) + "\n"
 
 
@@ -112,6 +113,12 @@ def _form(template: ChatTemplate, bos: str | None) -> _Form:
     if form.render(other) != template.render(other, prompt=True).text:
         raise refusal
     return form
+
+
+def _end_of_turn(form: _Form, tokens: Sequence[str]) -> str | None:
+    """The token with which the template ends an answer, whatever the model's files say that ends a text."""
+    closing = form.after["assistant"].lstrip()
+    return max((token for token in tokens if token and closing.startswith(token)), key=len, default=None)
 
 
 def _default_system(template: ChatTemplate, form: _Form) -> str:

@@ -139,12 +139,14 @@ def _byte_level(file: GGUFFile, tokens: list[str], types: list[int]) -> dict[str
             "folder, or convert the model with a newer llama.cpp."
         )
     pre = PRE_TOKENIZERS[name]
+    vocabulary = _vocabulary(tokens, types)
     merges = file.get("tokenizer.ggml.merges", list)
+    if merges is None and not any(len(token) > 1 and types[i] == NORMAL for token, i in vocabulary.items()):
+        merges = []  # an array of nothing is not written, and its tokens are single bytes
     if not isinstance(merges, list):
         raise file.error(
             "tokenizer.ggml.merges is missing, and its kind of tokenizer needs it. Convert the model again."
         )
-    vocabulary = _vocabulary(tokens, types)
     pairs = []
     for merge in merges:
         cut = merge.find(" ", 1)

@@ -74,6 +74,36 @@ def test_a_file_and_its_packed_form_are_read_once(tmp_path):
     assert corpus.left_out.counts == {"packed, and it lies beside it unpacked": 1}
 
 
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train.jsonl", "valid.jsonl", "test.jsonl"),
+        ("data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl"),
+        ("x/Train/a.txt", "x/val/a.txt"),
+    ],
+)
+def test_what_is_held_out_by_its_name_is_not_read_with_what_is_trained_on(tmp_path, names):
+    put(tmp_path, *names)
+    with pytest.raises(ValueError, match=r"holds .*rain.* and .*, and a folder is read whole. Give the one"):
+        list_files(tmp_path, (".txt", ".jsonl"))
+    for name in names[1:]:
+        (tmp_path / name).unlink()
+    assert len(list_files(tmp_path, (".txt", ".jsonl")).files) == 1
+
+
+def test_names_that_say_nothing_of_splits_are_read_together(tmp_path):
+    put(
+        tmp_path,
+        "trainer.txt",
+        "tests/a.txt",
+        "training-notes.txt",
+        "evaluation.txt",
+        "a/train.txt",
+        "b/test.txt",
+    )
+    assert len(list_files(tmp_path, (".txt",)).files) == 6
+
+
 def test_many_of_a_kind_are_one_line(tmp_path):
     put(tmp_path, *(f"{i}.zst" for i in range(9)), "a.txt")
     lines = list_files(tmp_path, (".txt",)).left_out.lines()

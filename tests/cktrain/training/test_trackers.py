@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import importlib.util
 import json
+import os
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -160,3 +162,37 @@ def test_a_tensorboard_folder_that_is_none_is_named_and_the_run_goes_on(tiny, co
     run(composed, config)
     told = capsys.readouterr().err
     assert f"{tmp_path / 'run' / 'tensorboard'}: Not a directory. Make it a folder" in told
+
+
+def steps_in(folder: Path) -> list[int]:
+    """Steps of the values in TensorBoard's files: records of a length, its checksum, an Event, its checksum."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = []
+    for file in sorted(folder.glob("events.*")):
+        data, place = file.read_bytes(), 0
+        while place + 12 <= len(data):
+            length = int.from_bytes(data[place : place + 8], "little")
+            event = Event.FromString(data[place + 12 : place + 12 + length])
+            found += [event.step] if event.HasField("summary") else []
+            place += 16 + length
+    return found
+
+
+def test_a_disk_that_is_full_for_a_while_holds_up_no_run(tiny, composed, monkeypatch, tmp_path, capsys):
+    """tensorboardX's own thread dies of it, and its queue of ten then waits for ever."""
+    record_writer = pytest.importorskip("tensorboardX.record_writer")
+    flush, calls = record_writer.RecordWriter.flush, []
+
+    def full_for_a_while(writer: object) -> None:
+        calls.append(writer)
+        if 5 < len(calls) < 30:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(writer)
+
+    monkeypatch.setattr(record_writer.RecordWriter, "flush", full_for_a_while)
+    run(composed, tiny(**{**SETTINGS, "run.steps": 30, "log.tensorboard": True}))
+    told = capsys.readouterr().err
+    assert told.count("TensorBoardEvents cannot follow the run: No space left on device. It goes on.") == 1
+    steps = steps_in(tmp_path / "run" / "tensorboard")
+    assert steps[:4] == [1, 2, 3, 4] and steps[-1] == 30 and 28 in steps

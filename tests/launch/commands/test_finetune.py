@@ -20,6 +20,7 @@ from cktrain.config_file import load_config
 from cktrain.hf import folder
 from cktrain.host import bind, process
 from cktrain.launch.cli import main
+from cktrain.launch.commands import finetune
 from cktrain.report import read_curve
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "cktrain"))
@@ -189,6 +190,70 @@ def test_a_run_is_fine_tuned_further_from_its_merged_weights(capfd):
     ours, theirs = (load_file(folder / "model.safetensors") for folder in (base, Path("merged")))
     assert ours.keys() == theirs.keys()
     assert all(np.array_equal(ours[name], theirs[name]) for name in ours)
+
+
+def test_a_base_that_is_no_longer_as_it_was_made_is_named(capfd):
+    assert main(["export", "model", "m.gguf", "--gguf", "f16"]) == 0
+    words = ["finetune", "m.gguf", "rows.jsonl", "-o", "run", *LENGTH, "--dry-run"]
+    assert main(words) == 0
+    assert main(words) == 0
+    assert "made of m.gguf before" in capfd.readouterr().err
+    (base,) = Path("run").glob("base-*")
+    weights = base / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-8] + bytes(8))
+    assert main(words) == 2
+    said = f"[model] {base} is not as it was made of m.gguf: model.safetensors is not the one recorded"
+    assert said in capfd.readouterr().err
+
+
+def test_of_two_in_one_new_folder_the_second_is_refused_until_the_first_trains(capfd, monkeypatch):
+    """Between its rows and its training a run measures: another one would replace what it is about to read."""
+    words = ["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, *FAST, "--epochs", "0.2"]
+    seen = []
+
+    def second(*_args):
+        if not seen:
+            seen.append(main([*words, "--set", "optimizer.lr=1"]))
+        return ""
+
+    monkeypatch.setattr(finetune, "_say_plan", second)
+    assert main(words) == 0 and seen == [2]
+    assert "[lock] run is in use by cktrain finetune" in capfd.readouterr().err
+    assert yaml.safe_load(Path("run/config.yaml").read_text())["optimizer"]["lr"] == 0.01
+    assert not Path("run/.cktrain.lock").exists()
+
+
+def test_where_nothing_can_be_measured_the_plan_goes_without_time(capfd, monkeypatch):
+    def refused(*_args, **_kwargs):
+        raise MemoryError("[memory] the bandwidth arena needs 270,532,608 bytes and the system refuses")
+
+    monkeypatch.setattr(peak, "measure_bandwidth", refused)
+    assert main(["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, "--dry-run"]) == 0
+    out = capfd.readouterr().out
+    assert "memory: " in out and "time: not known, since the system refuses the memory" in out
+
+
+def test_special_tokens_in_messages_are_text_or_tokens_as_asked(capfd):
+    rows = [
+        {"messages": [*row["messages"][:1], {"role": "assistant", "content": "a<|end|>b"}]} for row in ROWS
+    ]
+    write_rows(Path("rows.jsonl"), rows)
+    counts = []
+    for name in ("text", "parse"):
+        words = [
+            "finetune",
+            "model",
+            "rows.jsonl",
+            "-o",
+            name,
+            *LENGTH,
+            "--dry-run",
+            "--special-tokens",
+            name,
+        ]
+        assert main(words) == 0
+        counts.append(json.loads(Path(name, "data/dataset.json").read_text())["chat"]["row_tokens"])
+    assert counts[0] - counts[1] == len(rows) * (len("<|end|>") - 1)
 
 
 @pytest.mark.parametrize(

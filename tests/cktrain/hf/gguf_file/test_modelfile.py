@@ -4,7 +4,7 @@ import pytest
 from gguf_made_here import byte_level, side_files
 
 from cktrain.hf.gguf_file.modelfile import modelfile
-from cktrain.side_files import SideFiles
+from cktrain.side_files import SideFiles, read_side_files
 
 CHATML = (
     "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nBe kind.<|im_end|>\n{% endif %}"
@@ -49,6 +49,14 @@ def test_the_beginning_token_is_left_to_ollama_where_the_tokenizer_adds_it(added
     ranged = '{{- range .Messages }}{{ if eq .Role "system" }}[system]\n\n{{ .Content }}<|im_end|>{{ else'
     assert f'TEMPLATE """{begin}{ranged}' in text
     assert "SYSTEM" not in text
+
+
+def test_the_token_that_ends_a_turn_stops_though_the_models_ids_are_silent_of_it(tmp_path):
+    side = side_files(tmp_path / "side", byte_level(), chat_template=CHATML, eos_token="<|endoftext|>")
+    (tmp_path / "side/generation_config.json").write_text('{"eos_token_id": 2}')
+    side = read_side_files(tmp_path / "side")
+    lines = modelfile(tmp_path / "Modelfile", "m.gguf", side).splitlines()
+    assert lines[-2:] == ['PARAMETER stop "<|endoftext|>"', 'PARAMETER stop "<|im_end|>"']
 
 
 @pytest.mark.parametrize(

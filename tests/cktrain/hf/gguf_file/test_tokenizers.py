@@ -153,3 +153,22 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
     with pytest.raises(ValueError, match="the model's embedding 200 rows"):
         tokenizer_keys(side, 200)
     assert tokenizer_keys(SideFiles(), 200) == {"tokenizer.ggml.model": "no_vocab"}
+
+
+def test_a_tokenizer_of_single_bytes_has_no_merges_and_comes_back(tmp_path):
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokens = ["<|im_start|>", "<|im_end|>", "<|endoftext|>", *alphabet]
+    backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(tokens)}, merges=[]))
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    backend.add_special_tokens([AddedToken(token, special=True) for token in tokens[:3]])
+    side = side_files(tmp_path / "side", backend)
+    keys = tokenizer_keys(side, ROWS)
+    del keys["tokenizer.ggml.merges"]  # an array of nothing is not written
+    again = SideFiles(tokenizer_files(GGUFFile(tmp_path / "m.gguf", keys, {})), found_in="m.gguf")
+    same_ids(backend, read_backend(again))
+
+    keys = tokenizer_keys(side_files(tmp_path / "merges", byte_level()), ROWS)
+    del keys["tokenizer.ggml.merges"]
+    with pytest.raises(ValueError, match=r"tokenizer.ggml.merges is missing"):
+        tokenizer_files(GGUFFile(tmp_path / "m.gguf", keys, {}))
