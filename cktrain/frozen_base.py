@@ -22,6 +22,10 @@ from cktrain.hf.tensors import weight_files
 from cktrain.memory.param import Param
 
 
+class ChangedBaseError(CheckpointError):
+    """The folder of a checkpoint's frozen weights is gone, or holds others."""
+
+
 class OtherBaseError(CheckpointError, AgreedError):
     """The ranks, or a run and its checkpoint, have different frozen weights; the same text on all ranks."""
 
@@ -93,11 +97,11 @@ def refuse_other_base(checkpoint: Path, recorded: FrozenBase | None, found: Froz
 def open_base(checkpoint: Path, base: FrozenBase) -> Path:
     """The folder of a checkpoint's frozen weights, or their GGUF file.
 
-    Raises CheckpointError when it is gone, or holds other files now.
+    Raises ChangedBaseError when it is gone, or holds other files now.
     """
     problems = changed_files(base.path, base.files, base.stamps)
     if problems:
-        raise CheckpointError(
+        raise ChangedBaseError(
             f"[checkpoint] {checkpoint} holds what was trained, over the frozen weights of {base.path}: "
             f"{'; '.join(problems[:3])}. Put the folder back as it was (SHA-256 {sha256_of_set(base.files)[:12]}…)."
         )

@@ -2,7 +2,7 @@
 then imports what it needs.
 
 Exit status: 0 done; 2 the user's input; 75 stopped by a signal after writing a checkpoint; 130 interrupted by Ctrl-C where
-there is nothing to save; 1 anything else.
+there is nothing to save, 128 and a signal's number ended by that there; 1 anything else.
 """
 
 from __future__ import annotations
@@ -14,7 +14,9 @@ import io
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -90,9 +92,44 @@ def _stopping(command: str) -> Iterator[StopFlag | None]:
     """Take the signals that stop a run before anything else is imported; then let those come that were held back."""
     from cktrain.training.stop import SIGNALS, StopFlag
 
-    with StopFlag(at_once=True) if command in _STOPPED else contextlib.nullcontext() as flag:
+    with StopFlag(at_once=True) if command in _STOPPED else _ended_by_signals() as flag:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         yield flag
+
+
+class _Ended(BaseException):
+    """Raised in the main thread by the first signal that ends a command, so that what is half made is removed."""
+
+    def __init__(self, number: int) -> None:
+        self.signal = signal.Signals(number)
+
+
+@contextlib.contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """SIGTERM and SIGHUP, unless ignored, raise _Ended; further ones wait for what it has to tidy."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
+    before = {n: handler for n, handler in before.items() if handler == signal.SIG_DFL}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        from cktrain.training.stop import imports
+
+        if imports(frame):  # which compiled modules do not bear to be left in
+            signal.signal(number, signal.SIG_DFL)
+            os.kill(os.getpid(), number)
+        for each in before:
+            signal.signal(each, signal.SIG_IGN)
+        raise _Ended(number)
+
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _run(arguments: list[str], flag: StopFlag | None) -> int:
@@ -118,6 +155,10 @@ def _run(arguments: list[str], flag: StopFlag | None) -> int:
         print("cktrain: interrupted", file=sys.stderr)
         _give_up_output()
         return EXIT_INTERRUPTED
+    except _Ended as ended:
+        print(f"cktrain: ended by {ended.signal.name}; nothing half made was kept", file=sys.stderr)
+        _give_up_output()
+        return 128 + ended.signal
     except BrokenPipeError:  # who reads what was asked for has seen enough
         _give_up_output()
         return 1

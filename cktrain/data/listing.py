@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import re
+import shlex
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -112,6 +113,7 @@ def list_files(
             else:
                 found.files.append(path)
     found.files.sort(key=lambda path: path.relative_to(root).parts)
+    _refuse_datasets(root, found.files)
     _refuse_held_out(root, found.files)
     there = set(found.files)
     for path in [path for path in found.files if path.suffix.lower() in PACKED_SUFFIXES]:
@@ -119,6 +121,24 @@ def list_files(
             found.files.remove(path)
             found.left_out.add("packed, and it lies beside it unpacked", path.relative_to(root).as_posix())
     return found
+
+
+def _refuse_datasets(root: Path, files: Iterable[Path]) -> None:
+    """BadFile for a folder of datasets' save_to_disk: its rows are in Arrow's files, and its JSON is about them."""
+    for path in files:
+        folder = path.parent
+        if path.name == "dataset_dict.json":
+            split = next((name.name for name in sorted(folder.iterdir()) if name.is_dir()), "train")
+            rows = f"load_from_disk({str(folder)!r})[{split!r}]"
+        elif path.name == "dataset_info.json" and (folder / "state.json").is_file() and folder == root:
+            rows = f"load_from_disk({str(folder)!r})"
+        else:
+            continue
+        code = f"from datasets import load_from_disk; {rows}.to_json('rows.jsonl')"
+        raise BadFile(
+            f"[data.corpus] {shown(folder)}: is a folder of datasets' save_to_disk. Make a file of its rows: python -c "
+            f"{shlex.quote(code)}"
+        )
 
 
 def _refuse_held_out(root: Path, files: Iterable[Path]) -> None:

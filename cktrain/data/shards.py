@@ -468,7 +468,13 @@ def _check_all(source: TokenSource, path: Path, vocab_size: int) -> None:
         vocabulary = values.get("model", {}).get("vocab")
         names |= vocabulary if isinstance(vocabulary, dict) else {}
         name = next((text for text, index in names.items() if index == int(found[1])), None)
-        raise ValueError(f"{error} The id is that of {name!r}.") from None
+        if name is None:
+            raise
+        what = str(error).partition(". Use the tokenizer")[0]
+        raise ValueError(
+            f"{what}. It is that of {name!r}: take this out of the data, or give the model rows for it (transformers' "
+            "resize_token_embeddings)."
+        ) from None
 
 
 def _open_folder(

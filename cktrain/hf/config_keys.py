@@ -37,6 +37,13 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "vision_config": (),
 }
 
+_INSTEAD = {
+    "quantization_config": "Give the model before its quantization, or a GGUF file; model.quantize quantizes here",
+    "text_config": "Give a model of text alone",
+    "vision_config": "Give a model of text alone",
+}
+"""One thing to do; of every other key another model."""
+
 
 class ConfigKeys:
     """config.json's values over the defaults of its class. Their types are checked with the whole config."""
@@ -57,7 +64,8 @@ class ConfigKeys:
             value = self.values.get(key)
             if key not in computed and value is not None and value not in unused:
                 allowed = f"Only {unused[0]!r} is" if unused else "It is not"
-                raise ValueError(f"{key} is {shorten(value)}. {allowed} supported.")
+                instead = _INSTEAD.get(key, "Give a model without it")
+                raise ValueError(f"{key} is {shorten(value)}. {allowed} supported. {instead}.")
 
     def choice(self, key: str, supported: tuple[str, ...]) -> str:
         """The key's value, the first of `supported` when it is not given; ValueError for another one."""

@@ -163,6 +163,9 @@ def check_weights(folder: str | Path, config: ModelConfig, params: Iterable[Para
         source = stored[tensor.name]
         for _, values in source.pieces():
             to_finite(values, np.dtype(np.float32), f"{source.name} in {source.file}")
+    table = stored[FAMILIES[config.family].tensors.embedding]
+    if HEAD in stored and HEAD not in {tensor.name for tensor in wanted} and not _same(stored[HEAD], table):
+        raise _other_head(stored[HEAD], table)
     return list(stored.values())
 
 
@@ -269,8 +272,7 @@ def _check_tied_head(
     if table is None:  # on another stage
         return
     if table.spec.blocks and table_stored is not None:
-        pieces = zip(head.pieces(), table_stored.pieces(), strict=False)
-        same = head.shape == table.global_shape and all(np.array_equal(a, b) for (_, a), (_, b) in pieces)
+        same = _same(head, table_stored)
     else:
         same = head.shape == table.global_shape and all(
             np.array_equal(table.data[here], values[block].astype(table.data.dtype))
@@ -278,11 +280,20 @@ def _check_tied_head(
             for here, block in table.overlaps(values.shape, rows.start)
         )
     if not same:
-        raise ValueError(
-            f"[hugging_face] {head.file}: {HEAD} {head.shape} differs from {table.name} {table.global_shape}, and "
-            "config.json "
-            "ties them. Set tie_word_embeddings to false there."
-        )
+        raise _other_head(head, table)
+
+
+def _same(head: StoredTensor, table: StoredTensor) -> bool:
+    pieces = zip(head.pieces(), table.pieces(), strict=False)
+    return head.shape == table.shape and all(np.array_equal(a, b) for (_, a), (_, b) in pieces)
+
+
+def _other_head(head: StoredTensor, table: StoredTensor | Param) -> ValueError:
+    shape = table.shape if isinstance(table, StoredTensor) else table.global_shape
+    return ValueError(
+        f"[hugging_face] {head.file}: {HEAD} {head.shape} differs from {table.name} {shape}, and config.json ties them. "
+        "Set tie_word_embeddings to false there."
+    )
 
 
 def _stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], Path]:

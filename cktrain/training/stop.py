@@ -89,7 +89,7 @@ class StopFlag:
         if again and number == signal.SIGINT:
             raise KeyboardInterrupt
         if self.at_once and not again:
-            if not _imports(frame):
+            if not imports(frame):
                 raise StopRequested
             self._deferred = True
             timer = threading.Timer(RETRY_S, self._send_again, [signal.Signals(number)])
@@ -108,7 +108,7 @@ class StopFlag:
             raise StopRequested
 
 
-def _imports(frame: FrameType | None) -> bool:
+def imports(frame: FrameType | None) -> bool:
     """Whether an import is going on: compiled modules do not bear to be interrupted in theirs."""
     while frame is not None:
         if frame.f_code.co_filename.startswith("<frozen importlib"):

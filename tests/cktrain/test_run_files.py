@@ -258,7 +258,10 @@ def test_a_token_that_the_data_uses_and_the_model_has_not_is_named(place):
     write_tokenizer(Path("spare"), backend(bos=True, spare=True), eos_token="<spare>")
     prepare("text.txt", "more", tokenizer="spare", validation_fraction=0, progress=False)
     size = 1 + max(backend(bos=True).get_vocab().values())
-    with pytest.raises(ValueError, match=rf"token id {size} at position .* The id is that of '<spare>'"):
+    with pytest.raises(
+        ValueError,
+        match=rf"token id {size} at position .* It is that of '<spare>': take this out",
+    ):
         train(**{"run.dir": "new", "data.path": "more", "model": {**MODEL, "vocab_size": size}})
 
 

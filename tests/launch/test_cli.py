@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
 from pathlib import Path
 
 import pytest
 
+from cktrain.hf import folder as hf_folder
 from cktrain.launch import cli
 from cktrain.launch.cli import main
 from cktrain.launch.commands import export
@@ -29,6 +32,23 @@ def test_ctrl_c_where_nothing_is_to_be_saved_is_a_word_and_status_130(monkeypatc
     monkeypatch.setattr(export, "_export", interrupted)
     assert main(["export", "model", "out"]) == 130
     assert capfd.readouterr().err == "cktrain: interrupted\n"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_an_export_with_its_status_and_leaves_nothing_half_made(number, monkeypatch, capfd):
+    before = signal.getsignal(number)
+    write_json = hf_folder._write_json
+
+    def signalled(path, values):
+        write_json(path, values)
+        os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(hf_folder, "_write_json", signalled)
+    there = sorted(os.listdir())
+    assert main(["export", "model", "out"]) == 128 + number
+    assert sorted(os.listdir()) == there
+    assert capfd.readouterr().err == f"cktrain: ended by {number.name}; nothing half made was kept\n"
+    assert signal.getsignal(number) == before
 
 
 @pytest.mark.parametrize("command", sorted(cli._ALONE))

@@ -239,7 +239,9 @@ def _message(message: Any) -> dict[str, Any]:
         made.pop("tool_calls", None)
     content = made.get("content", "" if "tool_calls" in made else None)
     if isinstance(content, list):
-        if not all(isinstance(part, dict) and part.get("type") == "text" for part in content):
+        if other := next((part for part in content if not isinstance(part, dict)), None):
+            raise BadRow(f"a message whose content is a list of {type(other).__name__}, not text")
+        if not all(part.get("type") == "text" for part in content):
             raise BadRow("a message with images or other content that is no text")
         content = "".join(_text(part.get("text"), "content") for part in content)
     made["content"] = _text(content, "content")
@@ -264,21 +266,22 @@ def _from_sharegpt(turn: Any) -> dict[str, Any]:
     if turn["from"] == "function_call":
         calls = _json(turn["value"], "function_call")
         return {"role": role, "tool_calls": calls if isinstance(calls, list) else [calls], **said}
-    return {"role": role, "content": turn["value"], **said}
+    value = turn["value"] if isinstance(turn["value"], list) else _text(turn["value"], "value")
+    return {"role": role, "content": value, **said}
 
 
 def _from_alpaca(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     turns = []
     if row.get("system"):
-        turns.append(("system", row["system"]))
+        turns.append(("system", _text(row["system"], "system")))
     for pair in _list(row, "history") if row.get("history") else []:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise BadRow('"history" is no list of pairs')
-        turns += [("user", pair[0]), ("assistant", pair[1])]
+        turns += [("user", _text(pair[0], "history")), ("assistant", _text(pair[1], "history"))]
     asked = _text(row["instruction"], "instruction")
     if row.get("input"):
         asked += "\n" + _text(row["input"], "input")
-    turns += [("user", asked), ("assistant", row["output"])]
+    turns += [("user", asked), ("assistant", _text(row["output"], "output"))]
     return [{"role": role, "content": text} for role, text in turns]
 
 

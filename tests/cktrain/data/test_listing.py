@@ -91,6 +91,22 @@ def test_what_is_held_out_by_its_name_is_not_read_with_what_is_trained_on(tmp_pa
     assert len(list_files(tmp_path, (".txt", ".jsonl")).files) == 1
 
 
+@pytest.mark.parametrize(
+    ("names", "code"),
+    [
+        (
+            ("dataset_dict.json", "train/dataset_info.json", "train/state.json"),
+            r"load_from_disk\(.*\)\[.*train.*\]",
+        ),
+        (("dataset_info.json", "state.json", "data-00000-of-00001.arrow"), r"load_from_disk\([^\[]*to_json"),
+    ],
+)
+def test_a_folder_of_datasets_is_named_with_the_command_that_makes_rows(tmp_path, names, code):
+    put(tmp_path, *names, text="{}")
+    with pytest.raises(ValueError, match=rf"save_to_disk. Make a file of its rows: python -c '.*{code}"):
+        list_files(tmp_path, (".json", ".jsonl"))
+
+
 def test_names_that_say_nothing_of_splits_are_read_together(tmp_path):
     put(
         tmp_path,

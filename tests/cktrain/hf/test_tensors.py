@@ -109,11 +109,16 @@ def test_a_tied_head_in_the_file_must_be_the_embedding(saved, small_params):
         lambda tensors: tensors.update({"lm_head.weight": tensors["model.embed_tokens.weight"].copy()}),
     )
     load_weights(folder, read_model_config(folder), again)
+    check_weights(folder, read_model_config(folder), small_params(read_model_config(folder)).params)
     rewrite(folder, lambda tensors: tensors["lm_head.weight"].fill(0))
     with pytest.raises(
         ValueError, match=r"lm_head\.weight \(20, 12\) differs from model\.embed_tokens\.weight"
     ):
         load_weights(folder, read_model_config(folder), again)
+    with pytest.raises(
+        ValueError, match=r"lm_head\.weight \(20, 12\) differs from model\.embed_tokens\.weight"
+    ):
+        check_weights(folder, read_model_config(folder), small_params(read_model_config(folder)).params)
 
 
 def set_one(value, dtype):

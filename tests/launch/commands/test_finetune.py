@@ -135,6 +135,16 @@ def test_blocks_of_a_gguf_file_stay_beside_an_adapter(capfd):
     assert "model.quantize" in capfd.readouterr().err
 
 
+def test_a_report_without_the_base_says_what_was_logged(capfd):
+    assert main(["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, *FAST, "--epochs", "0.3"]) == 0
+    Path("model").rename("elsewhere")
+    capfd.readouterr()
+    assert main(["report", "run", "--json"]) == 0
+    found = json.loads(capfd.readouterr().out)
+    assert found["training"] and found["validation"] and "loss" not in found
+    assert "validation: not measured, because" in found["notes"][0] and "is missing" in found["notes"][0]
+
+
 def test_what_was_written_is_what_train_runs(capfd):
     assert main(["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, *FAST, "--dry-run"]) == 0
     assert "train with: cktrain train run/finetune.yaml" in capfd.readouterr().out

@@ -129,6 +129,12 @@ def messages(*roles):
         ({"conversations": [{"from": "human"}]}, "a turn of conversations without from and value"),
         ({"conversations": [{"from": "alien", "value": "a"}]}, "a turn from 'alien'"),
         ({**ALPACA, "history": [["a"]]}, '"history" is no list of pairs'),
+        ({**ALPACA, "history": [["a", 1]]}, '"history" is int, not text'),
+        ({**ALPACA, "output": 17}, '"output" is int, not text'),
+        ({**ALPACA, "output": ["a", "b"]}, '"output" is list, not text'),
+        ({**ALPACA, "system": 1}, '"system" is int, not text'),
+        ({"conversations": [{"from": "human", "value": 1}]}, '"value" is int, not text'),
+        ({"messages": [TURN[0], {"role": "assistant", "content": ["a"]}]}, "a list of str, not text"),
     ],
 )
 def test_a_row_that_cannot_be_used_says_why(value, why):
