@@ -67,13 +67,17 @@ class Decoder:
     def step(self, ids: np.ndarray, going_on: np.ndarray | None = None) -> np.ndarray:
         """One more token of each sequence, ids (B,); returns the logits (B, V) for the tokens after them.
 
-        Where `going_on` (B,) is False, a sequence stays as it is, and its logits mean nothing. None: all go on.
+        Where `going_on` (B,) is False, a sequence stays as it is, and its logits mean nothing; of one that is full, and so
+        has ended, the last row is used up. None: all go on.
         """
         if self._step is None:
             self._step = RecordedStep(self.model, self._plan(len(self.cache.lengths), 1), self.cache)
+        lengths = self.cache.lengths
+        full = 0 if going_on is None else (lengths == self.cache.capacity) & ~going_on
+        lengths -= full
         self.cache.begin_step()
         logits = self._step.logits(ids)
-        self.cache.lengths += 1 if going_on is None else going_on
+        lengths += full + (1 if going_on is None else going_on)
         return logits
 
     def forget(self, sequence: int) -> None:

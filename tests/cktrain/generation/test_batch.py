@@ -74,3 +74,20 @@ def test_a_text_that_nobody_reads_on_leaves_its_place() -> None:
     for number in range(4):
         alone = list(generate(model, [1, 2, number], 20, Sampler(temperature=0).choose, 60))
         assert found[number] == alone[: 3 + number]
+
+
+@pytest.mark.parametrize("places", [2, 3, 5])
+@pytest.mark.parametrize("options", [{}, {"sliding_window": 4}], ids=["llama", "window"])
+def test_a_text_that_has_filled_its_place_does_not_stop_those_that_go_on(
+    options: dict[str, Any], places: int
+) -> None:
+    """Each text fills its place, and they do so in different steps."""
+    model = make_model(**options)
+
+    def begin(number: int, place: Place | None) -> Iterator[int]:
+        prompt = [1, 2, number, *[3] * (5 * number % 8)]
+        choose = Sampler(temperature=0).choose
+        return generate(model, prompt, 13 - len(prompt), choose, 60, decoder=place)
+
+    found = dict(side_by_side(Batch(Decoder(model, 12, places)), begin, 15))
+    assert found == {number: list(begin(number, None)) for number in range(15)}
