@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cktrain import cython_kernels
+from cktrain.checkpoint_record import CheckpointError
 from cktrain.config import Config
 from cktrain.config_file import load_config
 from cktrain.data.shards import TokenSource
@@ -39,8 +40,13 @@ def losses_in_words(saved: SavedModel, out: str | Path) -> str:
         return f"validation loss: not computed, since {out} has {most:,} positions and the run's sequences {length:,} tokens"
     steps = config.batch.resolved_global_batch_size * config.data.sequence_length
     batches = max(1, TOKENS // steps)
-    trained, tokens = _loss(saved, config, source, batches)
-    exported, _ = _loss(written, config, source, batches)
+    try:
+        trained, tokens = _loss(saved, config, source, batches)
+        exported, _ = _loss(written, config, source, batches)
+    except CheckpointError as error:  # of another file than those that the export is made of
+        return f"validation loss: not computed, because {error}"
+    except MemoryError as error:
+        return f"validation loss: not computed, for want of memory ({error})"
     return f"validation loss: {trained:.4f} as trained, {exported:.4f} as exported, of {tokens:,} held-out tokens"
 
 

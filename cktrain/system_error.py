@@ -40,4 +40,12 @@ def in_words(error: OSError) -> str:
     if reason.startswith("["):  # a sentence of ours already
         return reason
     remedy = _REMEDIES.get(error.errno or 0, "Look into the system's log")
+    if not shown and error.errno in (
+        errno.ENOSPC,
+        errno.EDQUOT,
+        errno.EFBIG,
+    ):  # a stream's, which knows no name
+        remedy = (
+            "Free some space where standard output goes, or raise its limit (ulimit -f), and run it again"
+        )
     return f"[system] {shown + ': ' if shown else ''}{reason} (on {platform.node()}). {remedy}."

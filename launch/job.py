@@ -368,6 +368,8 @@ class Job:
             return
         last = "".join(f"\n    {line}" for line in self._last.get(rank) or self._logged(rank))
         words = f" Its last lines:{last}" if last else " It printed nothing."
+        if -status == signal.SIGKILL:
+            words += "\nWhere memory runs out the kernel kills so: dmesg says it, and cktrain plan what the run needs."
         self._fail(Ended(self._statuses[rank], f"[launch] rank {rank} on {remote.host.name} {how}.{words}"))
 
     def _logged(self, rank: int) -> list[str]:

@@ -55,6 +55,11 @@ def _config_of(path: Path, values: Mapping[str, Any]) -> ModelConfig:
             f"{', '.join(ARCHITECTURES)}."
         )
     family = next(family for family in FAMILIES.values() if model_type in family.model_types)
+    if other := _other_head(values.get("architectures")):
+        raise ValueError(
+            f"[hugging_face] {path}: the model is a {shorten(other)}, whose head predicts no tokens. Give a "
+            f"{ARCHITECTURES[model_type]}."
+        )
     try:
         return _read(family, ConfigKeys(model_type, values, family.model_types[model_type].defaults))
     except ValidationError as error:
@@ -65,6 +70,15 @@ def _config_of(path: Path, values: Mapping[str, Any]) -> ModelConfig:
         ) from None
     except ValueError as error:
         raise ValueError(f"[hugging_face] {path}: {error}") from None
+
+
+def _other_head(architectures: Any) -> str | None:
+    """The class of a model for another task (LlamaForSequenceClassification); None: one of language, or not said."""
+    names = (
+        [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
+    )
+    others = [name for name in names if "For" in name and "ForCausalLM" not in name]
+    return others[0] if others and len(others) == len(names) else None
 
 
 def _how_to_fetch(folder: Path) -> str | None:

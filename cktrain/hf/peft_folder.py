@@ -174,7 +174,8 @@ def read_adapter_config(folder: Path) -> AdapterConfig:
     values = read_json(file, dict[str, Any], area="adapter", remedy="Fetch the folder again.")
     if values.get("peft_type") != "LORA":
         raise ValueError(
-            f"[adapter] {file}: peft_type {shorten(values.get('peft_type'))} is not read, only LORA is."
+            f"[adapter] {file}: peft_type {shorten(values.get('peft_type'))} is not read, only LORA is. "
+            "Merge the adapter with PEFT, and give the merged model."
         )
     for key, value in values.items():
         plain = value in (None, False, 0, "none") or value == {} or value == []

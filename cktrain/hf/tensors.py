@@ -9,6 +9,7 @@ A parameter here is one or several tensors there: the family's `TensorNames` say
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -305,6 +306,11 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], Path]:
     single, index = folder / WEIGHTS_FILE, folder / INDEX_FILE
     if single.is_file():
         return {tensor.name: tensor for tensor in read_header(single)}, single
+    for path in (single, index):
+        if path.is_symlink() and not path.exists():
+            raise ValueError(
+                f"[hugging_face] {path} is a link to {os.readlink(path)}, which is not there. Fetch the model again."
+            )
     if not index.is_file():
         other = next((name.name for name in sorted(folder.glob("pytorch_model*"))), None)
         hint = (

@@ -52,7 +52,11 @@ def _run(options: argparse.Namespace) -> int:
             print(text)
 
     given = Path(options.run_dir)
+    if given.name == METRICS_FILE and given.is_file():
+        given = given.parent
     run_dir = given.parent.parent if (given / MARKER).is_file() else given
+    if not (run_dir / METRICS_FILE).exists() and (run_dir.parent / METRICS_FILE).is_file():
+        run_dir = run_dir.parent  # RUN/best and RUN/checkpoints are given
     try:
         curve = read_curve(run_dir / METRICS_FILE)
     except ValueError as error:

@@ -19,6 +19,7 @@ from cktrain.system_error import in_words
         (OSError(errno.EIO, "Input/output error", b"/\xff"), r"/\\xff: Input/output error .*dmesg"),
         (OSError(errno.EXDEV, "Invalid cross-device link", "/a", None, "/b"), "/a -> /b: Invalid cross-device link"),
         (OSError(errno.EMFILE, "Too many open files"), "^.system. Too many open files .*ulimit -n"),
+        (OSError(errno.ENOSPC, "No space left on device"), "Free some space where standard output goes"),
         (OSError("odd"), "odd .*system's log"),
         (OSError(), "OSError"),
         (OSError(errno.ENOSPC, "[hugging_face] cannot write x. Free some space"), r"^\[hugging_face\] cannot write x"),

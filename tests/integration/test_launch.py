@@ -137,6 +137,7 @@ def test_a_killed_rank_stops_all_and_is_named(runs):
     assert status == 128 + signal.SIGKILL
     assert time.monotonic() - began < 20
     assert "rank 1 on localhost was killed by SIGKILL. Its last lines:" in output
+    assert "Where memory runs out the kernel kills so: dmesg says it" in output
     assert "[launch] rank 1: " in output  # its log's first line: it printed nothing
     assert_nothing_is_left(runs.folder, "run")
 

@@ -318,9 +318,12 @@ class _Preparation:
                 "--sequence-length, or --too-long truncate."
             )
         if not len(self._splits["train"]):
+            remedy = "Give more rows"
+            if self._longest_tokens > options.sequence_length:
+                remedy = f"The longest has {self._longest_tokens:,} tokens: give a longer --sequence-length, or more rows"
             raise ValueError(
                 f"[data.chat] {source}: no row to train on of {self._rows:,} (without a label: {self._unlearned:,}; "
-                f"too long: {dropped:,}). Give more rows."
+                f"too long: {dropped:,}). {remedy}."
             )
         if options.validation_fraction and not len(self._splits["validation"]):
             what = f"values of {options.group_by}" if options.group_by else "rows"

@@ -190,8 +190,11 @@ def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
             for row in batch.to_pylist():
                 number += 1
                 yield number, _without_null(row)
-    except pyarrow.ArrowException as error:
-        raise BadFile(f"[data.chat] {shown(path)}: damaged Parquet ({error}). Copy it again.") from error
+    except (pyarrow.ArrowException, OSError) as error:
+        if isinstance(error, OSError) and error.errno:  # the disk's, and not about what is in the file
+            raise
+        why = " ".join(str(error).split())
+        raise BadFile(f"[data.chat] {shown(path)}: damaged Parquet ({why}). Copy it again.") from error
 
 
 def _without_null(value: Any) -> Any:

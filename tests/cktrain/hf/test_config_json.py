@@ -337,6 +337,7 @@ def test_resolve_model(tmp_path):
         ({"model_type": "mistral", "sliding_window": "9"}, "sliding_window: .*integer"),
         ({"model_type": "mistral", "sliding_window": -1}, "sliding_window: .*greater than 0"),
         ({"text_config": {"hidden_size": 24}}, "text_config is .*not supported"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "predicts no tokens. Give a LlamaForCausalLM"),
         ({"quantization_config": "fp8"}, "quantization_config is 'fp8'.*Give the model before its quantization"),
     ],
 )  # fmt: skip

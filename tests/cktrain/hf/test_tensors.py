@@ -298,3 +298,14 @@ def test_a_weight_file_that_cannot_be_read_is_named(tmp_path, monkeypatch, saved
     monkeypatch.setattr(np, "fromfile", broken)
     with pytest.raises(ValueError, match=r"model\.safetensors: .* cannot be read: Input/output error"):
         load_weights(folder, read_model_config(folder), params)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "model.safetensors.index.json"])
+def test_a_link_of_the_hubs_cache_that_leads_nowhere_is_named(saved, small_params, name):
+    folder, params = saved()
+    (folder / "model.safetensors").unlink()
+    (folder / name).symlink_to("../../blobs/0123")
+    with pytest.raises(
+        ValueError, match=rf"{name} is a link to ../../blobs/0123, which is not there. Fetch the model"
+    ):
+        load_weights(folder, read_model_config(folder), params)

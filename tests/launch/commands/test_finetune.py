@@ -135,6 +135,19 @@ def test_blocks_of_a_gguf_file_stay_beside_an_adapter(capfd):
     assert "model.quantize" in capfd.readouterr().err
 
 
+def test_an_export_that_is_whole_says_why_it_could_not_be_compared(capfd, monkeypatch):
+    """The adapter is whole, and the file that the run's own loss is computed with is not."""
+    assert main(["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, *FAST, "--epochs", "0.3"]) == 0
+    (weights,) = Path("run/checkpoints").glob("step-*/rank0.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
+    capfd.readouterr()
+    assert main(["export", "run", "merged", "--merge"]) == 0
+    out = capfd.readouterr().out
+    assert "validation loss: not computed, because" in out and "rank0.safetensors is damaged" in out
+    assert main(["report", "run/metrics.jsonl"]) == 2  # which measures
+    assert "training    step 1: " in capfd.readouterr().out
+
+
 def test_a_report_without_the_base_says_what_was_logged(capfd):
     assert main(["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, *FAST, "--epochs", "0.3"]) == 0
     Path("model").rename("elsewhere")

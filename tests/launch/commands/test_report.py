@@ -141,6 +141,13 @@ def test_what_cannot_be_told_is_said(run, trained, capsys, lacking):
     assert "step 4: " in out and "validation: not measured, because" in out and str(trained / "data") in out
 
 
+@pytest.mark.parametrize("part", ["metrics.jsonl", "checkpoints"])
+def test_a_part_of_the_run_is_as_good_as_the_run(run, capsys, part):
+    assert main(["report", str(run / part)]) == 0
+    out = capsys.readouterr().out
+    assert "cannot be read" not in out and "training    step 1: " in out and "validation after step" in out
+
+
 def test_lines_that_are_no_record_are_counted_and_left_out(run, capsys):
     file = run / "metrics.jsonl"
     good = len(read_curve(file).training)

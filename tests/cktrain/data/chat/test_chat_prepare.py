@@ -145,6 +145,14 @@ def test_long_rows_are_dropped_cut_or_refused():
     assert any("rows left out that have no label left: 1" in line for line in said)
 
 
+def test_rows_that_are_all_cut_before_their_answers_are_told_with_the_longest():
+    with pytest.raises(
+        ValueError,
+        match=r"without a label: 30; .* The longest has \d+ tokens: give a longer --sequence-length",
+    ):
+        run(COUNTING, sequence_length=10, too_long="truncate")
+
+
 def test_twins_leaks_and_empty_answers_are_told():
     same = {"prompt": "What?", "completion": "That."}
     near = {"prompt": "what ?", "completion": "that"}
