@@ -18,6 +18,11 @@ from pathlib import Path
 from cktrain.data.sniff import PACKED_SUFFIXES, BadFile, shown
 
 _STREWN = {"__pycache__", "__MACOSX"}
+_ABOUT = {
+    "dataset_dict.json",
+    "dataset_info.json",
+    "dataset_infos.json",
+}  # what datasets and the hub say of data
 _FIRST = 3  # names that are told per reason
 _TRAINED = re.compile(r"train(ing)?([-_.]|$)", re.IGNORECASE)
 _HELD_OUT = re.compile(r"(valid|validation|val|test|dev|eval)([-_.]|$)", re.IGNORECASE)
@@ -78,6 +83,7 @@ def list_files(
     found = Listing()
     without = {*_STREWN, *also_without}
     folders = [(root, "")]
+    about: list[Path] = []
     links: list[tuple[Path, str]] = []  # links come last, so that a folder in here keeps its own name
     while folders or links:
         folder, below = (folders or links).pop()
@@ -108,12 +114,15 @@ def list_files(
                 (links if path.is_symlink() else folders).append((path, f"{below}{name}/"))
             elif not stat.S_ISREG(mode):
                 found.left_out.add("a pipe, socket or device", below + name)
+            elif name in _ABOUT:
+                about.append(path)
+                found.left_out.add("about the data, and no rows", below + name)
             elif not fits(name, suffixes):
                 found.left_out.add(f"another suffix, {path.suffix.lower() or 'none'}", below + name)
             else:
                 found.files.append(path)
     found.files.sort(key=lambda path: path.relative_to(root).parts)
-    _refuse_datasets(root, found.files)
+    _refuse_datasets(root, about)
     _refuse_held_out(root, found.files)
     there = set(found.files)
     for path in [path for path in found.files if path.suffix.lower() in PACKED_SUFFIXES]:
@@ -123,9 +132,9 @@ def list_files(
     return found
 
 
-def _refuse_datasets(root: Path, files: Iterable[Path]) -> None:
+def _refuse_datasets(root: Path, about: Iterable[Path]) -> None:
     """BadFile for a folder of datasets' save_to_disk: its rows are in Arrow's files, and its JSON is about them."""
-    for path in files:
+    for path in about:
         folder = path.parent
         if path.name == "dataset_dict.json":
             split = next((name.name for name in sorted(folder.iterdir()) if name.is_dir()), "train")

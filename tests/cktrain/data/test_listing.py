@@ -107,6 +107,13 @@ def test_a_folder_of_datasets_is_named_with_the_command_that_makes_rows(tmp_path
         list_files(tmp_path, (".json", ".jsonl"))
 
 
+def test_what_a_clone_of_a_dataset_holds_beside_its_rows_is_left_out_and_told(tmp_path):
+    put(tmp_path, "data.jsonl", "README.md", ".gitattributes", "dataset_infos.json")
+    found = list_files(tmp_path, (".json", ".jsonl"))
+    assert [path.name for path in found.files] == ["data.jsonl"]
+    assert found.left_out.first["about the data, and no rows"] == ["dataset_infos.json"]
+
+
 def test_names_that_say_nothing_of_splits_are_read_together(tmp_path):
     put(
         tmp_path,
