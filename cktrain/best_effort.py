@@ -153,7 +153,7 @@ class WatchedStream(io.TextIOBase):
         """Whether it is a terminal; one that is gone is none."""
         try:
             return self._stream is not None and self._stream.isatty()
-        except (OSError, ValueError):
+        except (OSError, ValueError, AttributeError):  # one that is a program's own may only write
             return False
 
     def fileno(self) -> int:

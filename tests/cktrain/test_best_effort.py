@@ -170,3 +170,21 @@ def test_closed_descriptors_are_no_place_for_the_next_file(tmp_path):
             os._exit(status)
     assert os.waitpid(child, 0)[1] == 0
     assert (tmp_path / "file").read_bytes() == b""
+
+
+def test_a_stream_of_a_programs_own_may_only_write():
+    """As programs that log both to a file and to the terminal have, and notebooks."""
+    said = []
+
+    class OnlyWrites:
+        def write(self, text):
+            said.append(text)
+            return len(text)
+
+        def flush(self):
+            pass
+
+    stream = WatchedStream(OnlyWrites(), "standard output")
+    assert not stream.isatty() and stream.encoding == "utf-8"
+    print("a line", file=stream, flush=True)
+    assert "".join(said) == "a line\n" and not stream.failing
