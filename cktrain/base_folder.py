@@ -1,7 +1,7 @@
 """A run, a checkpoint or a GGUF file as a Hugging Face folder that another run starts from.
 
-RUN/base-0123456789/                   by the digest of what it was made from: it is made once, and kept while that is the same
-RUN/base-0123456789/made_from.json     what it was made from, and the SHA-256 of its files, by which a later start knows it
+RUN/base-0123456789/                  by the digest of what it was made from: made once, and kept while that is the same
+RUN/base-0123456789/made_from.json    what it was made from, and the SHA-256 of its files, by which a later start knows it
 """
 
 from __future__ import annotations
