@@ -166,4 +166,4 @@ def test_a_terminal_that_goes_away_ends_it(hangup):
     terminal.write("Hi\n")
     time.sleep(0.5)
     terminal.process.send_signal(signal.SIGHUP)
-    assert terminal.end() == -signal.SIGHUP and b"Traceback" not in terminal.shown
+    assert terminal.end() == 128 + signal.SIGHUP and b"Traceback" not in terminal.shown
