@@ -30,6 +30,7 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,7 @@ from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore
 from cktrain.optim.optimizer import Optimizer
 from cktrain.parallel.blocks import Block, blocks_of, read_label
-from cktrain.safetensors_file import StoredTensor, read_header, write_safetensors
+from cktrain.safetensors_file import Rows, StoredTensor, read_header, write_safetensors
 from cktrain.shared_folder import PATIENCE
 from cktrain.side_files import FOLDER, SideFiles
 
@@ -186,7 +187,7 @@ def save_checkpoint(
             _wait_for(temporary / name, record["bytes"])
         if adapter is not None:
             adapter.write(temporary, [temporary / name for name in files])
-        _write_state(temporary, progress, config, whole, list(optimizer.state), files)
+        _write_state(temporary, progress, config, whole, optimizer.moments, files)
         refuse_if_taken_over(folder.parent)
         earlier = make_room(folder, final) if os.path.lexists(final) else None
         try:
@@ -231,7 +232,7 @@ def load_checkpoint(
     state = checkpoint.state
     if shapes is None:
         shapes = {param.name: param.global_shape for param in params.params}
-    moments = [] if optimizer is None else list(optimizer.state)
+    moments = () if optimizer is None else optimizer.moments
     _check_same_model(path, state, shapes, moments, differences)
     try:
         stored = _stored_blocks(checkpoint)
@@ -336,15 +337,15 @@ def _wait_for(file: Path, size: int) -> None:
 
 def _owned_blocks(
     params: ParamStore, optimizer: Optimizer, owned: Sequence[tuple[int, int]]
-) -> list[tuple[str, np.ndarray]]:
-    found = []
+) -> list[tuple[str, Rows]]:
+    found: list[tuple[str, Rows]] = []
     for param in params.trainable:
         for start, stop in _within(param, owned):
-            runs = {"param": params.data[start:stop]}
-            runs |= {m: optimizer.state_at(m, start, stop) for m in optimizer.moments_for(param)}
             for block, run in blocks_of(param, start - param.start, stop - param.start):
-                for kind, elements in runs.items():
-                    found.append((block.label(f"{kind}.{param.name}"), elements[run].reshape(block.shape)))
+                rows: dict[str, Rows] = {"param": params.data[start:stop][run].reshape(block.shape)}
+                for moment in optimizer.moments_for(param):
+                    rows[moment] = optimizer.moment_rows(moment, start + run.start, block.shape)
+                found += [(block.label(f"{kind}.{param.name}"), each) for kind, each in rows.items()]
     return found
 
 
@@ -411,7 +412,12 @@ def _read_moments(param: Param, optimizer: Optimizer, stored: Mapping[str, Seque
         if not blocks:
             raise ValueError(f"the optimizer's {moment} of {param.name} is missing")
         for start, stop in _within(param, optimizer.spans):
-            _read(param, start - param.start, optimizer.state_at(moment, start, stop), blocks)
+            optimizer.fill_moment(moment, start, stop, partial(_read_at, param, blocks))
+
+
+def _read_at(param: Param, blocks: Sequence[StoredBlock], first: int, elements: np.ndarray) -> None:
+    """`_read` of the param's elements from the flat element `first` on."""
+    _read(param, first - param.start, elements, blocks)
 
 
 def _check_same_model(

@@ -253,9 +253,9 @@ class ObjectiveConfig(Section):
 class OptimizerConfig(Section):
     """The update rule."""
 
-    name: Literal["adamw", "muon", "sgd"] = "adamw"
-    """adamw (Loshchilov & Hutter 2019), muon (Keller Jordan et al. 2024; adamw for what is no matrix) or sgd with
-    momentum."""
+    name: Literal["adamw", "adamw_8bit", "muon", "sgd"] = "adamw"
+    """adamw (Loshchilov & Hutter 2019), adamw_8bit (with moments of a byte each, Dettmers et al. 2022), muon (Keller Jordan
+    et al. 2024; adamw for what is no matrix) or sgd with momentum."""
     lr: FiniteNonNegative = 3.0e-4
     """Peak learning rate."""
     betas: Annotated[list[Decay], Field(min_length=2, max_length=2)] = [0.9, 0.95]  # noqa: RUF012

@@ -361,7 +361,11 @@ def _expected(config: Config, dataset: dict[str, Any], length: int) -> list[str]
         )
     lines.append(_weights_in_words(config))
     optimizer, schedule = config.optimizer, config.schedule
-    betas = f", betas {optimizer.betas[0]:g}/{optimizer.betas[1]:g}" if optimizer.name == "adamw" else ""
+    betas = (
+        f", betas {optimizer.betas[0]:g}/{optimizer.betas[1]:g}"
+        if optimizer.name in ("adamw", "adamw_8bit")
+        else ""
+    )
     lines.append(
         f"optimizer: {optimizer.name}, lr {optimizer.lr:g}{betas}, weight_decay {optimizer.weight_decay:g}, clip "
         f"{optimizer.clip_grad_norm:g}; {schedule.name}, warm-up {schedule.warmup(steps):,} of {steps:,} steps"

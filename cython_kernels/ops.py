@@ -446,6 +446,28 @@ _TABLE = (
         ),
     ),
     Op(
+        "adamw_8bit_step",
+        "optimizer",
+        "adamw_step with moments of a byte each (dynamic_map.py), of which G blocks of 256 have a scale; they are rounded "
+        "after the new param is computed",
+        (
+            _update("param", "n"),
+            _update("m", "n", "u8"),
+            _update("m_scale", "G"),
+            _update("v", "n", "u8"),
+            _update("v_scale", "G"),
+            _read("grad", "n", "f32"),
+            _number("lr"),
+            _number("beta1"),
+            _number("beta2"),
+            _number("eps"),
+            _number("weight_decay"),
+            _integer("step"),
+            _number("grad_scale"),
+            _write("copy", "n", "bf16", default=None),
+        ),
+    ),
+    Op(
         "sgd_step",
         "optimizer",
         "decay is coupled, as in PyTorch; momentum_buffer is zero at first",

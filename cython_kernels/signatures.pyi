@@ -214,6 +214,23 @@ class Ops:
         grad_scale: float,
         copy: Array | None = None,
     ) -> None: ...
+    def adamw_8bit_step(
+        self,
+        param: Array,
+        m: Array,
+        m_scale: Array,
+        v: Array,
+        v_scale: Array,
+        grad: Array,
+        lr: float,
+        beta1: float,
+        beta2: float,
+        eps: float,
+        weight_decay: float,
+        step: int,
+        grad_scale: float,
+        copy: Array | None = None,
+    ) -> None: ...
     def sgd_step(
         self,
         param: Array,

@@ -14,7 +14,7 @@ ranks of the data axis, in place; what is summed over further axes beside it (`P
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -35,8 +35,8 @@ class Segment:
     stop: int
     decay: bool
     """Whether weight decay applies."""
-    matrix: Param | None = None
-    """The parameter whose elements these are, where an optimizer updates it as a whole matrix."""
+    param: Param | None = None
+    """The parameter whose elements these are, where an optimizer updates it by itself."""
 
 
 class ParamStore:
@@ -139,12 +139,11 @@ class ParamStore:
             param.begin_step()
 
     def segments(
-        self, start: int = 0, stop: int | None = None, whole_matrices: bool = False
+        self, start: int = 0, stop: int | None = None, apart: Callable[[Param], bool] = lambda param: False
     ) -> list[Segment]:
         """The elements [start, stop) of the flat buffers cut where weight decay changes.
 
-        With `whole_matrices` each parameter that is tagged `optimizer="matrix"` is a segment of its own; none may be cut
-        by `start` or `stop`.
+        What they have of a parameter that stands `apart` is a segment of its own, without the few elements after it.
         """
         if not self.trainable:
             return []
@@ -153,12 +152,14 @@ class ParamStore:
         ends = [p.start for p in self.trainable[1:]] + [self.size]
         for param, end in zip(self.trainable, ends, strict=True):
             low, high, decay = max(param.start, start), min(end, stop), param.spec.decay
+            alone = apart(param)
+            if alone:
+                high = min(high, param.start + param.size)
             if low >= high:
                 continue
-            if whole_matrices and param.spec.optimizer == "matrix":
-                assert (low, high) == (param.start, end), f"{param.name} is cut at [{low}, {high})"
-                found.append(Segment(low, low + param.size, decay, param))
-            elif found and found[-1].decay == decay and found[-1].matrix is None:
+            if alone:
+                found.append(Segment(low, high, decay, param))
+            elif found and found[-1].decay == decay and found[-1].param is None:
                 found[-1] = Segment(found[-1].start, high, decay)
             else:
                 found.append(Segment(low, high, decay))

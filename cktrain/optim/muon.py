@@ -43,7 +43,7 @@ class Muon(AdamW):
                 f"[optimizer] muon_lr is {config.muon_lr} and lr 0: muon_lr follows the schedule of lr. Set lr above 0."
             )
         self._ratio = 1.0 if config.muon_lr is None or not config.lr else config.muon_lr / config.lr
-        matrices = [piece.matrix for run in self._pieces for piece in run if piece.matrix is not None]
+        matrices = [piece.param for run in self._pieces for piece in run if piece.param is not None]
         for param in matrices:
             if param.is_sharded:
                 raise ValueError(
@@ -62,15 +62,16 @@ class Muon(AdamW):
         """Of the iterations on all matrices that this rank updates."""
         return sum(newton_schulz_flops(*shape, self.config.ns_steps) for shape in self._parts)
 
-    def moments_of(self, matrix: bool) -> tuple[str, ...]:
+    def moments_of(self, apart: bool) -> tuple[str, ...]:
         """A matrix has its momentum, everything else AdamW's two."""
-        return ("momentum_buffer",) if matrix else AdamW.moments
+        return ("momentum_buffer",) if apart else AdamW.moments
 
     def _update(self, piece: Piece, lr: float, grad_scale: float, step: int) -> None:
-        if piece.matrix is None:
+        if piece.param is None:
             super()._update(piece, lr, grad_scale, step)
             return
-        kernels, shape = self.params.numerics.kernels, piece.matrix.shape
+        kernels, shape = self.params.numerics.kernels, piece.param.shape
+        assert piece.data.size == piece.param.size, f"{piece.param.name} is cut"
         lr *= self._ratio
         update = self._workspace[: piece.data.size]
         # SGD's step from zero with a rate of -1 leaves its direction, with Nesterov's momentum.
@@ -80,7 +81,7 @@ class Muon(AdamW):
         )
         data, update = piece.data.reshape(shape), update.reshape(shape)
         data *= 1.0 - lr * piece.decay
-        for start, stop in parts_of(piece.matrix):
+        for start, stop in parts_of(piece.param):
             rate = lr * self._adjustment(stop - start, shape[1])
             self._newton_schulz.add(data[start:stop], update[start:stop], -rate)
         if piece.copy is not None:

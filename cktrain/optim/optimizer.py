@@ -4,23 +4,25 @@ The state is one flat f32 array per moment, for the spans of the parameters that
 other; an update is one kernel call per segment of equal weight decay. The gradients are unnormalised sums: `grad_scale`
 carries both the division by the number of tokens and the clipping.
 
-An optimizer that works on whole matrices sets `whole_matrices`: each parameter that is tagged `optimizer="matrix"`
-(`cktrain/parallel/roles.py`) then is a piece of its own, whole on one data rank, and may have other moments than the
-rest (`moments_of`).
+An optimizer may update some parameters by themselves (`apart`): they then are pieces of their own, and may have other
+moments than the rest (`moments_of`). One that works on whole matrices sets `whole_matrices`: so it is with each parameter
+that is tagged `optimizer="matrix"` (`cktrain/parallel/roles.py`), which is whole on one data rank.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from cktrain.config import OptimizerConfig
-from cktrain.memory.arena import Arena
+from cktrain.memory.arena import CACHE_LINE, Arena
 from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore, Segment
+from cktrain.safetensors_file import Rows
 
 
 @dataclass(frozen=True, eq=False)
@@ -32,8 +34,8 @@ class Piece:
     copy: np.ndarray | None
     moments: list[np.ndarray]
     decay: float
-    matrix: Param | None = None
-    """The parameter whose elements these are, for an optimizer of whole matrices."""
+    param: Param | None = None
+    """The parameter whose elements these are, where it is updated by itself."""
 
 
 class Optimizer:
@@ -43,6 +45,8 @@ class Optimizer:
     """All moments that it may keep of an element."""
     whole_matrices: ClassVar[bool] = False
     """Whether parameters tagged `optimizer="matrix"` are pieces of their own."""
+    block: ClassVar[int] = CACHE_LINE // 4
+    """Elements of a parameter, counted from its first, that stay on one data rank."""
 
     def __init__(
         self, params: ParamStore, config: OptimizerConfig, spans: Sequence[tuple[int, int]] | None = None
@@ -52,12 +56,10 @@ class Optimizer:
         self.config = config
         self.spans = [(0, params.size)] if spans is None else list(spans)
         self.size = sum(stop - start for start, stop in self.spans)
-        f32 = params.numerics.master_dtype
-        segments = [params.segments(start, stop, self.whole_matrices) for start, stop in self.spans]
-        self._runs = self._lay_out([segment for run in segments for segment in run])
-        sizes = {name: sum(stop - start for start, stop, _ in runs) for name, runs in self._runs.items()}
-        arena = Arena("optimizer", sum(size * f32.itemsize + 64 for size in sizes.values()))
-        self.state: dict[str, np.ndarray] = {name: arena.array((size,), f32) for name, size in sizes.items()}
+        segments = [params.segments(start, stop, self.apart) for start, stop in self.spans]
+        self.state: dict[str, np.ndarray] = {}
+        """All arrays that it keeps, by name: of moments that are plain numbers the moment's."""
+        self._allocate([segment for run in segments for segment in run])
         self._pieces = [[self._piece(segment) for segment in run] for run in segments]
 
     @property
@@ -65,13 +67,21 @@ class Optimizer:
         """Floating-point operations of one update in matrix products; what is elementwise costs bytes."""
         return 0
 
+    def apart(self, param: Param) -> bool:
+        """Whether a parameter is updated by itself."""
+        return self.whole_matrices and param.spec.optimizer == "matrix"
+
     def moments_for(self, param: Param) -> tuple[str, ...]:
         """The moments of a parameter."""
-        return self.moments_of(self.whole_matrices and param.spec.optimizer == "matrix")
+        return self.moments_of(self.apart(param))
 
-    def moments_of(self, matrix: bool) -> tuple[str, ...]:
-        """The moments of a parameter's elements; `matrix`: whether it is a piece of its own."""
+    def moments_of(self, apart: bool) -> tuple[str, ...]:
+        """The moments of a parameter's elements; `apart`: whether it is updated by itself."""
         return self.moments
+
+    def numbers_of(self, apart: bool) -> tuple[str, ...]:
+        """Those of `moments_of` that are kept as plain numbers."""
+        return self.moments_of(apart)
 
     def step(self, lr: float, grad_scale: float, step: int) -> None:
         """One update with gradients multiplied by grad_scale, of the bf16 copy too; `step` counts from 1."""
@@ -84,17 +94,38 @@ class Optimizer:
             self._update(piece, lr, grad_scale, step)
 
     def state_at(self, moment: str, start: int, stop: int) -> np.ndarray:
-        """A moment's elements for the flat parameters [start, stop), which lie in one span."""
+        """A moment's numbers for the flat parameters [start, stop), which lie in one span."""
         for low, high, offset in self._runs[moment]:
             if low <= start and stop <= high:
                 return self.state[moment][start - low + offset : stop - low + offset]
         raise AssertionError(f"[{start}, {stop}) is in no span of this rank")
 
+    def moment_rows(self, moment: str, start: int, shape: tuple[int, ...]) -> Rows:
+        """A moment's numbers from a flat parameter on, in rows as a file has them."""
+        return self.state_at(moment, start, start + math.prod(shape)).reshape(shape)
+
+    def fill_moment(
+        self, moment: str, start: int, stop: int, read: Callable[[int, np.ndarray], None]
+    ) -> None:
+        """Set a moment for a parameter's elements [start, stop), all of it in one span.
+
+        read(first, numbers) writes the numbers (n) of the elements from `first` on.
+        """
+        read(start, self.state_at(moment, start, stop))
+
+    def _allocate(self, segments: Sequence[Segment]) -> None:
+        """Make `state` for these segments."""
+        f32 = self.params.numerics.master_dtype
+        self._runs = self._lay_out(segments)
+        sizes = {name: sum(stop - start for start, stop, _ in runs) for name, runs in self._runs.items()}
+        arena = Arena("optimizer", sum(size * f32.itemsize + 64 for size in sizes.values()))
+        self.state |= {name: arena.array((size,), f32) for name, size in sizes.items()}
+
     def _lay_out(self, segments: Sequence[Segment]) -> dict[str, list[tuple[int, int, int]]]:
         """Of each moment the runs [start, stop) of flat elements that have it, and where each stands in its array."""
         found: dict[str, list[tuple[int, int, int]]] = {name: [] for name in self.moments}
         for segment in segments:
-            for name in self.moments_of(segment.matrix is not None):
+            for name in self.numbers_of(segment.param is not None):
                 runs = found[name]
                 if runs and runs[-1][1] == segment.start:
                     runs[-1] = (runs[-1][0], segment.stop, runs[-1][2])
@@ -111,10 +142,10 @@ class Optimizer:
             None if params.compute_weights is None else params.compute_weights[here],
             [
                 self.state_at(name, segment.start, segment.stop)
-                for name in self.moments_of(segment.matrix is not None)
+                for name in self.numbers_of(segment.param is not None)
             ],
             self.config.weight_decay if segment.decay else 0.0,
-            segment.matrix,
+            segment.param,
         )
 
     def _update(self, piece: Piece, lr: float, grad_scale: float, step: int) -> None:
@@ -127,8 +158,13 @@ class AdamW(Optimizer):
     moments: ClassVar[tuple[str, ...]] = ("exp_avg", "exp_avg_sq")
 
     def _update(self, piece: Piece, lr: float, grad_scale: float, step: int) -> None:
+        self._adamw(self.params.numerics.kernels.adamw_step, piece, lr, grad_scale, step)
+
+    def _adamw(
+        self, kernel: Callable[..., None], piece: Piece, lr: float, grad_scale: float, step: int
+    ) -> None:
         c = self.config
-        self.params.numerics.kernels.adamw_step(
+        kernel(
             piece.data,
             *piece.moments,
             piece.grad,

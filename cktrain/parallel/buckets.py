@@ -7,14 +7,15 @@ and its pieces at whole cache lines. Pure arithmetic.
     data rank     | 0  | 1  | 2  | 3      | 0  | 1  | 2  | 3      | …       a piece each
 
 For an optimizer that works on whole matrices no piece ends inside one: the ranks' shares of a bucket then differ, and
-what a rank has less of one bucket it gets of the next.
+what a rank has less of one bucket it gets of the next. For one whose state is in blocks no piece ends inside a block.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 from cktrain.comm.group import even_counts, offsets_of
 from cktrain.memory.arena import CACHE_LINE
@@ -50,11 +51,13 @@ def plan_buckets(
     alone: Collection[Param] = (),
     nbytes: int = BUCKET_BYTES,
     whole_matrices: bool = False,
+    block: int = _LINE,
 ) -> list[Bucket]:
     """Cut the flat buffers in buckets of at least `nbytes`, the last one excepted.
 
     Parameters in `alone` are buckets of their own: their pieces then are the same wherever the parameter stands. With
-    `whole_matrices` no parameter that is tagged `optimizer="matrix"` is cut.
+    `whole_matrices` no parameter that is tagged `optimizer="matrix"` is cut. A parameter is cut at multiples of `block`
+    elements, themselves a multiple of a cache line.
     """
     if not params.trainable:  # a stage that is frozen
         return []
@@ -74,6 +77,8 @@ def plan_buckets(
     for group, start, stop in zip(groups, starts[:-1], starts[1:], strict=True):
         counts = tuple(lines * _LINE for lines in even_counts((stop - start) // _LINE, ranks))
         ends = [param.start for param in group[1:]] + [stop]
+        if block != _LINE:
+            counts = _at_blocks(start, counts, [param.start for param in group], block)
         matrices = [
             (param.start, end)
             for param, end in zip(group, ends, strict=True)
@@ -84,6 +89,19 @@ def plan_buckets(
         held_by = [held + count for held, count in zip(held_by, counts, strict=True)]
         buckets.append(Bucket(start, stop, tuple(group), counts))
     return buckets
+
+
+def _at_blocks(start: int, counts: tuple[int, ...], begins: list[int], block: int) -> tuple[int, ...]:
+    """The counts of a bucket with each cut moved to the nearest block, of those that begin with its parameter."""
+    stop = start + sum(counts)
+    cuts = [start]
+    for end in list(accumulate(counts))[:-1]:
+        cut = start + end
+        place = bisect_right(begins, cut)
+        low, high = begins[place - 1], begins[place] if place < len(begins) else stop
+        cuts.append(min(low + (cut - low + block // 2) // block * block, high))
+    cuts.append(stop)
+    return tuple(high - low for low, high in pairwise(cuts))
 
 
 def _whole_counts(start: int, stop: int, matrices: list[Span], held_by: list[int]) -> tuple[int, ...]:

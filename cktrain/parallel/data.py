@@ -31,7 +31,7 @@ import numpy as np
 
 from cktrain.comm.group import Group, offsets_of
 from cktrain.comm.work import Work
-from cktrain.memory.arena import Arena
+from cktrain.memory.arena import CACHE_LINE, Arena
 from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore
 from cktrain.optim.optimizer import Optimizer
@@ -56,10 +56,12 @@ class DataParallel:
         alone: Collection[Param] = (),
         bucket_bytes: int = BUCKET_BYTES,
         whole_matrices: bool = False,
+        block: int = CACHE_LINE // 4,
     ) -> None:
         """Raises ValueError for deterministic with bf16 on the wire: one rank alone does not round.
 
-        `weights_bf16` needs parameters with bf16 copies. With `whole_matrices` no matrix is divided among data ranks.
+        `weights_bf16` needs parameters with bf16 copies. With `whole_matrices` no matrix is divided among data ranks;
+        a parameter is at multiples of `block` elements.
         """
         if deterministic and wire_bf16:
             raise ValueError(
@@ -74,7 +76,7 @@ class DataParallel:
         self.weights_bf16 = weights_bf16 and self.sharded
         self.deterministic = deterministic
         self.micro_batches = micro_batches
-        self.buckets = plan_buckets(params, group.size, alone, bucket_bytes, whole_matrices)
+        self.buckets = plan_buckets(params, group.size, alone, bucket_bytes, whole_matrices, block)
         self.pieces = join(bucket.piece(group.rank) for bucket in self.buckets)
         """What of the flat buffers is this rank's to count and to save, as spans."""
         self._bucket_of = {param: i for i, bucket in enumerate(self.buckets) for param in bucket.params}

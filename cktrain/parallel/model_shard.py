@@ -77,6 +77,7 @@ class ModelShard:
             micro_batches=self.micro_batches,
             alone={tied} if tied is not None else (),
             whole_matrices=OPTIMIZERS[config.optimizer.name].whole_matrices,
+            block=OPTIMIZERS[config.optimizer.name].block,
         )
         self.partial = PartialGradients(
             self.params,

@@ -102,7 +102,7 @@ def plan_rank(
 
 
 def _fullest_spans(config: Config, part: ModelShard) -> list[Span]:
-    """What the data rank with the most optimizer state updates; with whole matrices, ranks differ by as much as one."""
+    """What the data rank with the most optimizer state updates; ranks differ by as much as a whole matrix."""
     optimizer, data = OPTIMIZERS[config.optimizer.name], part.data
     if not optimizer.whole_matrices or not data.sharded:
         return data.update_spans

@@ -200,6 +200,22 @@ typedef struct {
     int nesterov;           /* sgd: beta1 is the momentum, m its buffer */
 } ck_optimizer_args;
 
+/* The numbers that a byte may stand for, from the least on, and how the byte of a number is found: `cells` holds the rank
+ * of the least magnitude with the same upper bits, and `limits` what a magnitude must exceed for the next rank
+ * (dynamic_map.py). */
+#define CK_DYNAMIC_BLOCK 256
+#define CK_DYNAMIC_CELLS 3073
+typedef struct { const float *values, *limits; const uint8_t *cells; } ck_dynamic_map;
+typedef struct {
+    float *param, *m_scale, *v_scale;
+    uint8_t *m, *v;
+    const float *grad;
+    uint16_t *copy;         /* the new param in bf16, or NULL */
+    int64_t n, step;
+    double lr, beta1, beta2, eps, weight_decay, grad_scale;
+    ck_dynamic_map m_map, v_map;
+} ck_adamw_8bit_args;
+
 typedef struct { const void *x; int64_t n; double *sum; } ck_sum_of_squares_args;
 
 typedef struct { void *dst; const void *src; int64_t n; } ck_cast_args;
@@ -239,7 +255,8 @@ typedef struct {
     X(cross_entropy_backward_from_f32) X(sum_of_squares) X(cast_to_f32) X(cast_to_bf16)
 /* Kernels without a storage type. vector_*: vmath.h behind a door, so that its error bounds can be tested. */
 #define CK_F32_OPS(X)                                                                                       \
-    X(adamw_step) X(sgd_step) X(zero) X(reduce_n) X(peak_f32) X(peak_bf16) X(stream) X(vector_exp) X(vector_exp2)   \
+    X(adamw_step) X(adamw_8bit_step) X(sgd_step) X(zero) X(reduce_n) X(peak_f32) X(peak_bf16) X(stream)              \
+    X(vector_exp) X(vector_exp2)                                                                             \
     X(vector_exp2_degree4) X(vector_exp2_degree3) X(vector_sigmoid) X(vector_sigmoid_degree3) X(vector_tanh) \
     X(vector_normal_cdf) X(vector_normal_cdf_degree3)
 

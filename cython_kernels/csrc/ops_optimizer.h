@@ -22,6 +22,26 @@ static void FN(sum_of_squares)(const void *args, const ck_team *team) {
 }
 
 #if CK_STORAGE == CK_F32  /* of fp32 whatever the storage type: once */
+/* What one step's numbers make of a weight and its moments. */
+typedef struct { vf scale, keep, beta1, rest1, beta2, rest2, step_size, correction2, eps; } ck_adamw;
+SIMD ck_adamw ck_adamw_of(double lr, double beta1, double beta2, double eps, double weight_decay, int64_t step,
+                          double grad_scale) {
+    return (ck_adamw){
+        .scale = v_set1((float)grad_scale), .keep = v_set1((float)(1.0 - lr * weight_decay)),
+        .beta1 = v_set1((float)beta1), .rest1 = v_set1((float)(1.0 - beta1)),
+        .beta2 = v_set1((float)beta2), .rest2 = v_set1((float)(1.0 - beta2)),
+        .step_size = v_set1((float)(lr / (1.0 - pow(beta1, (double)step)))),
+        .correction2 = v_set1((float)(1.0 / sqrt(1.0 - pow(beta2, (double)step)))), .eps = v_set1((float)eps)};
+}
+/* The new weight; m and v become the new moments. */
+SIMD vf ck_adamw_update(const ck_adamw *c, vf p, vf grad, vf *m, vf *v) {
+    const vf g = v_mul(grad, c->scale);
+    *m = v_fma(c->beta1, *m, v_mul(c->rest1, g));
+    *v = v_fma(c->beta2, *v, v_mul(c->rest2, v_mul(g, g)));
+    const vf denominator = v_fma(v_sqrt(*v), c->correction2, c->eps);
+    return v_sub(v_mul(p, c->keep), v_div(v_mul(c->step_size, *m), denominator));
+}
+
 /* AdamW (Loshchilov & Hutter 2019): decoupled decay, bias-corrected moments. The bf16 copy of the parameters rides along,
  * which would be a pass over memory of its own. */
 static void adamw_step(const void *args, const ck_team *team) {
@@ -31,18 +51,11 @@ static void adamw_step(const void *args, const ck_team *team) {
     const float *grad = a->grad + part.begin;
     uint16_t *copy = a->copy ? a->copy + part.begin : NULL;
     const int streaming = copy && ck_streams(team, a->copy, a->n * sizeof *copy, 0);
-    const vf scale = v_set1((float)a->grad_scale), keep = v_set1((float)(1.0 - a->lr * a->weight_decay));
-    const vf beta1 = v_set1((float)a->beta1), rest1 = v_set1((float)(1.0 - a->beta1));
-    const vf beta2 = v_set1((float)a->beta2), rest2 = v_set1((float)(1.0 - a->beta2));
-    const vf step_size = v_set1((float)(a->lr / (1.0 - pow(a->beta1, (double)a->step))));
-    const vf correction2 = v_set1((float)(1.0 / sqrt(1.0 - pow(a->beta2, (double)a->step))));
-    const vf eps = v_set1((float)a->eps);
+    const ck_adamw c = ck_adamw_of(a->lr, a->beta1, a->beta2, a->eps, a->weight_decay, a->step, a->grad_scale);
     EACH_VECTOR(i, n, part.end - part.begin,
-        const vf g = v_mul(v_load_n(grad + i, n), scale);
-        const vf m = v_fma(beta1, v_load_n(first + i, n), v_mul(rest1, g));
-        const vf v = v_fma(beta2, v_load_n(second + i, n), v_mul(rest2, v_mul(g, g)));
-        const vf denominator = v_fma(v_sqrt(v), correction2, eps);
-        const vf p = v_sub(v_mul(v_load_n(param + i, n), keep), v_div(v_mul(step_size, m), denominator));
+        vf m = v_load_n(first + i, n);
+        vf v = v_load_n(second + i, n);
+        const vf p = ck_adamw_update(&c, v_load_n(param + i, n), v_load_n(grad + i, n), &m, &v);
         v_store_n(first + i, m, n);
         v_store_n(second + i, v, n);
         v_store_n(param + i, p, n);
@@ -50,6 +63,67 @@ static void adamw_step(const void *args, const ck_team *team) {
             if (streaming && n == VL) v_stream_bf16(copy + i, p);
             else v_store_bf16_n(copy + i, p, n);
         });
+    if (streaming) ck_store_fence();
+}
+
+/* Numbers x of a block as bytes, each the nearest number of the map times the scale, which is returned: the number of the
+ * largest magnitude, with its sign, so that it is kept exactly and the same bytes come of the numbers that they stand for.
+ * `zero` is the map's byte of 0, beyond which negative numbers count down. A block whose numbers are all below CK_VANISHING
+ * becomes zeros: no product of a scale and a number of the map is subnormal. */
+#define CK_VANISHING 0x1p-100f
+static float ck_to_bytes(uint8_t *bytes, const float *x, int64_t n, const ck_dynamic_map *map, int zero) {
+    vf up = v_zero(), down = v_zero();
+    EACH_VECTOR(i, k, n,
+        const vf y = v_load_n(x + i, k);  /* lanes beyond k are 0 */
+        up = v_max(up, y);
+        down = v_max(down, v_sub(v_zero(), y)););
+    const float most = v_largest(up), least = v_largest(down), scale = most >= least ? most : -least;
+    if (!(fabsf(scale) >= CK_VANISHING)) {
+        memset(bytes, zero, n);
+        return 0.0f;
+    }
+    const float inverse = 1.0f / scale;
+    for (int64_t i = 0; i < n; i++) {
+        const float y = x[i] * inverse, size = fabsf(y);
+        uint32_t bits;
+        memcpy(&bits, &size, sizeof bits);
+        const int32_t cell = (int32_t)(bits >> 16) - (103 << 7);  /* 2^-24 and less are in the first one */
+        int rank = map->cells[cell < 0 ? 0 : cell < CK_DYNAMIC_CELLS ? cell : CK_DYNAMIC_CELLS - 1];
+        rank += size > map->limits[rank];
+        bytes[i] = (uint8_t)(y < 0.0f ? zero - (rank < zero ? rank : zero) : zero + rank);
+    }
+    return scale;
+}
+
+/* AdamW with moments of 8 bits (Dettmers et al. 2022): the blocks of a thread, one after the other. */
+static void adamw_8bit_step(const void *args, const ck_team *team) {
+    const ck_adamw_8bit_args *a = args;
+    const ck_range part = ck_split(a->n, CK_DYNAMIC_BLOCK, team->size, team->index);
+    const int streaming = a->copy && ck_streams(team, a->copy, a->n * sizeof *a->copy, 0);
+    const ck_adamw c = ck_adamw_of(a->lr, a->beta1, a->beta2, a->eps, a->weight_decay, a->step, a->grad_scale);
+    float first[CK_DYNAMIC_BLOCK], second[CK_DYNAMIC_BLOCK];
+    for (int64_t begin = part.begin; begin < part.end; begin += CK_DYNAMIC_BLOCK) {
+        const int64_t length = ck_min(CK_DYNAMIC_BLOCK, part.end - begin), block = begin / CK_DYNAMIC_BLOCK;
+        float *param = a->param + begin;
+        const float *grad = a->grad + begin;
+        uint16_t *copy = a->copy ? a->copy + begin : NULL;
+        const uint8_t *m_bytes = a->m + begin, *v_bytes = a->v + begin;
+        for (int64_t i = 0; i < length; i++) first[i] = a->m_map.values[m_bytes[i]] * a->m_scale[block];
+        for (int64_t i = 0; i < length; i++) second[i] = a->v_map.values[v_bytes[i]] * a->v_scale[block];
+        EACH_VECTOR(i, n, length,
+            vf m = v_load_n(first + i, n);
+            vf v = v_load_n(second + i, n);
+            const vf p = ck_adamw_update(&c, v_load_n(param + i, n), v_load_n(grad + i, n), &m, &v);
+            v_store_n(first + i, m, n);
+            v_store_n(second + i, v, n);
+            v_store_n(param + i, p, n);
+            if (copy) {
+                if (streaming && n == VL) v_stream_bf16(copy + i, p);
+                else v_store_bf16_n(copy + i, p, n);
+            });
+        a->m_scale[block] = ck_to_bytes(a->m + begin, first, length, &a->m_map, 127);
+        a->v_scale[block] = ck_to_bytes(a->v + begin, second, length, &a->v_map, 0);
+    }
     if (streaming) ck_store_fence();
 }
 

@@ -55,6 +55,10 @@ class Door:
         """Check name=(array, shape) pairs of type int32."""
         self._check(np.dtype(np.int32), arrays)
 
+    def bytes(self, **arrays: Expected) -> None:
+        """Check name=(array, shape) pairs of type uint8."""
+        self._check(np.dtype(np.uint8), arrays)
+
     def inside(self, name: str, ids: Array, count: int) -> None:
         """Check that every entry of `ids` is in [0, count)."""
         if ids.size and (ids.min() < 0 or ids.max() >= count):

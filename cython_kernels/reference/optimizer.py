@@ -6,6 +6,8 @@ import math
 
 import numpy as np
 
+from cktrain.cython_kernels.dynamic_map import BLOCK, SIGNED, UNSIGNED
+
 from ._arrays import Array, Door, widen
 
 _SQUARES_BLOCK = 1 << 20  # elements summed at a time: bounds the fp64 copy
@@ -49,6 +51,38 @@ def adamw_step(
                 "copy", f"has shape {copy.shape} and type {copy.dtype}, ({n},) and bfloat16 are needed"
             )
         copy[...] = param
+
+
+def adamw_8bit_step(
+    param: Array,
+    m: Array,
+    m_scale: Array,
+    v: Array,
+    v_scale: Array,
+    grad: Array,
+    lr: float,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    step: int,
+    grad_scale: float,
+    copy: Array | None = None,
+) -> None:
+    """Update param f32 (n), and moments m, v uint8 (n) with their scales f32 (ceil(n / 256)), as `adamw_step` does.
+
+    The moments are numbers of the dynamic maps (Dettmers et al. 2022; dynamic_map.py): they are read, updated, used for
+    param, and rounded to bytes again.
+    """
+    door = Door("adamw_8bit_step", param)
+    (n,) = door.dims("param", param, 1)
+    blocks = -(-n // BLOCK)
+    door.f32(param=(param, (n,)), m_scale=(m_scale, (blocks,)), v_scale=(v_scale, (blocks,)))
+    door.bytes(m=(m, (n,)), v=(v, (n,)))
+    first, second = SIGNED.numbers_of(m, m_scale), UNSIGNED.numbers_of(v, v_scale)
+    adamw_step(param, first, second, grad, lr, beta1, beta2, eps, weight_decay, step, grad_scale, copy)
+    SIGNED.encode(m, m_scale, first)
+    UNSIGNED.encode(v, v_scale, second)
 
 
 def sgd_step(

@@ -30,7 +30,7 @@ from cases_attention_options import AttentionMerge, AttentionOptions
 from cases_layers import Embedding, LayerNorm, Linear, Matmul, RmsNorm, Rope, SymmetricProduct
 from cases_pointwise import Add, Cast, Dropout, Gelu, Swiglu
 from cases_quantized import Quantized
-from cases_training import AdamW, CrossEntropy, Sgd, SumOfSquares
+from cases_training import AdamW, AdamW8bit, CrossEntropy, Sgd, SumOfSquares
 
 __all__ = ["CASES", "SEEDS", "Case", "Inputs", "Outputs", "Shape", "convert", "f32_of", "relative_error"]
 
@@ -53,6 +53,7 @@ _TABLE = (
     Dropout(),
     CrossEntropy(),
     AdamW(),
+    AdamW8bit(),
     Sgd(),
     SumOfSquares(),
     Cast(),

@@ -196,6 +196,80 @@ class AdamW(Case):
         return 2.0**-8 if name == "copy" else super().tolerance(name, dtype)
 
 
+class AdamW8bit(Case):
+    """One step from moments of all bytes: what is rounded after it is compared as it stands.
+
+    `fused`: with the bf16 copy of the parameters.
+    """
+
+    name = "adamw_8bit"
+    ops = ("adamw_8bit_step",)
+    shapes = st.fixed_dictionaries(
+        {
+            "n": st.sampled_from([0, 1, 7, 16, 255, 256, 257, 1000, 4097]),
+            "step": st.sampled_from([1, 40]),
+            "fused": FLAG,
+        }
+    )
+    examples = ({"n": 600, "step": 3, "fused": False}, {"n": 600, "step": 3, "fused": True})
+    large = ({"n": 100_003},)
+    outputs = ()
+
+    def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
+        n, f32 = shape["n"], f32_of(dtype)
+        blocks = -(-n // 256)
+        return {
+            "param": normal(rng, n, f32),
+            "m": rng.integers(0, 256, n, dtype=np.uint8),
+            "m_scale": normal(rng, blocks, f32),  # of either sign
+            "v": rng.integers(0, 256, n, dtype=np.uint8),
+            "v_scale": np.square(normal(rng, blocks, f32)),
+            "grad": normal(rng, n, f32),
+            "lr": 0.1,
+            "beta1": 0.9,
+            "beta2": 0.95,
+            "eps": 1e-3,  # large, so that it shows
+            "weight_decay": 0.3,
+            "step": shape["step"],
+            "grad_scale": 0.25,
+            "fused": shape["fused"],
+        }
+
+    def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
+        results = {name: inputs[name].copy() for name in ("param", "m", "m_scale", "v", "v_scale")}
+        numbers = [
+            inputs[name] for name in ("lr", "beta1", "beta2", "eps", "weight_decay", "step", "grad_scale")
+        ]
+        options: dict[str, Any] = {}
+        if inputs["fused"]:
+            options = {"copy": np.full(results["param"].shape, np.nan, bfloat16)}
+        kernels.adamw_8bit_step(*results.values(), inputs["grad"], *numbers, **options)
+        if inputs["fused"]:
+            assert np.array_equal(options["copy"], results["param"].astype(bfloat16))
+        return {**results, **options}
+
+    def sizes(self, inputs: Inputs) -> dict[str, float]:
+        return {"param": 1.0}
+
+    def error(self, name: str, got: Any, want: Any, inputs: Inputs) -> float:
+        """Of bytes: how many of a thousand are the neighbour of the reference's byte; none may be another one."""
+        if name not in ("m", "v"):
+            return super().error(name, got, want, inputs)
+        apart = np.abs(got.astype(int) - want.astype(int))
+        return float("inf") if (apart > 1).any() else float(apart.sum()) / max(apart.size, 1000)
+
+    def tolerance(self, name: str, dtype: Any) -> float:
+        """A number that lies within a rounding, 1e-7, of the middle between two of the map, whose distance is 1e-2 of it and
+        less, may become either: two of a thousand are ample. The copy is rounded to bf16."""
+        if name in ("m", "v"):
+            return 0.002
+        return (
+            2.0**-8
+            if name == "copy"
+            else super().tolerance(name, np.float64 if dtype == np.float64 else np.float32)
+        )
+
+
 class Sgd(Case):
     """Several steps from a zero buffer."""
 

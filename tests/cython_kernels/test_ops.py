@@ -148,6 +148,7 @@ SIZES = {
     "P": 11,
     "M": 4,
     "n": 10,
+    "G": 1,
 }
 NUMBERS = {"step": 1, "format": "q8_0"}
 DTYPES: dict[str, Any] = {"f32": np.float32, "i32": np.int32, "u8": np.uint8, "bf16": bfloat16}

@@ -15,6 +15,7 @@ from cases import Case, Inputs, Outputs
 from cases_quantized import values_of
 
 from cktrain.cython_kernels.block_formats import NOT_INTEGERS
+from cktrain.cython_kernels.dynamic_map import SIGNED, UNSIGNED
 
 Tensors = dict[str, Any]
 
@@ -233,6 +234,31 @@ def _adamw(t: Tensors) -> Tensors:
     return results
 
 
+def _adamw_8bit(t: Tensors) -> Tensors:
+    """By the maps' numbers alone: the nearest one by its distance; a second moment above 0 is never 0."""
+    n = t["param"].numel()
+    maps = {"m": torch.from_numpy(SIGNED.values.copy()), "v": torch.from_numpy(UNSIGNED.values.copy())}
+    grad = t["grad"] * t["grad_scale"]
+    moments = {}
+    for name, beta, new in (("m", t["beta1"], grad), ("v", t["beta2"], grad * grad)):
+        scale = t[f"{name}_scale"].repeat_interleave(256)[:n]
+        moments[name] = beta * maps[name].to(scale)[t[name].long()] * scale + (1 - beta) * new
+    denominator = (moments["v"] / (1 - t["beta2"] ** t["step"])).sqrt() + t["eps"]
+    rate = t["lr"] / (1 - t["beta1"] ** t["step"])
+    param = t["param"] * (1 - t["lr"] * t["weight_decay"]) - rate * moments["m"] / denominator
+    results = {"param": param}
+    for name, values in moments.items():
+        scales = [block[block.abs().argmax()] for block in values.split(256) if n]
+        each = torch.tensor(scales, dtype=values.dtype)
+        distance = (values[:, None] / each.repeat_interleave(256)[:n, None] - maps[name].to(values)).abs()
+        if name == "v":
+            distance[values > 0, 0] = torch.inf
+        results |= {name: distance.argmin(dim=1).to(torch.uint8), f"{name}_scale": each}
+    if t["fused"]:
+        results["copy"] = param.to(torch.bfloat16).to(param.dtype)
+    return results
+
+
 def _sgd(t: Tensors) -> Tensors:
     param = torch.nn.Parameter(t["param"].clone())
     optimizer = torch.optim.SGD(
@@ -280,6 +306,7 @@ TWINS: dict[str, Callable[[Tensors], Tensors]] = {
     "dropout": _dropout,
     "cross_entropy": _cross_entropy,
     "adamw": _adamw,
+    "adamw_8bit": _adamw_8bit,
     "sgd": _sgd,
     "sum_of_squares": _sum_of_squares,
     "cast": _cast,

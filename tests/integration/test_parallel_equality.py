@@ -302,6 +302,49 @@ def test_muon_resumes_under_another_layout(run_cases, tmp_path):
         np.testing.assert_allclose(result["losses"], one["losses"][10:], rtol=0, atol=1e-10)
 
 
+def bytes_cases(folder: Path, layouts: tuple[str, ...]) -> list[dict[str, Any]]:
+    """Runs of a wider model, most of whose parameters have 8-bit moments, one process first."""
+    cases = equality_cases(folder, [("llama tied", layout) for layout in layouts], "fp64", "reference")
+    for case in cases:
+        case["config"]["optimizer"] = {"name": "adamw_8bit", "lr": 1e-2}
+        case["config"]["model"] |= {"hidden_size": 64, "intermediate_size": 96}
+        case["steps"] = 8
+    return cases
+
+
+def test_moments_of_8_bits_are_the_same_for_any_data_ranks_and_stages(run_cases, tmp_path):
+    """Blocks are never cut by data ranks or stages: losses to 1e-10. Tensor ranks that cut rows have blocks of their own,
+    so theirs differ as rounding does: within 1 %."""
+    layouts = ("data 2", "data 2, zero 0", "pipeline 2", "tensor 2")
+    one, *many = run_cases(bytes_cases(tmp_path, layouts), "shm").values()
+    for layout, result in zip(layouts, many, strict=True):
+        assert "error" not in result and result["replicas"], (layout, result)
+        within = 0.01 * one["losses"][0] if layout == "tensor 2" else 1e-10
+        np.testing.assert_allclose(result["losses"], one["losses"], rtol=0, atol=within, err_msg=layout)
+    assert one["losses"][-1] < one["losses"][0]
+    assert (
+        one["state_bytes"] < 0.4 * 2 * one["parameter_bytes"]
+    )  # in fp64 two bytes of eight, and small ones whole
+
+
+def test_moments_of_8_bits_resume_under_another_layout(run_cases, tmp_path):
+    """4 steps on two data ranks, then 4 on others, are the 8 of one process, to 1e-10."""
+    whole, first, *rest = bytes_cases(tmp_path, ("data 2", "data 2, zero 0", "pipeline 2"))
+    first |= {"steps": 4, "save": True}
+    first["config"]["run"]["dir"] = str(tmp_path / "saved")
+    for case in rest:
+        case["steps"] = 4
+        case["config"]["checkpoint"] = {
+            "every": 0,
+            "resume": str(tmp_path / "saved/checkpoints/step-00000004"),
+        }
+    one, half, *results = run_cases([whole, first, *rest], "shm").values()
+    assert "error" not in half, half
+    for result in results:
+        assert "error" not in result, result
+        np.testing.assert_allclose(result["losses"], one["losses"][4:], rtol=0, atol=1e-10)
+
+
 @pytest.mark.parametrize("model", ["llama", "gpt2"])
 def test_a_hugging_face_folder_is_read_by_parts(run_cases, tmp_path, model):
     """Each rank reads what it holds of the weights: the losses of one process, to 1e-10."""

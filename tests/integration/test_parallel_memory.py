@@ -33,6 +33,7 @@ CONFIGURATIONS: dict[str, tuple[Mesh, str, dict[str, Any]]] = {
     "data 2, bf16": (Mesh(2, 1, 1), "bf16", {"comm": {"wire_dtype": "bf16"}}),
     "data 4, bf16, checkpointing": (Mesh(4, 1, 1), "bf16", {"memory": {"checkpointing": "block"}}),
     "data 2, muon": (Mesh(2, 1, 1), "bf16", {"optimizer": {"name": "muon"}}),
+    "data 2, 8 bits": (Mesh(2, 1, 1), "fp32", {"optimizer": {"name": "adamw_8bit"}}),
     "tensor 4": (Mesh(1, 1, 4), "fp32", {}),
     "data 2 x pipeline 2 x tensor 2": (Mesh(2, 2, 2), "fp32", {"comm": {"wire_dtype": "bf16"}}),
 }

@@ -19,8 +19,8 @@ class OfMatrices(Optimizer):
     moments = ("momentum", "exp_avg", "exp_avg_sq")
     whole_matrices = True
 
-    def moments_of(self, matrix: bool) -> tuple[str, ...]:
-        return ("momentum",) if matrix else ("exp_avg", "exp_avg_sq")
+    def moments_of(self, apart: bool) -> tuple[str, ...]:
+        return ("momentum",) if apart else ("exp_avg", "exp_avg_sq")
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def params() -> ParamStore:
 def test_a_matrix_is_a_piece_of_its_own(params):
     optimizer = OfMatrices(params, OptimizerConfig(lr=0.1, weight_decay=0.2))
     (pieces,) = optimizer._pieces
-    assert [None if p.matrix is None else p.matrix.name for p in pieces] == [
+    assert [None if p.param is None else p.param.name for p in pieces] == [
         "down.weight",
         "up.weight",
         None,

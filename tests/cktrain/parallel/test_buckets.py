@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -43,6 +45,19 @@ def test_shares_are_even(params):
     """The optimizer's state is what ZeRO divides: no rank has 2 % more than its share of 2 MB."""
     for bucket in plan_buckets(params, 4):
         assert max(bucket.counts) - min(bucket.counts) <= 16
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 7])
+@pytest.mark.parametrize("nbytes", [3000, 1 << 30])
+def test_no_block_is_cut(params, ranks, nbytes):
+    """Counted from each parameter's first element; every element once."""
+    buckets = plan_buckets(params, ranks, nbytes=nbytes, block=256)
+    pieces = sorted(bucket.piece(rank) for bucket in buckets for rank in range(ranks))
+    assert pieces[0][0] == 0 and pieces[-1][1] == params.size
+    assert all(a[1] == b[0] for a, b in pairwise(pieces))
+    begins = [param.start for param in params.trainable]
+    for cut, _ in pieces:
+        assert (cut - max(begin for begin in begins if begin <= cut)) % 256 == 0 or cut == params.size
 
 
 def test_a_parameter_alone_is_a_bucket(params):

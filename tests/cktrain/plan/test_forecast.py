@@ -68,7 +68,7 @@ def test_sequences_of_a_prepared_folder():
     assert sequences_of(text, "train", 16) == 10
 
 
-@pytest.mark.parametrize("optimizer", ["adamw", "muon", "sgd"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw_8bit", "muon", "sgd"])
 def test_the_size_of_a_checkpoint(tiny, composed, tmp_path, optimizer):
     """But for the headers of its files and the state."""
     config = tiny(
