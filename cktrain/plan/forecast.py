@@ -14,6 +14,8 @@ from typing import Any
 
 from cktrain.config import Config
 from cktrain.data.shards import DATASET_FILE, open_source, read_dataset
+from cktrain.memory.arena import planning
+from cktrain.optim.table import OPTIMIZERS
 from cktrain.parallel.mesh import Mesh
 from cktrain.plan.memory import plan_rank
 from cktrain.plan.plan import Plan, gib, node_bytes
@@ -95,8 +97,10 @@ def sequences_of(dataset: dict[str, Any], split: str, length: int) -> int:
 
 def checkpoint_bytes(config: Config) -> int:
     """The trained weights and the optimizer's moments of one, whatever the layout."""
-    whole = plan_rank(config, Mesh(1, 1, 1), 0, "fp32")
-    return whole.memory.optimizer + sum(4 * p.size for p in whole.part.model.params() if p.trainable)
+    params = plan_rank(config, Mesh(1, 1, 1), 0, "fp32").part.params
+    with planning():
+        optimizer = OPTIMIZERS[config.optimizer.name](params, config.optimizer)
+    return sum(4 * param.size * (1 + len(optimizer.moments_for(param))) for param in params.trainable)
 
 
 def forecast_text(found: Forecast, config: Config, now: datetime.datetime) -> str:

@@ -27,7 +27,7 @@ def as_table(found: Sequence[Finding], times: Sequence[Speed]) -> str:
 def speed_line(times: Speed) -> str:
     """One case of the speed part."""
     return (
-        f"step of {times.case}: {times.old_ms:.2f} ms, now {times.new_ms:.2f} ms; new/old {times.ratio:.4f}, spread of "
+        f"{times.case}: {times.old_ms:.2f} ms, now {times.new_ms:.2f} ms; new/old {times.ratio:.4f}, spread of "
         f"old/old {100 * times.spread:.2f} % in {times.rounds} rounds: {times.verdict}"
     )
 
@@ -58,13 +58,21 @@ def as_page(
         lines += ["| the same | cases |", "|---|---|"]
         lines += [f"| {what} | {'; '.join(names)} |" for what, names in same.items()] + [""]
     if times:
-        lines += ["| step | old ms | new ms | new/old | spread of old/old | rounds | |", "|---" * 7 + "|"]
-        lines += [
+        lines += speed_table("step", times)
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def speed_table(what: str, times: Sequence[Speed]) -> list[str]:
+    """Lines of Markdown, one for each case."""
+    return [
+        f"| {what} | old ms | new ms | new/old | spread of old/old | rounds | |",
+        "|---" * 7 + "|",
+        *(
             f"| {t.case} | {t.old_ms:.2f} | {t.new_ms:.2f} | {t.ratio:.4f} | {100 * t.spread:.2f} % | {t.rounds} "
             f"| {t.verdict} |"
             for t in times
-        ]
-    return "\n".join(lines).rstrip("\n") + "\n"
+        ),
+    ]
 
 
 def add_to_page(page: Path, text: str) -> None:
