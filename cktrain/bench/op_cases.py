@@ -360,6 +360,17 @@ def _optimizer(w: Workbench) -> Iterator[Trial]:
         (),
         (param, m, v),
     )
+    blocks = -(-n // 256)
+    m_bytes, v_bytes = (np.full(n, byte, np.uint8) for byte in (127, 0))
+    m_scale, v_scale = (np.zeros(blocks, np.float32) for _ in "mv")
+
+    def adamw_8bit(j: int) -> Callable[[], Any]:
+        scales = slice(0, -(-j // 256))
+        moments = m_bytes[:j], m_scale[scales], v_bytes[:j], v_scale[scales]
+        rounded = None if copy is None else copy[:j]
+        return partial(k.adamw_8bit_step, param[:j], *moments, grad[:j], *settings, copy=rounded)
+
+    yield Trial("adamw_8bit_step", adamw_8bit, n, 16 * n + 16 * blocks + extra, (1, 0, 1))
     squares = lambda m: partial(k.sum_of_squares, grad[:m])  # noqa: E731
     yield Trial("sum_of_squares", squares, n, 4 * n, (1, 0, 0), reads=(grad,))
     if copy is not None:

@@ -28,7 +28,7 @@ def test_every_op_is_measured(kernels: Any, precision: str) -> None:
     themes = ("rms_norm", "layer_norm", "swiglu", "gelu", "rope", "cross_entropy", "embedding", "attention")
     assert {f"{theme}_forward" for theme in themes} <= names
     assert {f"{theme}_backward" for theme in themes} - {"rope_backward"} <= names
-    assert {"add", "adamw_step", "sum_of_squares"} <= names
+    assert {"add", "adamw_step", "adamw_8bit_step", "sum_of_squares"} <= names
     assert len(results) == len({(r.op, r.shape) for r in results})
     for r in results:
         rate = r.gflops if r.gbs is None else r.gbs
@@ -44,4 +44,5 @@ def test_names_choose_the_ops(kernels: Any) -> None:
         "swiglu_forward",
         "swiglu_backward",
         "adamw_step",
+        "adamw_8bit_step",
     }
