@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -205,6 +205,11 @@ def work(kind: str, case: Case, precision: str, warm_up: int) -> None:
         if kind == "cktrain"
         else torch_steps(case, precision, kind == "compile")
     )
+    answer(run, warm_up)
+
+
+def answer(run: Run, warm_up: int) -> None:
+    """After so many steps of warming up, answer each line "N" on stdin as `work` says, until its end."""
     run(warm_up)
     print("ready", flush=True)
     for line in sys.stdin:
@@ -218,45 +223,15 @@ def work(kind: str, case: Case, precision: str, warm_up: int) -> None:
 # ------------------------------------------------------------------------------------------------- the conductor
 
 
-class Contender:
-    """The ranks of one contender, which answer together.
+class Workers:
+    """The processes of one contender, one per rank, which answer together; they have been started."""
 
-    kind: "cktrain", "eager" or "compile". The cores are divided among the ranks; ranks of PyTorch are those of
-    DistributedDataParallel over gloo, ranks of cktrain data-parallel ones.
-    """
-
-    def __init__(
-        self, name: str, kind: str, ranks: int, case_name: str, precision: str, warm_up: int
-    ) -> None:
+    def __init__(self, name: str, workers: list[subprocess.Popen[str]]) -> None:
         self.name = name
+        self.workers = workers
         self.times: list[float] = []
         self.waited: list[float] = []
         self.peak_rss = 0
-        threads = len(os.sched_getaffinity(0)) // ranks
-        store = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.mkdtemp()
-        self.workers = []
-        for rank in range(ranks):
-            environment = {
-                **os.environ,
-                "RANK": str(rank),
-                "WORLD_SIZE": str(ranks),
-                "LOCAL_RANK": str(rank),
-                "LOCAL_WORLD_SIZE": str(ranks),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(29500 + os.getpid() % 1000),
-            }
-            if kind != "cktrain":
-                environment |= {
-                    "OMP_NUM_THREADS": str(threads),
-                    "TORCHINDUCTOR_CACHE_DIR": f"{store}/{rank}",
-                }
-            if kind != "cktrain" and ranks > 1:
-                environment["OMP_WAIT_POLICY"] = "PASSIVE"
-            command = [sys.executable, __file__, kind, case_name, precision, str(warm_up)]
-            pipe = subprocess.PIPE
-            self.workers.append(
-                subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True)
-            )
         self._answers("ready")
 
     def steps(self, n: int) -> None:
@@ -287,7 +262,43 @@ class Contender:
         return found
 
 
-def take_turns(contenders: list[Contender], rounds: int, steps: int) -> None:
+class Contender(Workers):
+    """A contender of a case.
+
+    kind: "cktrain", "eager" or "compile". The cores are divided among the ranks; ranks of PyTorch are those of
+    DistributedDataParallel over gloo, ranks of cktrain data-parallel ones.
+    """
+
+    def __init__(
+        self, name: str, kind: str, ranks: int, case_name: str, precision: str, warm_up: int
+    ) -> None:
+        threads = len(os.sched_getaffinity(0)) // ranks
+        store = os.environ.get("TORCHINDUCTOR_CACHE_DIR") or tempfile.mkdtemp()
+        workers = []
+        for rank in range(ranks):
+            environment = {
+                **os.environ,
+                "RANK": str(rank),
+                "WORLD_SIZE": str(ranks),
+                "LOCAL_RANK": str(rank),
+                "LOCAL_WORLD_SIZE": str(ranks),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(29500 + os.getpid() % 1000),
+            }
+            if kind != "cktrain":
+                environment |= {
+                    "OMP_NUM_THREADS": str(threads),
+                    "TORCHINDUCTOR_CACHE_DIR": f"{store}/{rank}",
+                }
+            if kind != "cktrain" and ranks > 1:
+                environment["OMP_WAIT_POLICY"] = "PASSIVE"
+            command = [sys.executable, __file__, kind, case_name, precision, str(warm_up)]
+            pipe = subprocess.PIPE
+            workers.append(subprocess.Popen(command, env=environment, stdin=pipe, stdout=pipe, text=True))
+        super().__init__(name, workers)
+
+
+def take_turns(contenders: Sequence[Workers], rounds: int, steps: int) -> None:
     """Each so many steps in each round; then all are ended."""
     try:
         for _ in range(rounds):
