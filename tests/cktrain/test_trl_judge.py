@@ -17,7 +17,7 @@ pytest.importorskip("peft")
 pytestmark = pytest.mark.judge
 
 SCRIPT = Path(__file__).resolve().parents[2] / "docs" / "benchmarks" / "trl_losses.py"
-STEPS = 12
+STEPS, ROWS = 12, 2
 
 
 @pytest.fixture
@@ -45,11 +45,11 @@ def test_losses_are_those_of_trl(script, tmp_path, kind):
             if index % 3 == 0
             else [*TURN[:1], {"role": "assistant", "content": "No. " * index}]
         }
-        for index in range(1, script.ROWS_PER_STEP * STEPS + 1)
+        for index in range(1, ROWS * STEPS + 1)
     ]
     chats = write_rows(tmp_path / "chats.jsonl", rows)
     adapter = script.start_adapter(model, tmp_path / "adapter", rank=3) if kind == "lora" else None
-    task = script.Task(model, chats, STEPS, adapter, 1e-2, 0.1 if kind == "full" else 0.0)
+    task = script.Task(model, chats, STEPS, ROWS, adapter, 1e-2, 0.1 if kind == "full" else 0.0)
     theirs = script.trl_series(task, script.marked_template(model, tmp_path / "template.jinja"))
     ours = script.cktrain_series(task, 256, threads=1)
     assert len(ours.tokens) == len(theirs.tokens) == len(rows)
