@@ -1,20 +1,20 @@
 """Whether fine-tuning reaches its goals on this machine: speed beside PEFT, memory, packing, a slow wire, and plans.
 
-    python docs/benchmarks/finetune_reach.py ROW... [--rounds 7] [--folder build/reach] [--model models/smollm2]
+    python docs/benchmarks/finetune_reach.py ROW... [--rounds 7] [--folder build/reach] [--compiled] [--model models/smollm2]
 
 | ROW | what is measured |
 |---|---|
-| peft | a LoRA step of SmolLM2-135M's shape, T 512 x 4, beside PEFT on PyTorch, eager and compiled |
-| full | a LoRA step over a step of all weights, of the same shape |
-| full-1b | the same of Llama-3.2-1B's shape, T 512 x 1, with 4 of its 16 layers |
+| peft | a LoRA step of SmolLM2-135M's shape, T 512 x 4, beside PEFT on PyTorch, and beside a step of all weights |
+| full | a LoRA step over a step of all weights, of Llama-3.2-1B's shape, T 512 x 1, with 4 of its 16 layers |
 | memory | Llama-3.2-1B's shape, LoRA, T 512 x 1, frozen weights in bf16: the highest Pss, loading included |
-| packing | rows as long as Alpaca's, T 2048: packed, and one padded row per sequence (needs --model) |
+| packing | rows as long as Alpaca's, T 2048, SmolLM2's shape with 10 layers: packed, and a padded row per sequence |
 | wire | two ranks of llama-1b-4 over TCP at 1 Gb/s beside the same over shared memory (needs root, ip and tc) |
 | plan | `cktrain plan` of five configurations beside their runs |
 
 In each round every contender takes one step, in turn; a ratio is the median of the rounds' ratios. One contender stands
 there twice, and the ratios of the two, round by round, are the spread that the machine gives by itself. Models have random
-weights (finetune_workers.py), in files of bf16, but for the one that is named.
+weights (finetune_workers.py), in files of bf16. `peft` takes PEFT as it is, and --compiled by torch.compile, too; `packing`
+needs the tokenizer and chat template of --model.
 """
 
 from __future__ import annotations
@@ -38,21 +38,21 @@ from finetune_workers import LORA, configuration, model_folder, start
 ROOT = Path(__file__).resolve().parents[2]
 GIGABIT = "1gbit"
 PLANNED: dict[str, dict[str, Any]] = {
-    "SmolLM2-135M, LoRA, T 512 x 4": {"shape": "smollm2", "length": 512, "rows": 4},
-    "SmolLM2-135M, all weights, T 512 x 2": {"shape": "smollm2", "length": 512, "rows": 2, "adapter": None},
-    "SmolLM2-135M, DoRA of rank 8 on q and v, T 256 x 4": {
+    "SmolLM2-135M, LoRA, T 512 x 2": {"shape": "smollm2", "length": 512, "rows": 2},
+    "SmolLM2-135M, all weights, T 512 x 1": {"shape": "smollm2", "length": 512, "rows": 1, "adapter": None},
+    "SmolLM2-135M, DoRA of rank 8 on q and v, T 256 x 2": {
         "shape": "smollm2",
         "length": 256,
-        "rows": 4,
+        "rows": 2,
         "adapter": {"r": 8, "target_modules": ["q_proj", "v_proj"], "use_dora": True},
     },
-    "SmolLM2-135M, LoRA, T 1024 x 2, blocks computed again": {
+    "SmolLM2-135M, LoRA, T 1024 x 1, blocks computed again": {
         "shape": "smollm2",
         "length": 1024,
-        "rows": 2,
+        "rows": 1,
         "memory": {"checkpointing": "block"},
     },
-    "Llama-3.2-1B's shape with 4 layers, LoRA, T 512 x 1": {"shape": "llama-1b-4", "length": 512, "rows": 1},
+    "Llama-3.2-1B's shape with 4 layers, LoRA, T 256 x 1": {"shape": "llama-1b-4", "length": 256, "rows": 1},
 }
 
 
@@ -75,42 +75,43 @@ def table(contenders: Sequence[Workers], tokens: int) -> list[str]:
 
 
 def beside_peft(options: argparse.Namespace) -> list[str]:
-    """cktrain twice, PEFT eager and compiled."""
+    """cktrain with LoRA twice and with all weights; PEFT."""
     folder, length, rows = options.folder, 512, 4
     theirs = {"folder": str(model_folder(folder, "smollm2")), "length": length, "rows": rows}
-    ours = [
-        start(name, "cktrain", configuration(folder, name, "smollm2", length, rows))
-        for name in ("cktrain", "cktrain again")
-    ]
+    ours = lora_and_full(folder, "smollm2", length, rows)
     peft = [
-        start(f"PEFT, {name}", "peft", {**theirs, "compiled": name == "compiled"})
-        for name in ("eager", "compiled")
+        start(f"PEFT, {'compiled' if compiled else 'eager'}", "peft", {**theirs, "compiled": compiled})
+        for compiled in ([False, True] if options.compiled else [False])
     ]
     take_turns([*ours, *peft], options.rounds, 1)
     return [
         *table([*ours, *peft], length * rows),
-        *(f"{one.name} / cktrain: {ratio(one, ours[0])}" for one in peft),
-        f"cktrain again / cktrain: {ratio(ours[1], ours[0])}",
+        *(f"{one.name} / LoRA: {ratio(one, ours[0])}" for one in peft),
+        *lora_ratios(ours),
     ]
 
 
-def lora_over_full(options: argparse.Namespace, shape: str, length: int, rows: int) -> list[str]:
-    """A LoRA step, a step of all weights, and a LoRA step again."""
+def lora_and_full(folder: Path, shape: str, length: int, rows: int) -> list[Workers]:
+    """cktrain with LoRA, with all weights, and with LoRA again."""
     adapters = {"LoRA": LORA, "all weights": None, "LoRA again": LORA}
-    lora, full, again = (
-        start(
-            name,
-            "cktrain",
-            configuration(options.folder, f"{shape} {name}", shape, length, rows, adapter=adapter),
-        )
-        for name, adapter in adapters.items()
-    )
-    take_turns([lora, full, again], options.rounds, 1)
     return [
-        *table([lora, full, again], length * rows),
-        f"LoRA / all weights: {ratio(lora, full)}",
-        f"LoRA again / LoRA: {ratio(again, lora)}",
+        start(name, "cktrain", configuration(folder, f"{shape} {name}", shape, length, rows, adapter=adapter))
+        for name, adapter in adapters.items()
     ]
+
+
+def lora_ratios(ours: Sequence[Workers]) -> list[str]:
+    """Of `lora_and_full`, once they have taken their turns."""
+    lora, full, again = ours
+    return [f"LoRA / all weights: {ratio(lora, full)}", f"LoRA again / LoRA: {ratio(again, lora)}"]
+
+
+def lora_over_full(options: argparse.Namespace) -> list[str]:
+    """LoRA, all weights, LoRA again, of the larger shape."""
+    length, rows = 512, 1
+    ours = lora_and_full(options.folder, "llama-1b-4", length, rows)
+    take_turns(ours, options.rounds, 1)
+    return [*table(ours, length * rows), *lora_ratios(ours)]
 
 
 class PssWatch:
@@ -218,11 +219,10 @@ def packing(options: argparse.Namespace) -> list[str]:
         values[way] = configuration(
             folder,
             f"packing {way}",
-            "smollm2",
+            "smollm2-10",
             length,
             1,
             data={"path": str(out), "sequence_length": length},
-            model={"from_pretrained": str(options.model)},
         )
     again = {**values["bfd"], "run": {**values["bfd"]["run"], "dir": str(folder / "packing again")}}
     named = {"packed": values["bfd"], "one row per sequence": values["none"], "packed again": again}
@@ -233,7 +233,7 @@ def packing(options: argparse.Namespace) -> list[str]:
         (trained["bfd"] / mine) / (trained["none"] / theirs)
         for mine, theirs in zip(packed.times, alone.times, strict=True)
     ]
-    apart = packed_losses_apart(values["bfd"], options.model, 2)
+    apart = packed_losses_apart(values["bfd"], model_folder(folder, "smollm2-10"), 3)
     return [
         *table([packed, alone, second], length),
         f"rows: {said['bfd']['rows']:,}, in the median {said['bfd']['length']['p50']} tokens; packed into "
@@ -301,7 +301,7 @@ def wire(options: argparse.Namespace) -> list[str]:
 
     if why := not_ready():
         sys.exit(f"[finetune_reach] wire: {why}")
-    folder, length = options.folder, 256
+    folder, length = options.folder, 128
     cpus = sorted(os.sched_getaffinity(0))[:2]
     secret = folder / "secret"
     secret.write_bytes(os.urandom(32))
@@ -378,7 +378,7 @@ def wire(options: argparse.Namespace) -> list[str]:
 
 
 def plans(options: argparse.Namespace) -> list[str]:
-    """Each configuration is planned, and then run for a median of 5 steps."""
+    """Each configuration is planned, and then run for a median of 3 steps."""
     import yaml
 
     lines = [
@@ -391,7 +391,7 @@ def plans(options: argparse.Namespace) -> list[str]:
         file.write_text(yaml.safe_dump(values), encoding="utf-8")
         command = [sys.executable, "-m", "cktrain.launch.cli", "plan", str(file), "--json"]
         plan = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        worker, watch = watched(name, values, 5)
+        worker, watch = watched(name, values, 3)
         held, seconds = watch.highest, statistics.median(worker.times)
         bytes_, step = plan["node_bytes"], plan["step"]["step"]
         lines.append(
@@ -403,8 +403,7 @@ def plans(options: argparse.Namespace) -> list[str]:
 
 ROWS = {
     "peft": beside_peft,
-    "full": lambda options: lora_over_full(options, "smollm2", 512, 4),
-    "full-1b": lambda options: lora_over_full(options, "llama-1b-4", 512, 1),
+    "full": lora_over_full,
     "memory": memory,
     "packing": packing,
     "wire": wire,
@@ -426,6 +425,7 @@ def main() -> None:
     parser.add_argument("row", nargs="+", choices=ROWS)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--folder", type=Path, default=Path("build/reach"), help="for models and runs")
+    parser.add_argument("--compiled", action="store_true", help="PEFT by torch.compile, too")
     parser.add_argument("--model", type=Path, help="a Hugging Face folder with tokenizer and chat template")
     options = parser.parse_args()
     options.folder = options.folder.resolve()

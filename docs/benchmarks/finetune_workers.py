@@ -40,6 +40,7 @@ LLAMA_1B = {
 }
 SHAPES: dict[str, dict[str, Any]] = {
     "smollm2": SMOLLM2,
+    "smollm2-10": {**SMOLLM2, "num_hidden_layers": 10},
     "llama-1b": LLAMA_1B,
     "llama-1b-4": {**LLAMA_1B, "num_hidden_layers": 4},
 }
