@@ -253,8 +253,8 @@ def plot(found: dict[str, dict[str, Series]], file: Path) -> None:
     """Losses of both sides above, their difference below."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(8, 4), layout="constrained")
-    axes = figure.subplots(2, 2, sharex=True, height_ratios=[2, 1])
+    figure = Figure(figsize=(4 * len(found), 4), layout="constrained")
+    axes = figure.subplots(2, len(found), sharex=True, squeeze=False, height_ratios=[2, 1])
     for column, (kind, sides) in enumerate(found.items()):
         ours, theirs = sides["cktrain"].losses, sides["TRL"].losses
         steps = range(1, len(ours) + 1)
