@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shlex
 import shutil
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Literal
 
 from cktrain import cython_kernels
 from cktrain.checkpoint_record import CheckpointError, read_checkpoint
-from cktrain.durable import sync
 from cktrain.frozen_base import open_base
 from cktrain.hf.folder import save_folder
 from cktrain.hf.gguf_file import is_gguf
@@ -23,6 +21,7 @@ from cktrain.nn.numerics import Numerics
 from cktrain.safetensors_file import read_header, to_finite
 from cktrain.saved_model import SavedModel
 from cktrain.side_files import SideFiles
+from cktrain.whole_output import refuse_filled, whole_folder
 
 VLLM_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)
 """What its --max-lora-rank may be."""
@@ -35,25 +34,16 @@ def export_adapter(saved: SavedModel, out: Path) -> int:
     infinite, OSError where writing fails.
     """
     _refuse_plain(saved)
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"[export] {out} exists and is not an empty folder. Choose another or delete it.")
+    refuse_filled(out, "export")
     count = 0
     for tensor in read_header(saved.path / WEIGHTS_FILE):
         for _, values in tensor.pieces():
             count += to_finite(values, values.dtype, f"{tensor.name} in {tensor.file}").size
-    temporary = out.with_name(f".{out.name}.tmp{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
+    with whole_folder(out, "export") as temporary:
         for name in (WEIGHTS_FILE, CONFIG_FILE):
             shutil.copyfile(saved.path / name, temporary / name)
-            sync(temporary / name)
         for name, data in (SideFiles() if saved.side is None else saved.side).tokenizer_files().items():
             (temporary / name).write_bytes(data)
-            sync(temporary / name)
-        os.rename(temporary, out)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return count
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Literal
 
 from cktrain.adapter_export import export_adapter, export_merged, exported_params
 from cktrain.hf.gguf_file.export import export_gguf
-from cktrain.hf.gguf_file.whole_file import refuse_existing
 from cktrain.loaded_model import Model, open_model
 from cktrain.report import METRICS_FILE, Curve, draw_losses, plot_losses, read_curve
 from cktrain.saved_model import find_saved_model
+from cktrain.whole_output import refuse_existing
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -92,7 +92,7 @@ class TrainedRun:
                 raise ValueError(
                     f"[export] gguf={gguf!r} names the type of the weights too. Leave dtype out."
                 )
-            refuse_existing(out)  # before the model is read
+            refuse_existing(out, "gguf")  # before the model is read
             export_gguf(out, saved.config, exported_params(saved, merge), saved.side_files(None, False), gguf)
         elif merge:
             export_merged(saved, out, saved.side_files(None, False), dtype)

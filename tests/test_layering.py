@@ -177,7 +177,7 @@ def room_of(module: str) -> str | None:
 def arrows(path: str, source: str) -> Iterator[str]:
     """A room imports itself and the rooms below it."""
     folder = Path(path).parts[0]
-    if folder not in ROOMS:
+    if folder not in ROOMS or path == "cktrain/__main__.py":  # `python -m cktrain` is the command itself
         return
     own, below, _ = ROOMS[folder]
     for found in imports(path, source):

@@ -6,25 +6,21 @@ is written under a temporary name and renamed when it is whole.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import json
-import os
-import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
 from cktrain.data.special_tokens import KEYS, end_token, special_ids
 from cktrain.data.tokenizer_backend import read_backend
-from cktrain.durable import sync
 from cktrain.hf.config_json import ARCHITECTURES, CONFIG_FILE, read_model_config, write_model_config
 from cktrain.hf.hub import local_path
 from cktrain.hf.tensors import save_weights
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.family import FromFolder, ModelConfig
 from cktrain.side_files import GENERATION_FILE, TOKENIZER_CONFIG_FILE, SideFiles
+from cktrain.whole_output import whole_folder
 
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """config.json's names of types, and those of safetensors."""
@@ -84,44 +80,12 @@ def write_folder(
         extra[GENERATION_FILE] = ids
     if side.has_tokenizer and TOKENIZER_CONFIG_FILE not in side.files:
         extra[TOKENIZER_CONFIG_FILE] = _tokenizer_config(side)
-    with whole_folder(folder) as temporary:
+    with whole_folder(Path(folder), "hugging_face") as temporary:
         side.write(temporary)
         weights(temporary, STORED[dtype], max_shard_bytes)
         for name, values in extra.items():
             _write_json(temporary / name, values)
         _write_config(temporary, plain, side)
-
-
-@contextlib.contextmanager
-def whole_folder(folder: str | Path) -> Iterator[Path]:
-    """A temporary folder to write into, that becomes `folder` at the end, or is removed after an error.
-
-    Raises ValueError when `folder` exists and is not empty, OSError, naming `folder`, when writing fails.
-    """
-    folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise ValueError(
-            f"[hugging_face] {folder} exists and is not an empty folder. Choose another or delete it."
-        )
-    temporary = folder.with_name(f".{folder.name}.tmp{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        for path in temporary.iterdir():
-            sync(path)
-        sync(temporary)
-        os.rename(temporary, folder)
-        sync(folder.parent)
-    except BaseException as error:
-        shutil.rmtree(temporary, ignore_errors=True)
-        if isinstance(error, OSError):
-            full = error.errno == errno.ENOSPC
-            remedy = "Free some space" if full else "Check the folder's permissions"
-            raise OSError(
-                error.errno,
-                f"[hugging_face] cannot write {folder}: {error.strerror}. {remedy}; nothing was kept",
-            ) from None
-        raise
 
 
 def _write_config(folder: Path, plain: dict[str, Any], side: SideFiles) -> None:

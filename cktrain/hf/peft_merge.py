@@ -8,14 +8,12 @@ to the dtype of the file.
 from __future__ import annotations
 
 import math
-import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
 
-from cktrain.durable import sync
 from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.peft_folder import PREFIX
 from cktrain.hf.peft_folder import WEIGHTS_FILE as ADAPTER_FILE
@@ -23,6 +21,7 @@ from cktrain.hf.tensors import HEAD, INDEX_FILE, is_transposed, stored_tensors, 
 from cktrain.models.family import ModelConfig
 from cktrain.safetensors_file import DTYPES, StoredTensor, read_header, to_finite
 from cktrain.side_files import SideFiles
+from cktrain.whole_output import refuse_filled, whole_folder
 
 
 def merge_folder(
@@ -33,8 +32,7 @@ def merge_folder(
     Raises ValueError where `out` is not empty, or a merged weight is NaN or infinite in its dtype; OSError where writing
     fails. `out` is then as it was.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise ValueError(f"[export] {out} exists and is not an empty folder. Choose another or delete it.")
+    refuse_filled(out, "export")
     trained = {tensor.name: tensor for tensor in read_header(adapter_folder / ADAPTER_FILE)}
     stored = stored_tensors(base, config)
     modules = [
@@ -43,9 +41,7 @@ def merge_folder(
     whole = {name[len(PREFIX) :]: tensor for name, tensor in trained.items() if ".lora_" not in name}
     if config.tied and HEAD not in stored:  # PEFT's folder has the one weight twice
         whole.pop(HEAD, None)
-    temporary = out.with_name(f".{out.name}.tmp{os.getpid()}")
-    try:
-        temporary.mkdir(parents=True)
+    with whole_folder(out, "export") as temporary:
         side.write(temporary)
         for name in weight_files(base):
             shutil.copyfile(base / name, temporary / name)
@@ -56,14 +52,6 @@ def merge_folder(
             _add(stored[weight], temporary, trained, module, scale, is_transposed(config, weight))
         for name, tensor in whole.items():
             _replace(stored[name], temporary, tensor)
-        for path in temporary.iterdir():
-            sync(path)
-        sync(temporary)
-        os.rename(temporary, out)
-        sync(out.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return len(modules) + len(whole)
 
 

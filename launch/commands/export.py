@@ -148,10 +148,10 @@ def _write_gguf(saved: SavedModel, side: SideFiles, options: argparse.Namespace)
     from cktrain.adapter_export import exported_params
     from cktrain.hf.gguf_file.export import export_gguf
     from cktrain.hf.gguf_file.modelfile import modelfile
-    from cktrain.hf.gguf_file.whole_file import refuse_existing
+    from cktrain.whole_output import refuse_existing
 
     out = Path(options.out)
-    refuse_existing(out)  # before the model is read
+    refuse_existing(out, "gguf")  # before the model is read
     beside = out.with_name("Modelfile")
     # What cannot be a Modelfile is refused before the model is written.
     text = modelfile(beside, out.name, side) if options.ollama else None

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+import cktrain
 from cktrain.hf import folder as hf_folder
 from cktrain.launch import cli
 from cktrain.launch.cli import main
@@ -32,6 +34,11 @@ def test_ctrl_c_where_nothing_is_to_be_saved_is_a_word_and_status_130(monkeypatc
     monkeypatch.setattr(export, "_export", interrupted)
     assert main(["export", "model", "out"]) == 130
     assert capfd.readouterr().err == "cktrain: interrupted\n"
+
+
+def test_python_dash_m_is_the_command():
+    done = subprocess.run([sys.executable, "-m", "cktrain", "--version"], capture_output=True, text=True)
+    assert done.returncode == 0 and done.stdout == f"cktrain {cktrain.__version__}\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])

@@ -18,11 +18,11 @@ import numpy as np
 from cktrain.hf.gguf_file.architectures import to_neighbours
 from cktrain.hf.gguf_file.export import architecture_of
 from cktrain.hf.gguf_file.reader import block_types
-from cktrain.hf.gguf_file.whole_file import refuse_existing, whole_file
 from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.peft_folder import PREFIX, WEIGHTS_FILE
 from cktrain.models.family import ModelConfig
 from cktrain.safetensors_file import read_header, to_finite
+from cktrain.whole_output import refuse_existing, whole_file
 
 AdapterKind = Literal["f32", "f16"]
 ADAPTER_KINDS: tuple[AdapterKind, ...] = ("f32", "f16")
@@ -36,7 +36,7 @@ def export_gguf_adapter(
     Raises ValueError where the file exists, for an architecture or an adapter that llama.cpp has not, for a number that is
     not finite, and OSError when writing fails. There is no file then.
     """
-    refuse_existing(path)
+    refuse_existing(path, "gguf")
     beyond = [key for key in ("use_dora", "modules_to_save") if getattr(adapter, key)]
     if beyond:
         raise ValueError(
@@ -47,7 +47,7 @@ def export_gguf_adapter(
     dtype = np.dtype({"f32": np.float32, "f16": np.float16}[kind])
     scale = adapter.model_copy(update={"rank_pattern": {}, "alpha_pattern": {}}).scale_of("")
     count = 0
-    with whole_file(path) as temporary:
+    with whole_file(path, "gguf") as temporary:
         writer = gguf.GGUFWriter(temporary, architecture.name)
         writer.add_type("adapter")
         writer.add_string("general.name", path.stem)

@@ -23,12 +23,12 @@ from cktrain.hf.gguf_file.hyperparameters import (
 )
 from cktrain.hf.gguf_file.reader import block_types
 from cktrain.hf.gguf_file.tokenizer_out import tokenizer_keys
-from cktrain.hf.gguf_file.whole_file import refuse_existing, whole_file
 from cktrain.hf.tensors import HFTensor, hf_tensors
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.family import ModelConfig, RotaryConfig
 from cktrain.safetensors_file import to_finite
 from cktrain.side_files import SideFiles
+from cktrain.whole_output import refuse_existing, whole_file
 
 Kind = Literal["f32", "f16", "bf16", "q8_0"]
 KINDS: tuple[Kind, ...] = ("f32", "f16", "bf16", "q8_0")
@@ -45,7 +45,7 @@ def export_gguf(
     for a weight that is NaN or infinite, and OSError when writing fails. There is no file then.
     """
     path = Path(path)
-    refuse_existing(path)
+    refuse_existing(path, "gguf")
     gguf = block_types()
     notes: list[str] = []
     architecture = architecture_of(config)
@@ -61,7 +61,7 @@ def export_gguf(
     keys |= tokenizer_keys(side, config.vocab_size)
     tensors = hf_tensors(config, reversed(params.params))
     _refuse_unknown(tensors, architecture)
-    with whole_file(path) as temporary:
+    with whole_file(path, "gguf") as temporary:
         writer = gguf.GGUFWriter(temporary, architecture.name)
         for key, value in keys.items():
             _add_key(writer, key, value)
