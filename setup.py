@@ -41,16 +41,17 @@ GLUE_FLAGS = ["-std=c11", "-O1", "-g0", "-fvisibility=hidden", DECLARED]
 AVX2 = ["-mavx2", "-mfma", "-mf16c"]
 AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 AVX512BF16 = [*AVX512, "-mavx512bf16"]
+# GCC remarks that wide vectors are passed otherwise with AVX: no call here passes any.
+WIDE = ["-Wno-psabi"]
 ISA_FLAGS = {
-    "generic": [],
+    "generic": WIDE,
     "avx2": AVX2,
     "avx512": AVX512,
     "avx512bf16": AVX512BF16,
     "amx": [*AVX512BF16, "-mamx-tile", "-mamx-bf16"],
 }
-# AMX in plain C, for tests; -O1 halves the time to compile it. GCC remarks that wide vectors are passed otherwise with
-# AVX: no call here passes any.
-EMULATED = {"amx_emulated": ["-O1", "-Wno-psabi"]}
+# AMX in plain C, for tests; -O1 halves the time to compile it.
+EMULATED = {"amx_emulated": ["-O1", *WIDE]}
 
 COMM = "comm/csrc"
 # comm moves bytes and has a plain reduction to fall back on: no instruction set beyond the baseline.

@@ -15,6 +15,80 @@ INLINE void FN(narrow_product)(int64_t rows, float *t, const float *pa, const re
     gemm_tiles_amx[count > VL][rows > CK_AMX_ROWS](FN(units)(k), pa, room, &out);
 }
 #else
+/* `VL` units from u on of a row of b that is contiguous along k: bf16 as they lie, two of them to a lane. */
+#undef CK_NARROW_UNITS
+#if CK_STORAGE == CK_BF16 && !CK_PAIRED
+#define CK_NARROW_UNITS (2 * VL)
+#else
+#define CK_NARROW_UNITS VL
+#endif
+
+/* `columns` of t (rows, CK_GEMM_NR), at most `groups` times VL: b is contiguous along k. Where bf16 is widened, it is
+ * transposed before, in half as many vectors. */
+INLINE void FN(narrow_columns)(const int rows, const int groups, float *t, const float *pa, const real *b, int64_t j_stride,
+                               int64_t columns, int64_t k) {
+    const int64_t units = FN(units)(k), step = CK_PAIRED ? 2 : 1;
+    vf sum[CK_GEMM_NV][CK_GEMM_MR];
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; g++)
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) sum[g][i] = v_zero();
+    int64_t u = 0;
+    if (columns == groups * VL)
+        for (; u + CK_NARROW_UNITS <= units && k - u * step >= CK_NARROW_UNITS * step; u += CK_NARROW_UNITS) {
+            const float *factors = pa + u * CK_GEMM_MR;
+#pragma GCC unroll 4
+            for (int g = 0; g < groups; g++) {
+                const real *from = b + g * VL * j_stride + u * step;
+                vf block[VL];
+#pragma GCC unroll 16
+                for (int i = 0; i < VL; i++) {
+                    ck_prefetch(from + (i + groups * VL) * j_stride);
+                    if (CK_NARROW_UNITS == VL) block[i] = FN(load_along)(from + i * j_stride, VL, VL * step);
+                    else block[i] = v_load((const float *)(from + i * j_stride));
+                }
+                v_transpose(block);
+#pragma GCC unroll 16
+                for (int p = 0; p < VL; p++) {
+                    if (CK_NARROW_UNITS == VL) {
+#pragma GCC unroll 16
+                        for (int i = 0; i < rows; i++)
+                            sum[g][i] = v_add_products(sum[g][i], v_set1(factors[p * CK_GEMM_MR + i]), block[p], CK_PAIRED);
+                        continue;
+                    }
+                    const vf even = v_from_bits(vi_shift_left(v_bits(block[p]), 16));
+                    const vf odd = v_from_bits(vi_and(v_bits(block[p]), vi_set1((int32_t)0xffff0000)));
+#pragma GCC unroll 16
+                    for (int i = 0; i < rows; i++) {
+                        sum[g][i] = v_add_products(sum[g][i], v_set1(factors[2 * p * CK_GEMM_MR + i]), even, 0);
+                        sum[g][i] = v_add_products(sum[g][i], v_set1(factors[(2 * p + 1) * CK_GEMM_MR + i]), odd, 0);
+                    }
+                }
+            }
+        }
+    for (; u < units; u += VL) {
+        const int64_t here = ck_min(VL, units - u), left = k - u * step;
+        const float *factors = pa + u * CK_GEMM_MR;
+#pragma GCC unroll 4
+        for (int g = 0; g < groups; g++) {
+            vf block[VL];
+            for (int i = 0; i < VL; i++) {
+                const int64_t column = g * VL + i;
+                block[i] = column < columns ? FN(load_along)(b + column * j_stride + u * step, here, left) : v_zero();
+            }
+            v_transpose(block);
+            for (int64_t p = 0; p < here; p++)
+#pragma GCC unroll 16
+                for (int i = 0; i < rows; i++)
+                    sum[g][i] = v_add_products(sum[g][i], v_set1(factors[p * CK_GEMM_MR + i]), block[p], CK_PAIRED);
+        }
+    }
+#pragma GCC unroll 4
+    for (int g = 0; g < groups; g++)
+#pragma GCC unroll 16
+        for (int i = 0; i < rows; i++) v_store(t + i * CK_GEMM_NR + g * VL, sum[g][i]);
+}
+
 /* t (rows, CK_GEMM_NR) = a . b over k elements, the lanes from `count` on undefined; pa is packed. Column j, element
  * p of b stands at j * j_stride + p * p_stride, one of the strides being 1. */
 INLINE void FN(narrow_tile)(const int rows, float *t, const float *pa, const real *b, int64_t j_stride,
@@ -46,39 +120,13 @@ INLINE void FN(narrow_tile)(const int rows, float *t, const float *pa, const rea
             for (int j = 0; j < CK_GEMM_NV; j++) v_store(t + i * CK_GEMM_NR + j * VL, sum[i][j]);
         return;
     }
-    for (int64_t j = 0; j < count; j += VL, t += VL, b += VL * j_stride) {
-        vf sum[CK_GEMM_MR];
-#pragma GCC unroll 16
-        for (int i = 0; i < rows; i++) sum[i] = v_zero();
-        const int64_t columns = ck_min(VL, count - j);
-        for (int64_t u = 0; u < units; u += VL) {
-            const int64_t here = ck_min(VL, units - u), left = k - u * step;
-            const float *factors = pa + u * CK_GEMM_MR;
-            vf block[VL];
-            if (columns == VL && here == VL && left >= VL * step) {
-#pragma GCC unroll 16
-                for (int i = 0; i < VL; i++) {
-                    ck_prefetch(b + (i + VL) * j_stride + u * step);
-                    block[i] = FN(load_along)(b + i * j_stride + u * step, VL, VL * step);
-                }
-                v_transpose(block);
-#pragma GCC unroll 16
-                for (int p = 0; p < VL; p++)
-#pragma GCC unroll 16
-                    for (int i = 0; i < rows; i++)
-                        sum[i] = v_add_products(sum[i], v_set1(factors[p * CK_GEMM_MR + i]), block[p], CK_PAIRED);
-                continue;
-            }
-            for (int i = 0; i < VL; i++)
-                block[i] = i < columns ? FN(load_along)(b + i * j_stride + u * step, here, left) : v_zero();
-            v_transpose(block);
-            for (int64_t p = 0; p < here; p++)
-#pragma GCC unroll 16
-                for (int i = 0; i < rows; i++)
-                    sum[i] = v_add_products(sum[i], v_set1(factors[p * CK_GEMM_MR + i]), block[p], CK_PAIRED);
-        }
-#pragma GCC unroll 16
-        for (int i = 0; i < rows; i++) v_store(t + i * CK_GEMM_NR, sum[i]);
+    /* bf16 comes faster than one sum for each of few rows takes it; of fp32, two rows 4 KiB apart push each other out. */
+    const int most = CK_NARROW_UNITS > VL && rows <= CK_GEMM_MR / 2 ? CK_GEMM_NV : 1;
+    for (int64_t j = 0; j < count; j += most * VL) {
+        const int64_t columns = ck_min(most * VL, count - j);
+        if (most > 1 && columns > VL)
+            FN(narrow_columns)(rows, CK_GEMM_NV, t + j, pa, b + j * j_stride, j_stride, columns, k);
+        else FN(narrow_columns)(rows, 1, t + j, pa, b + j * j_stride, j_stride, columns, k);
     }
 }
 

@@ -33,82 +33,113 @@ INLINE int ck_has_scale(const int format) { return format != CK_STORED_BF16 && f
 INLINE int ck_has_integers(const int format) { return ck_has_scale(format) && format != CK_NF4; }
 INLINE int ck_has_two_scales(const int format) { return format == CK_Q6_K; }
 
-/* E2M1 of the OCP Microscaling Formats, doubled; scales are halved. */
-static const int8_t ck_e2m1[16] = {0, 1, 2, 3, 4, 6, 8, 12, 0, -1, -2, -3, -4, -6, -8, -12};
+/* E2M1 of the OCP Microscaling Formats, doubled, and 12, so that none is negative; scales are halved. */
+static const int8_t ck_e2m1[16] = {12, 13, 14, 15, 16, 18, 20, 24, 12, 11, 10, 9, 8, 6, 4, 0};
 /* NormalFloat 4 (Dettmers et al. 2023, appendix E). */
 static const float ck_normal_float[16] = {
     -1.0f, -0.6961928009986877f, -0.5250730514526367f, -0.39491748809814453f, -0.28444138169288635f,
     -0.18477343022823334f, -0.09105003625154495f, 0.0f, 0.07958029955625534f, 0.16093020141124725f, 0.24611230194568634f,
     0.33791524171829224f, 0.44070982933044434f, 0.5626170039176941f, 0.7229568362236023f, 1.0f};
 
+/* What is taken from each number as it is read; none but those of Q8_0 is negative before. */
+INLINE int ck_bias(const int format) {
+    return format == CK_Q4_0 ? 8 : format == CK_MXFP4 ? 12 : format == CK_Q5_0 ? 16 : format == CK_Q6_K ? 32 : 0;
+}
+
+/* The numbers of group `j` of a block, and of that of another row, whose block stands `apart` bytes further on, before the
+ * bias is taken off (NF4: codes): half h has values 16 h to 16 h + 15 of the first row, then those of the other. */
+INLINE void ck_read_halves(const int format, const uint8_t *block, int64_t apart, int64_t j, vq half[2]) {
+    if (format == CK_Q8_0 || format == CK_Q4_K || format == CK_Q6_K) {
+#pragma GCC unroll 2
+        for (int h = 0; h < 2; h++) {
+            if (format == CK_Q8_0) half[h] = vq_load_two(block + 2 + 16 * h, apart);
+            else if (format == CK_Q4_K) {
+                const vq both = vq_load_two(block + 16 + 32 * (j / 2) + 16 * h, apart);
+                half[h] = j & 1 ? vq_high_nibbles(both) : vq_low_nibbles(both);
+            } else {
+                const int64_t quarter = j % 4;
+                const vq low = vq_load_two(block + 64 * (j / 4) + 32 * (quarter & 1) + 16 * h, apart);
+                const vq high = vq_load_two(block + 128 + 32 * (j / 4) + 16 * h, apart);
+                const vq two = quarter == 0   ? vq_pair_of_bits(high, 0)
+                               : quarter == 1 ? vq_pair_of_bits(high, 1)
+                               : quarter == 2 ? vq_pair_of_bits(high, 2)
+                                              : vq_pair_of_bits(high, 3);
+                half[h] = vq_or(quarter < 2 ? vq_low_nibbles(low) : vq_high_nibbles(low), two);
+            }
+        }
+        return;
+    }
+    const vq both = vq_load_two(block + (format == CK_Q4_0   ? 2
+                                         : format == CK_Q5_0 ? 6
+                                         : format == CK_MXFP4 ? 1
+                                         : format == CK_NF4   ? 4 + 16 * j
+                                                              : 4), apart);
+    half[0] = vq_low_nibbles(both);
+    half[1] = vq_high_nibbles(both);
+#pragma GCC unroll 2
+    for (int h = 0; h < 2; h++) {
+        if (format == CK_MXFP4) half[h] = vq_pick(ck_e2m1, half[h]);
+        if (format == CK_Q5_0) half[h] = vq_or(half[h], vq_from_bits(block + 2, apart, h, 16));
+    }
+}
+
+/* Scales of the first 16 values of group `j` and of the others, which are two in Q6_K alone, and the offset. */
+INLINE void ck_read_scales(const int format, const uint8_t *block, int64_t j, float scale[2], float *offset) {
+    *offset = 0.0f;
+    switch (format) {
+    case CK_Q8_0:
+    case CK_Q4_0:
+    case CK_Q5_0:
+        scale[0] = ck_from_f16(ck_u16(block));
+        break;
+    case CK_Q4_1:
+        scale[0] = ck_from_f16(ck_u16(block));
+        *offset = ck_from_f16(ck_u16(block + 2));
+        break;
+    case CK_Q4_K: {
+        const uint8_t *s = block + 4;
+        const int of_scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | (s[j - 4] >> 6) << 4;
+        const int of_offset = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | (s[j] >> 6) << 4;
+        scale[0] = ck_from_f16(ck_u16(block)) * (float)of_scale;
+        *offset = -(ck_from_f16(ck_u16(block + 2)) * (float)of_offset);
+        break;
+    }
+    case CK_Q6_K: {
+        const float all = ck_from_f16(ck_u16(block + 208));
+        scale[0] = all * (float)(int8_t)block[192 + 2 * j];
+        scale[1] = all * (float)(int8_t)block[193 + 2 * j];
+        return;
+    }
+    case CK_MXFP4: {
+        const uint32_t e = block[0];
+        scale[0] = ck_f32_from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
+        break;
+    }
+    case CK_NF4:
+        scale[0] = ck_f32_from_bits(ck_u32(block));
+        break;
+    default:
+        scale[0] = 1.0f;
+    }
+    scale[1] = scale[0];
+}
+
 typedef struct {
     vf number[CK_GROUP_PARTS];
-    vq integer;              /* where the numbers are such; not negative where the format has an offset */
-    float scale[2], offset;  /* of the first 16 values, and of the others: two in Q6_K alone */
+    float scale[2], offset;  /* of the first 16 values, and of the others */
 } ck_group;
 
 /* Group `j` of a block. */
 INLINE void ck_read_group(const int format, const uint8_t *block, int64_t j, ck_group *group) {
-    vq q = {0};
-    float scale = 1.0f, second = 0.0f, offset = 0.0f;
-    switch (format) {
-    case CK_Q8_0:
-        scale = ck_from_f16(ck_u16(block));
-        q = vq_load(block + 2);
-        break;
-    case CK_Q4_0:
-        scale = ck_from_f16(ck_u16(block));
-        q = vq_sub(vq_nibbles(block + 2), 8);
-        break;
-    case CK_Q4_1:
-        scale = ck_from_f16(ck_u16(block));
-        offset = ck_from_f16(ck_u16(block + 2));
-        q = vq_nibbles(block + 4);
-        break;
-    case CK_Q5_0:
-        scale = ck_from_f16(ck_u16(block));
-        q = vq_sub(vq_or(vq_nibbles(block + 6), vq_from_bits(ck_u32(block + 2), 16)), 16);
-        break;
-    case CK_Q4_K: {
-        const uint8_t *s = block + 4;
-        const vq both = vq_load(block + 16 + 32 * (j / 2));
-        const int of_scale = j < 4 ? s[j] & 63 : (s[j + 4] & 15) | (s[j - 4] >> 6) << 4;
-        const int of_offset = j < 4 ? s[j + 4] & 63 : s[j + 4] >> 4 | (s[j] >> 6) << 4;
-        scale = ck_from_f16(ck_u16(block)) * (float)of_scale;
-        offset = -(ck_from_f16(ck_u16(block + 2)) * (float)of_offset);
-        q = j & 1 ? vq_high_nibbles(both) : vq_low_nibbles(both);
-        break;
+    vq q;
+    if (!ck_has_scale(format)) q = vq_load(block);
+    else {
+        vq half[2];
+        ck_read_halves(format, block, 0, j, half);
+        q = vq_join(half[0], half[1]);
+        if (ck_bias(format)) q = vq_sub(q, ck_bias(format));
     }
-    case CK_Q6_K: {
-        const int64_t half = j / 4, quarter = j % 4;
-        const vq low = vq_load(block + 64 * half + 32 * (quarter & 1)), high = vq_load(block + 128 + 32 * half);
-        const vq two = quarter == 0   ? vq_pair_of_bits(high, 0)
-                       : quarter == 1 ? vq_pair_of_bits(high, 1)
-                       : quarter == 2 ? vq_pair_of_bits(high, 2)
-                                      : vq_pair_of_bits(high, 3);
-        const float all = ck_from_f16(ck_u16(block + 208));
-        q = vq_sub(vq_or(quarter < 2 ? vq_low_nibbles(low) : vq_high_nibbles(low), two), 32);
-        scale = all * (float)(int8_t)block[192 + 2 * j];
-        second = all * (float)(int8_t)block[193 + 2 * j];
-        break;
-    }
-    case CK_MXFP4: {
-        const uint32_t e = block[0];
-        scale = ck_f32_from_bits(e < 2 ? 0x00200000u << e : (e - 1) << 23);
-        q = vq_pick(ck_e2m1, vq_nibbles(block + 1));
-        break;
-    }
-    case CK_NF4:
-        scale = ck_f32_from_bits(ck_u32(block));
-        q = vq_nibbles(block + 4 + 16 * j);
-        break;
-    default:
-        break;
-    }
-    group->scale[0] = scale;
-    group->scale[1] = ck_has_two_scales(format) ? second : scale;
-    group->offset = offset;
-    group->integer = q;
+    ck_read_scales(format, block, j, group->scale, &group->offset);
 #pragma GCC unroll 8
     for (int i = 0; i < CK_GROUP_PARTS; i++)
         group->number[i] = format == CK_Q8_0            ? v_load_i8(block + 2 + i * VL)

@@ -1,5 +1,5 @@
 /* Vectors of 32 bytes, which quantized weights are read in: one set of names, for AVX2 and AVX-512, and in plain C. Bytes
- * become VL fp32 lanes at a time: part i of them are the bytes from i VL on; or they are multiplied as integers. */
+ * become VL fp32 lanes at a time: part i of them are the bytes from i VL on. simd_rows.h multiplies them. */
 #ifndef CK_SIMD_BYTES_H
 #define CK_SIMD_BYTES_H
 
@@ -26,19 +26,23 @@ SIMD uint32_t ck_u32(const uint8_t *p) {
 typedef __m256i vq;
 SIMD vq vq_set1(int x) { return _mm256_set1_epi8((char)x); }
 SIMD vq vq_load(const uint8_t *p) { return _mm256_loadu_si256((const __m256i *)p); }
+/* 16 bytes at p, then those that lie `apart` bytes further on. */
+SIMD vq vq_load_two(const uint8_t *p, int64_t apart) {
+    return _mm256_inserti128_si256(_mm256_castsi128_si256(_mm_loadu_si128((const __m128i *)p)),
+                                   _mm_loadu_si128((const __m128i *)(p + apart)), 1);
+}
+/* The first 16 bytes of a, then those of b. */
+SIMD vq vq_join(vq a, vq b) { return _mm256_inserti128_si256(a, _mm256_castsi256_si128(b), 1); }
 SIMD vq vq_sub(vq a, int x) { return _mm256_sub_epi8(a, vq_set1(x)); }
 SIMD vq vq_or(vq a, vq b) { return _mm256_or_si256(a, b); }
 SIMD vq vq_low_nibbles(vq a) { return _mm256_and_si256(a, vq_set1(15)); }
 SIMD vq vq_high_nibbles(vq a) { return _mm256_and_si256(_mm256_srli_epi16(a, 4), vq_set1(15)); }
-/* The low nibbles of 16 bytes, then the high ones. */
-SIMD vq vq_nibbles(const uint8_t *p) {
-    const __m128i both = _mm_loadu_si128((const __m128i *)p);
-    return _mm256_and_si256(_mm256_set_m128i(_mm_srli_epi16(both, 4), both), vq_set1(15));
-}
-/* `value` where the bit of the byte's number is set. */
-SIMD vq vq_from_bits(uint32_t bits, int value) {
-    const __m256i bytes = _mm256_shuffle_epi8(
-        _mm256_set1_epi32((int)bits), _mm256_set_epi64x(0x0303030303030303, 0x0202020202020202, 0x0101010101010101, 0));
+/* `value` where the bit of the byte's number is set: of 32 bits at p and of those `apart` bytes further on, the lower 16 or
+ * the upper ones. */
+SIMD vq vq_from_bits(const uint8_t *p, int64_t apart, const int upper, int value) {
+    const __m256i bits = _mm256_set_m128i(_mm_set1_epi32((int)ck_u32(p + apart)), _mm_set1_epi32((int)ck_u32(p)));
+    const __m256i one = _mm256_set_epi64x(0x0101010101010101, 0, 0x0101010101010101, 0);
+    const __m256i bytes = _mm256_shuffle_epi8(bits, upper ? _mm256_add_epi8(one, vq_set1(2)) : one);
     const __m256i bit = _mm256_set1_epi64x((long long)0x8040201008040201);
     return _mm256_and_si256(_mm256_cmpeq_epi8(_mm256_and_si256(bytes, bit), bit), vq_set1(value));
 }
@@ -52,21 +56,6 @@ SIMD vq vq_pick(const int8_t table[16], vq index) {
     return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(_mm_loadu_si128((const __m128i *)table)), index);
 }
 SIMD float ck_from_f16(uint16_t x) { return _mm_cvtss_f32(_mm_cvtph_ps(_mm_cvtsi32_si128(x))); }
-/* 8 sums. The products of 4 neighbouring bytes of a and b go to one of them, times `low` in the first half and `high` in
- * the second. Neither a pair of products nor their sum leaves 16 bits: b is in [-127, 127]. */
-typedef __m256 vs;
-SIMD vs vs_zero(void) { return _mm256_setzero_ps(); }
-SIMD vs vs_add_dots(vs sum, vq a, vq b, const int a_is_unsigned, float low, const int two, float high) {
-    const __m256i pairs = a_is_unsigned ? _mm256_maddubs_epi16(a, b)
-                                        : _mm256_maddubs_epi16(_mm256_abs_epi8(a), _mm256_sign_epi8(b, a));
-    const __m256 dots = _mm256_cvtepi32_ps(_mm256_madd_epi16(pairs, _mm256_set1_epi16(1)));
-    return _mm256_fmadd_ps(dots, two ? _mm256_set_m128(_mm_set1_ps(high), _mm_set1_ps(low)) : _mm256_set1_ps(low), sum);
-}
-SIMD float vs_sum(vs x) {
-    __m128 s = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
-    s = _mm_add_ps(s, _mm_movehl_ps(s, s));
-    return _mm_cvtss_f32(_mm_add_ss(s, _mm_movehdup_ps(s)));
-}
 #if VL == 16
 SIMD vi vq_part(vq a, const int i) {
     return _mm512_cvtepi8_epi32(i ? _mm256_extracti128_si256(a, 1) : _mm256_castsi256_si128(a));
@@ -102,37 +91,25 @@ typedef struct { int8_t byte[32]; } vq;
     for (int i = 0; i < 32; i++) y.byte[i] = (int8_t)(value);                                               \
     return y
 SIMD vq vq_load(const uint8_t *p) { EACH_BYTE(p[i]); }
+/* 16 bytes at p, then those that lie `apart` bytes further on. */
+SIMD vq vq_load_two(const uint8_t *p, int64_t apart) { EACH_BYTE(i < 16 ? p[i] : p[apart + i - 16]); }
+/* The first 16 bytes of a, then those of b. */
+SIMD vq vq_join(vq a, vq b) { EACH_BYTE(i < 16 ? a.byte[i] : b.byte[i - 16]); }
 SIMD vq vq_sub(vq a, int x) { EACH_BYTE(a.byte[i] - x); }
 SIMD vq vq_or(vq a, vq b) { EACH_BYTE(a.byte[i] | b.byte[i]); }
 SIMD vq vq_low_nibbles(vq a) { EACH_BYTE(a.byte[i] & 15); }
 SIMD vq vq_high_nibbles(vq a) { EACH_BYTE((uint8_t)a.byte[i] >> 4); }
-/* The low nibbles of 16 bytes, then the high ones. */
-SIMD vq vq_nibbles(const uint8_t *p) { EACH_BYTE(i < 16 ? p[i] & 15 : p[i - 16] >> 4); }
-/* `value` where the bit of the byte's number is set. */
-SIMD vq vq_from_bits(uint32_t bits, int value) { EACH_BYTE(bits >> i & 1 ? value : 0); }
+/* `value` where the bit of the byte's number is set: of 32 bits at p and of those `apart` bytes further on, the lower 16 or
+ * the upper ones. */
+SIMD vq vq_from_bits(const uint8_t *p, int64_t apart, const int upper, int value) {
+    const uint32_t bits[2] = {ck_u32(p) >> 16 * upper, ck_u32(p + apart) >> 16 * upper};
+    EACH_BYTE(bits[i / 16] >> i % 16 & 1 ? value : 0);
+}
 /* Bits 2 i and 2 i + 1 of each byte, as its bits 4 and 5. */
 SIMD vq vq_pair_of_bits(vq a, const int pair) { EACH_BYTE(((uint8_t)a.byte[i] >> 2 * pair & 3) << 4); }
 /* table[index] for indices below 16. */
 SIMD vq vq_pick(const int8_t table[16], vq index) { EACH_BYTE(table[index.byte[i]]); }
 #undef EACH_BYTE
-/* 8 sums. The products of 4 neighbouring bytes of a and b go to one of them, times `low` in the first half and `high` in
- * the second. */
-typedef struct { float lane[8]; } vs;
-SIMD vs vs_zero(void) { return (vs){{0.0f}}; }
-SIMD vs vs_add_dots(vs sum, vq a, vq b, const int a_is_unsigned, float low, const int two, float high) {
-    (void)a_is_unsigned;
-    for (int i = 0; i < 8; i++) {
-        int dot = 0;
-        for (int j = 4 * i; j < 4 * i + 4; j++) dot += a.byte[j] * b.byte[j];
-        sum.lane[i] += (float)dot * (two && i >= 4 ? high : low);
-    }
-    return sum;
-}
-SIMD float vs_sum(vs x) {
-    float sum = 0.0f;
-    for (int i = 0; i < 8; i++) sum += x.lane[i];
-    return sum;
-}
 /* IEEE 754 binary16; the multiplication gives subnormals their exponent. */
 SIMD float ck_from_f16(uint16_t x) {
     const uint32_t sign = (uint32_t)(x & 0x8000) << 16, rest = (uint32_t)(x & 0x7fff) << 13;

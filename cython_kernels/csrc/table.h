@@ -8,7 +8,7 @@
 #include "split.h"
 #include "simd.h"
 #include "vmath.h"
-#include "quantized_blocks.h"
+#include "quantized_rows.h"
 #include "gemm_kernel.h"
 #include "gemm_plan.h"
 #ifdef CK_ISA_AMX

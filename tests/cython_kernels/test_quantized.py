@@ -8,7 +8,7 @@ import pytest
 from cases_quantized import random_blocks, values_of
 
 from cktrain import cython_kernels
-from cktrain.cython_kernels.block_formats import BLOCK_FORMATS
+from cktrain.cython_kernels.block_formats import BLOCK_FORMATS, NOT_INTEGERS
 from cktrain.cython_kernels.reference.quantized import NORMAL_FLOAT
 
 OF_GGUF = [name for name in BLOCK_FORMATS if name != "nf4"]
@@ -71,6 +71,21 @@ def test_a_row_has_the_same_bits_whatever_stands_beside_it(name: str, kernels: A
         got = np.empty((8, 333), np.float32)[rows]
         kernels.quantized_forward(got, x[rows], w, name)
         assert np.array_equal(got, want[rows])
+
+
+@pytest.mark.parametrize("name", BLOCK_FORMATS)
+def test_a_row_of_w_gives_the_same_bits_alone_and_among_others(name: str, kernels: Any) -> None:
+    """Eight rows are multiplied side by side, the last seven of 23 one by one."""
+    rng = np.random.default_rng(3)
+    width = 2 * BLOCK_FORMATS[name].values
+    x, w = rng.standard_normal((5, width), np.float32), random_blocks(rng, name, 23, width)
+    ops = [kernels.quantized_forward] + [kernels.quantized_forward_q8] * (name not in NOT_INTEGERS)
+    for op in ops:
+        among, alone = np.empty((5, 23), np.float32), np.empty((5, 1), np.float32)
+        op(among, x, w, name)
+        for row in (0, 5, 15, 16, 22):
+            op(alone, x, w[row : row + 1], name)
+            assert np.array_equal(alone[:, 0], among[:, row])
 
 
 def test_rounded_rows_are_near_and_nothing_that_is_no_number_is_lost(kernels: Any) -> None:
