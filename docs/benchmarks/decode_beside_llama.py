@@ -1,12 +1,13 @@
 """Tokens per second beside llama.cpp's, of the same GGUF files, in interleaved rounds.
 
     python docs/benchmarks/decode_beside_llama.py --llama-bench PATH FILE.gguf... [--rounds 7] [--threads 1 2] [--tokens 64]
+        [--prompt 512]
 
 llama-bench must be built for the CPU at hand: `pip download --no-binary :all: --no-deps llama-cpp-python`, then in its
 vendor/llama.cpp `cmake -B build -DGGML_NATIVE=ON -DCMAKE_BUILD_TYPE=Release` and `cmake --build build --target llama-bench`.
 Each round runs every row once: the file in llama.cpp, and in cktrain as stored with exact activations, and rounded to 8 bits
-as llama.cpp rounds them, or with products in bf16 for a file of bf16. A row reads a prompt of 512 random tokens, and writes
-from one token on. The first row stands twice in each round: the ratio of its medians is A/A. Bytes are those of the weights.
+as llama.cpp rounds them, or with products in bf16 for a file of bf16. A row reads a prompt of random tokens, and writes from
+one token on. The first row stands twice in each round: the ratio of its medians is A/A. Bytes are those of the weights.
 """
 
 from __future__ import annotations
@@ -27,10 +28,8 @@ from cktrain.bench.peak import cpu_name, measure_bandwidth
 from cktrain.generation.decoder import Decoder
 from cktrain.nn.numerics import Numerics
 
-PROMPT = 512
 
-
-def rates_of_llama(program: str, file: str, threads: int, tokens: int) -> tuple[float, float]:
+def rates_of_llama(program: str, file: str, threads: int, prompt: int, tokens: int) -> tuple[float, float]:
     """(decode, prefill) in tokens per second of one run, which warms up by itself."""
     command = [
         program,
@@ -39,7 +38,7 @@ def rates_of_llama(program: str, file: str, threads: int, tokens: int) -> tuple[
         "-t",
         str(threads),
         "-p",
-        str(PROMPT),
+        str(prompt),
         "-n",
         str(tokens),
         "-r",
@@ -55,25 +54,25 @@ def rates_of_llama(program: str, file: str, threads: int, tokens: int) -> tuple[
 class Ours:
     """A file opened one way."""
 
-    def __init__(self, file: str, precision: str, rounds: bool, tokens: int) -> None:
+    def __init__(self, file: str, precision: str, rounds: bool, prompt: int, tokens: int) -> None:
         self.kernels = cython_kernels.load()
         numerics = Numerics(self.kernels, precision)
         numerics.rounds = rounds
         self.model = open_for_decoding(
-            file, numerics, PROMPT + tokens + 8, "stored" if precision == "fp32" else None
+            file, numerics, prompt + tokens + 8, "stored" if precision == "fp32" else None
         )
-        self.decoder = Decoder(self.model, PROMPT + tokens + 8)
-        self.tokens = tokens
+        self.decoder = Decoder(self.model, prompt + tokens + 8)
+        self.prompt, self.tokens = prompt, tokens
 
     def rates(self, threads: int) -> tuple[float, float]:
         """(decode, prefill) in tokens per second; the first tokens are written before the clock starts."""
         self.kernels.set_num_threads(threads)
         assert self.model.head is not None
-        ids = np.random.default_rng(0).integers(0, self.model.head.vocab_size, PROMPT).tolist()
-        self.decoder.read(0, ids[:32])
+        ids = np.random.default_rng(0).integers(0, self.model.head.vocab_size, self.prompt).tolist()
+        self.decoder.read(0, ids[:16])
         began = time.perf_counter()
         self.decoder.read(0, ids)
-        prefill = PROMPT / (time.perf_counter() - began)
+        prefill = self.prompt / (time.perf_counter() - began)
         logits = self.decoder.read(0, ids[:1])
         for _ in range(3):  # the step is recorded
             logits = self.decoder.feed([int(logits.argmax())])
@@ -98,16 +97,17 @@ def main() -> None:
     parser.add_argument("--llama-bench", required=True)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--prompt", type=int, default=512)
     parser.add_argument("--tokens", type=int, default=64)
     options = parser.parse_args()
     ways: dict[tuple[str, str], Ours] = {}
     for file in options.files:
         sixteen = any(kind in Path(file).stem for kind in ("F16", "BF16"))
-        ways[file, "fp32"] = Ours(file, "fp32", False, options.tokens)
+        ways[file, "fp32"] = Ours(file, "fp32", False, options.prompt, options.tokens)
         if not sixteen:
-            ways[file, "q8 activations"] = Ours(file, "fp32", True, options.tokens)
+            ways[file, "q8 activations"] = Ours(file, "fp32", True, options.prompt, options.tokens)
         elif "BF16" in Path(file).stem:
-            ways[file, "bf16"] = Ours(file, "bf16", False, options.tokens)
+            ways[file, "bf16"] = Ours(file, "bf16", False, options.prompt, options.tokens)
     kernels = cython_kernels.load()
     first = next(iter(ways))
     found: dict[tuple[str, str, int, str], list[float]] = defaultdict(list)
@@ -117,7 +117,7 @@ def main() -> None:
             kernels.set_num_threads(threads)
             reads[threads].append(measure_bandwidth(kernels, "read", streaming=False) / 1e9)
             for file in options.files:
-                rates = rates_of_llama(options.llama_bench, file, threads, options.tokens)
+                rates = rates_of_llama(options.llama_bench, file, threads, options.prompt, options.tokens)
                 for what, rate in zip(("decode", "prefill"), rates, strict=True):
                     found[file, "llama.cpp", threads, what].append(rate)
             for (file, way), ours in ways.items():

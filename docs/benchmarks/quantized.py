@@ -1,12 +1,13 @@
 """Products with quantized weights: few rows beside the memory's bandwidth, many rows beside the dense product.
 
-    python docs/benchmarks/quantized.py [--rounds 9] [--threads 1 2] [--cpu-time]
+    python docs/benchmarks/quantized.py [--rounds 9] [--threads 1 2] [--cpu-time] [--few]
 
 prints two Markdown tables. Few rows: one row of x, the matrices of a layer and the head of a model's shape as often as it
 takes to leave the caches, bytes of the blocks per second beside what `cktrain bench peak` reads at most in the same rounds.
 Many rows: time of the fp32 product of the same shape over that of the quantized one, forward and input gradient. Rounds are
 interleaved; medians. The dense product stands twice, so that its ratio to itself shows the spread. With --cpu-time seconds
-are those of the one thread itself: for a machine that others use, too, whose caches and memory they still share.
+are those of the one thread itself: for a machine that others use, too, whose caches and memory they still share. With --few
+the first table is all.
 """
 
 from __future__ import annotations
@@ -163,6 +164,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--cpu-time", action="store_true")
+    parser.add_argument("--few", action="store_true")
     options = parser.parse_args()
     own = options.cpu_time
     if own and options.threads != [1]:
@@ -174,6 +176,8 @@ def main() -> None:
         for threads in options.threads:
             kernels.set_num_threads(threads)
             print("\n".join(few(kernels, model, options.rounds, own)), flush=True)
+    if options.few:
+        return
     print(
         f"\n{ROWS} rows of x:\n\n| shape | format | threads | forward | input gradient |\n|---|---|---|---|---|"
     )
