@@ -86,29 +86,31 @@ SIMD vf v_pick(const float table[16], vi index) {
 #endif
 #else
 typedef struct { int8_t byte[32]; } vq;
+/* Functions of their own, or what is unrolled around them would take minutes to compile. */
+#define PLAIN static __attribute__((noinline, unused))
 #define EACH_BYTE(value)                                                                                    \
     vq y;                                                                                                   \
     for (int i = 0; i < 32; i++) y.byte[i] = (int8_t)(value);                                               \
     return y
-SIMD vq vq_load(const uint8_t *p) { EACH_BYTE(p[i]); }
+PLAIN vq vq_load(const uint8_t *p) { EACH_BYTE(p[i]); }
 /* 16 bytes at p, then those that lie `apart` bytes further on. */
-SIMD vq vq_load_two(const uint8_t *p, int64_t apart) { EACH_BYTE(i < 16 ? p[i] : p[apart + i - 16]); }
+PLAIN vq vq_load_two(const uint8_t *p, int64_t apart) { EACH_BYTE(i < 16 ? p[i] : p[apart + i - 16]); }
 /* The first 16 bytes of a, then those of b. */
-SIMD vq vq_join(vq a, vq b) { EACH_BYTE(i < 16 ? a.byte[i] : b.byte[i - 16]); }
-SIMD vq vq_sub(vq a, int x) { EACH_BYTE(a.byte[i] - x); }
-SIMD vq vq_or(vq a, vq b) { EACH_BYTE(a.byte[i] | b.byte[i]); }
-SIMD vq vq_low_nibbles(vq a) { EACH_BYTE(a.byte[i] & 15); }
-SIMD vq vq_high_nibbles(vq a) { EACH_BYTE((uint8_t)a.byte[i] >> 4); }
+PLAIN vq vq_join(vq a, vq b) { EACH_BYTE(i < 16 ? a.byte[i] : b.byte[i - 16]); }
+PLAIN vq vq_sub(vq a, int x) { EACH_BYTE(a.byte[i] - x); }
+PLAIN vq vq_or(vq a, vq b) { EACH_BYTE(a.byte[i] | b.byte[i]); }
+PLAIN vq vq_low_nibbles(vq a) { EACH_BYTE(a.byte[i] & 15); }
+PLAIN vq vq_high_nibbles(vq a) { EACH_BYTE((uint8_t)a.byte[i] >> 4); }
 /* `value` where the bit of the byte's number is set: of 32 bits at p and of those `apart` bytes further on, the lower 16 or
  * the upper ones. */
-SIMD vq vq_from_bits(const uint8_t *p, int64_t apart, const int upper, int value) {
+PLAIN vq vq_from_bits(const uint8_t *p, int64_t apart, const int upper, int value) {
     const uint32_t bits[2] = {ck_u32(p) >> 16 * upper, ck_u32(p + apart) >> 16 * upper};
     EACH_BYTE(bits[i / 16] >> i % 16 & 1 ? value : 0);
 }
 /* Bits 2 i and 2 i + 1 of each byte, as its bits 4 and 5. */
-SIMD vq vq_pair_of_bits(vq a, const int pair) { EACH_BYTE(((uint8_t)a.byte[i] >> 2 * pair & 3) << 4); }
+PLAIN vq vq_pair_of_bits(vq a, const int pair) { EACH_BYTE(((uint8_t)a.byte[i] >> 2 * pair & 3) << 4); }
 /* table[index] for indices below 16. */
-SIMD vq vq_pick(const int8_t table[16], vq index) { EACH_BYTE(table[index.byte[i]]); }
+PLAIN vq vq_pick(const int8_t table[16], vq index) { EACH_BYTE(table[index.byte[i]]); }
 #undef EACH_BYTE
 /* IEEE 754 binary16; the multiplication gives subnormals their exponent. */
 SIMD float ck_from_f16(uint16_t x) {

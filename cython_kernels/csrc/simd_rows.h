@@ -126,40 +126,40 @@ SIMD void vs_store(float *p, vs x) {
     for (int r = 0; r < CK_ROWS; r++) p[r] = x[r];
 }
 /* 4 numbers, then the same 4. */
-SIMD vs vs_load_twice(const float *p) { EACH_ROW(p[r % 4]); }
+PLAIN vs vs_load_twice(const float *p) { EACH_ROW(p[r % 4]); }
 SIMD vs vs_add(vs a, vs b) { return a + b; }
 SIMD vs vs_mul(vs a, vs b) { return a * b; }
 SIMD vs vs_fma(vs a, vs b, vs c) { return a * b + c; }
 /* fp16 at p, p + apart ... */
-SIMD vs vs_from_f16(const uint8_t *p, int64_t apart) { EACH_ROW(ck_from_f16(ck_u16(p + r * apart))); }
+PLAIN vs vs_from_f16(const uint8_t *p, int64_t apart) { EACH_ROW(ck_from_f16(ck_u16(p + r * apart))); }
 /* The lower 16 bits of each row, an fp16. */
-SIMD vs vs_of_f16(vr a) { EACH_ROW(ck_from_f16((uint16_t)a[r])); }
+PLAIN vs vs_of_f16(vr a) { EACH_ROW(ck_from_f16((uint16_t)a[r])); }
 /* 16 bytes of each row, the first 4 in word[0]. */
-SIMD void vr_load(vr word[4], const uint8_t *p, int64_t apart) {
+PLAIN void vr_load(vr word[4], const uint8_t *p, int64_t apart) {
     for (int c = 0; c < 4; c++)
         for (int r = 0; r < CK_ROWS; r++) word[c][r] = ck_u32(p + r * apart + 4 * c);
 }
 /* 8 signed bytes. */
-SIMD vs vs_load_i8(const uint8_t *p) { EACH_ROW((float)(int8_t)p[r]); }
+PLAIN vs vs_load_i8(const uint8_t *p) { EACH_ROW((float)(int8_t)p[r]); }
 /* The lanes 0 to 3 of a and of b, plus their lanes 4 to 7. */
-SIMD vs vs_fold(vs a, vs b) { EACH_ROW(r < 4 ? a[r] + a[r + 4] : b[r - 4] + b[r]); }
+PLAIN vs vs_fold(vs a, vs b) { EACH_ROW(r < 4 ? a[r] + a[r + 4] : b[r - 4] + b[r]); }
 /* A byte at p, p + apart ... */
-SIMD vr vr_from_bytes(const uint8_t *p, int64_t apart) {
+PLAIN vr vr_from_bytes(const uint8_t *p, int64_t apart) {
     vr y;
     for (int r = 0; r < CK_ROWS; r++) y[r] = p[r * apart];
     return y;
 }
 /* Byte i of each 32-bit lane, times 2^(8 i) but for the last one. */
-SIMD vs vs_widen(vq a, const int i) { EACH_ROW((float)((uint32_t)(uint8_t)a.byte[4 * r + i] << (i < 3 ? 8 * i : 0))); }
+PLAIN vs vs_widen(vq a, const int i) { EACH_ROW((float)((uint32_t)(uint8_t)a.byte[4 * r + i] << (i < 3 ? 8 * i : 0))); }
 /* table[byte i of each 32-bit lane], for bytes below 16. */
-SIMD vs vs_pick(const float table[16], vq a, const int i) { EACH_ROW(table[a.byte[4 * r + i]]); }
+PLAIN vs vs_pick(const float table[16], vq a, const int i) { EACH_ROW(table[a.byte[4 * r + i]]); }
 /* Lane r: the sum of the 4 lanes that d[r % 4] has of row r. */
-SIMD vs vs_sums(const vs d[4]) {
+PLAIN vs vs_sums(const vs d[4]) {
     EACH_ROW((d[r % 4][r / 4 * 4] + d[r % 4][r / 4 * 4 + 2]) + (d[r % 4][r / 4 * 4 + 1] + d[r % 4][r / 4 * 4 + 3]));
 }
 #undef EACH_ROW
 /* dot[h]: of each row, the products with the 16 bytes of x from 16 h on. Or dot[0] alone: with all 32. */
-SIMD void vq_dots(vs dot[2], const vq half[4][2], const int8_t *x, const int is_signed, const int apart) {
+PLAIN void vq_dots(vs dot[2], const vq half[4][2], const int8_t *x, const int is_signed, const int apart) {
     (void)is_signed;
     for (int r = 0; r < CK_ROWS; r++) {
         int sum[2] = {0, 0};
