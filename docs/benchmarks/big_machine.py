@@ -237,15 +237,18 @@ def ranks(machine: Machine) -> Part:
 
 def allreduce(machine: Machine) -> Part:
     """Sums over ranks in shared memory."""
-    part = Part("allreduce", ("bytes", "ranks", "microseconds", "GB/s per link"))
-    two: dict[int, float] = {}
+    part = Part("allreduce", ("bytes", "buffers", "ranks", "microseconds", "GB/s per link"))
+    two: dict[tuple[int, str], float] = {}
     for n in machine.ranks[1:]:
         words = ["launch", "-n", str(n), "bench", "collectives", "--transport", "shm", "--op", "all_reduce"]
         for row in cktrain(*words, "--sizes", "64k,1m,64m", "--no-rivals"):
-            share = row["busbw_gbs"] / two.setdefault(row["bytes"], row["busbw_gbs"])
+            key = row["bytes"], row["buffers"]
+            share = row["busbw_gbs"] / two.setdefault(key, row["busbw_gbs"])
             figures = (f"{row['p50_us']:,.0f}", f"{row['busbw_gbs']:.1f}")
-            part.rows.append((f"{row['bytes']:,}", str(n), *figures))
-            part.expect(f"{row['bytes']:,} bytes, {n} ranks, of two ranks' rate", share, 0.7)
+            part.rows.append((f"{row['bytes']:,}", row["buffers"], str(n), *figures))
+            part.expect(
+                f"{row['bytes']:,} bytes, {row['buffers']}, {n} ranks, of two ranks' rate", share, 0.7
+            )
     if machine.cores < 2:
         part.missing.append("one core has no two ranks")
     return part

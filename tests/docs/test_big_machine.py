@@ -39,7 +39,7 @@ def answers(words: tuple[str, ...]) -> Any:
     """What a machine on which two threads are half as good as they should be would measure."""
     kind = words[2] if words[0] == "launch" else words[1]
     if words[0] == "launch":
-        return [{"bytes": 65536, "p50_us": 9.0, "busbw_gbs": 8.0 / int(words[2]), "transport": "shm"}]
+        return [{"bytes": 65536, "p50_us": 9.0, "busbw_gbs": 8.0 / int(words[2]), "buffers": "own"}]
     threads = next((int(b) for a, b in pairwise(words) if a == "--threads"), 0)
     threads = threads or next(
         int(word.partition("=")[2]) for word in words if word.startswith("launch.threads")
@@ -80,7 +80,7 @@ def test_what_falls_short_is_named(script: ModuleType, monkeypatch: pytest.Monke
     assert "- products, out forward, fp32, 1 threads, beside numpy: 0.80, expected 0.97 or more" in short
     assert "- step, fp32, 2 threads, of one thread's share: 0.50, expected 0.80 or more" in short
     assert "- decode, fp32, 1 threads: 0.50, expected 0.80 or more" in short
-    assert "- allreduce, 65,536 bytes, 4 ranks, of two ranks' rate: 0.50, expected 0.70 or more" in short
+    assert "- allreduce, 65,536 bytes, own, 4 ranks, of two ranks' rate: 0.50, expected 0.70 or more" in short
     assert len(short) == 2 + 2 + 3 + 2 + 3 + 1
     assert "| avx2 fp32 | 4 | 100 GFLOP/s | 0.25 |" in text
 
