@@ -57,5 +57,7 @@ def _run(options: argparse.Namespace) -> int:
         ):
             if status := main(words):
                 return status
+    if not drawn:
+        print("No curve was drawn: matplotlib is not installed (`pip install 'cktrain[plots]'`).", flush=True)
     print('\nThe model continues "def ":', flush=True)
     return main(["generate", options.out, "--prompt", "def "])
