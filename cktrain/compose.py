@@ -186,7 +186,13 @@ def compose(
     validator = None
     if data.validation.wanted:
         split = together(group, partial(open_validation, config))
-        validator = Validator(config, part, split, together(group, partial(fingerprint, split)))
+        held_out = together(group, partial(fingerprint, split))
+        if held_out == tokens:
+            log.warning(
+                "[data] warning: validation reads the very tokens that are trained: its loss says nothing of other text. "
+                "Hold rows out (--validation), or name others in data.validation.path"
+            )
+        validator = Validator(config, part, split, held_out)
     lineage = begin_run(checkpoints, checkpoint, group)
     together(group, lambda: save_config(config, run_dir / "config.yaml") if group.rank == 0 else None)
     progress = replace(

@@ -165,6 +165,11 @@ def _blocks(kinds: list[Any]) -> list[type[BaseModel]]:
     return [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
 
 
+def key_from_elsewhere(key: str) -> str | None:
+    """What to write instead of another trainer's key, or of one of ours without its block; None: nobody knows it."""
+    return translated(key, _places(Config))
+
+
 def _places(section: type[BaseModel], prefix: str = "") -> list[str]:
     """The paths of all keys and blocks below a block."""
     found = []
@@ -219,7 +224,7 @@ def _unknown(path: tuple, block: str) -> str:
     if others:
         have = "has" if len(others) == 1 else "have"
         return f"{block} has no {key}, {' and '.join(others)} {have}. Remove it, or set another family"
-    elsewhere = translated(key, _places(Config))
+    elsewhere = key_from_elsewhere(key)
     if elsewhere:
         return f"unknown key. {elsewhere}"
     close = difflib.get_close_matches(key, choices, n=1, cutoff=0.5)

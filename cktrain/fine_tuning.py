@@ -36,7 +36,7 @@ from cktrain.nn.numerics import Numerics
 from cktrain.plan.batch_sizes import with_accumulation
 from cktrain.plan.forecast import sequences_of
 from cktrain.run_length import count_steps, length_in_words
-from cktrain.saved_model import SavedModel, find_saved_model
+from cktrain.saved_model import SavedModel, find_saved_model, refuse_model_folder
 from cktrain.side_files import CONFIG_FILE as MODEL_FILE
 from cktrain.trained_run import TrainedRun
 from cktrain.training_rows import DATA_FOLDER
@@ -176,6 +176,7 @@ def prepare(
         raise ValueError(
             f"[finetune] run.dir {other} is set, and RUN is {out}. Give the folder as RUN alone."
         )
+    refuse_model_folder(out)
     saved = find_saved_model(asked.model)
     positions = saved.config.max_position_embeddings
     assert positions is not None, "a saved model has them resolved"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import platform
+import shlex
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -100,6 +101,13 @@ def open_base(checkpoint: Path, base: FrozenBase) -> Path:
     Raises ChangedBaseError when it is gone, or holds other files now.
     """
     problems = changed_files(base.path, base.files, base.stamps)
+    if problems and not Path(base.path).exists():
+        raise CheckpointError(
+            f"[checkpoint] {checkpoint} holds what was trained, over the frozen weights of {base.path}, which is not there. "
+            f"Put it there (SHA-256 {sha256_of_set(base.files)[:12]}…), or a link to where it is now: ln -s WHERE "
+            f"{shlex.quote(str(base.path))}. An adapter can leave it, too: cktrain export RUN OUT --adapter, then "
+            "--adapter OUT beside the base."
+        )
     if problems:
         raise ChangedBaseError(
             f"[checkpoint] {checkpoint} holds what was trained, over the frozen weights of {base.path}: "

@@ -208,6 +208,15 @@ def find_saved_model(path: str | Path) -> SavedModel:
     )
 
 
+def refuse_model_folder(run_dir: Path) -> None:
+    """ValueError where a new run's folder is a model's: with a run in it, its name would mean the run's model."""
+    if (run_dir / CONFIG_FILE).is_file() and not (run_dir / "checkpoints").exists():
+        raise ValueError(
+            f"[run] {run_dir} is a model's folder ({CONFIG_FILE}), which a run in it would take the place of. Give the run "
+            "a folder of its own."
+        )
+
+
 def _from_checkpoint(path: Path) -> SavedModel:
     config = load_config(path / "config.yaml")
     model, _ = resolve_model(config.model)

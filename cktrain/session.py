@@ -27,6 +27,7 @@ from cktrain.host.process import environment
 from cktrain.host.walltime import stop_time
 from cktrain.logs import remove_handlers, set_up_logging
 from cktrain.nn.numerics import Numerics
+from cktrain.saved_model import refuse_model_folder
 from cktrain.system_error import in_words
 from cktrain.training.progress_bar import StepBar
 from cktrain.training.stop import StopFlag, StopRequested
@@ -96,6 +97,7 @@ class Session:
         try:  # before the ranks meet, so that what is said there is kept
             note = ""
             if process.rank == 0:
+                refuse_model_folder(self.run_dir)
                 note = "; ".join(
                     lock.note
                     for folder in owned_folders(self.run_dir)

@@ -137,7 +137,9 @@ def _run(arguments: list[str], flag: StopFlag | None) -> int:
 
     try:
         parser = build_parser(arguments[0] if arguments else None)
-        options = parser.parse_args(arguments)
+        options, unknown = parser.parse_known_args(arguments)
+        if unknown:
+            parser.error(f"unrecognized arguments: {' '.join(unknown)}{_as_keys(unknown, options)}")
         options.flag = flag
         _say_unknown_variables()
         if flag is not None:
@@ -233,6 +235,19 @@ def _give_up_output() -> None:
     except (OSError, ValueError):
         with contextlib.suppress(OSError, ValueError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _as_keys(unknown: Sequence[str], options: argparse.Namespace) -> str:
+    """Of arguments that no command has: which keys of the configuration they are, where --set takes these."""
+    if not hasattr(options, "overrides"):
+        return ""
+    from cktrain.config_file import key_from_elsewhere
+
+    answers = ""
+    for name in (word.partition("=")[0] for word in unknown if word.startswith("--")):
+        known = key_from_elsewhere(name.removeprefix("--").replace("-", "_"))
+        answers += f". {name} is a key of the configuration, for --set KEY=VALUE: {known}" if known else ""
+    return answers
 
 
 def build_parser(command: str | None = None) -> argparse.ArgumentParser:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import codecs
 import contextlib
+import gzip
 import io
 import json
 import zlib
@@ -52,9 +53,9 @@ class BadRow(ValueError):
         self.text = text
 
 
-def head_of(path: Path) -> tuple[bytes, str | None]:
+def head_of(path: Path, can_skip: bool = True) -> tuple[bytes, str | None]:
     """The first HEAD_BYTES of what is in a file, and the compression around it. Raises BadFile."""
-    with reading(path), open(path, "rb") as file:
+    with reading(path, can_skip), open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
         packed = packing(head)
         if packed is not None:
@@ -115,16 +116,18 @@ def unlike_documents(path: Path, packed: str | None, form: Format, key: str) -> 
 
 
 @contextlib.contextmanager
-def reading(path: Path) -> Iterator[None]:
-    """Within it an error of reading becomes a BadFile that names the file."""
+def reading(path: Path, can_skip: bool = True) -> Iterator[None]:
+    """Within it an error of reading becomes a BadFile that names the file. `can_skip`: there is --skip-bad-files."""
     try:
         yield
     except (OSError, EOFError, zlib.error) as error:
         why = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise BadFile(
-            f"[data.corpus] {shown(path)}: cannot be read ({why}). Correct the file or its permissions "
-            "(--skip-bad-files leaves out such files and counts them)"
-        ) from error
+        if isinstance(error, (EOFError, zlib.error, gzip.BadGzipFile)):
+            what_to_do = "It was cut or changed on its way: copy it again"
+        else:
+            what_to_do = "Correct the file or its permissions"
+        skip = " (--skip-bad-files leaves out such files and counts them)" if can_skip else "."
+        raise BadFile(f"[data.corpus] {shown(path)}: cannot be read ({why}). {what_to_do}{skip}") from error
     except Exception as error:
         # Of modules that are imported only where such a file is read.
         if type(error).__name__ not in ("LZMAError", "ZstdError"):
@@ -301,7 +304,8 @@ def _lines(path: Path, file: IO[bytes], seen: Seen) -> Iterator[tuple[int, Any]]
         if not line.strip():
             continue
         try:
-            yield number, json.loads(line.decode("utf-8"), object_pairs_hook=object_of)
+            # Without its end: of a line that was cut inside a text that is told, and not a control character.
+            yield number, json.loads(line.decode("utf-8").rstrip("\r\n"), object_pairs_hook=object_of)
         except UnicodeDecodeError:
             yield number, BadRow("not UTF-8", _TO_UTF_8, text=_as_read(line))
         except (ValueError, RecursionError) as error:  # not JSON, or nested too deeply

@@ -9,6 +9,7 @@ a folder that is there, is no id: a mistyped path is not asked for.
 from __future__ import annotations
 
 import logging
+import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -22,6 +23,17 @@ from cktrain.side_files import GENERATION_FILE, TEMPLATE_FOLDER, TOKENIZER_FILE,
 log = logging.getLogger("cktrain")
 
 _ID = re.compile(r"(?P<id>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(@(?P<revision>[\w./-]+))?")
+_OF_THE_NETWORK = (
+    "HF_ENDPOINT",
+    "HTTP_PROXY",
+    "HTTPS_PROXY",
+    "ALL_PROXY",
+    "REQUESTS_CA_BUNDLE",
+    "CURL_CA_BUNDLE",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+)
+"""Variables that say how the Hub is reached; their values may hold passwords and are not shown."""
 _IN_CACHE = re.compile(r"models--(?P<org>.+?)--(?P<name>[^/]+)/snapshots/[^/]+/?$")
 _LEFT_OUT = ["consolidated*", "*/*.safetensors"]
 """The same weights once more under other names, as Mistral's repositories have them, and those of other formats."""
@@ -144,9 +156,19 @@ def _fetched(text: str, name: str, folder: Callable[..., Path]) -> Path:
     except RevisionNotFoundError:
         why = f"it has no such revision at {constants.ENDPOINT}. Give a branch, a tag or a commit that it has"
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
-        cause = "HF_HUB_OFFLINE is set" if _is_offline() else str(error.__cause__ or error).partition("\n")[0]
+        cause = "HF_HUB_OFFLINE is set" if _is_offline() else _cause(error)
         why = _not_fetched(text, name, cause)
     raise ValueError(f"[hub] {text}: {why}.")
+
+
+def _cause(error: Exception) -> str:
+    """Why the Hub was not reached: which server was asked, what it came to, and the variables that had a say in it."""
+    from huggingface_hub import constants
+
+    why = str(error.__cause__ or error).partition("\n")[0]
+    named = [name for each in _OF_THE_NETWORK for name in (each, each.lower()) if os.environ.get(name)]
+    said = f", with {', '.join(named)} set: correct what is not meant" if named else ""
+    return f"{constants.ENDPOINT}: {why}{said}"
 
 
 def _is_offline() -> bool:

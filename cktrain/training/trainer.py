@@ -168,7 +168,9 @@ class Trainer:
         """
         first, last = self.progress.step + 1, self.config.run.total_steps
         if first > last:
-            log.info("all %d steps are done already: nothing to train", last)
+            log.info(
+                "all %d steps are done already: nothing to train. More run.steps or run.epochs go on.", last
+            )
             return True
         if self._time_is_over(self.progress.seconds):
             log.info(

@@ -153,6 +153,8 @@ def _goes_on(options: argparse.Namespace) -> bool:
     if options.overwrite:
         return False
     if options.resume or not holds_run(options.out):
+        if options.resume and not any(Path(options.out, "checkpoints").glob("step-*")):
+            _say(f"[finetune] {options.out} has no checkpoint to go on from: it begins with step 1.")
         return True
     if not (sys.stdin is not None and sys.stdin.isatty()):
         refuse_used(options.out)

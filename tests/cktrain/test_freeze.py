@@ -368,3 +368,16 @@ def test_a_saved_model_is_whole(pretrained, frozen, composed, tmp_path):
         CheckpointError, match=r"model\.safetensors is not the one recorded.*Put the folder back"
     ):
         find_saved_model(tmp_path / "run").load(numerics, 16)
+
+
+def test_a_base_that_was_moved_is_found_by_a_link(pretrained, frozen, composed, tmp_path):
+    folder = pretrained("bfloat16")
+    trainer = composed(frozen(folder, LOWEST, precision="fp32")).trainer
+    trainer.step()
+    trainer.save()
+    numerics = Numerics(cython_kernels.load("reference"), "fp32")
+    moved = folder.rename(tmp_path / "moved")
+    with pytest.raises(CheckpointError, match=r"which is not there\. Put it there .*: ln -s WHERE "):
+        find_saved_model(tmp_path / "run").load(numerics, 16)
+    folder.symlink_to(moved)
+    find_saved_model(tmp_path / "run").load(numerics, 16)

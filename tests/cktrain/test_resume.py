@@ -75,6 +75,11 @@ def test_another_model_of_equal_shapes_is_refused(changes, case):
     assert words in str(error.value) and "is of another model" in str(error.value)
 
 
+def test_validation_on_the_training_tokens_is_told(tiny, composed, tokens_file, said):
+    composed(tiny(**{**FP64, "data.validation": {"path": str(tokens_file), "every": 5}}))
+    assert "validation reads the very tokens that are trained" in " ".join(said)
+
+
 def test_gpt2s_keys_are_compared_too(tiny, composed):
     gpt2 = {**FP64, "model.family": "gpt2"}
     composed(tiny(**gpt2)).trainer.run()

@@ -224,7 +224,7 @@ class _Preparation:
         self._twins = Twins()
         self._shapes: Counter[str] = Counter()
         self._groups: dict[str, int] = {}
-        self._rows = self._empty = self._too_long = self._truncated = self._unlearned = 0
+        self._rows = self._empty = self._unanswered = self._too_long = self._truncated = self._unlearned = 0
         self._first_empty = self._longest = ""
         self._longest_tokens = 0
 
@@ -280,6 +280,7 @@ class _Preparation:
             if row.has_empty_answer:
                 self._empty += 1
                 self._first_empty = self._first_empty or raw.place
+                self._unanswered += row.is_unanswered
             for _ in prepared:
                 self._keep(next(samples), split, raw.place)
 
@@ -325,10 +326,21 @@ class _Preparation:
                 f"[data.chat] {source}: no row to train on of {self._rows:,} (without a label: {self._unlearned:,}; "
                 f"too long: {dropped:,}). {remedy}."
             )
+        if self._unanswered == self._rows:
+            raise ValueError(
+                f"[data.chat] {source}: each of {self._rows:,} rows has an empty answer (first: {self._first_empty}), so "
+                "only their ends would be learned. Name the answers' column with --columns, or correct the rows."
+            )
         if options.validation_fraction and not len(self._splits["validation"]):
             what = f"values of {options.group_by}" if options.group_by else "rows"
+            cut = self._unlearned if self._truncated else 0
+            lost = (
+                f"; of {cut:,} long rows what is learned was cut off, which a longer --sequence-length keeps"
+                if cut
+                else ""
+            )
             raise ValueError(
-                f"[data.chat] {source}: too few {what} for a validation split. Give more, or --validation 0."
+                f"[data.chat] {source}: too few {what} for a validation split{lost}. Give more, or --validation 0."
             )
 
     def write(self) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class RowFiles:
         """A hash of the files' names and contents."""
         digest = hashlib.sha256()
         for path, form, _ in self.files:
-            with reading(path):
+            with reading(path, can_skip=False):
                 content = sha256_of_file(path)
             digest.update(
                 os.fsencode(path.relative_to(self.root).as_posix()) + f"\0{form}\0{content}\n".encode()
@@ -87,7 +87,7 @@ class RowFiles:
     def rows(self) -> Iterator[RawRow]:
         """Every row. Raises BadFile where a file cannot be read on."""
         for path, form, packed in self.files:
-            with reading(path):
+            with reading(path, can_skip=False):
                 for line, value in _rows(path, form, packed):
                     yield RawRow(path, line, value)
 
@@ -107,7 +107,7 @@ def first_shape(source: str | Path) -> str | None:
 
 
 def _form_of(path: Path) -> tuple[Form, str | None]:
-    head, packed = head_of(path)
+    head, packed = head_of(path, can_skip=False)
     if head.startswith(_PARQUET):
         if packed is not None:
             raise BadFile(f"[data.chat] {shown(path)}: Parquet inside of {packed}. Unpack it.")

@@ -95,6 +95,13 @@ class Conversation:
             for i in self.answers
         )
 
+    @property
+    def is_unanswered(self) -> bool:
+        """Whether no answer has text or a tool call."""
+        return not any(
+            self.messages[i]["content"].strip() or self.messages[i].get("tool_calls") for i in self.answers
+        )
+
 
 @dataclass(frozen=True)
 class PlainText:
@@ -113,6 +120,8 @@ class PlainText:
     def has_empty_answer(self) -> bool:
         """Whether there is nothing to learn."""
         return not self.completion.strip()
+
+    is_unanswered = has_empty_answer
 
 
 Row = Conversation | PlainText

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -188,3 +189,13 @@ def test_what_is_a_path_is_no_id(tmp_path, monkeypatch):
     for path in ("org/tiny", "org/none", "./other/none", "/org/none", "org/a/b", "model", "../org/none"):
         assert local_path(path) == Path(path)
     assert hub_id("org/tiny") is None
+
+
+def test_what_had_a_say_in_the_connection_is_named_and_not_shown(tmp_path):
+    port = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    port.server_close()  # nobody listens there
+    where = f"http://127.0.0.1:{port.server_port}"
+    (line,) = ask(tmp_path, "org/tiny", HF_ENDPOINT=where, https_proxy="http://me:secret@127.0.0.1:9")
+    assert f"it cannot be fetched ({where}: " in line
+    assert re.search(r", with HF_ENDPOINT, .*https_proxy.* set: correct what is not meant", line)
+    assert "secret" not in line

@@ -302,6 +302,45 @@ def test_bad_input_is_one_message_and_nothing_is_trained(words, message, capfd):
     assert not Path("run").exists() or not list(Path("run").iterdir())
 
 
+def test_a_models_folder_is_no_runs_folder(capfd):
+    before = sorted(path.name for path in Path("model").iterdir())
+    assert main(["finetune", "model", "rows.jsonl", "-o", "model", *LENGTH, *FAST]) == 2
+    assert "model is a model's folder (config.json)" in capfd.readouterr().err
+    assert main(["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, *FAST, "--dry-run"]) == 0
+    assert main(["train", "run/finetune.yaml", "--set", "run.dir=model"]) == 2
+    out = capfd.readouterr()
+    assert "Give the run a folder of its own" in out.out + out.err
+    assert sorted(path.name for path in Path("model").iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--learning-rate", "1e-4"], "--learning-rate is a key of the configuration.*--set.*optimizer.lr"),
+        (["--lr=1e-4"], "--lr is a key of the configuration.*optimizer.lr"),
+        (["--batch-size", "4"], "--batch-size .*batch.micro_batch_size"),
+        (["--lora-r", "8"], "--lora-r .*adapter.r"),
+        (["--nonsense"], "unrecognized arguments: --nonsense$"),
+    ],
+)
+def test_options_of_other_trainers_are_answered_with_our_keys(words, answer, capfd):
+    with pytest.raises(SystemExit) as status:
+        main(["finetune", "model", "rows.jsonl", "-o", "run", *words])
+    assert status.value.code == 2
+    assert re.search(answer, capfd.readouterr().err.strip(), re.MULTILINE)
+
+
+def test_resume_without_a_checkpoint_says_where_it_begins(capfd):
+    Path("run").mkdir()
+    Path("run/metrics.jsonl").touch()
+    command = ["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, *FAST, "--epochs", "0.1", "--resume"]
+    assert main([*command, "--dry-run"]) == 0
+    assert "run has no checkpoint to go on from: it begins with step 1" in capfd.readouterr().err
+    assert main(command) == 0
+    assert main([*command, "--dry-run"]) == 0
+    assert capfd.readouterr().err.count("it begins with step 1") == 1
+
+
 def test_bad_rows_are_told_and_left_out_on_request(capfd):
     write_rows(Path("rows.jsonl"), [*ROWS, {"messages": [{"role": "user", "content": "no answer"}]}])
     command = ["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, "--dry-run"]

@@ -169,6 +169,31 @@ def test_twins_leaks_and_empty_answers_are_told():
     assert "validation that are the same as one of training: 1" in "\n".join(said)
 
 
+def test_a_split_that_was_cut_off_asks_for_a_longer_sequence():
+    def of_length(count, length):
+        return [
+            {
+                "messages": [
+                    {"role": "user", "content": f"{i}" + "q" * length},
+                    {"role": "assistant", "content": "a"},
+                ]
+            }
+            for i in range(count)
+        ]
+
+    rows = [*of_length(20, 300), *of_length(1, 1)]
+    with pytest.raises(ValueError, match="of 20 long rows what is learned was cut off"):
+        run(rows[::-1], too_long="truncate", sequence_length=128, validation_fraction=0.05)
+
+
+def test_rows_without_any_answer_are_refused():
+    empty = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": " \n"}]}
+    with pytest.raises(ValueError, match=r"each of 9 rows has an empty answer .first: .*:1"):
+        run([empty] * 9, sequence_length=128, validation_fraction=0.0)
+    turn = [{"role": "user", "content": "more"}, {"role": "assistant", "content": "yes"}]
+    run([{"messages": empty["messages"] + turn}] * 9, sequence_length=128, validation_fraction=0.0)
+
+
 def test_a_group_stays_on_one_side():
     rows = [{**row, "who": f"user {i % 6}"} for i, row in enumerate(COUNTING)]
     summary, _ = run(rows, group_by="who", validation_fraction=0.5)

@@ -46,6 +46,24 @@ def test_zstd_of_several_frames_is_read_to_its_end(tmp_path):
         read(path)
 
 
+def test_a_cut_file_of_rows_is_to_be_copied_again(tmp_path):
+    path = tmp_path / "rows.jsonl.gz"
+    path.write_bytes(gzip.compress(LINES.encode())[:-12])
+    with pytest.raises(ValueError, match=r"rows.jsonl.gz: cannot be read .*copy it again\.$"):
+        read(path)
+
+
+def test_a_cut_line_and_commas_between_lines_are_told_as_such(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_text(LINES + '{"prompt": "a", "comple')
+    assert "Unterminated string" in read(path)[-1][1].why
+    path.write_text(LINES.replace("\n", ",\n"))
+    with pytest.raises(
+        ValueError, match=r"rows.jsonl:1: not JSON: a comma after a value outside of an array"
+    ):
+        read(path)
+
+
 @pytest.mark.parametrize(
     ("name", "dialect"), [("a.csv", "excel"), ("a.tsv", "excel-tab"), ("a.csv.gz", "excel")]
 )
