@@ -9,7 +9,6 @@ a folder that is there, is no id: a mistyped path is not asked for.
 from __future__ import annotations
 
 import logging
-import os
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from typing import Any
 
 from cktrain.hf.config_json import CONFIG_FILE
 from cktrain.hf.tensors import weight_files
+from cktrain.host.process import environment
 from cktrain.side_files import GENERATION_FILE, TEMPLATE_FOLDER, TOKENIZER_FILE, TOKENIZER_FILES
 
 log = logging.getLogger("cktrain")
@@ -166,7 +166,7 @@ def _cause(error: Exception) -> str:
     from huggingface_hub import constants
 
     why = str(error.__cause__ or error).partition("\n")[0]
-    named = [name for each in _OF_THE_NETWORK for name in (each, each.lower()) if os.environ.get(name)]
+    named = [name for each in _OF_THE_NETWORK for name in (each, each.lower()) if environment().get(name)]
     said = f", with {', '.join(named)} set: correct what is not meant" if named else ""
     return f"{constants.ENDPOINT}: {why}{said}"
 
