@@ -46,18 +46,18 @@ class JsonValues:
         self._text = ""
         self._at = 0
         self._line = 1
-        self._at_end_of_value = False  # of one in no array
+        self._has_lone_values = False  # such as stand in no array
 
     def __iter__(self) -> Iterator[tuple[int, Any]]:
         while following := self._next_sign():
-            if following == "," and self._at_end_of_value:
+            if following == "," and self._has_lone_values:
                 raise NotJson(
                     self._line,
-                    "a comma after a value outside of an array: put [ and ] around all, or leave the commas out",
+                    "a comma after a value outside of an array. Leave such commas out: sed 's/,$//' FILE",
                 )
             if following != "[":
                 yield self._value()
-                self._at_end_of_value = True
+                self._has_lone_values = True
                 continue
             self._at += 1
             if self._next_sign() == "]":
