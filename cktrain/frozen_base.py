@@ -102,7 +102,7 @@ def open_base(checkpoint: Path, base: FrozenBase) -> Path:
     """
     problems = changed_files(base.path, base.files, base.stamps)
     if problems and not Path(base.path).exists():
-        raise CheckpointError(
+        raise ChangedBaseError(
             f"[checkpoint] {checkpoint} holds what was trained, over the frozen weights of {base.path}, which is not there. "
             f"Put it there (SHA-256 {sha256_of_set(base.files)[:12]}…), or a link to where it is now: ln -s WHERE "
             f"{shlex.quote(str(base.path))}. An adapter can leave it, too: cktrain export RUN OUT --adapter, then "
