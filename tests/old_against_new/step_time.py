@@ -3,17 +3,17 @@
 Three `cktrain train` of the same configuration stand ready: old, new, and old again. All are stopped (SIGSTOP) but the
 one whose turn it is. A turn begins when the first line of metrics.jsonl has come, since the step under way was stopped
 in its middle, and ends when some more have; its figure is the time between the two, over the steps: all that a user
-waits for. Who begins rotates from round to round, and a third of the rounds has processes of its own, since where a
-process's pages lie is a part of the spread. On a machine that is shared with others the speed changes from second to
+waits for. Who begins rotates from round to round. On a machine that is shared with others the speed changes from second to
 second: there, many rounds of short turns narrow the spread, and long turns do not.
 
-A round gives two ratios, new/old and old again/old. The median of the first is the result. The spread is how far from 1
-the median of the second may lie: the bounds of its 95 % interval, by order statistics, which assumes no distribution.
+What other tenants of a machine take only ever makes a turn longer, so a side's figure is the lower quartile of its turns.
+The rounds are cut into five parts, each with processes of its own; a part gives two ratios of such figures, new/old and old
+again/old. The median of the first is the result; the spread is the furthest from 1 that any part's second lies.
 """
 
 from __future__ import annotations
 
-import math
+import itertools
 import os
 import shutil
 import signal
@@ -32,8 +32,10 @@ from sides import CommandFailed, Side
 AT_MOST = 0.02
 """What a spread may be for the result to count."""
 WAIT_S = 120.0
-FRESH = 3
-"""How many times the processes are started anew."""
+PARTS = 5
+"""Of the rounds; the processes of each are started anew."""
+LEAST = 3
+"""Rounds of a part; there are fewer parts where there are too few rounds."""
 
 ENDLESS: Blocks = {
     "run": {"steps": 1_000_000},
@@ -84,9 +86,9 @@ class Speed:
     old_ms: float
     new_ms: float
     ratio: float
-    """Median of new/old over the rounds."""
+    """Median of new/old over the parts."""
     spread: float
-    """How far from 1 old against old may lie."""
+    """How far from 1 old against old lies in any part."""
     rounds: int
 
     @property
@@ -102,24 +104,25 @@ class Speed:
         return f"undecided: the spread is above {100 * AT_MOST:.0f} %, measure on a quieter machine"
 
 
-def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Order statistics between which the median lies with at least 95 %; the range where there are too few."""
-    ordered, n = sorted(values), len(values)
-    below = 0.0
-    for rank in range(n // 2):
-        below += math.comb(n, rank) / 2**n
-        if below > 0.025:
-            return ordered[max(rank - 1, 0)], ordered[min(n - rank, n - 1)]
-    return ordered[0], ordered[-1]
+def lower_quartile(values: Sequence[float]) -> float:
+    """The value that a quarter is at or below."""
+    return sorted(values)[(len(values) - 1) // 4]
+
+
+def parts_of(rounds: int) -> list[slice]:
+    """The rounds, cut into PARTS of nearly equal lengths of at least LEAST."""
+    count = max(1, min(PARTS, rounds // LEAST))
+    borders = [rounds * part // count for part in range(count + 1)]
+    return [slice(begin, end) for begin, end in itertools.pairwise(borders)]
 
 
 def summary(case: str, old: Sequence[float], new: Sequence[float], again: Sequence[float]) -> Speed:
     """From the step's seconds, by round."""
-    by_round = [b / a for a, b in zip(old, new, strict=True)]
-    low, high = median_interval([b / a for a, b in zip(old, again, strict=True)])
-    spread = max(abs(low - 1), abs(high - 1))
-    medians = (1e3 * statistics.median(times) for times in (old, new))
-    return Speed(case, *medians, statistics.median(by_round), spread, len(by_round))
+    by_part = [[lower_quartile(times[part]) for times in (old, new, again)] for part in parts_of(len(old))]
+    spread = max(abs(c / a - 1) for a, _, c in by_part)
+    milliseconds = (1e3 * statistics.median(figures[side] for figures in by_part) for side in (0, 1))
+    ratio = statistics.median(b / a for a, b, _ in by_part)
+    return Speed(case, *milliseconds, ratio, spread, len(old))
 
 
 class Runner:
@@ -183,15 +186,12 @@ def measure(sides: tuple[Side, Side], case: SpeedCase, rounds: int, isa: str) ->
     """All turns of one case. Raises CommandFailed."""
     old, new = sides
     times: list[list[float]] = [[], [], []]
-    left = rounds
-    for fresh in range(FRESH, 0, -1):
-        part = math.ceil(left / fresh)
-        left -= part
+    for part in parts_of(rounds):
         runners: list[Runner] = []
         try:
             for number, side in enumerate((old, new, old)):
                 runners.append(Runner(side, old.root / case.file, case.blocks, number, isa))
-            for turn in range(part):
+            for turn in range(part.start, part.stop):
                 for place in range(3):
                     number = (turn + place) % 3
                     times[number].append(runners[number].turn(case.steps))
