@@ -248,8 +248,8 @@ def _message(message: Any) -> dict[str, Any]:
         made.pop("tool_calls", None)
     content = made.get("content", "" if "tool_calls" in made else None)
     if isinstance(content, list):
-        if other := next((part for part in content if not isinstance(part, dict)), None):
-            raise BadRow(f"a message whose content is a list of {type(other).__name__}, not text")
+        if other := {type(part).__name__ for part in content if not isinstance(part, dict)}:
+            raise BadRow(f"a message whose content is a list of {', '.join(sorted(other))}, not text")
         if not all(part.get("type") == "text" for part in content):
             raise BadRow("a message with images or other content that is no text")
         content = "".join(_text(part.get("text"), "content") for part in content)

@@ -155,7 +155,9 @@ def test_a_report_without_the_base_says_what_was_logged(capfd):
     assert main(["report", "run", "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
     assert found["training"] and found["validation"] and "loss" not in found
-    assert "validation: not measured, because" in found["notes"][0] and "which is not there" in found["notes"][0]
+    assert (
+        "validation: not measured, because" in found["notes"][0] and "which is not there" in found["notes"][0]
+    )
 
 
 def test_what_was_written_is_what_train_runs(capfd):

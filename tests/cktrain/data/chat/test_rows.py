@@ -135,6 +135,7 @@ def messages(*roles):
         ({**ALPACA, "system": 1}, '"system" is int, not text'),
         ({"conversations": [{"from": "human", "value": 1}]}, '"value" is int, not text'),
         ({"messages": [TURN[0], {"role": "assistant", "content": ["a"]}]}, "a list of str, not text"),
+        ({"messages": [TURN[0], {"role": "assistant", "content": [[], 0]}]}, "a list of int, list, not text"),
     ],
 )
 def test_a_row_that_cannot_be_used_says_why(value, why):
