@@ -307,7 +307,7 @@ def bytes_cases(folder: Path, layouts: tuple[str, ...]) -> list[dict[str, Any]]:
     cases = equality_cases(folder, [("llama tied", layout) for layout in layouts], "fp64", "reference")
     for case in cases:
         case["config"]["optimizer"] = {"name": "adamw_8bit", "lr": 1e-2}
-        case["config"]["model"] |= {"hidden_size": 64, "intermediate_size": 96}
+        case["config"]["model"] = case["config"]["model"] | {"hidden_size": 64, "intermediate_size": 96}
         case["steps"] = 8
     return cases
 
