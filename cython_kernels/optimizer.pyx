@@ -24,7 +24,7 @@ cdef extern from "kernels.h" nogil:
     ctypedef unsigned char uint8_t
     ctypedef struct ck_dynamic_map:
         const float *values
-        const float *limits
+        const int32_t *limits
         const uint8_t *cells
     ctypedef struct ck_adamw_8bit_args:
         float *param
@@ -101,7 +101,8 @@ cdef class Map:
     cdef object arrays
 
     def __cinit__(self, found):
-        cdef const float[::1] values = found.values, limits = found.limits
+        cdef const float[::1] values = found.values
+        cdef const int32_t[::1] limits = found.limits.view("int32")
         cdef const uint8_t[::1] cells = found.cells
         assert values.shape[0] == 256 and cells.shape[0] == CK_DYNAMIC_CELLS and BLOCK == CK_DYNAMIC_BLOCK
         self.arrays = (found.values, found.limits, found.cells)

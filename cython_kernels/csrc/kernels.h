@@ -201,11 +201,11 @@ typedef struct {
 } ck_optimizer_args;
 
 /* The numbers that a byte may stand for, from the least on, and how the byte of a number is found: `cells` holds the rank
- * of the least magnitude with the same upper bits, and `limits` what a magnitude must exceed for the next rank
+ * of the least magnitude with the same upper bits, and `limits` the bits of what a magnitude must exceed for the next rank
  * (dynamic_map.py). */
 #define CK_DYNAMIC_BLOCK 256
 #define CK_DYNAMIC_CELLS 3073
-typedef struct { const float *values, *limits; const uint8_t *cells; } ck_dynamic_map;
+typedef struct { const float *values; const int32_t *limits; const uint8_t *cells; } ck_dynamic_map;
 typedef struct {
     float *param, *m_scale, *v_scale;
     uint8_t *m, *v;

@@ -42,6 +42,19 @@ SIMD vf ck_adamw_update(const ck_adamw *c, vf p, vf grad, vf *m, vf *v) {
     return v_sub(v_mul(p, c->keep), v_div(v_mul(c->step_size, *m), denominator));
 }
 
+/* The update of n weights and of their moments, which go to `first` and `second`; in bf16 the weights go to `copy` too, where
+ * there is one. */
+SIMD void ck_adamw_put(const ck_adamw *c, vf m, vf v, float *first, float *second, float *param, const float *grad,
+                       uint16_t *copy, int streaming, int64_t n) {
+    const vf p = ck_adamw_update(c, v_load_n(param, n), v_load_n(grad, n), &m, &v);
+    v_store_n(first, m, n);
+    v_store_n(second, v, n);
+    v_store_n(param, p, n);
+    if (!copy) return;
+    if (streaming && n == VL) v_stream_bf16(copy, p);
+    else v_store_bf16_n(copy, p, n);
+}
+
 /* AdamW (Loshchilov & Hutter 2019): decoupled decay, bias-corrected moments. The bf16 copy of the parameters rides along,
  * which would be a pass over memory of its own. */
 static void adamw_step(const void *args, const ck_team *team) {
@@ -53,16 +66,8 @@ static void adamw_step(const void *args, const ck_team *team) {
     const int streaming = copy && ck_streams(team, a->copy, a->n * sizeof *copy, 0);
     const ck_adamw c = ck_adamw_of(a->lr, a->beta1, a->beta2, a->eps, a->weight_decay, a->step, a->grad_scale);
     EACH_VECTOR(i, n, part.end - part.begin,
-        vf m = v_load_n(first + i, n);
-        vf v = v_load_n(second + i, n);
-        const vf p = ck_adamw_update(&c, v_load_n(param + i, n), v_load_n(grad + i, n), &m, &v);
-        v_store_n(first + i, m, n);
-        v_store_n(second + i, v, n);
-        v_store_n(param + i, p, n);
-        if (copy) {
-            if (streaming && n == VL) v_stream_bf16(copy + i, p);
-            else v_store_bf16_n(copy + i, p, n);
-        });
+        ck_adamw_put(&c, v_load_n(first + i, n), v_load_n(second + i, n), first + i, second + i, param + i, grad + i,
+                     copy ? copy + i : NULL, streaming, n););
     if (streaming) ck_store_fence();
 }
 
@@ -82,15 +87,22 @@ static float ck_to_bytes(uint8_t *bytes, const float *x, int64_t n, const ck_dyn
         memset(bytes, zero, n);
         return 0.0f;
     }
-    const float inverse = 1.0f / scale;
+    const vf inverse = v_set1(1.0f / scale);
+    float ratio[CK_DYNAMIC_BLOCK];
+    int32_t bits[CK_DYNAMIC_BLOCK], rank[CK_DYNAMIC_BLOCK];
+    EACH_VECTOR(i, k, n, v_store_n(ratio + i, v_mul(v_load_n(x + i, k), inverse), k););
+    memcpy(bits, ratio, n * sizeof *bits);  /* of magnitudes they are in the same order as integers */
     for (int64_t i = 0; i < n; i++) {
-        const float y = x[i] * inverse, size = fabsf(y);
-        uint32_t bits;
-        memcpy(&bits, &size, sizeof bits);
-        const int32_t cell = (int32_t)(bits >> 16) - (103 << 7);  /* 2^-24 and less are in the first one */
-        int rank = map->cells[cell < 0 ? 0 : cell < CK_DYNAMIC_CELLS ? cell : CK_DYNAMIC_CELLS - 1];
-        rank += size > map->limits[rank];
-        bytes[i] = (uint8_t)(y < 0.0f ? zero - (rank < zero ? rank : zero) : zero + rank);
+        const int32_t cell = ((bits[i] & 0x7fffffff) >> 16) - (103 << 7);  /* 2^-24 and less are in the first one */
+        rank[i] = cell < 0 ? 0 : cell < CK_DYNAMIC_CELLS ? cell : CK_DYNAMIC_CELLS - 1;
+    }
+    for (int64_t i = 0; i < n; i++) {
+        const int32_t found = map->cells[rank[i]];
+        rank[i] = found + ((bits[i] & 0x7fffffff) > map->limits[found]);
+    }
+    for (int64_t i = 0; i < n; i++) {  /* a negative number counts down, as far as there are bytes */
+        const int32_t minus = -(int32_t)((uint32_t)bits[i] >> 31), far = rank[i] + (minus & -(rank[i] > zero));
+        bytes[i] = (uint8_t)(zero + (far ^ minus) - minus);
     }
     return scale;
 }
@@ -108,19 +120,12 @@ static void adamw_8bit_step(const void *args, const ck_team *team) {
         const float *grad = a->grad + begin;
         uint16_t *copy = a->copy ? a->copy + begin : NULL;
         const uint8_t *m_bytes = a->m + begin, *v_bytes = a->v + begin;
-        for (int64_t i = 0; i < length; i++) first[i] = a->m_map.values[m_bytes[i]] * a->m_scale[block];
-        for (int64_t i = 0; i < length; i++) second[i] = a->v_map.values[v_bytes[i]] * a->v_scale[block];
+        for (int64_t i = 0; i < length; i++) first[i] = a->m_map.values[m_bytes[i]];
+        for (int64_t i = 0; i < length; i++) second[i] = a->v_map.values[v_bytes[i]];
+        const vf m_scale = v_set1(a->m_scale[block]), v_scale = v_set1(a->v_scale[block]);
         EACH_VECTOR(i, n, length,
-            vf m = v_load_n(first + i, n);
-            vf v = v_load_n(second + i, n);
-            const vf p = ck_adamw_update(&c, v_load_n(param + i, n), v_load_n(grad + i, n), &m, &v);
-            v_store_n(first + i, m, n);
-            v_store_n(second + i, v, n);
-            v_store_n(param + i, p, n);
-            if (copy) {
-                if (streaming && n == VL) v_stream_bf16(copy + i, p);
-                else v_store_bf16_n(copy + i, p, n);
-            });
+            ck_adamw_put(&c, v_mul(v_load_n(first + i, n), m_scale), v_mul(v_load_n(second + i, n), v_scale),
+                         first + i, second + i, param + i, grad + i, copy ? copy + i : NULL, streaming, n););
         a->m_scale[block] = ck_to_bytes(a->m + begin, first, length, &a->m_map, 127);
         a->v_scale[block] = ck_to_bytes(a->v + begin, second, length, &a->v_map, 0);
     }

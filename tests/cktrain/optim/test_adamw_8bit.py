@@ -82,6 +82,30 @@ def test_a_number_becomes_the_nearest_of_the_map(n: int, size: float, seed: int)
         assert (mine <= distance.min(axis=1) * (1 + 1e-5) + 1e-6 * abs(part[largest])).all()
 
 
+@pytest.mark.parametrize("isa", [isa for isa in cython_kernels.available() if isa != "reference"])
+def test_kernels_find_the_map_s_bytes(isa: str) -> None:
+    """All bytes and scales, of numbers of either sign over all that occurs: moments of gradients alone, beta 0, are exact in
+    both, at a learning rate of 0."""
+    rng = np.random.default_rng(0)
+    n = 500 * BLOCK - 7
+    grad = (rng.standard_normal(n) ** 3 * 2.0 ** rng.uniform(-60, 30, n)).astype(np.float32)
+    blocks = np.arange(n) // BLOCK
+    grad *= 2.0 ** rng.uniform(-40, 20, blocks[-1] + 1).astype(np.float32)[blocks]
+    grad[rng.integers(0, n, n // 10)] *= 0.0  # zeros of either sign
+    grad[blocks == 3] = 2.0**-101
+    grad[5 * BLOCK : 5 * BLOCK + 2] = np.float32(1e18), np.float32(-1e18)
+    wanted: list[Any] = []
+    got: list[Any] = []
+    for dynamic, numbers in ((SIGNED, grad), (UNSIGNED, grad * grad)):
+        wanted += [np.empty(n, np.uint8), np.empty(blocks[-1] + 1, np.float32)]
+        got += [np.full(n, 127, np.uint8), np.zeros(blocks[-1] + 1, np.float32)]
+        dynamic.encode(*wanted[-2:], numbers)
+    kernels = cython_kernels.load(isa)
+    kernels.adamw_8bit_step(np.zeros(n, np.float32), *got, grad, 0.0, 0.0, 0.0, 1e-8, 0.0, 1, 1.0)
+    for mine, theirs in zip(got, wanted, strict=True):
+        assert np.array_equal(mine, theirs)
+
+
 def test_a_second_moment_above_zero_stays_above() -> None:
     x = np.array([1.0, 1e-9, 0.0, 1e-38], np.float32)
     codes, scales = np.empty(4, np.uint8), np.empty(1, np.float32)
