@@ -60,6 +60,7 @@ cdef extern from "pool.h" nogil:
     int ck_pool_threads()
     int ck_pool_set_threads(int n)
     const ck_caches *ck_pool_caches()
+    unsigned ck_pool_barriers()
     void ck_pool_run(ck_kernel kernel, const void *args, int64_t work)
     ctypedef struct ck_recording:
         int64_t count
@@ -95,6 +96,11 @@ cdef extern from "gemm_plan.h":
     ck_gemm_room ck_room_alone(int threads, const ck_caches *caches)
     const int CK_GEMM_NOTES
     int64_t ck_item_tiles(const ck_gemm_plan *plan, int64_t mr, int64_t begin, int64_t down, int64_t all, int threads)
+
+cdef extern from "attention_plan.h":
+    const int CK_BLOCK_TILES
+    int64_t ck_attention_tiles(int64_t pairs, int64_t tiles, int64_t most, int threads)
+    bint ck_attention_by_pairs(int64_t pairs, int threads)
 
 # Written by setup.py: what was built, and what the compiler did not know.
 cdef extern from *:
@@ -247,6 +253,21 @@ def gemm_items(
             return items
         items.append((begin, count))
         begin += count
+
+
+def attention_tiles(pairs: int, tiles: int, threads: int) -> int:
+    """csrc/attention_plan.h's ck_attention_tiles: tiles of an item."""
+    return ck_attention_tiles(pairs, tiles, CK_BLOCK_TILES, threads)
+
+
+def attention_by_pairs(pairs: int, threads: int) -> bool:
+    """csrc/attention_plan.h's ck_attention_by_pairs: whether backward takes whole heads."""
+    return ck_attention_by_pairs(pairs, threads)
+
+
+def barriers() -> int:
+    """How often a team's threads have waited for each other: differences count."""
+    return ck_pool_barriers()
 
 
 def workspace() -> tuple[int, int]:

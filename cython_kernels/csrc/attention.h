@@ -8,9 +8,6 @@
 #define KEY_ROW(type, pointer, strides, key)                                                                \
     ((type *)(pointer) + t->batch * (strides).batch + (key) * (strides).row + t->head * (strides).head)
 
-/* Tiles of rows (forward) or of keys (backward) that share one packing of the other side. */
-#define CK_BLOCK_TILES 4
-
 /* The places of the rows [row0, row0 + rows) in lse and delta (B, H, S). */
 static void FN(find_places)(int64_t *found, const ck_heads *t, int64_t row0, int64_t rows) {
     const int64_t first = (t->batch * t->a->h + t->head * t->group) * t->a->s;
@@ -107,8 +104,7 @@ static void FN(attention_forward_block)(const ck_heads *t, int64_t row0, int64_t
 static void FN(attention_forward)(const void *args, const ck_team *team) {
     const ck_attention_args *a = args;
     const int64_t pairs = a->b * a->kv, rows = a->h / a->kv * a->s, tiles = ck_ceil_div(rows, CK_TILE);
-    int64_t each = CK_BLOCK_TILES;  /* fewer when there would be too few items to share out evenly */
-    while (each > 1 && pairs * ck_ceil_div(tiles, each) < 4 * team->size) each--;
+    const int64_t each = ck_attention_tiles(pairs, tiles, CK_BLOCK_TILES, team->size);
     const int64_t blocks = ck_ceil_div(tiles, each);
     for (int64_t item = 0; item < pairs * blocks; item++) {
         if (ck_deal(item, team->size) != team->index) continue;
@@ -353,7 +349,7 @@ static void FN(attention_backward)(const void *args, const ck_team *team) {
     FN(attention_delta)(a, team);
     ck_barrier(team);
     if (a->dsinks) add_to_dsinks(a, team);
-    if (!a->dbias && ck_ceil_div(pairs, team->size) * team->size * 5 <= pairs * 7 && sums_bytes <= left) {
+    if (!a->dbias && ck_attention_by_pairs(pairs, team->size) && sums_bytes <= left) {
         for (int64_t pair = team->index; pair < pairs; pair += team->size) {
             const ck_heads heads = heads_of(a, pair, (pair + team->size) % pairs), *t = &heads;
             char *cursor = team->scratch;
@@ -376,15 +372,17 @@ static void FN(attention_backward)(const void *args, const ck_team *team) {
     }
     const int64_t batches = a->dbias && a->dbias_s.batch == 0 ? a->b : 1;  /* that share a bias */
     const int64_t heads = a->dbias && a->dbias_s.head == 0 ? a->kv : 1;
-    const int64_t blocks = ck_ceil_div(key_tiles, tiles), shared = ck_max(1, batches * heads), sharers = pairs / shared;
+    const int64_t shared = ck_max(1, batches * heads), sharers = pairs / shared;
+    const int64_t each = ck_attention_tiles(sharers, key_tiles, tiles, team->size);
+    const int64_t blocks = ck_ceil_div(key_tiles, each);
     for (int64_t item = 0; item < sharers * blocks; item++) {  /* the first keys are seen by most rows */
         if (ck_deal(item, team->size) != team->index) continue;
-        const int64_t i = item / sharers * tiles, sharer = item % sharers;
-        for (int64_t each = 0; each < shared; each++) {
-            const int64_t batch = sharer / (a->kv / heads) * batches + each / heads;
-            const int64_t head = sharer % (a->kv / heads) * heads + each % heads;
+        const int64_t i = item / sharers * each, sharer = item % sharers;
+        for (int64_t own = 0; own < shared; own++) {
+            const int64_t batch = sharer / (a->kv / heads) * batches + own / heads;
+            const int64_t head = sharer % (a->kv / heads) * heads + own % heads;
             const ck_heads t = heads_of(a, batch * a->kv + head, (item + team->size) % pairs);
-            FN(backward_keys)(&t, i * CK_TILE, ck_min(tiles, key_tiles - i), 0, NULL, team->scratch);
+            FN(backward_keys)(&t, i * CK_TILE, ck_min(each, key_tiles - i), 0, NULL, team->scratch);
         }
     }
     for (int64_t item = 0; item < pairs * row_tiles; item++) {  /* the last rows see most keys */

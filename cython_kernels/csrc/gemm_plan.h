@@ -126,12 +126,16 @@ static inline ck_gemm_grid ck_cut_gemm(int64_t m, int64_t n, int64_t k, int64_t 
     return found;
 }
 
+/* Above so many threads one tile more is a tenth of a thread's share of common products. */
+#define CK_MANY_THREADS 8
+
 /* Tiles of the item that begins with tile `begin` of `all`, which stand in columns of `down`: the plan's item, or, with
- * several threads, half of what is left for each, but two tiles, whose rows of a are worth packing. 0 at the end. */
+ * several threads, half of what is left for each, but two tiles, whose rows of a are worth packing, or one of many threads.
+ * 0 at the end. */
 static inline int64_t ck_item_tiles(const ck_gemm_plan *plan, int64_t mr, int64_t begin, int64_t down, int64_t all,
                                     int threads) {
     const int64_t most = plan->item_rows / mr, left = ck_max(0, all - begin);
-    const int64_t share = threads > 1 ? ck_max(2, left / (2 * threads)) : most;
+    const int64_t share = threads > 1 ? ck_max(threads > CK_MANY_THREADS ? 1 : 2, left / (2 * threads)) : most;
     return ck_min(ck_min(share, most), ck_min(left, down - begin % down));
 }
 

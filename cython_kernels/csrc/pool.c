@@ -210,6 +210,8 @@ static int start_workers(int n) {
 
 int ck_pool_threads(void) { return pool.threads; }
 
+unsigned ck_pool_barriers(void) { return atomic_load(&pool.arrived.value); }
+
 const ck_caches *ck_pool_caches(void) { return &pool.caches; }
 
 int ck_pool_set_threads(int n) {

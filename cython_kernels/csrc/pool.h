@@ -15,6 +15,9 @@ int ck_pool_set_threads(int n);
 /* The caches' sizes, read at the first ck_pool_set_threads. */
 const ck_caches *ck_pool_caches(void);
 
+/* How often the threads of a team have waited for each other since the pool was started, in the range of an unsigned. */
+unsigned ck_pool_barriers(void);
+
 /* Run kernel(args, team) on a team as large as `work` is worth; returns when all its threads are done. */
 void ck_pool_run(ck_kernel kernel, const void *args, int64_t work);
 

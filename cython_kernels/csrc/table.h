@@ -11,6 +11,7 @@
 #include "quantized_rows.h"
 #include "gemm_kernel.h"
 #include "gemm_plan.h"
+#include "attention_plan.h"
 #ifdef CK_ISA_AMX
 #include "simd_amx.h"
 #include "gemm_amx.h"
