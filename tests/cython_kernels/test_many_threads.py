@@ -202,7 +202,7 @@ def test_how_often_threads_wait(case: Case, two_threads: Callable[[str | None], 
 
 
 @pytest.mark.parametrize(
-    ("m", "n", "k", "together"), [(64, 4096, 3000, True), (512, 512, 700, False), (40, 40000, 256, True)]
+    ("m", "n", "k", "together"), [(2500, 200, 300, True), (5000, 400, 1400, True), (512, 512, 700, False)]
 )
 def test_a_product_waits_once_a_step(
     m: int, n: int, k: int, together: bool, two_threads: Callable[[str | None], Counting]
