@@ -1,9 +1,9 @@
 """The format of a weight: how its numbers are stored, and the three products that read or fill them.
 
 Shapes: w (O, I); x, dx (N, I); y, dy (N, O). `Dense` keeps the weight in the compute dtype, which the kernels multiply.
-`Widened` is read-only: bf16 or fp16 as a file has it, widened to the compute dtype by blocks of rows just before each
-is multiplied, so that a frozen weight is held once and in its own dtype. No kernel widens while it packs yet: the block
-costs one pass over a few MiB that stay in the cache.
+`Widened` is read-only: bf16 or fp16 as a file has it, so that a frozen weight is held once and in its own dtype. The products
+with quantized weights take it, too: its numbers are widened while they are packed. Rows that are no whole number of groups of 32 are
+widened to the compute dtype by blocks of rows, just before each block is multiplied.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Protocol
 import ml_dtypes
 import numpy as np
 
+from cktrain.cython_kernels.block_formats import BLOCK_FORMATS
 from cktrain.memory.param import Param
 from cktrain.memory.slot import Slot
 from cktrain.nn.module import Module
@@ -160,8 +161,47 @@ class ByBlocks:
         return self.weight.value[rows]
 
 
+STORED = {np.dtype(ml_dtypes.bfloat16): "bf16", np.dtype(np.float16): "f16"}
+"""What the products with quantized weights call such numbers."""
+
+
 class Widened(ByBlocks):
     """A frozen weight of bf16 or fp16 (O, I) as its file has it, on any CPU; widening is exact."""
+
+    def product(
+        self,
+        y: np.ndarray,
+        x: np.ndarray,
+        bias: np.ndarray | None,
+        residual: np.ndarray | None,
+        module: Module,
+        slot: Slot,
+    ) -> None:
+        """As `Format.product`."""
+        if self._in_groups():
+            kernels, (stored, name) = module.num.kernels, self._stored()
+            kernels.quantized_forward(y, x, stored, name, bias, residual)
+        else:
+            super().product(y, x, bias, residual, module, slot)
+
+    def product_transposed(
+        self, dx: np.ndarray, dy: np.ndarray, accumulate: bool, module: Module, slot: Slot
+    ) -> None:
+        """As `Format.product_transposed`."""
+        if self._in_groups():
+            kernels, (stored, name) = module.num.kernels, self._stored()
+            kernels.quantized_backward_input(dx, dy, stored, name, accumulate)
+        else:
+            super().product_transposed(dx, dy, accumulate, module, slot)
+
+    def _in_groups(self) -> bool:
+        """Whether rows are whole groups of what those products read at a time."""
+        return self.weight.shape[1] % BLOCK_FORMATS["bf16"].values == 0
+
+    def _stored(self) -> tuple[np.ndarray, str]:
+        """The bytes (O, 2 I) of the weight, and the name of their format."""
+        value = self.weight.value
+        return value.view(np.uint8), STORED[value.dtype]
 
     def look_up(self, y: np.ndarray, ids: np.ndarray, module: Module) -> None:
         """y (N, I) = the rows of w that ids (N,) int32 name, widened."""

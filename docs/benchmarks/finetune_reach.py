@@ -309,7 +309,7 @@ def wire(options: argparse.Namespace) -> list[str]:
     common = {"WORLD_SIZE": "2", "MASTER_PORT": "29411", "CKTRAIN_SECRET_FILE": str(secret)}
     ranks = [{**common, "RANK": str(rank)} for rank in range(2)]
 
-    def values(name: str, transport: str) -> dict[str, Any]:
+    def values(name: str, transport: str, bind: str) -> dict[str, Any]:
         return configuration(
             folder,
             f"wire {name}",
@@ -318,6 +318,7 @@ def wire(options: argparse.Namespace) -> list[str]:
             1,
             batch={"micro_batch_size": 1, "global_batch_size": 2},
             comm={"transport": transport},
+            launch={"bind": bind},  # `auto` takes one core for a launcher's choice, and widens it
         )
 
     with Cluster(folder) as cluster:
@@ -337,7 +338,7 @@ def wire(options: argparse.Namespace) -> list[str]:
         tcp = start(
             "TCP at 1 Gb/s",
             "cktrain",
-            values("tcp", "tcp"),
+            values("tcp", "tcp", "inherit"),
             commands=[
                 cluster.inside(host, "taskset", "-c", str(cpu))
                 for host, cpu in zip(cluster.hosts, cpus, strict=True)
@@ -350,7 +351,7 @@ def wire(options: argparse.Namespace) -> list[str]:
             start(
                 name,
                 "cktrain",
-                values(name, "shm"),
+                values(name, "shm", "auto"),
                 commands=[(), ()],
                 environments=[
                     {

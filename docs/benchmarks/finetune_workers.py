@@ -113,7 +113,8 @@ def cktrain_steps(values: dict[str, Any]) -> Run:
     from cktrain.comm.environment import read_process_environment
     from cktrain.host.bind import bind
 
-    binding = bind(read_process_environment(os.environ))
+    mode = values.get("launch", {}).get("bind", "auto")
+    binding = bind(read_process_environment(os.environ), mode=mode)
     from cktrain.comm import bootstrap
     from cktrain.compose import compose
     from cktrain.config import Config

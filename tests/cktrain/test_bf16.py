@@ -30,6 +30,7 @@ SIZES = {
 def test_logits_are_not_rounded(monkeypatch):
     """All logits of a row stand near 100, where bf16 has steps of 1/2: loss and gradients as in fp64, in chunks."""
     monkeypatch.setattr(head_module, "CHUNK_BYTES_BF16", 10 * 4 * 75)  # 10 rows of 37
+    monkeypatch.setattr(head_module, "LEAST_ROWS", 1)
     rows, words, size = 37, 75, 33
     rng = np.random.default_rng(0)
     numerics = Numerics(cython_kernels.load(), "bf16")

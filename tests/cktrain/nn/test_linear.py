@@ -31,10 +31,11 @@ class Bench:
         precision: str = "fp64",
         kind: type[LoRA] = LoRA,
         parts: tuple[int, ...] = (),
+        inputs: int = I,
     ) -> None:
         isa = "reference" if precision == "fp64" else None
         self.num = Numerics(cython_kernels.load(isa), precision)
-        self.linear = Linear("l", self.num, I, O, bias=True, std=0.3, parts=parts)
+        self.linear = Linear("l", self.num, inputs, O, bias=True, std=0.3, parts=parts)
         for _ in range(adapters):
             add_lora(self.linear, kind=kind)
         if stored is not None:
@@ -51,7 +52,7 @@ class Bench:
             self.linear.format = Widened(self.linear.weight)
         real = self.num.compute_dtype
         self.x, self.dy, self.residual = (
-            rng.standard_normal(shape).astype(real) for shape in ((N, I), (N, O), (N, O))
+            rng.standard_normal(shape).astype(real) for shape in ((N, inputs), (N, O), (N, O))
         )
         with self.num.dry():
             (self.slot,) = plan_slot(1, N, self.run).allocate()
@@ -73,10 +74,14 @@ def whole_weight(linear: Linear) -> np.ndarray:
 
 @pytest.mark.parametrize("adapters", [0, 1, 2])
 @pytest.mark.parametrize("stored", [None, ml_dtypes.bfloat16, np.float16], ids=["dense", "bf16", "fp16"])
-@pytest.mark.parametrize("block_bytes", [1, 3 * I * 8, 1 << 20])
-def test_any_format_with_any_adapters(monkeypatch, adapters, stored, block_bytes):
+@pytest.mark.parametrize(
+    "inputs,block_bytes",
+    [(I, 1), (I, 3 * I * 8), (I, 1 << 20), (64, 1 << 20)],
+    ids=["a row", "3 rows", "one block", "groups of 32"],
+)
+def test_any_format_with_any_adapters(monkeypatch, adapters, stored, inputs, block_bytes):
     monkeypatch.setattr(formats, "BLOCK_BYTES", block_bytes)
-    bench = Bench(adapters, stored)
+    bench = Bench(adapters, stored, inputs=inputs)
     out, dx = bench.run(bench.slot)
     weight = whole_weight(bench.linear)
     np.testing.assert_allclose(

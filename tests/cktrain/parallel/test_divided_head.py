@@ -62,6 +62,7 @@ def compute(group, without, train):
 @pytest.mark.parametrize("train", [True, False])
 def test_ranks_compute_what_one_does(monkeypatch, ranks, without, train):
     monkeypatch.setattr(head_module, "CHUNK_BYTES", 5 * 4 * 8)  # a few rows in a chunk
+    monkeypatch.setattr(head_module, "LEAST_ROWS", 1)
     (wanted,) = run_ranks(1, lambda group: compute(group, without, train))
     found = run_ranks(ranks, lambda group: compute(group, without, train))
     for mine in found:
