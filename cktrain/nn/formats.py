@@ -1,9 +1,9 @@
 """The format of a weight: how its numbers are stored, and the three products that read or fill them.
 
 Shapes: w (O, I); x, dx (N, I); y, dy (N, O). `Dense` keeps the weight in the compute dtype, which the kernels multiply.
-`Widened` is read-only: bf16 or fp16 as a file has it, so that a frozen weight is held once and in its own dtype. The products
-with quantized weights take it, too: its numbers are widened while they are packed. Rows that are no whole number of groups of 32 are
-widened to the compute dtype by blocks of rows, just before each block is multiplied.
+`Widened` is read-only: bf16 or fp16 as a file has it, so that a frozen weight is held once and in its own dtype. The
+products with quantized weights take it, too, and widen its numbers while they pack them. Rows that are no whole number of
+groups of 32 are widened to the compute dtype by blocks of rows, just before each block is multiplied.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ CHUNK_BYTES = 26 << 20
 CHUNK_BYTES_BF16 = 64 << 20
 """The same in bf16 runs, whose activations leave room: with more rows the weight is packed fewer times."""
 LEAST_ROWS = 210
-"""Of a chunk: of so few more are not multiplied in proportion, since the whole weight is packed for each chunk. (At 128,256 words
-of 2,048 numbers an AVX2 core pair makes 59 GFLOP/s of 48 rows, 100 of 96, 108 of 192 and 125 of 384, in fp32.)"""
+"""Rows of a chunk, at the least, for each of which the whole weight is packed. Of 128,256 words of 2,048 numbers two AVX2
+cores make 59 GFLOP/s with 48 rows, 100 with 96, 108 with 192 and 125 with 384, in fp32."""
 TILE_ROWS = 14
 """Rows that the widest kernels multiply at a time: a chunk is as many of them as it can be, so that few go half empty."""
 
