@@ -207,7 +207,7 @@ def finetune(
         if not (resume or overwrite):
             refuse_used(folder)
         asked = FineTuning(source, data, folder, full, adapter, epochs, chat or {}, overrides or {})
-        prepared = prepare(asked, lambda text: print(text, flush=True), bar, lock)
+        prepared = prepare(asked, lambda text: print(text, flush=True), bar, lock, goes_on=resume)
         print("\n".join(prepared.lines), flush=True)
         config = load_config(prepared.file, {"checkpoint.resume": "none"} if overwrite else {})
         binding = bind_for(config.launch, config.parallel.tensor, process)

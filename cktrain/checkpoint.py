@@ -58,6 +58,7 @@ from cktrain.checkpoint_record import (
     FrozenBase,
     State,
     damaged_file,
+    other_model_error,
     read_checkpoint,
 )
 from cktrain.comm.group import Group
@@ -435,7 +436,4 @@ def _check_same_model(
     problems += [f"the optimizer's {moment} is missing" for moment in moments if moment not in state.moments]
     if problems or differences:
         more = [f"and {len(problems) - 3} more"] if len(problems) > 3 else []
-        raise CheckpointError(
-            f"[checkpoint] {path} is of another model or optimizer: {'; '.join([*differences, *problems[:3], *more])}. "
-            "Use the config it was made with, another run.dir, or checkpoint.resume: none."
-        )
+        raise other_model_error(path, [*differences, *problems[:3], *more])

@@ -41,6 +41,14 @@ class OtherFormatError(CheckpointError):
     """A checkpoint of a version of cktrain that is not read: not damaged, so nothing else is taken for it."""
 
 
+def other_model_error(path: Path, differences: list[str]) -> CheckpointError:
+    """Of a checkpoint whose run computes something else than this one."""
+    return CheckpointError(
+        f"[checkpoint] {path} is of another model or optimizer: {'; '.join(differences)}. "
+        "Use the config it was made with, another run.dir, or checkpoint.resume: none."
+    )
+
+
 class Ancestor(BaseModel):
     """A run that led to this one, and the step at which it was left."""
 

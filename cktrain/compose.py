@@ -99,7 +99,7 @@ def compose(
     model_config, pretrained = together_for_long(group, lambda: _architecture(config.model, before))
     adapter = together(group, partial(resolve_adapter, config.adapter))
     config = config.model_copy(update={"model": model_config, "adapter": adapter})
-    config = prepare_rows(config, pretrained, group)
+    config = prepare_rows(config, pretrained, checkpoint, group)
     examples = 0
     if checkpoint is not None and before is not None:
         examples = together(group, partial(consumed_examples, checkpoint, before, config))

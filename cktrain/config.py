@@ -34,6 +34,7 @@ from cktrain.config_types import (
     SizeOrAuto,
     duration_seconds,
 )
+from cktrain.held_out_files import files_of_their_own
 from cktrain.hf.peft_config import ADAPTER_DEFAULTS, AdapterConfig
 from cktrain.models import AnyModel
 
@@ -95,7 +96,7 @@ class ValidationConfig(Section):
     batches: Positive | None = 8
     """Global batches of the validation split to use; null: the whole split."""
     path: PathText | None = None
-    """Validation tokens, when data.path is a single raw .bin file."""
+    """Validation tokens of their own: a raw .bin, or another folder made by `cktrain data prepare`."""
 
     @model_validator(mode="after")
     def _check(self) -> ValidationConfig:
@@ -162,6 +163,11 @@ class DataConfig(Section):
         given = values.get("validation")
         if given is None and values.get("train") is not None:
             given = 0.05
+        if isinstance(given, str):
+            raise ValueError(
+                f"validation is {given!r}, and takes a share of train's rows, as 0.05, or a block of keys. "
+                f"{files_of_their_own(given)}"
+            )
         if isinstance(given, bool) or not isinstance(given, int | float):
             return values
         return {**values, "validation": {"fraction": float(given), **(_VALIDATED if given else {})}}

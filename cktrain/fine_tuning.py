@@ -19,7 +19,7 @@ from typing import Any
 
 from cktrain import cython_kernels
 from cktrain.base_folder import base_folder, make_base
-from cktrain.checkpoint_folder import free_name
+from cktrain.checkpoint_folder import find_candidates, free_name
 from cktrain.config import Config
 from cktrain.config_file import load_config, with_overrides
 from cktrain.config_types import AUTO
@@ -39,7 +39,7 @@ from cktrain.run_length import count_steps, length_in_words
 from cktrain.saved_model import SavedModel, find_saved_model, refuse_model_folder
 from cktrain.side_files import CONFIG_FILE as MODEL_FILE
 from cktrain.trained_run import TrainedRun
-from cktrain.training_rows import DATA_FOLDER
+from cktrain.training_rows import DATA_FOLDER, refuse_other_run
 from cktrain.yaml_text import dump_yaml
 
 CONFIG_FILE = "finetune.yaml"
@@ -151,11 +151,16 @@ def owned_run(out: str | Path) -> Iterator[FolderLock]:
 
 
 def prepare(
-    asked: FineTuning, say: Say = lambda text: None, progress: bool = True, lock: FolderLock | None = None
+    asked: FineTuning,
+    say: Say = lambda text: None,
+    progress: bool = True,
+    lock: FolderLock | None = None,
+    goes_on: bool = False,
 ) -> Prepared:
     """Prepare the model and the data, and write the configuration. `say` hears what was found, a line at a time.
 
-    `lock` is the folder's, where the caller holds it. Of a run that goes on in another process nothing is replaced.
+    `lock` is the folder's, where the caller holds it. Of a run that goes on in another process nothing is replaced, nor of
+    one that `goes_on` here and cannot, since the model, its tokenizer or the optimizer is another.
     Raises ValueError for what the user can mend, and OSError when writing fails.
     """
     out = Path(asked.out)
@@ -183,24 +188,30 @@ def prepare(
     assumed = _values(asked, saved.path, out, _ANY_DATA, min(LENGTH, positions), given)
     load_config(_merged(assumed, given))  # a mistyped key is told before anything is prepared
     with nullcontext() if lock is not None else owned_run(out):
-        return _prepare(asked, saved, given, positions, say, progress)
+        return _prepare(asked, saved, given, positions, say, progress, goes_on)
 
 
 def _prepare(
-    asked: FineTuning, saved: SavedModel, given: Values, positions: int, say: Say, progress: bool
+    asked: FineTuning,
+    saved: SavedModel,
+    given: Values,
+    positions: int,
+    say: Say,
+    progress: bool,
+    goes_on: bool,
 ) -> Prepared:
     out = Path(asked.out)
     in_blocks = _block(given, "model").get("quantize", "none") != "none"
     base = _base(asked.model, saved, out, in_blocks, say)
+    if goes_on:
+        _refuse_other_run(asked, base, out, positions, given)
     folder, dataset = _data(asked, base, out, positions, given, say, progress)
     length = _length(dataset, positions, given)
     values = _values(asked, base, folder, dataset, length, given)
     file = out / CONFIG_FILE
     config = load_config(_merged(values, given))
     _write(file, _merged(values, given), say)
-    adapter = resolve_adapter(config.adapter)
-    config = config.model_copy(update={"model": resolve_model(config.model)[0], "adapter": adapter})
-    config = with_accumulation(config, data_ranks=1)
+    config = with_accumulation(_resolved(config), data_ranks=1)
     config = count_steps(config, sequences_of(dataset, "train", length))
     return Prepared(file, config, _expected(config, dataset, length))
 
@@ -215,6 +226,23 @@ def _base(model: str | Path, saved: SavedModel, out: Path, in_blocks: bool, say:
     folder = base_folder(saved, out)
     make_base(saved, folder, model, say)
     return folder
+
+
+def _refuse_other_run(asked: FineTuning, base: Path, out: Path, positions: int, given: Values) -> None:
+    """ValueError where the run that stands there cannot go on so, by what is known before its rows are prepared."""
+    found = find_candidates(out / "checkpoints").found
+    if not found or (Path(asked.data) / DATASET_FILE).is_file():
+        return
+    length = _block(given, "data").get(
+        "sequence_length", asked.chat.get("sequence_length", min(LENGTH, positions))
+    )
+    config = load_config(_merged(_values(asked, base, out, _ANY_DATA, length, given), given))
+    refuse_other_run(found[0], _resolved(config), base)
+
+
+def _resolved(config: Config) -> Config:
+    adapter = resolve_adapter(config.adapter)
+    return config.model_copy(update={"model": resolve_model(config.model)[0], "adapter": adapter})
 
 
 def _data(

@@ -25,6 +25,7 @@ from cktrain.generation.decoder import Decoder, generate, most_tokens
 from cktrain.generation.sampler import Sampler
 from cktrain.generation.text_generation import TextGeneration
 from cktrain.hf.folder import save_folder
+from cktrain.hf.hub import what_fetches_the_rest
 from cktrain.hf.peft_folder import peft_adapter
 from cktrain.hf.peft_targets import loras
 from cktrain.hf.tensors import hf_tensors
@@ -239,9 +240,11 @@ class Model:
         """Text to ids and back, as the model's own data was encoded. ValueError where there is no tokenizer."""
         if self._codec is None:
             if not self._side.has_tokenizer:
+                rest = what_fetches_the_rest(self.path)
+                more = f", or fetch what the hub's cache lacks: {rest}" if rest else "."
                 raise ValueError(
                     f"[generate] {self.path} has no tokenizer.json, neither had the data it was trained on. "
-                    "Give its folder with --tokenizer (tokenizer= in Python)."
+                    f"Give its folder with --tokenizer (tokenizer= in Python){more}"
                 )
             self._codec = Codec(self._side, self._special_tokens)
         return self._codec

@@ -200,14 +200,21 @@ def check_tokenizer(side: SideFiles) -> None:
     folder = Path(side.found_in)
     other = [name for name in _OTHER_KINDS if name in side.files]
     if not other:
-        raise ValueError(
-            f"[tokenizer] {folder / TOKENIZER_FILE}: no such file. Give a tokenizer.json or a folder that holds one."
-        )
+        raise ValueError(f"[tokenizer] {folder / TOKENIZER_FILE}: no such file. {where_to_find_one(folder)}")
     code = f"from transformers import AutoTokenizer as A; A.from_pretrained({str(folder)!r}).save_pretrained('converted')"
     raise ValueError(
         f"[tokenizer] {folder} has {' and '.join(other)} and no {TOKENIZER_FILE}. Make one with transformers: "
         f"python -c {shlex.quote(code)}"
     )
+
+
+def where_to_find_one(folder: Path) -> str:
+    """What to do where a folder has no tokenizer."""
+    from cktrain.hf.hub import what_fetches_the_rest
+
+    if (command := what_fetches_the_rest(folder)) is not None:
+        return f"The hub's cache has the model without its tokenizer: {command}"
+    return "Give a tokenizer.json or a folder that holds one."
 
 
 def read_record(folder: Path) -> SideFiles | None:

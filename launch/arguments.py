@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import argparse
 import math
+import os
 import re
 import shlex
 from collections.abc import Callable
 
+from cktrain.held_out_files import files_of_their_own
 from cktrain.user_path import user_path
 
 MOST_CPUS = 8192
@@ -64,6 +66,13 @@ def number(least: float, most: float, *, above: bool = False) -> Callable[[str],
         return value
 
     return read
+
+
+def held_out(text: str) -> float:
+    """The share of the rows that is held out; a file of others is prepared by itself."""
+    if os.path.exists(text):
+        raise argparse.ArgumentTypeError(f"{text[:80]!r} is no share of the rows. {files_of_their_own(text)}")
+    return number(0.0, 0.5)(text)
 
 
 seconds = number(0.0, YEAR_S, above=True)

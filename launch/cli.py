@@ -14,9 +14,7 @@ import io
 import os
 import signal
 import sys
-import threading
 from collections.abc import Iterator, Sequence
-from types import FrameType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -62,6 +60,9 @@ _ALONE = {"generate", "chat", "evaluate", "export", "import", "report", "data"}
 _STOPPED = {"train", "finetune", "launch"}
 """Commands that signals stop with status 75, whatever they are doing."""
 
+_ANSWERS = {"chat", "generate"}
+"""Commands that Ctrl-C may ask to end an answer alone."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status."""
@@ -78,61 +79,50 @@ def main(argv: Sequence[str] | None = None) -> int:
             with watched_streams(output=command in _WATCHED):
                 status = _run(arguments, flag)
         except StopRequested:
-            assert flag is not None
-            with watched_streams():
-                print(f"stopped by {flag.reason} before anything was started: nothing is lost", flush=True)
-            status = EXIT_STOPPED
-        if argv is None and flag is not None:
+            status = _say_stopped(command, flag)
+        if argv is None:
             flag.ignore()  # the status is said: no signal changes it while Python ends
         return status
 
 
 @contextlib.contextmanager
-def _stopping(command: str) -> Iterator[StopFlag | None]:
-    """Take the signals that stop a run before anything else is imported; then let those come that were held back."""
+def _stopping(command: str) -> Iterator[StopFlag]:
+    """Take the signals before anything else is imported; then let those come that were held back.
+
+    A command that has nothing to save ends by the first, and further ones wait for what it has to tidy; those that were
+    ignored stay so, and an interrupt ends what `_ANSWERS` say, not always the command.
+    """
     from cktrain.training.stop import SIGNALS, StopFlag
 
-    with StopFlag(at_once=True) if command in _STOPPED else _ended_by_signals() as flag:
+    taken = None
+    if command not in _STOPPED:
+        taken = [
+            number
+            for number in SIGNALS
+            if signal.getsignal(number) != signal.SIG_IGN
+            and not (number == signal.SIGINT and command in _ANSWERS)
+        ]
+    with StopFlag(at_once=True, signals=taken, second_interrupts=command in _STOPPED) as flag:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
         yield flag
 
 
-class _Ended(BaseException):
-    """Raised in the main thread by the first signal that ends a command, so that what is half made is removed."""
+def _say_stopped(command: str, flag: StopFlag) -> int:
+    """Say that a signal has ended a command that has nothing to save, or has not begun; returns the exit status."""
+    from cktrain.best_effort import watched_streams
 
-    def __init__(self, number: int) -> None:
-        self.signal = signal.Signals(number)
-
-
-@contextlib.contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """SIGTERM and SIGHUP, unless ignored, raise _Ended; further ones wait for what it has to tidy."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {n: signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGHUP)}
-    before = {n: handler for n, handler in before.items() if handler == signal.SIG_DFL}
-
-    def end(number: int, frame: FrameType | None) -> None:
-        from cktrain.training.stop import imports
-
-        if imports(frame):  # which compiled modules do not bear to be left in
-            signal.signal(number, signal.SIG_DFL)
-            os.kill(os.getpid(), number)
-        for each in before:
-            signal.signal(each, signal.SIG_IGN)
-        raise _Ended(number)
-
-    for number in before:
-        signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    if command in _STOPPED:
+        with watched_streams():
+            print(f"stopped by {flag.reason} before anything was started: nothing is lost", flush=True)
+        return EXIT_STOPPED
+    assert flag.signal is not None
+    how = "interrupted" if flag.signal == signal.SIGINT else f"ended by {flag.signal.name}"
+    print(f"cktrain: {how}; nothing half made was kept", file=sys.stderr)
+    _give_up_output()
+    return 128 + flag.signal
 
 
-def _run(arguments: list[str], flag: StopFlag | None) -> int:
+def _run(arguments: list[str], flag: StopFlag) -> int:
     from cktrain.comm.errors import CommError
 
     try:
@@ -142,8 +132,7 @@ def _run(arguments: list[str], flag: StopFlag | None) -> int:
             parser.error(f"unrecognized arguments: {' '.join(unknown)}{_as_keys(unknown, options)}")
         options.flag = flag
         _say_unknown_variables()
-        if flag is not None:
-            flag.check()
+        flag.check()
         if arguments[0] in _ALONE and _is_another_rank(arguments[0]):
             return 0
         status = options.run(options)
@@ -157,10 +146,6 @@ def _run(arguments: list[str], flag: StopFlag | None) -> int:
         print("cktrain: interrupted", file=sys.stderr)
         _give_up_output()
         return EXIT_INTERRUPTED
-    except _Ended as ended:
-        print(f"cktrain: ended by {ended.signal.name}; nothing half made was kept", file=sys.stderr)
-        _give_up_output()
-        return 128 + ended.signal
     except BrokenPipeError:  # who reads what was asked for has seen enough
         _give_up_output()
         return 1

@@ -34,7 +34,7 @@ _OF_THE_NETWORK = (
     "SSL_CERT_DIR",
 )
 """Variables that say how the Hub is reached; their values may hold passwords and are not shown."""
-_IN_CACHE = re.compile(r"models--(?P<org>.+?)--(?P<name>[^/]+)/snapshots/[^/]+/?$")
+_IN_CACHE = re.compile(r"models--(?P<org>.+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)/?$")
 _LEFT_OUT = ["consolidated*", "*/*.safetensors"]
 """The same weights once more under other names, as Mistral's repositories have them, and those of other formats."""
 
@@ -123,6 +123,16 @@ def hub_id(path: str | Path) -> str | None:
     """The id of a folder in the cache; None for another folder."""
     match = _IN_CACHE.search(str(path))
     return None if match is None else f"{match['org']}/{match['name']}"
+
+
+def what_fetches_the_rest(folder: str | Path) -> str | None:
+    """The command that fetches what a folder in the cache lacks of its repository; None for another folder."""
+    match = _IN_CACHE.search(str(folder))
+    return (
+        None
+        if match is None
+        else f"hf download {match['org']}/{match['name']} --revision {match['revision']}"
+    )
 
 
 def _cached(folder: Callable[..., Path]) -> Path | None:

@@ -13,6 +13,7 @@ leaves the others waiting and cannot be saved; a run alone saves even then, unle
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 from collections.abc import Sequence
@@ -43,7 +44,7 @@ from cktrain.training.objective import OBJECTIVES, Objective
 from cktrain.training.observer import Observer, Observers, Step, StepResult
 from cktrain.training.periodic_validation import PeriodicValidation
 from cktrain.training.run_clock import RunClock
-from cktrain.training.stop import StopFlag
+from cktrain.training.stop import LEAVE_AFTER_S, StopFlag, StopRequested
 from cktrain.training.validation import ValidationResult, Validator
 
 log = logging.getLogger("cktrain")
@@ -101,12 +102,17 @@ class Trainer:
         return self.saver.folder
 
     def step(self, *, stop: bool = False) -> StepResult:
-        """Compute the next step and update the weights; `stop`: tell the other ranks that it is to be the last one."""
+        """Compute the next step and update the weights; `stop`: tell the other ranks that it is to be the last one.
+
+        Raises StopRequested in a run alone that was asked to stop and would compute gradients for too long: no weight has
+        changed, and the step can be done again.
+        """
         part, waited_before = self.part, self.part.ranks.comm_timer.seconds
         step = self.progress.step + 1
         batches, trouble = self._batches()
         trouble = self._trouble or trouble
-        losses, count = part.gradients(batches, self.objective)
+        with self.flag.left_if_long() if self.group.size == 1 else contextlib.nullcontext():
+            losses, count = part.gradients(batches, self.objective)
         norms, troubled, clock = part.squared_norm(), trouble is not None, self._clock.seconds
         sums = reduce_step(part.ranks, losses, count, norms, stop, troubled, clock)
         if sums.trouble:
@@ -183,11 +189,14 @@ class Trainer:
         observers = self._told = self._all_observers()
         try:
             with self.flag:
-                self.flag.at_once = False
+                self.flag.at_once, self.flag.say = False, self._say_what_is_waited_for
                 self._clock.begin(self.progress.seconds)
                 self._trouble = observers.begun(first - 1, last)
                 return self._run(first, last, observers)
         except AgreedError:  # its text says what is saved
+            raise
+        except KeyboardInterrupt:  # a second one
+            self.fate = f"Not saved: what was trained after step {self.saver.saved_step}."
             raise
         except Exception as error:
             self.fate = self._save_alone(error)
@@ -203,7 +212,11 @@ class Trainer:
         measuring = BestEffort("[trainer] the run cannot say how it goes", "It goes on.")
         for number in range(first, last + 1):
             data_before = self.loader.wait_seconds
-            result = self.step(stop=bool(self.flag))
+            try:
+                result = self.step(stop=bool(self.flag))
+            except StopRequested:
+                self._leave(number)
+                return False
             meter.add(result, self.loader.wait_seconds - data_before)
             over = self._time_is_over(result.seconds)
             step = Step(number, result, number == last or over, meter.tokens_per_second)
@@ -238,6 +251,30 @@ class Trainer:
         with measuring:
             self._log_bubble()
         return True
+
+    def _leave(self, number: int) -> None:
+        """Save what was trained before the step that is given up. Raises NotSavedError."""
+        log.info(
+            "stopped by %s: step %d is left, and computed again when the run goes on",
+            self.flag.reason,
+            number,
+        )
+        if self.progress.step != self.saver.saved_step:
+            self.save()
+        elif number == 1:
+            log.info("nothing was trained, nothing is lost")
+
+    def _say_what_is_waited_for(self, name: str) -> None:
+        number = self.progress.step + 1
+        what = f"step {number} is finished and saved, then the run ends"
+        if self.group.size == 1:
+            what += f"; after {LEAVE_AFTER_S:g} s it is left, and what was trained before it is saved"
+        log.info(
+            "[stop] %s: %s. Ctrl-C (SIGINT) now ends at once, without what was trained after step %d",
+            name,
+            what,
+            self.saver.saved_step,
+        )
 
     def _all_observers(self) -> Observers:
         """In the order in which they are told: a step is saved before it is validated, which may take longer than a run

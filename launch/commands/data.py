@@ -3,16 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import contextlib
 import datetime
-import signal
 import sys
-from collections.abc import Iterator
-from types import FrameType
 from typing import Any
 
 from cktrain.launch import arguments
-from cktrain.training.stop import SIGNALS
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -53,7 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument(
         "--validation-fraction",
         "--validation",
-        type=arguments.number(0.0, 0.5),
+        type=arguments.held_out,
         default=0.05,
         help="share of the documents held out",
     )
@@ -168,28 +163,24 @@ def _prepare_and_tell(options: argparse.Namespace) -> int:
             "[data] --vocab-size is for a tokenizer that is trained, and --tokenizer has its own. Leave one out."
         )
     wanted = 2048 if options.vocab_size is None else options.vocab_size
-    try:
-        with _stopped_by_signals():
-            summary = prepare(
-                options.source,
-                options.out,
-                tokenizer=options.tokenizer,
-                vocab_size=wanted,
-                eos_token=options.eos_token,
-                special_tokens=options.special_tokens,
-                validation_fraction=options.validation_fraction,
-                text_key=options.text_key,
-                suffixes=_suffixes(options.suffixes),
-                shard_tokens=options.shard_tokens,
-                overwrite=options.overwrite,
-                reuse=options.reuse,
-                file_format=options.format,
-                skip_bad_rows=options.skip_bad_rows,
-                skip_bad_files=options.skip_bad_files,
-                say=_say,
-            )
-    except _Stopped as stopped:
-        return _say_stopped(options, stopped)
+    summary = prepare(
+        options.source,
+        options.out,
+        tokenizer=options.tokenizer,
+        vocab_size=wanted,
+        eos_token=options.eos_token,
+        special_tokens=options.special_tokens,
+        validation_fraction=options.validation_fraction,
+        text_key=options.text_key,
+        suffixes=_suffixes(options.suffixes),
+        shard_tokens=options.shard_tokens,
+        overwrite=options.overwrite,
+        reuse=options.reuse,
+        file_format=options.format,
+        skip_bad_rows=options.skip_bad_rows,
+        skip_bad_files=options.skip_bad_files,
+        say=_say,
+    )
     splits = {
         name: sum(shard["tokens"] for shard in split["shards"]) for name, split in summary["splits"].items()
     }
@@ -199,13 +190,6 @@ def _prepare_and_tell(options: argparse.Namespace) -> int:
         print(f"the tokenizer has {summary['vocab_size']:,} tokens: the text gives no more of {wanted:,}")
     print(_how_documents_end(summary))
     return 0
-
-
-def _say_stopped(options: argparse.Namespace, stopped: _Stopped) -> int:
-    from cktrain.data.sniff import shown
-
-    _say(f"cktrain: [data.prepare] {shown(options.out)}: {stopped.signal.name} came; nothing was kept.")
-    return 128 + stopped.signal
 
 
 _CHAT_OPTIONS = (
@@ -262,19 +246,15 @@ def _prepare_chat_and_tell(options: argparse.Namespace) -> int:
         skip_bad=options.skip_bad_rows,
         shard_tokens=options.shard_tokens,
     )
-    try:
-        with _stopped_by_signals():
-            summary = prepare_chat(
-                options.source,
-                options.out,
-                tokenizer=options.tokenizer,
-                options=chat_options,
-                overwrite=options.overwrite,
-                reuse=options.reuse,
-                say=_say,
-            )
-    except _Stopped as stopped:
-        return _say_stopped(options, stopped)
+    summary = prepare_chat(
+        options.source,
+        options.out,
+        tokenizer=options.tokenizer,
+        options=chat_options,
+        overwrite=options.overwrite,
+        reuse=options.reuse,
+        say=_say,
+    )
     rows = ", ".join(f"{split['documents']:,} {name} rows" for name, split in summary["splits"].items())
     print(f"{shown(options.out)}: {rows}")
     print("\n".join(described(summary["chat"])))
@@ -349,32 +329,3 @@ def _suffixes(text: str | None) -> list[str] | None:
 
 def _say(text: str) -> None:
     print(text, file=sys.stderr)
-
-
-class _Stopped(BaseException):
-    """Raised in the main thread by the first of the signals."""
-
-    def __init__(self, number: int):
-        self.signal = signal.Signals(number)
-
-
-@contextlib.contextmanager
-def _stopped_by_signals() -> Iterator[None]:
-    """The signals that stop a run raise _Stopped, so that what is half made is removed; further ones wait for that.
-
-    One that was ignored (nohup) stays so.
-    """
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        for other in before:
-            signal.signal(other, signal.SIG_IGN)
-        raise _Stopped(number)
-
-    before = {n: signal.getsignal(n) for n in SIGNALS if signal.getsignal(n) is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, stop)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

@@ -68,7 +68,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_chat_arguments(parser)
     rows = parser.add_argument_group("rows")
     rows.add_argument(
-        "--validation", type=arguments.number(0.0, 0.5), help="share of the rows held out; default: 0.05"
+        "--validation", type=arguments.held_out, help="share of the rows held out; default: 0.05"
     )
     rows.add_argument(
         "--special-tokens",
@@ -123,7 +123,7 @@ def _prepare_and_train(options: argparse.Namespace, binding: Binding, lock: Fold
         chat=chat,
         overrides=[*held, *options.overrides],
     )
-    prepared = prepare(asked, say=_say, lock=lock)
+    prepared = prepare(asked, say=_say, lock=lock, goes_on=goes_on)
     print("\n".join(prepared.lines), flush=True)
     refusal = _say_plan(prepared.config, prepared.file, binding)
     print(f"configuration: {prepared.file}", flush=True)

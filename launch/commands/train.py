@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 EXIT_INPUT = 2
 EXIT_STOPPED = 75
+EXIT_INTERRUPTED = 130
 AFTER_RANK_0_S = 2.0
 """How much later than rank 0 another rank ends for what is wrong on all of them, the config for one. Who started them stops
 them when rank 0 ends: the user reads one message. A rank that alone found something else is heard."""
@@ -94,6 +95,8 @@ def _train(options: argparse.Namespace, session: Session) -> int:
         raise
     except BaseException as error:
         status = _report(error, options, session)
+        if isinstance(error, KeyboardInterrupt) and group.rank == 0 and session.trains:
+            _say_how_to_resume(options, session)
         if group.size > 1:
             session.release()
             if isinstance(error, AgreedError) and group.rank > 0:
@@ -103,9 +106,13 @@ def _train(options: argparse.Namespace, session: Session) -> int:
     group.close()
     if done:
         return 0
-    saved = session.config.checkpoint.resume != "auto" and session.has_saved()
-    logging.getLogger("cktrain").info("resume with: %s", _command_line(options, group, saved))
+    _say_how_to_resume(options, session)
     return EXIT_STOPPED
+
+
+def _say_how_to_resume(options: argparse.Namespace, session: Session) -> None:
+    saved = session.config.checkpoint.resume != "auto" and session.has_saved()
+    logging.getLogger("cktrain").info("resume with: %s", _command_line(options, session.group, saved))
 
 
 def _say(text: str) -> None:
@@ -143,7 +150,7 @@ def _report(error: BaseException, options: argparse.Namespace, session: Session)
     told = isinstance(error, AgreedError) and group.rank > 0  # rank 0 says what all know
     status = EXIT_INPUT if isinstance(error, ValueError) else 1
     if isinstance(error, KeyboardInterrupt):
-        text = "interrupted"
+        text, status = f"interrupted. {session.fate}".strip(), EXIT_INTERRUPTED
     else:
         text = f"{error} {session.fate}".strip()
         shown = (AgreedError, CommError, MemoryError, ValueError)

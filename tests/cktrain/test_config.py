@@ -81,6 +81,10 @@ def test_saved_configurations_read_back_equal(config_of, tmp_path):
             r"run.yaml:4: data: dtype is of a raw .bin, and train chat.jsonl has rows",
         ),
         (
+            ("path: tokens.bin", "train: chat.jsonl, validation: held out.jsonl"),
+            r"data: validation is 'held out.jsonl', and takes a share .* cktrain data prepare 'held out.jsonl' HELD_OUT",
+        ),
+        (
             ("path: tokens.bin", "train: chat.jsonl, validation: 0.7"),
             r"run.yaml:4: data.validation.fraction: .* 0.5, found 0.7",
         ),

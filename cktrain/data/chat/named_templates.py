@@ -7,6 +7,7 @@ from pathlib import Path
 
 from cktrain.data.chat.template import ChatTemplate, named_tokens, stock_template
 from cktrain.data.sniff import shown
+from cktrain.data.tokenizer import Tokenizer
 from cktrain.side_files import SideFiles
 
 CHATML = r"""
@@ -54,6 +55,29 @@ PLAIN = r"""
 
 NAMED = {"chatml": CHATML, "llama3": LLAMA3, "plain": PLAIN}
 """`plain` needs no tokens but the tokenizer's end token, and so fits every tokenizer."""
+
+_MARKERS = {
+    "chatml": ("<|im_start|>", "<|im_end|>"),
+    "llama3": ("<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"),
+}
+"""What they write that must be a token each."""
+
+
+def refuse_without_markers(asked: str | None, tokenizer: Tokenizer, where: str) -> None:
+    """Raises ValueError for a template that is asked for by name and whose markers are no tokens of the tokenizer.
+
+    As pieces of text they would train and look well in the loss, but no token ends an answer: whoever runs the model later,
+    here, in transformers, Ollama or llama.cpp, sees it go on until its context is full. Some trainers add the tokens and
+    rows of the embedding (TRL's setup_chat_format, axolotl's tokens:); here a model keeps its vocabulary.
+    """
+    missing = [token for token in _MARKERS.get(asked or "", ()) if tokenizer.id_of(token) is None]
+    if missing:
+        raise ValueError(
+            f"[data.chat] the template {asked} writes {', '.join(missing)}, which the tokenizer of {where} does not have as "
+            "tokens: no token would end an answer, and the model would not learn to stop. Give --chat-template plain, which "
+            "ends answers with the tokenizer's own end token, or a model whose tokenizer has them. (A file with a template "
+            "of your own is taken as it is.)"
+        )
 
 
 def template_of(side: SideFiles, asked: str | None, date: datetime.date) -> ChatTemplate | None:

@@ -21,7 +21,7 @@ from rich.progress import Progress
 from cktrain.data.chat.encoded_rows import EncodedRows
 from cktrain.data.chat.findings import BadRows, Twins, length_summary, share
 from cktrain.data.chat.marked_templates import marked_template
-from cktrain.data.chat.named_templates import template_of
+from cktrain.data.chat.named_templates import refuse_without_markers, template_of
 from cktrain.data.chat.packing import best_fit_decreasing
 from cktrain.data.chat.row_files import RawRow, RowFiles, as_json
 from cktrain.data.chat.rows import COLUMNS, Row, parse_row
@@ -121,6 +121,7 @@ def prepare_chat(
         say(f"[data.prepare] {target.name}: prepared again, because {why}.")
     marked = _marked(template, side, options, say, target.name)
     maker = SampleMaker(side, options.eos_token, template, marked, options.train_on, options.special_tokens)
+    refuse_without_markers(options.chat_template, maker.tokenizer, side.found_in)
     try:
         with target, progress_bar(progress) as bar:
             work = _Preparation(target.data, files, maker, options)

@@ -22,7 +22,9 @@ import pytest
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from chat_models import write_weights
 
+from cktrain.api import load
 from cktrain.hf.hub import hub_id, local_path
+from cktrain.side_files import read_tokenizer
 
 pytest.importorskip("huggingface_hub")
 pytestmark = pytest.mark.judge
@@ -30,7 +32,9 @@ pytestmark = pytest.mark.judge
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 PROGRAM = """
 import sys
+from cktrain.api import load
 from cktrain.hf.hub import hub_id, local_path
+from cktrain.side_files import read_tokenizer
 from cktrain.hf.peft_folder import find_adapter
 from cktrain.side_files import read_tokenizer
 for name in sys.argv[1:]:
@@ -199,3 +203,14 @@ def test_what_had_a_say_in_the_connection_is_named_and_not_shown(tmp_path):
     assert f"it cannot be fetched ({where}: " in line
     assert re.search(r", with HF_ENDPOINT, .*https_proxy.* set: correct what is not meant", line)
     assert "secret" not in line
+
+
+def test_a_model_in_the_cache_without_its_tokenizer_is_told_with_the_command_that_fetches_it(tmp_path):
+    snapshot = tmp_path / "hub" / "models--org--tiny" / "snapshots" / COMMIT
+    write_weights(snapshot)
+    (snapshot / "tokenizer.json").unlink()
+    command = f"hf download org/tiny --revision {COMMIT}"
+    with pytest.raises(ValueError, match=rf"the model without its tokenizer: {command}$"):
+        read_tokenizer(snapshot)
+    with pytest.raises(ValueError, match=rf"--tokenizer .*, or fetch what the hub's cache lacks: {command}$"):
+        load(snapshot).encode("a")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 
 from cktrain.agreed import AgreedFault, AgreedInputError, Trouble, agree
 from cktrain.comm.solo_group import SoloGroup
+from cktrain.training import stop
 from cktrain.training.divergence import TrainingDiverged
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "comm"))
@@ -38,13 +40,13 @@ def validated(tiny, tokens_file, tmp_path, **validation):
     return tiny(**TINY, **{"data.validation": validation}), held_out
 
 
-def stopped_in_validation(trainer):
+def stopped_in_validation(trainer, ask=signal.raise_signal):
     """Its run, of which the first batch of a validation asks for an end; and the step at each batch that was evaluated."""
     evaluate, steps = trainer.stage.evaluate, []
 
     def stop(batch):
         steps.append(trainer.progress.step)
-        trainer.flag.signal = signal.SIGTERM
+        ask(signal.SIGTERM)
         return evaluate(batch)
 
     trainer.stage.evaluate = stop
@@ -103,7 +105,7 @@ def test_two_ranks_leave_their_validation_when_one_is_to_stop(
         trainer = composed(config, None, group).trainer
         evaluated = []
         if group.rank == 1:
-            return stopped_in_validation(trainer)
+            return stopped_in_validation(trainer, lambda name: setattr(trainer.flag, "signal", name))
         evaluate = trainer.stage.evaluate
         trainer.stage.evaluate = lambda batch: evaluated.append(trainer.progress.step) or evaluate(batch)
         return trainer.run(), evaluated
@@ -112,6 +114,52 @@ def test_two_ranks_leave_their_validation_when_one_is_to_stop(
     for done, steps in crew.do(train):
         assert done is False and steps == [4] * share
     assert saved(config) == ["step-00000005"]
+
+
+def test_a_long_step_of_a_run_alone_is_left_and_computed_again(
+    tiny, composed, tokens_file, tmp_path, monkeypatch, caplog
+):
+    """Slurm kills 30 s after its SIGTERM, however long a step takes; what goes on has the same losses."""
+    config, _ = validated(tiny, tokens_file, tmp_path)
+    elsewhere = config.run.model_copy(update={"dir": str(tmp_path / "whole")})
+    whole = composed(config.model_copy(update={"run": elsewhere})).trainer
+    whole.run()
+    monkeypatch.setattr(stop, "LEAVE_AFTER_S", 0.05)
+    monkeypatch.setattr(stop, "SAY_AFTER_S", 0.01)
+    trainer = composed(config).trainer
+    train = trainer.stage.train
+
+    def stopped(*arguments):
+        if trainer.progress.step == 2:
+            signal.raise_signal(signal.SIGTERM)
+            time.sleep(10)
+        return train(*arguments)
+
+    monkeypatch.setattr(trainer.stage, "train", stopped)
+    with caplog.at_level("INFO", "cktrain"):
+        assert trainer.run() is False
+    assert saved(config) == ["step-00000002"]
+    assert (
+        "[stop] SIGTERM: step 3 is finished and saved, then the run ends; after 5 s it is left" in caplog.text
+    )
+    assert "stopped by SIGTERM: step 3 is left" in caplog.text
+    resumed = composed(config).trainer
+    assert resumed.run() is True
+    assert np.array_equal(resumed.params.data, whole.params.data)
+
+
+def test_a_second_interrupt_says_what_is_not_saved(tiny, composed, monkeypatch):
+    trainer = composed(tiny(**TINY)).trainer
+
+    def interrupted(*_arguments):
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        raise AssertionError("it goes on")
+
+    monkeypatch.setattr(trainer.stage, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        trainer.run()
+    assert trainer.fate == "Not saved: what was trained after step 0."
 
 
 @pytest.mark.parametrize("broken", ["validator", "evaluate", "forward", "update", "loader"])

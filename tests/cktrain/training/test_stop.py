@@ -10,6 +10,7 @@ import time
 
 import pytest
 
+from cktrain.training import stop
 from cktrain.training.stop import SIGNALS, StopFlag, StopRequested, catchable
 
 pytestmark = pytest.mark.usefixtures("hangup")
@@ -78,6 +79,50 @@ def test_what_came_in_an_import_ends_the_wait_after_it(tmp_path, monkeypatch):
         importlib.import_module("signals_too")
         with pytest.raises(StopRequested):
             time.sleep(30)
+
+
+def test_what_takes_too_long_after_a_signal_is_left(monkeypatch):
+    """Also after one that came before it began; never without one, and a second interrupt is at once."""
+    monkeypatch.setattr(stop, "LEAVE_AFTER_S", 0.05)
+    with StopFlag() as flag:
+        with flag.left_if_long():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(StopRequested), flag.left_if_long():
+            time.sleep(30)
+        with pytest.raises(StopRequested), flag.left_if_long():
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(30)
+        time.sleep(0.1)  # nothing more is raised outside
+    monkeypatch.setattr(stop, "LEAVE_AFTER_S", 30)
+    with StopFlag() as flag, pytest.raises(KeyboardInterrupt), flag.left_if_long():
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        time.sleep(30)
+
+
+def test_what_is_waited_for_is_said_once_for_signals_together(monkeypatch):
+    monkeypatch.setattr(stop, "SAY_AFTER_S", 0.05)
+    said = []
+    with StopFlag() as flag:
+        flag.say = said.append
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGHUP)
+        time.sleep(0.2)
+        assert said == ["SIGTERM"]
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.2)
+        assert said == ["SIGTERM", "SIGTERM"]
+        os.kill(os.getpid(), signal.SIGUSR1)
+    time.sleep(0.1)
+    assert len(said) == 2, "an end that came in time needs no word"
+
+
+def test_of_a_command_that_has_nothing_to_save_a_second_interrupt_waits():
+    with StopFlag(at_once=True, second_interrupts=False, signals=[signal.SIGINT]):
+        with pytest.raises(StopRequested):
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
 
 
 def test_another_thread_has_the_clock_alone():

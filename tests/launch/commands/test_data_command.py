@@ -37,7 +37,8 @@ def test_a_signal_leaves_nothing_behind(monkeypatch, capsys, name):
 
     monkeypatch.setattr(preparing, "write_synced", interrupted)
     assert main(PREPARE) == 128 + number
-    assert f"out: {name} came; nothing was kept" in capsys.readouterr().err
+    how = "interrupted" if name == "SIGINT" else f"ended by {name}"
+    assert f"cktrain: {how}; nothing half made was kept" in capsys.readouterr().err
     assert os.listdir() == ["corpus.jsonl"]
     assert signal.getsignal(number) is before
 

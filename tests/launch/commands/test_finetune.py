@@ -322,6 +322,10 @@ def test_a_models_folder_is_no_runs_folder(capfd):
         (["--lr=1e-4"], "--lr is a key of the configuration.*optimizer.lr"),
         (["--batch-size", "4"], "--batch-size .*batch.micro_batch_size"),
         (["--lora-r", "8"], "--lora-r .*adapter.r"),
+        (
+            ["--validation", "rows.jsonl"],
+            "--validation: 'rows.jsonl' is no share of the rows. .* cktrain data prepare rows.jsonl HELD_OUT",
+        ),
         (["--nonsense"], "unrecognized arguments: --nonsense$"),
     ],
 )
@@ -329,6 +333,7 @@ def test_options_of_other_trainers_are_answered_with_our_keys(words, answer, cap
     with pytest.raises(SystemExit) as status:
         main(["finetune", "model", "rows.jsonl", "-o", "run", *words])
     assert status.value.code == 2
+    assert not Path("run").exists()
     assert re.search(answer, capfd.readouterr().err.strip(), re.MULTILINE)
 
 
@@ -341,6 +346,36 @@ def test_resume_without_a_checkpoint_says_where_it_begins(capfd):
     assert main(command) == 0
     assert main([*command, "--dry-run"]) == 0
     assert capfd.readouterr().err.count("it begins with step 1") == 1
+
+
+@pytest.mark.parametrize("what", ["tokenizer", "adapter"])
+def test_what_a_run_that_goes_on_may_not_change_is_told_before_its_rows_are_replaced(what, capfd):
+    """`cktrain train` with rows says the same."""
+    command = ["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, *FAST, "--epochs", "0.1"]
+    assert main(command) == 0
+    write_rows(Path("rows.jsonl"), ROWS[:-1])  # which would be prepared again
+    if what == "tokenizer":
+        file = Path("model/tokenizer.json")
+        values = json.loads(file.read_text())
+        values["added_tokens"][-1]["content"] += "x"
+        file.write_text(json.dumps(values))
+    before = {path: path.read_bytes() for path in Path("run/data").iterdir()}
+    capfd.readouterr()
+    assert main([*command, "--resume", *(["--set=adapter.r=3"] if what == "adapter" else [])]) == 2
+    said = capfd.readouterr().err
+    assert {
+        "tokenizer": "the model's, model/tokenizer.json, is not the tokenizer of run/checkpoints/step-",
+        "adapter": "adapter.r is 16 in the checkpoint and 3 here",
+    }[what] in said
+    assert {path: path.read_bytes() for path in Path("run/data").iterdir()} == before
+    config = yaml.safe_load(Path("run/finetune.yaml").read_text())
+    assert config["adapter"]["r"] == 16
+    config["data"] = {"train": "rows.jsonl", "sequence_length": 128}
+    config["adapter"]["r"] = 3 if what == "adapter" else 16
+    Path("run.yaml").write_text(yaml.safe_dump(config))
+    assert main(["train", "run.yaml"]) == 2
+    assert said.partition("] ")[2].partition(":")[0] in capfd.readouterr().err
+    assert {path: path.read_bytes() for path in Path("run/data").iterdir()} == before
 
 
 def test_bad_rows_are_told_and_left_out_on_request(capfd):

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -223,6 +224,28 @@ def test_a_given_template_becomes_the_tokenizers_own():
     assert any("the chat template is that of qwen2.5" in line for line in said)
     with pytest.raises(ValueError, match="--chat-template nothing: no file that can be read"):
         run(COUNTING, "other", chat_template="nothing")
+
+
+def test_a_named_template_whose_markers_are_no_tokens_is_refused(capfd):
+    """Its answers would end with no token; a file is taken as it is, and warned of."""
+    write_model(Path("bare"), None)
+    file = Path("bare/tokenizer.json")
+    values = json.loads(file.read_text())
+    values["added_tokens"] = [
+        each
+        for each in values["added_tokens"]
+        if "im_" not in each["content"] and "eot" not in each["content"]
+    ]
+    file.write_text(json.dumps(values))
+    for name, missing in (("chatml", "<|im_start|>, <|im_end|>"), ("llama3", "<|eot_id|>")):
+        words = rf"the template {name} writes {re.escape(missing)}, which the tokenizer of bare does not have"
+        with pytest.raises(ValueError, match=words):
+            run(COUNTING, model="bare", chat_template=name)
+    assert not Path("out").exists()
+    run(COUNTING, model="bare", chat_template="plain")
+    Path("mine.jinja").write_text(NAMED["chatml"])
+    _, said = run(COUNTING, "mine", model="bare", chat_template="mine.jinja")
+    assert any("warning: rows with answers that no end token follows: 30" in line for line in said)
 
 
 def test_the_date_is_pinned_and_told():
