@@ -115,9 +115,10 @@ def _choose(folder: Path, resume: str) -> Candidates:
         return find_candidates(folder)
     path = Path(resume)
     if not path.is_dir():
-        raise CheckpointError(
-            f"[checkpoint] {path} is not a folder. checkpoint.resume takes auto, none or a checkpoint."
-        )
+        remedy = "checkpoint.resume takes auto, none or a checkpoint"
+        if (path.parent / MARKER).is_file():
+            remedy = f"Give the checkpoint that it belongs to, {path.parent}"
+        raise CheckpointError(f"[checkpoint] {path} is not a folder. {remedy}.")
     for run in (path / "checkpoints", path):
         if not (path / MARKER).exists() and step_folders(run):
             candidates = find_candidates(run)

@@ -1,4 +1,4 @@
-"""Keys that people know from other trainers (transformers, axolotl, LLaMA-Factory, torchtune, Megatron, nanoGPT), and ours.
+"""Keys of other trainers (transformers, axolotl, LLaMA-Factory, torchtune, mlx-lm, Megatron, nanoGPT), and ours.
 
 A key is answered with the place where ours stands. Where `Config` has no such place yet, the answer says so, and what there
 is instead; it becomes the other answer by itself when the key is added.
@@ -25,9 +25,9 @@ _KEYS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("lr_scheduler", "lr_scheduler_type", "lr_decay_style"), ("schedule.name", "")),
     "warmup_iters": ("schedule.warmup_steps", "in optimizer steps"),
     "min_lr": ("schedule.min_lr_ratio", "the last rate over the peak"),
-    **dict.fromkeys(("max_steps", "max_iters", "train_iters", "total_steps", "num_steps"), ("run.steps", "")),
+    **dict.fromkeys(("max_steps", "max_iters", "train_iters", "iters", "total_steps", "num_steps"), ("run.steps", "")),
     **dict.fromkeys(("num_train_epochs", "num_epochs", "epochs"), ("run.epochs", _EPOCHS)),
-    **dict.fromkeys(("output_dir", "out_dir", "save_dir"), ("run.dir", "")),
+    **dict.fromkeys(("output_dir", "out_dir", "save_dir", "adapter_path"), ("run.dir", "")),
     **dict.fromkeys(("per_device_train_batch_size", "batch_size"), ("batch.micro_batch_size", "")),
     "train_batch_size": ("batch.global_batch_size", ""),
     **dict.fromkeys(
@@ -42,7 +42,7 @@ _KEYS: dict[str, tuple[str, str]] = {
         ("data.path", "a folder that `cktrain data prepare` made; data.train for a file of chats"),
     ),
     **dict.fromkeys(("val_set_size", "val_size", "validation_split", "test_size"), ("data.validation", _SPLIT)),
-    **dict.fromkeys(("eval_steps", "eval_interval", "eval_every"), ("data.validation.every", "")),
+    **dict.fromkeys(("eval_steps", "eval_interval", "eval_every", "steps_per_eval"), ("data.validation.every", "")),
     "sample_packing": ("data.packing", _PACKED),
     **dict.fromkeys(
         ("train_on_inputs", "train_on_prompt", "completion_only_loss", "assistant_only_loss"),
@@ -50,16 +50,17 @@ _KEYS: dict[str, tuple[str, str]] = {
     ),
     **dict.fromkeys(("bf16", "fp16", "torch_dtype", "mixed_precision"), ("precision", "fp32, bf16 or auto")),
     **dict.fromkeys(
-        ("gradient_checkpointing", "activation_checkpointing", "recompute"), ("memory.checkpointing", "none or block")
+        ("gradient_checkpointing", "grad_checkpoint", "activation_checkpointing", "recompute"),
+        ("memory.checkpointing", "none or block")
     ),
-    **dict.fromkeys(("save_steps", "save_interval", "checkpoint_interval"), ("checkpoint.every", "")),
+    **dict.fromkeys(("save_steps", "save_interval", "save_every", "checkpoint_interval"), ("checkpoint.every", "")),
     **dict.fromkeys(("save_total_limit", "keep_last"), ("checkpoint.keep", "")),
     **dict.fromkeys(("max_tokens", "train_tokens", "total_tokens"), ("run.tokens", _EPOCHS)),
     **dict.fromkeys(("max_hours", "exit_duration_in_mins", "train_time_limit"), ("run.max_time", "as 8h or 90min")),
     **dict.fromkeys(("enable_tensorboard", "use_tensorboard", "tensorboard_dir"), ("log.tensorboard", "true or false")),
     "load_best_model_at_end": ("checkpoint.save_best", "the best one stands in run.dir/best"),
     "resume_from_checkpoint": ("checkpoint.resume", ""),
-    **dict.fromkeys(("logging_steps", "log_interval", "log_every"), ("log.every", "")),
+    **dict.fromkeys(("logging_steps", "log_interval", "log_every", "steps_per_report"), ("log.every", "")),
     **dict.fromkeys(("report_to", "wandb_project", "use_wandb"), ("log.wandb", _TRACKER)),
     **dict.fromkeys(
         ("model_name_or_path", "model_name", "base_model", "pretrained_model_name_or_path", "init_from"),
@@ -74,7 +75,12 @@ _KEYS: dict[str, tuple[str, str]] = {
     **dict.fromkeys(("n_kv_heads", "num_query_groups"), ("model.num_key_value_heads", "")),
     "n_inner": ("model.intermediate_size", ""),
     **dict.fromkeys(("n_positions", "n_ctx"), ("model.max_position_embeddings", "")),
-    **dict.fromkeys(("lora", "lora_config", "peft_config"), ("adapter", "a block of r, lora_alpha and others")),
+    **dict.fromkeys(
+        ("lora", "lora_config", "peft_config", "lora_parameters", "fine_tune_type", "finetuning_type", "train_type"),
+        ("adapter", "a block of r, lora_alpha and others; without it all weights are trained"),
+    ),
+    **dict.fromkeys(("val_batches", "eval_iters"), ("data.validation.batches", "")),
+    **dict.fromkeys(("resume_adapter_file", "adapter_name_or_path"), ("adapter.from_pretrained", "")),
     **dict.fromkeys(("lora_rank", "lora_r", "rank"), ("adapter.r", "")),
     **{key: (f"adapter.{key}", "") for key in ("lora_alpha", "lora_dropout", "peft_type")},
     **dict.fromkeys(("lora_target", "lora_target_modules", "target_modules"), ("adapter.target_modules", "")),

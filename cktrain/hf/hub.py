@@ -10,11 +10,13 @@ from __future__ import annotations
 
 import logging
 import re
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cktrain.file_identity import sha256_of_file
 from cktrain.hf.config_json import CONFIG_FILE
 from cktrain.hf.tensors import weight_files
 from cktrain.host.process import environment
@@ -35,6 +37,7 @@ _OF_THE_NETWORK = (
 )
 """Variables that say how the Hub is reached; their values may hold passwords and are not shown."""
 _IN_CACHE = re.compile(r"models--(?P<org>.+?)--(?P<name>[^/]+)/snapshots/(?P<revision>[^/]+)/?$")
+_SHA256 = re.compile("[0-9a-f]{64}")
 _LEFT_OUT = ["consolidated*", "*/*.safetensors"]
 """The same weights once more under other names, as Mistral's repositories have them, and those of other formats."""
 
@@ -108,6 +111,7 @@ def local_path(model: str | Path, kind: Kind = MODEL) -> Path:
         return cached
     log.info("%s: %s is fetched from the Hub", kind.name, text)
     found = _fetched(text, match["id"], folder)
+    _refuse_damaged(text, found)
     if not kind.is_whole(found):
         if _is_offline():
             raise ValueError(f"[hub] {text}: {_not_fetched(text, match['id'], 'HF_HUB_OFFLINE is set')}.")
@@ -133,6 +137,17 @@ def what_fetches_the_rest(folder: str | Path) -> str | None:
         if match is None
         else f"hf download {match['org']}/{match['name']} --revision {match['revision']}"
     )
+
+
+def _refuse_damaged(text: str, folder: Path) -> None:
+    """ValueError for a file that is not what its name says: the cache calls large ones by their SHA-256."""
+    for file in sorted(folder.rglob("*")):
+        blob = file.resolve()
+        if file.is_symlink() and _SHA256.fullmatch(blob.name) and sha256_of_file(blob) != blob.name:
+            raise ValueError(
+                f"[hub] {text}: {file} is not the file that the Hub has: its SHA-256 is another. The connection or the disk "
+                f"damaged it. Remove it, and it is fetched again: rm {shlex.quote(str(blob))} {shlex.quote(str(file))}"
+            )
 
 
 def _cached(folder: Callable[..., Path]) -> Path | None:

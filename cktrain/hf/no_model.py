@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from pathlib import Path
 
 _ROWS = (".jsonl", ".json", ".csv", ".tsv", ".parquet", ".txt")
@@ -28,6 +29,14 @@ def _of_a_folder(folder: Path) -> str | None:
         return "It holds prepared data: that is DATA, or data.path. Give a model."
     if files := sorted(folder.glob("*.gguf")):
         return f"It holds GGUF files: give one of them, as {files[0]}."
+    if (folder / "finetune.yaml").is_file():
+        return (
+            "A run was prepared in it, and has no checkpoint yet: cktrain train "
+            f"{shlex.quote(str(folder / 'finetune.yaml'))}."
+        )
+    for what, sign in (("runs", "checkpoints"), ("models", "config.json")):
+        if found := sorted(path.parent for path in folder.glob(f"*/{sign}")):
+            return f"It holds {what}: give one of them, as {found[0]}."
     return None
 
 

@@ -57,7 +57,9 @@ def read_rope(keys: ConfigKeys) -> dict[str, Any]:
     for key in ("rope_scaling", "rope_parameters"):
         nested = values.get(key)
         if nested is not None and not isinstance(nested, Mapping):
-            raise ValueError(f"{key} is {shorten(nested)}. One mapping for all layers is supported.")
+            raise ValueError(
+                f"{key} is {shorten(nested)}. Write one mapping for all layers, or null without quotes for none."
+            )
     given = values.get("rope_scaling") or values.get("rope_parameters") or {}
     if any(isinstance(value, Mapping) for value in given.values()):
         raise ValueError(f"rope parameters are {shorten(given)}. One mapping for all layers is supported.")

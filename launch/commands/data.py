@@ -7,6 +7,7 @@ import datetime
 import sys
 from typing import Any
 
+from cktrain.foreign_file import parse_json
 from cktrain.launch import arguments
 
 
@@ -270,13 +271,22 @@ def given_chat_options(options: argparse.Namespace) -> dict[str, Any]:
 
 
 def columns_of(text: str | None) -> dict[str, str] | None:
-    """{ours: theirs} of what --columns says. Raises ValueError for what is no pair."""
+    """{ours: theirs} of what --columns says, as pairs or as an object of JSON. Raises ValueError for what is neither."""
     if text is None:
         return None
+    if text.lstrip().startswith("{"):
+        return parse_json(
+            text.encode(),
+            dict[str, str],
+            name="--columns",
+            area="data",
+            remedy='Write it as {"prompt": "question"}.',
+        )
     pairs = [part.partition("=") for part in text.split(",")]
     if not all(ours.strip() and sign and theirs.strip() for ours, sign, theirs in pairs):
         raise ValueError(
-            f"[data] --columns {text}: write ours=theirs, as in prompt=question,completion=answer."
+            f"[data] --columns {text}: write ours=theirs, as in prompt=question,completion=answer; names with a comma as "
+            """JSON: '{"prompt": "the question, asked"}'."""
         )
     return {ours.strip(): theirs.strip() for ours, _, theirs in pairs}
 

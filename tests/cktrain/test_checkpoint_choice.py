@@ -138,6 +138,10 @@ def test_a_refusal_of_rank_0_is_heard_by_both(tmp_path):
     )
     errors = both(lambda group: resume.agree_on_checkpoint(tmp_path, "nowhere", group))
     assert "nowhere is not a folder" in str(errors[0]) and "nowhere is not a folder" in str(errors[1])
+    whole = tmp_path / "other"
+    write_checkpoint(whole, 2)
+    errors = both(lambda group: resume.agree_on_checkpoint(tmp_path, str(whole / "state.json"), group))
+    assert f"state.json is not a folder. Give the checkpoint that it belongs to, {whole}." in str(errors[0])
 
 
 def test_two_ranks_begin_one_lineage(tmp_path):

@@ -43,6 +43,8 @@ def test_every_answer_is_a_key_of_ours_or_said_to_come():
         ("sequence_len: 8", "Here it is data.sequence_length"),
         ("load_in_4bit: true", "Here it is model.quantize .as q8_0 or nf4, for a frozen base"),
         ("lora_rank: 8", "Here it is adapter.r"),
+        ("iters: 8", "Here it is run.steps"),
+        ("lora_parameters: {rank: 8}", "Here it is adapter .a block"),
         ("lora: {r: 8}", "Here it is adapter .a block"),
         ("lora_dropout: 0.1", "Here it is adapter.lora_dropout"),
         ("val_set_size: 0.1", "Here it is data.validation .the share of the rows of data.train"),

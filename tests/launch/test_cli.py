@@ -78,6 +78,9 @@ def test_of_several_ranks_rank_0_alone_works_as_one_process(command, monkeypatch
 
 def test_what_is_no_model_is_named_with_what_to_give(capfd):
     folder = Path("folder")
+    for file in ("many/one/checkpoints/step-00000001/x", "several/one/config.json", "prepared/finetune.yaml"):
+        Path(file).parent.mkdir(parents=True)
+        Path(file).touch()
     for name in ("model.gguf", "Modelfile", "weights.bin", "rows.jsonl", "adapter/adapter_config.json"):
         (folder / name).parent.mkdir(exist_ok=True, parents=True)
         (folder / name).write_text('{"base_model_name_or_path": "models/base"}')
@@ -87,6 +90,9 @@ def test_what_is_no_model_is_named_with_what_to_give(capfd):
         "folder/Modelfile": "the GGUF file that its FROM names",
         "folder/rows.jsonl": "which are DATA",
         "folder": "give one of them, as folder/model.gguf",
+        "many": "It holds runs: give one of them, as many/one.",
+        "several": "It holds models: give one of them, as several/one.",
+        "prepared": "and has no checkpoint yet: cktrain train prepared/finetune.yaml",
         "folder/adapter": "trained beside (models/base), and --adapter folder/adapter",
     }
     for path, told in given.items():

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from cktrain.data.chat.named_templates import template_of
-from cktrain.data.chat.template import ChatTemplate
+from cktrain.data.chat.template import ChatTemplate, stock_templates
 from cktrain.data.chat.template_tokens import TemplateTokens
 from cktrain.data.documents import BadRow
 from cktrain.side_files import SideFiles, SpecialTokens
@@ -29,9 +29,10 @@ class ChatPrompt:
         """
         template = template_of(side, chat_template, date or datetime.date.today())
         if template is None:
+            others = "".join(f"{name} (its own), " for name in sorted(stock_templates(side)))
             raise ValueError(
-                f"[chat] {side.found_in} has no chat template, which says how a conversation is written. Give "
-                "--chat-template (chat_template= in Python): chatml, llama3, plain or a file."
+                f"[chat] {side.found_in} has no{' default' if others else ''} chat template, which says how a conversation "
+                f"is written. Give --chat-template (chat_template= in Python): {others}chatml, llama3, plain or a file."
             )
         self.template: ChatTemplate = template
         self._tokens = TemplateTokens(side, special_tokens=special_tokens)

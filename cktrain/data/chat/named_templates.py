@@ -5,7 +5,7 @@ from __future__ import annotations
 import datetime
 from pathlib import Path
 
-from cktrain.data.chat.template import ChatTemplate, named_tokens, stock_template
+from cktrain.data.chat.template import ChatTemplate, named_tokens, stock_template, stock_templates
 from cktrain.data.sniff import shown
 from cktrain.data.tokenizer import Tokenizer
 from cktrain.side_files import SideFiles
@@ -81,7 +81,9 @@ def refuse_without_markers(asked: str | None, tokenizer: Tokenizer, where: str) 
 
 
 def template_of(side: SideFiles, asked: str | None, date: datetime.date) -> ChatTemplate | None:
-    """The template that a name or a file gives, else the tokenizer's own; None where it has none.
+    """The template that a name or a file gives, else the tokenizer's own default; None where it has none.
+
+    A tokenizer may have others by name (`rag`, `tool_use`).
 
     Raises ValueError for a file that cannot be read, and a text that is no template.
     """
@@ -89,6 +91,8 @@ def template_of(side: SideFiles, asked: str | None, date: datetime.date) -> Chat
         text, name = stock_template(side), f"the chat template of {side.found_in}"
     elif asked in NAMED:
         text, name = NAMED[asked], asked
+    elif asked in (named := stock_templates(side)):
+        text, name = named[asked], f"{asked} of {side.found_in}"
     else:
         name = asked
         try:
@@ -96,6 +100,6 @@ def template_of(side: SideFiles, asked: str | None, date: datetime.date) -> Chat
         except (OSError, UnicodeDecodeError) as error:
             raise ValueError(
                 f"[data.chat] --chat-template {shown(asked)}: no file that can be read ({error}), nor one of "
-                f"{', '.join(NAMED)}. Correct it."
+                f"{', '.join([*NAMED, *named])}. Correct it."
             ) from error
     return None if text is None else ChatTemplate(text, named_tokens(side), date, name)

@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import chain, islice
@@ -117,7 +118,8 @@ def _form_of(path: Path) -> tuple[Form, str | None]:
     form = document_format(path, head, "auto")
     if form == "text":
         raise BadFile(
-            f"[data.chat] {shown(path)}: text, and no rows with keys. Give .jsonl, .json, .csv or .parquet."
+            f"[data.chat] {shown(path)}: text, and no rows with keys. Give .jsonl, .json, .csv or .parquet. To train on "
+            f"text, prepare it: cktrain data prepare {shlex.quote(str(path))} OUT --tokenizer MODEL, and give OUT."
         )
     return form, packed
 

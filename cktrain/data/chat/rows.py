@@ -181,6 +181,11 @@ def _of_no_shape(row: Mapping[str, Any], empty: list[str]) -> BadRow:
             f"a whole file of rows under {', '.join(lists[:8])}",
             f"Give the rows alone: jq -c '.{lists[0]}[]' FILE > rows.jsonl.",
         )
+    if "instances" in lists and "instruction" in row:
+        return BadRow(
+            "a task of Self-Instruct, with its answers under instances",
+            "Make rows: jq -c '.instruction as $i | .instances[] | {instruction: $i, input, output}' FILE > ROWS.jsonl.",
+        )
     found = ", ".join(list(row)[:8]) + (", ..." if len(row) > 8 else "")
     if shape_of({**row, **dict.fromkeys(empty)}) is not None:
         return BadRow(f"null under {', '.join(empty)} (other keys: {found or 'none'})")

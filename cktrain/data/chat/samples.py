@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cktrain.data.chat.rows import Conversation, PlainText, Row
-from cktrain.data.chat.template import ChatTemplate, Rendered, Span
+from cktrain.data.chat.template import ChatTemplate, Rendered, Span, stock_templates
 from cktrain.data.chat.template_tokens import TemplateTokens
 from cktrain.data.documents import BadRow
 from cktrain.data.tokenizer import Tokenizer
@@ -78,6 +78,7 @@ class SampleMaker:
         self.tokenizer = Tokenizer.of(side, eos_token, special_tokens)  # of texts without a template
         self.ends: set[int] = set()
         """Ids of tokens that were learned as the ends of answers."""
+        self._other_templates = sorted(stock_templates(side))
         self._tokens = TemplateTokens(side, eos_token, special_tokens)
 
     def prepare(self, row: Row, place: str) -> list[Prepared]:
@@ -86,9 +87,11 @@ class SampleMaker:
             text, border = row.prompt + row.completion, len(row.prompt)
             return [Prepared(text, [(0 if self.train_on == "all" else border, len(text))], [], around=True)]
         if self.template is None:
+            others = "".join(f"{name}, " for name in self._other_templates)
+            default = " default" if others else ""
             raise BadRow(
-                "a conversation, and the tokenizer has no chat template",
-                "Name one with --chat-template (chatml, llama3, plain or a file).",
+                f"a conversation, and the tokenizer has no{default} chat template",
+                f"Name one with --chat-template ({others}chatml, llama3, plain or a file).",
             )
         full = self._render(self.template, row, len(row.messages))
         self._look_for_what_is_left_out(row, full.text, place)

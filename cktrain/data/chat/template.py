@@ -24,7 +24,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cktrain.data.documents import BadRow
 from cktrain.data.special_tokens import configured_token
-from cktrain.side_files import TEMPLATE_FILE, TOKENIZER_CONFIG_FILE, SideFiles
+from cktrain.side_files import TEMPLATE_FILE, TEMPLATE_FOLDER, TOKENIZER_CONFIG_FILE, SideFiles
 
 PINNED_DATE = datetime.date(2024, 7, 26)
 """What Llama's templates say where nobody tells the date."""
@@ -125,16 +125,24 @@ class ChatTemplate:
 
 def stock_template(side: SideFiles) -> str | None:
     """The chat template beside a tokenizer: chat_template.jinja, else the key of tokenizer_config.json, or None."""
-    if TEMPLATE_FILE in side.files:
-        return side.files[TEMPLATE_FILE].decode("utf-8")
-    for name in (TOKENIZER_CONFIG_FILE, "chat_template.json"):
+    return stock_templates(side).get("default")
+
+
+def stock_templates(side: SideFiles) -> dict[str, str]:
+    """All templates beside a tokenizer by their names; the first that counts is `default`, if there is one."""
+    found: dict[str, str] = {}
+    for name in ("chat_template.json", TOKENIZER_CONFIG_FILE):
         value = side.json(name).get("chat_template")
-        if isinstance(value, list):
-            named = {each.get("name"): each.get("template") for each in value if isinstance(each, dict)}
-            value = named.get("default")
-        if isinstance(value, str):
-            return value
-    return None
+        several = value if isinstance(value, list) else [{"name": "default", "template": value}]
+        for each in several:
+            if isinstance(each, dict) and isinstance(each.get("template"), str):
+                found[str(each.get("name"))] = each["template"]
+    for file, data in side.files.items():
+        if file.startswith(f"{TEMPLATE_FOLDER}/"):
+            found[file.removeprefix(f"{TEMPLATE_FOLDER}/").removesuffix(".jinja")] = data.decode("utf-8")
+    if TEMPLATE_FILE in side.files:
+        found["default"] = side.files[TEMPLATE_FILE].decode("utf-8")
+    return found
 
 
 def named_tokens(side: SideFiles) -> dict[str, str]:

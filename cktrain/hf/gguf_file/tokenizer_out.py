@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import base64
 import json
+import logging
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +23,8 @@ from cktrain.side_files import TOKENIZER_FILE, SideFiles
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer as Backend
+
+log = logging.getLogger("cktrain")
 
 _PROBE = (
     "Hello, it's 12345 o'clock; IT'S 3.14!  CamelCase camelHTTPServer café cafe\u0301 नमस्ते देवनागरी 東京都2024年 "
@@ -58,7 +61,7 @@ def tokenizer_keys(side: SideFiles, vocab_size: int) -> dict[str, Any]:
         "tokenizer.ggml.tokens": tokens,
         "tokenizer.ggml.token_type": types,
         **keys,
-        **_special(side, backend, where),
+        **_special(side, backend, vocab_size, where),
     }
     if "tokenizer.ggml.scores" in found:
         scores = found["tokenizer.ggml.scores"]
@@ -154,14 +157,28 @@ def _spelled(backend: Backend, text: str) -> str:
 def _tokens(
     values: dict[str, Any], backend: Backend, vocab_size: int, where: str
 ) -> tuple[list[str], list[int]]:
-    """A token and its type for each row of the embedding; rows that are no token are called [PADn]."""
+    """A token and its type for each row of the embedding; rows that are no token are called [PADn].
+
+    Tokens that were added beyond the embedding (a padding token of fine-tuning) are left out, and told; a vocabulary that is
+    larger is another model's, and a ValueError.
+    """
     tokens = [f"[PAD{index}]" for index in range(vocab_size)]
     types = [UNUSED] * vocab_size
     model = values["model"]
     unknown = model.get("unk_token")
     if model["type"] == "Unigram" and model.get("unk_id") is not None:
         unknown = model["vocab"][model["unk_id"]][0]
+    added_ids = {added["id"] for added in values["added_tokens"]}
     for token, index in backend.get_vocab(with_added_tokens=True).items():
+        if index >= vocab_size and index in added_ids:
+            log.warning(
+                "[gguf] %s: %s is left out: its id is %s, and the model's embedding has %s rows",
+                where,
+                shorten(token),
+                f"{index:,}",
+                f"{vocab_size:,}",
+            )
+            continue
         if index >= vocab_size:
             raise ValueError(
                 f"[gguf] {where}: {shorten(token)} has the id {index:,}, and the model's embedding {vocab_size:,} rows. "
@@ -171,6 +188,8 @@ def _tokens(
         tokens[index], types[index] = token, BYTE if is_byte else NORMAL
     for added in values["added_tokens"]:
         index = added["id"]
+        if index >= vocab_size:
+            continue
         special = added["special"] or re.fullmatch(r"<\|.*\|>", added["content"]) is not None
         types[index] = UNKNOWN if added["content"] == unknown else CONTROL if special else USER_DEFINED
         if types[index] == USER_DEFINED:
@@ -178,7 +197,7 @@ def _tokens(
     return tokens, types
 
 
-def _special(side: SideFiles, backend: Backend, where: str) -> dict[str, Any]:
+def _special(side: SideFiles, backend: Backend, vocab_size: int, where: str) -> dict[str, Any]:
     """The ids of special tokens, and which stand around a text."""
     ids = special_ids(side)
     eos_token = end_token(side, backend)
@@ -188,10 +207,11 @@ def _special(side: SideFiles, backend: Backend, where: str) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if isinstance(ids.get("bos_token_id"), int):
         found["tokenizer.ggml.bos_token_id"] = ids["bos_token_id"]
-    for name, index in zip(("eos", "eot"), ends, strict=False):
+    for name, index in zip(("eos", "eot"), (end for end in ends if end < vocab_size), strict=False):
         found[f"tokenizer.ggml.{name}_token_id"] = index
-    if isinstance(ids.get("pad_token_id"), int):
-        found["tokenizer.ggml.padding_token_id"] = ids["pad_token_id"]
+    pad = ids.get("pad_token_id")
+    if isinstance(pad, int) and pad < vocab_size:
+        found["tokenizer.ggml.padding_token_id"] = pad
     unknown = configured_token(side, "unk_token")
     if unknown is not None and (index := backend.token_to_id(unknown)) is not None:
         found["tokenizer.ggml.unknown_token_id"] = index

@@ -226,6 +226,31 @@ def test_a_given_template_becomes_the_tokenizers_own():
         run(COUNTING, "other", chat_template="nothing")
 
 
+def test_a_tokenizer_may_have_several_templates_and_none_by_default():
+    write_model(Path("bare"), None)
+    file = Path("bare/tokenizer_config.json")
+    values = json.loads(file.read_text())
+    values["chat_template"] = [{"name": "rag", "template": STOCK["gemma"]}]
+    file.write_text(json.dumps(values))
+    Path("bare/additional_chat_templates").mkdir()
+    Path("bare/additional_chat_templates/tools.jinja").write_text(STOCK["qwen2.5"])
+    with pytest.raises(
+        ValueError, match=r"no default chat template. Name one with --chat-template \(rag, tools, chatml"
+    ):
+        run(COUNTING, model="bare")
+    for name in ("rag", "tools"):
+        summary, _ = run(COUNTING, name, model="bare", chat_template=name)
+        assert summary["chat"]["template"] == f"{name} of bare"
+    assert Path("rag/chat_template.jinja").read_text() == STOCK["gemma"]
+
+
+def test_columns_may_have_commas_and_signs_of_equality():
+    rows = [{"my,question": f"{i}", "a=b": "yes"} for i in range(30)]
+    words = ["data", "prepare", str(write_rows(Path("rows.jsonl"), rows)), "out", "--tokenizer", "model"]
+    assert main([*words, "--columns", '{"prompt": "my,question", "completion": "a=b"}']) == 0
+    assert len(texts()) > 20
+
+
 def test_a_named_template_whose_markers_are_no_tokens_is_refused(capfd):
     """Its answers would end with no token; a file is taken as it is, and warned of."""
     write_model(Path("bare"), None)

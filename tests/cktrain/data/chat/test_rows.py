@@ -103,6 +103,7 @@ def messages(*roles):
         (object_of([("text", "a"), ("text", "b")]), 'the key "text" stands twice'),
         ({"a": 1, "b": 2}, "of no known shape .keys: a, b"),
         ({"chosen": "a", "rejected": "b"}, "a preference pair"),
+        ({"instruction": "a", "instances": [{"input": "", "output": "b"}]}, "a task of Self-Instruct"),
         ({"instruction": "a", "output": None}, "null under output .other keys: instruction"),
         ({"prompt": "a", "completion": "b", "label": False}, "a rated completion"),
         ({"train": [ALPACA], "test": [ALPACA]}, "a whole file of rows under train, test"),

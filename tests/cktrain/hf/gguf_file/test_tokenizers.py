@@ -1,6 +1,7 @@
 """Tokenizers of each kind, written as GGUF's keys and read again: the same ids, the same text."""
 
 import json
+from dataclasses import replace
 
 import pytest
 from gguf_made_here import ROWS, TEMPLATE, byte_level, side_files
@@ -153,6 +154,19 @@ def test_a_vocabulary_larger_than_the_embedding_is_refused(tmp_path):
     with pytest.raises(ValueError, match="the model's embedding 200 rows"):
         tokenizer_keys(side, 200)
     assert tokenizer_keys(SideFiles(), 200) == {"tokenizer.ggml.model": "no_vocab"}
+
+
+def test_an_added_token_beyond_the_embedding_is_left_out_and_told(tmp_path, caplog):
+    """As fine-tuning elsewhere adds a padding token without a row: it can never occur."""
+    backend = byte_level()
+    rows = backend.get_vocab_size()
+    backend.add_special_tokens([AddedToken("<pad>", special=True)])
+    side = side_files(tmp_path / "side", backend, pad_token="<pad>")
+    side = replace(side, special_ids={"pad_token_id": rows})
+    keys = tokenizer_keys(side, rows)
+    assert f"'<pad>' is left out: its id is {rows}, and the model's embedding has {rows} rows" in caplog.text
+    assert len(keys["tokenizer.ggml.tokens"]) == rows and "<pad>" not in keys["tokenizer.ggml.tokens"]
+    assert "tokenizer.ggml.padding_token_id" not in keys
 
 
 def test_a_tokenizer_of_single_bytes_has_no_merges_and_comes_back(tmp_path):
