@@ -27,9 +27,10 @@ SEPARATOR = "<|endoftext|>"
 _BLOCK = 1 << 20
 _BOM = b"\xef\xbb\xbf"
 _PLACES = 3  # of bad rows that are named
-_TO_UTF_8 = (
+TO_UTF_8 = (
     "Convert the file: iconv -t UTF-8 -f WINDOWS-1252 (Western European), GB18030 (Chinese) or what it is in."
 )
+"""What to do with text of another encoding."""
 
 
 @dataclass
@@ -177,7 +178,7 @@ def _text_blocks(path: Path, file: IO[bytes], seen: Seen) -> Iterator[str]:
         except UnicodeDecodeError as error:
             raise BadFile(
                 f"[data.corpus] {shown(path)}: byte {error.object[error.start]:#04x} at offset "
-                f"{offset - held + error.start:,} is not UTF-8. {_TO_UTF_8}"
+                f"{offset - held + error.start:,} is not UTF-8. {TO_UTF_8}"
             ) from error
         if text:
             yield text
@@ -307,7 +308,7 @@ def _lines(path: Path, file: IO[bytes], seen: Seen) -> Iterator[tuple[int, Any]]
             # Without its end: of a line that was cut inside a text that is told, and not a control character.
             yield number, json.loads(line.decode("utf-8").rstrip("\r\n"), object_pairs_hook=object_of)
         except UnicodeDecodeError:
-            yield number, BadRow("not UTF-8", _TO_UTF_8, text=_as_read(line))
+            yield number, BadRow("not UTF-8", TO_UTF_8, text=_as_read(line))
         except (ValueError, RecursionError) as error:  # not JSON, or nested too deeply
             yield number, BadRow(f"not JSON: {error}", text=_as_read(line))
 

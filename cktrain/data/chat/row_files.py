@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import IO, Any, Literal
 
 from cktrain.data.chat.rows import shape_of
-from cktrain.data.documents import BadRow, Seen, head_of, reading, rows_of, unpacked
+from cktrain.data.documents import TO_UTF_8, BadRow, Seen, head_of, reading, rows_of, unpacked
 from cktrain.data.json_values import LONGEST_VALUE
 from cktrain.data.listing import LeftOut, list_files
 from cktrain.data.sniff import JSON_SUFFIXES, BadFile, document_format, shown, suffix_of
@@ -165,7 +165,9 @@ def _table(path: Path, file: IO[bytes]) -> Iterator[tuple[int, Any]]:
                     ),
                 )
             line = reader.line_num + 1
-    except (csv.Error, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise BadFile(f"[data.chat] {shown(path)}: a table that is not UTF-8. {TO_UTF_8}") from error
+    except csv.Error as error:
         raise BadFile(
             f"[data.chat] {shown(path)}:{reader.line_num}: no table ({error}). Write it again as CSV in UTF-8."
         ) from error

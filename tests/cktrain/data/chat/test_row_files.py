@@ -111,7 +111,6 @@ def test_lines_of_another_encoding_are_one_reason(tmp_path, encoding):
     [
         ("a,a\n1,2\n", "two columns of one name"),
         ('a,b\n"1,2\n', "no table"),
-        (b"a,b\n\xff,1\n", "no table"),
         ("a, b\n1, 2\n", "the column ' b' has blanks around its name"),
     ],
 )
@@ -119,6 +118,15 @@ def test_what_is_no_table_is_an_error(tmp_path, text, why):
     path = tmp_path / "a.csv"
     path.write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(ValueError, match=rf"a.csv:\d: {why}"):
+        read(path)
+
+
+def test_a_table_of_another_encoding_comes_with_the_command_that_converts_it(tmp_path):
+    path = tmp_path / "a.csv"
+    path.write_bytes("prompt;completion\nWas ist schön?;Gärten\n".encode("cp1252"))
+    with pytest.raises(
+        ValueError, match=r"a.csv: a table that is not UTF-8. .*iconv -t UTF-8 -f WINDOWS-1252"
+    ):
         read(path)
 
 
@@ -155,7 +163,7 @@ def test_a_folder_is_its_files_in_order(tmp_path):
         (
             "a.txt",
             "some text",
-            "text, and no rows .* cktrain data prepare a.txt OUT --tokenizer MODEL, and give OUT",
+            "text, and no rows .* cktrain data prepare .*a.txt OUT --tokenizer MODEL, and give OUT",
         ),
         ("a.pdf", "%PDF-1.4 \0", "a PDF"),
         (None, "", "no such file"),
