@@ -214,7 +214,10 @@ def where_to_find_one(folder: Path) -> str:
 
     if (command := what_fetches_the_rest(folder)) is not None:
         return f"The hub's cache has the model without its tokenizer: {command}"
-    return "Give a tokenizer.json or a folder that holds one."
+    return (
+        "Give a tokenizer.json or a folder that holds one, or put it there. Rows can be prepared with it beforehand: "
+        "cktrain data prepare ROWS OUT --tokenizer TOKENIZER, and OUT given as DATA (data.path)."
+    )
 
 
 def read_record(folder: Path) -> SideFiles | None:

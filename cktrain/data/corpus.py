@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cktrain.data.documents import Seen, documents_of, head_of, reading, unlike_documents
-from cktrain.data.listing import LeftOut, Listing, cannot_read, list_files
+from cktrain.data.listing import LeftOut, Listing, cannot_read, how_to_fetch, list_files
 from cktrain.data.sniff import (
     JSON_SUFFIXES,
     TEXT_SUFFIXES,
@@ -153,7 +153,7 @@ class Corpus:
                 raise cannot_read(source, FileNotFoundError(2, "")) from None
             raise ValueError(
                 f"[data.corpus] {shown(source)}: no such file or folder. Give a text file, a .jsonl, a folder or "
-                f'"{PYTHON_STDLIB}".'
+                f'"{PYTHON_STDLIB}".{how_to_fetch(source)}'
             ) from None
         except OSError as error:
             raise cannot_read(source, error) from error

@@ -25,6 +25,7 @@ _ABOUT = {
 }  # what datasets and the hub say of data
 _FIRST = 3  # names that are told per reason
 _TRAINED = re.compile(r"train(ing)?([-_.]|$)", re.IGNORECASE)
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _HELD_OUT = re.compile(r"(valid|validation|val|test|dev|eval)([-_.]|$)", re.IGNORECASE)
 
 
@@ -71,6 +72,17 @@ class Listing:
         if not skip:
             raise cannot_read(path, error) from error
         self.left_out.add("cannot be read", name)
+
+
+def how_to_fetch(source: str | Path) -> str:
+    """What to do about rows or texts that are not there and are called as a Hub calls a dataset; "" for other names."""
+    name, path = str(source), Path(source)
+    if not _HUB_ID.fullmatch(name) or path.suffix or path.parent.is_dir():
+        return ""
+    return (
+        f" If it is a dataset of the Hub, fetch it and give its files: hf download {name} --repo-type dataset --local-dir "
+        f"{path.name}."
+    )
 
 
 def list_files(

@@ -21,7 +21,7 @@ from typing import IO, Any, Literal
 from cktrain.data.chat.rows import shape_of
 from cktrain.data.documents import TO_UTF_8, BadRow, Seen, head_of, reading, rows_of, unpacked
 from cktrain.data.json_values import LONGEST_VALUE
-from cktrain.data.listing import LeftOut, list_files
+from cktrain.data.listing import LeftOut, how_to_fetch, list_files
 from cktrain.data.sniff import JSON_SUFFIXES, BadFile, document_format, shown, suffix_of
 from cktrain.file_identity import sha256_of_file
 
@@ -65,6 +65,7 @@ class RowFiles:
         elif not path.is_file():
             raise ValueError(
                 f"[data.chat] {shown(source)}: no such file or folder, or a pipe. Give a .jsonl, .json, .csv or .parquet."
+                f"{how_to_fetch(source)}"
             )
         self.root = path if path.is_dir() else path.parent
         self.files = [(each, *_form_of(each)) for each in files]

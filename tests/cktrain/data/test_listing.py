@@ -8,8 +8,9 @@ import socket
 import pytest
 
 from cktrain.data import listing as module
+from cktrain.data.chat.row_files import RowFiles
 from cktrain.data.corpus import Corpus
-from cktrain.data.listing import list_files
+from cktrain.data.listing import how_to_fetch, list_files
 
 
 def put(root, *names, text="x"):
@@ -287,3 +288,14 @@ def test_names_that_are_no_text(tmp_path):
     with pytest.raises(ValueError, match=r"caf\\udce9\\n\.txt: byte 0xff") as error:
         list(corpus.documents())
     assert json.dumps(str(error.value)) and "\n" not in str(error.value)
+
+
+def test_a_dataset_of_the_hub_comes_with_the_command_that_fetches_it(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    command = "hf download org/chats --repo-type dataset --local-dir chats."
+    for read in (RowFiles, lambda name: Corpus(name)):
+        with pytest.raises(ValueError, match=command):
+            read("org/chats")
+    (tmp_path / "org").mkdir()
+    for name in ("org/chats", "other/chats.jsonl", "chats", "/org/chats"):
+        assert how_to_fetch(name) == ""

@@ -378,6 +378,21 @@ def test_what_a_run_that_goes_on_may_not_change_is_told_before_its_rows_are_repl
     assert {path: path.read_bytes() for path in Path("run/data").iterdir()} == before
 
 
+def test_a_model_without_a_tokenizer_is_answered_with_the_command_that_prepares_the_rows(capfd):
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        Path("model", name).rename(name)
+    assert main(["export", "model", "m.gguf", "--gguf", "f16"]) == 0
+    for model in ("model", "m.gguf"):
+        assert main(["finetune", model, "rows.jsonl", "-o", model + "-run", *LENGTH]) == 2
+        assert (
+            "cktrain data prepare ROWS OUT --tokenizer TOKENIZER, and OUT given as DATA"
+            in capfd.readouterr().err
+        )
+    words = ["--tokenizer", "tokenizer.json", "--chat-template", "plain"]
+    assert main(["data", "prepare", "rows.jsonl", "data", *words, *LENGTH]) == 0
+    assert main(["finetune", "m.gguf", "data", "-o", "run", *FAST, "--epochs", "0.1"]) == 0
+
+
 def test_bad_rows_are_told_and_left_out_on_request(capfd):
     write_rows(Path("rows.jsonl"), [*ROWS, {"messages": [{"role": "user", "content": "no answer"}]}])
     command = ["finetune", "model", "rows.jsonl", "-o", "run", *LENGTH, "--dry-run"]
