@@ -43,12 +43,16 @@ AVX512 = [*AVX2, "-mavx512f", "-mavx512bw", "-mavx512dq", "-mavx512vl"]
 AVX512BF16 = [*AVX512, "-mavx512bf16"]
 # GCC remarks that wide vectors are passed otherwise with AVX: no call here passes any.
 WIDE = ["-Wno-psabi"]
+# By the processors that the compiler makes code for; of all others there is the first row.
 ISA_FLAGS = {
-    "generic": WIDE,
-    "avx2": AVX2,
-    "avx512": AVX512,
-    "avx512bf16": AVX512BF16,
-    "amx": [*AVX512BF16, "-mamx-tile", "-mamx-bf16"],
+    "": {"generic": WIDE},
+    "x86_64": {
+        "avx2": AVX2,
+        "avx512": AVX512,
+        "avx512bf16": AVX512BF16,
+        "amx": [*AVX512BF16, "-mamx-tile", "-mamx-bf16"],
+    },
+    "aarch64": {"neon": WIDE, "neonbf16": [*WIDE, "-march=armv8.2-a+bf16"]},
 }
 # AMX in plain C, for tests; -O1 halves the time to compile it.
 EMULATED = {"amx_emulated": ["-O1", *WIDE]}
@@ -145,7 +149,8 @@ def extensions() -> list[Extension]:
         *(comm_extension(module, sources) for module, sources in COMM_SOURCES.items()),
         *(
             extension(f"_isa_{isa}", [f"{CSRC}/isa_{isa}.c"], C_FLAGS + flags)
-            for isa, flags in {**ISA_FLAGS, **EMULATED}.items()
+            for isas in (*ISA_FLAGS.values(), EMULATED)
+            for isa, flags in isas.items()
         ),
         extension("_runtime", ["cython_kernels/_runtime.pyx", *runtime], GLUE_FLAGS),
         # Opens a libdnnl at run time; it needs none to be built.
@@ -174,19 +179,23 @@ class BuildExtensions(build_ext):
         import numpy
         from Cython.Build import cythonize
 
-        unknown = [isa for isa, flags in ISA_FLAGS.items() if not self.compiles_with(flags)]
+        machine = self.compiler_says("-dumpmachine").partition("-")[0]
+        own = {**ISA_FLAGS[""], **ISA_FLAGS.get(machine, {})}
+        unknown = [isa for isa, flags in own.items() if not self.compiles_with(flags)]
+        built = [isa for isa in own if isa not in unknown]
+        left = {isa for isas in ISA_FLAGS.values() for isa in isas} - {*built}
         self.extensions = [
-            e for e in self.extensions if e.name not in {f"{KERNELS}._isa_{isa}" for isa in unknown}
+            e for e in self.extensions if e.name not in {f"{KERNELS}._isa_{isa}" for isa in left}
         ]
         for isa in unknown:
-            self.announce(f"left out: the compiler does not know {' '.join(ISA_FLAGS[isa])}", level=3)
+            self.announce(f"left out: the compiler does not know {' '.join(own[isa])}", level=3)
         for extension in self.extensions:
             if extension.name.endswith(("._runtime", "._engine")):
                 extension.include_dirs.append(numpy.get_include())
                 extension.define_macros.append(("NPY_NO_DEPRECATED_API", "NPY_1_7_API_VERSION"))
             if extension.name.endswith("._runtime"):
                 extension.define_macros += [
-                    ("CK_BUILT", f'"{" ".join(isa for isa in ISA_FLAGS if isa not in unknown)}"'),
+                    ("CK_BUILT", f'"{" ".join(built)}"'),
                     ("CK_LEFT_OUT", f'"{" ".join(unknown)}"'),
                     ("CK_COMPILER", f'"{self.compiler_version()}"'),
                 ]
@@ -260,9 +269,13 @@ class BuildExtensions(build_ext):
 
     def compiler_version(self) -> str:
         """The first line of `cc --version`, without quotes."""
+        return self.compiler_says("--version").replace('"', "").replace("\\", "")
+
+    def compiler_says(self, option: str) -> str:
+        """The first line that the compiler prints with an option; its name where it prints none."""
         words = [word for word in self.compiler.compiler if not word.startswith("-")]
-        out = subprocess.run([*words, "--version"], capture_output=True, text=True, check=False).stdout
-        return (out.splitlines() or [words[0]])[0].replace('"', "").replace("\\", "")
+        out = subprocess.run([*words, option], capture_output=True, text=True, check=False).stdout
+        return (out.splitlines() or [words[0]])[0]
 
 
 setup(

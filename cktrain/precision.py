@@ -8,11 +8,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
+from cktrain import cython_kernels
 from cktrain.comm.group import Group
 
 log = logging.getLogger("cktrain")
 
-NATIVE_BF16 = ("avx512bf16", "amx", "onednn")
+NATIVE_BF16 = (*cython_kernels.BF16_ISAS, cython_kernels.ONEDNN)
 
 
 def agree_on_precision(wanted: str, isa: str, before: str, group: Group) -> str:

@@ -23,9 +23,12 @@ if TYPE_CHECKING:
 else:
     Ops = object
 
-AVX512BF16, AMX = "avx512bf16", "amx"
-ISAS = ("generic", "avx2", "avx512", AVX512BF16, AMX)
-"""Compiled instruction sets, plainest first; a later one is preferred."""
+AVX512BF16, AMX, NEONBF16 = "avx512bf16", "amx", "neonbf16"
+ISAS = ("generic", "neon", NEONBF16, "avx2", "avx512", AVX512BF16, AMX)
+"""Compiled instruction sets of AArch64 and x86-64, plainest first; a later one is preferred."""
+
+BF16_ISAS = (NEONBF16, AVX512BF16, AMX)
+"""Those that multiply bf16; the others compute with bf16 in fp32."""
 
 EMULATED = "amx_emulated"
 """AMX in plain C, for tests: never chosen, runs on any CPU."""

@@ -224,6 +224,7 @@ STAGES = (
                 "--ignore=tests/test_packaging.py",
                 "--ignore=tests/test_mutants.py",
                 "--ignore=tests/test_mpich.py",
+                "--ignore=tests/aarch64",
                 *(f"--ignore={path}" for path in ENGINE_SHAKEN),
             ),
         ),
@@ -293,6 +294,13 @@ STAGES = (
         ),
         all_of(can_boot_guests, needs_verbs),
         minutes=40,
+        left_to=CI,
+    ),
+    Stage(
+        "aarch64",
+        "op cases on AArch64's instruction sets, cross-compiled, under QEMU's user emulation",
+        (("pytest", *IN_TWO, "tests/aarch64"),),
+        lambda: what_a_folder_says("aarch64", "emulated"),
         left_to=CI,
     ),
     Stage(

@@ -129,9 +129,7 @@ def measure_peak(kernels: Any, threads: int) -> PeakReport:
         compiled = cython_kernels.load(isa)
         for count in counts:
             compiled.set_num_threads(count)
-            for precision in (
-                ("fp32", "bf16") if isa in (cython_kernels.AVX512BF16, cython_kernels.AMX) else ("fp32",)
-            ):
+            for precision in ("fp32", "bf16") if isa in cython_kernels.BF16_ISAS else ("fp32",):
                 flops.append(FlopRate(isa, precision, count, measure_flops(compiled, precision) / 1e9))
     for count in counts:
         kernels.set_num_threads(count)

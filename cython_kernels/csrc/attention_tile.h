@@ -174,6 +174,10 @@ INLINE void FN(tile)(const int mr, const int nv, int64_t k, const float *a, cons
 #define CK_ATTENTION_TILES(X) X(6, 4) X(4, 4) X(2, 4) X(8, 3) X(4, 3) X(2, 3) X(12, 2) X(4, 2) X(2, 2) X(12, 1) X(4, 1) X(2, 1)
 #define CK_TILE_VECTORS 4
 #define CK_TILE_ROWS {0, 12, 12, 8, 6}
+#elif defined(CK_ISA_NEON)
+#define CK_ATTENTION_TILES(X) X(4, 4) X(2, 4) X(4, 3) X(2, 3) X(8, 2) X(4, 2) X(2, 2) X(8, 1) X(4, 1) X(2, 1)
+#define CK_TILE_VECTORS 4
+#define CK_TILE_ROWS {0, 8, 8, 4, 4}
 #elif VL == 8
 #define CK_ATTENTION_TILES(X) X(4, 3) X(2, 3) X(6, 2) X(4, 2) X(2, 2) X(8, 1) X(4, 1) X(2, 1)
 #define CK_TILE_VECTORS 2

@@ -1,5 +1,5 @@
-/* CPUID leaves 1 and 7, and XCR0 for what the operating system saves at a task switch (Intel SDM vol. 1,
- * 14.3, 15.2). */
+/* x86-64: CPUID leaves 1 and 7, and XCR0 for what the operating system saves at a task switch (Intel SDM vol. 1,
+ * 14.3, 15.2). AArch64: what Linux tells of the processor in the auxiliary vector. */
 #define _GNU_SOURCE
 #include "cpu.h"
 
@@ -47,6 +47,17 @@ int ck_cpu_ask_for_tiles(void) {
     if ((xcr0() & 0x60000) != 0x60000) return ENOTSUP;  /* the tiles and what describes them */
     return syscall(SYS_arch_prctl, ARCH_REQ_XCOMP_PERM, TILE_DATA) == 0 ? 0 : errno;
 }
+
+#elif defined(__aarch64__)
+#include <sys/auxv.h>
+
+#define HAS_BF16 (1UL << 14)  /* Linux, arch/arm64/include/uapi/asm/hwcap.h: HWCAP2_BF16 */
+
+int ck_cpu_supports(const char *isa) {
+    if (strcmp(isa, "neonbf16") == 0) return (getauxval(AT_HWCAP2) & HAS_BF16) != 0;
+    return strcmp(isa, "generic") == 0 || strcmp(isa, "neon") == 0;  /* NEON is part of Armv8-A */
+}
+int ck_cpu_ask_for_tiles(void) { return ENOTSUP; }
 
 #else
 

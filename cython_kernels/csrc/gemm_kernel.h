@@ -142,12 +142,15 @@ INLINE void gemm_tile(const int rows, const int nv, const int paired, int64_t k,
     X(kind, paired, 1, nv) X(kind, paired, 2, nv) X(kind, paired, 3, nv) X(kind, paired, 4, nv)
 #define CK_EACH_6(X, kind, paired, nv)                                                                      \
     CK_EACH_4(X, kind, paired, nv) X(kind, paired, 5, nv) X(kind, paired, 6, nv)
+#define CK_EACH_8(X, kind, paired, nv)                                                                      \
+    CK_EACH_6(X, kind, paired, nv) X(kind, paired, 7, nv) X(kind, paired, 8, nv)
 #define CK_EACH_14(X, kind, paired, nv)                                                                     \
-    CK_EACH_6(X, kind, paired, nv) X(kind, paired, 7, nv) X(kind, paired, 8, nv) X(kind, paired, 9, nv)     \
-    X(kind, paired, 10, nv) X(kind, paired, 11, nv) X(kind, paired, 12, nv) X(kind, paired, 13, nv)         \
-    X(kind, paired, 14, nv)
+    CK_EACH_8(X, kind, paired, nv) X(kind, paired, 9, nv) X(kind, paired, 10, nv) X(kind, paired, 11, nv)   \
+    X(kind, paired, 12, nv) X(kind, paired, 13, nv) X(kind, paired, 14, nv)
 #if CK_GEMM_MR == 14
 #define CK_EACH_ROWS CK_EACH_14
+#elif CK_GEMM_MR == 8
+#define CK_EACH_ROWS CK_EACH_8
 #elif CK_GEMM_MR == 6
 #define CK_EACH_ROWS CK_EACH_6
 #else

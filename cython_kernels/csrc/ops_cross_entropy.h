@@ -16,7 +16,8 @@ static void FN(cross_entropy_forward)(const void *args, const ck_team *team) {
             vf max = v_set1(-INFINITY), sum = v_zero();
             for (int64_t i = 0; i < whole; i += VL) max = v_max(r_load_n(block + i, VL), max);
             float block_max = v_largest(max);
-            for (int64_t i = whole; i < count; i++) block_max = fmaxf(block_max, r_get(block + i));
+            for (int64_t i = whole; i < count; i++)  /* with fmaxf GCC 12 fails for AArch64 */
+                if (r_get(block + i) > block_max) block_max = r_get(block + i);
             const float before = largest;
             largest = fmaxf(largest, block_max);
             /* -Inf - -Inf would be NaN */

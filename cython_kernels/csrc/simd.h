@@ -16,6 +16,8 @@
 #include "simd_avx512.h"
 #elif defined(CK_ISA_AVX2)
 #include "simd_avx2.h"
+#elif defined(CK_ISA_NEON)
+#include "simd_neon.h"
 #else
 #include "simd_generic.h"
 #endif

@@ -1,4 +1,4 @@
-/* Vectors of 32 bytes, which quantized weights are read in: one set of names, for AVX2 and AVX-512, and in plain C. Bytes
+/* Vectors of 32 bytes, which quantized weights are read in: one set of names, for AVX2 and AVX-512, NEON, and in plain C. Bytes
  * become VL fp32 lanes at a time: part i of them are the bytes from i VL on. simd_rows.h multiplies them. */
 #ifndef CK_SIMD_BYTES_H
 #define CK_SIMD_BYTES_H
@@ -84,6 +84,8 @@ SIMD vf v_pick(const float table[16], vi index) {
     return _mm256_blendv_ps(low, high, _mm256_castsi256_ps(_mm256_slli_epi32(index, 28)));  /* by bit 3 */
 }
 #endif
+#elif defined(CK_ISA_NEON)
+#include "simd_neon_bytes.h"
 #else
 typedef struct { int8_t byte[32]; } vq;
 /* Functions of their own, or what is unrolled around them would take minutes to compile. */

@@ -1,4 +1,4 @@
-/* 4 lanes in GCC vector types: SSE2 on x86-64, NEON on aarch64, no intrinsics. Multiply and add are two
+/* 4 lanes in GCC vector types: SSE2 on x86-64, NEON on AArch64, no intrinsics. Multiply and add are two
  * roundings. Where AMX is emulated there are 16, so that panels and tiles have the shapes of the real ones. */
 #include <string.h>
 

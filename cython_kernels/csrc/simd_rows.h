@@ -1,6 +1,6 @@
 /* Eight rows of quantized weights side by side, each in a lane of fp32: 32 bytes are 16 of a row and 16 of the fourth row
  * after it (vq_load_two), so that four such vectors are the eight rows, and one vector is their sums. For AVX2 and AVX-512,
- * and in plain C. */
+ * NEON, and in plain C. */
 #ifndef CK_SIMD_ROWS_H
 #define CK_SIMD_ROWS_H
 
@@ -114,6 +114,8 @@ SIMD void vq_dots(vs dot[2], const vq half[4][2], const int8_t *x, const int is_
     dot[0] = vs_int_sums(low);
     if (apart) dot[1] = vs_int_sums(high);
 }
+#elif defined(CK_ISA_NEON)
+#include "simd_neon_rows.h"
 #else
 typedef float vs __attribute__((vector_size(32)));
 #define EACH_ROW(value)                                                                                     \

@@ -336,7 +336,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--short", action="store_true")
     options = parser.parse_args()
-    bf16 = cython_kernels.best() in (cython_kernels.AVX512BF16, cython_kernels.AMX)
+    bf16 = cython_kernels.best() in cython_kernels.BF16_ISAS
     cores = len(os.sched_getaffinity(0))
     machine = Machine(cores, ("fp32", "bf16") if bf16 else ("fp32",), options.short)
     began, parts = time.monotonic(), []

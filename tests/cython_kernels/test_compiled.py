@@ -98,6 +98,14 @@ def test_any_shape(case: Case, kernels: Any, dtype: Any) -> None:
 
 
 @PARAMETERS
+@pytest.mark.parametrize("dtype", [np.float32, bfloat16], ids=["fp32", "bf16"])
+def test_examples(case: Case, kernels: Any, dtype: Any) -> None:
+    """The few small shapes that cover the options: what an emulated CPU has the time for (tests/aarch64)."""
+    for seed, shape in enumerate(case.examples):
+        check(case, kernels, case.draw(np.random.default_rng(seed), shape, dtype), dtype)
+
+
+@PARAMETERS
 @pytest.mark.parametrize("threads", [1, 2, 3])
 def test_threads(case: Case, kernels: Any, threads: int) -> None:
     """Large shapes on one thread, two, and more than there are cores; the same call twice, the same bits."""
