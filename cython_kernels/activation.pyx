@@ -1,6 +1,6 @@
 """Elementwise ops between the matmuls: SwiGLU (Shazeer 2020), GELU (Hendrycks & Gimpel 2016), residual add, dropout.
 
-Shapes: N rows of I (SwiGLU: gate and up side by side, 2I) or of C elements; real, rows may be strided.
+Shapes: N rows of I (gate and up side by side: 2I) or of C elements; real, rows may be strided.
 """
 
 from libc.stdint cimport uint32_t
@@ -11,11 +11,14 @@ cdef extern from "kernels.h" nogil:
     ctypedef struct ck_table:
         ck_kernel swiglu_forward[2]
         ck_kernel swiglu_backward[2]
+        ck_kernel geglu_forward[2]
+        ck_kernel geglu_backward[2]
         ck_kernel gelu_forward[2]
         ck_kernel gelu_backward[2]
         ck_kernel add[2]
+        ck_kernel softcap[2]
         ck_kernel dropout[2]
-    ctypedef struct ck_swiglu_args:
+    ctypedef struct ck_gated_args:
         void *y
         void *dgate_up
         const void *dy
@@ -59,34 +62,52 @@ cdef int64_t take_gate_up(ck_array *out, given, const char *op) except -1:
     return out.shape[1] // 2
 
 
-def swiglu_forward(y, gate_up):
-    """y (N,I) = silu(gate) · up, gate_up (N,2I) = [gate, up]."""
-    cdef const char *op = b"swiglu_forward"
+cdef int gated_forward(const char *op, const ck_kernel *kernels, y, gate_up) except -1:
     cdef ck_array ag, ay
     cdef int64_t i = take_gate_up(&ag, gate_up, op)
-    cdef ck_swiglu_args a
+    cdef ck_gated_args a
     take_rows(&ay, y, op, b"y", CK_IS_WRITTEN, &ag, i, b"gate_up")
-    a = ck_swiglu_args(ay.data, NULL, NULL, ag.data, ay.shape[0], i, ay.stride[0], 0, 0, ag.stride[0])
+    a = ck_gated_args(ay.data, NULL, NULL, ag.data, ay.shape[0], i, ay.stride[0], 0, 0, ag.stride[0])
     with nogil:
-        rt.run(rt.table.swiglu_forward[ag.dtype], &a, sizeof(a), a.n * a.i * 2)
+        rt.run(kernels[ag.dtype], &a, sizeof(a), a.n * a.i * 2)
+    return 0
 
 
-def swiglu_backward(dgate_up, dy, gate_up, y=None):
-    """dgate_up (N,2I), which may be gate_up; when y (N,I) is given, it is computed again."""
-    cdef const char *op = b"swiglu_backward"
+cdef int gated_backward(const char *op, const ck_kernel *kernels, dgate_up, dy, gate_up, y) except -1:
     cdef ck_array ag, ad, ady, ay
     cdef int64_t i = take_gate_up(&ag, gate_up, op)
-    cdef ck_swiglu_args a
+    cdef ck_gated_args a
     take_rows(&ad, dgate_up, op, b"dgate_up", CK_IS_WRITTEN, &ag, 2 * i, b"gate_up")
     take_rows(&ady, dy, op, b"dy", 0, &ag, i, b"gate_up")
-    a = ck_swiglu_args(NULL, ad.data, ady.data, ag.data, ag.shape[0], i, 0, ad.stride[0], ady.stride[0],
-                       ag.stride[0])
+    a = ck_gated_args(NULL, ad.data, ady.data, ag.data, ag.shape[0], i, 0, ad.stride[0], ady.stride[0],
+                      ag.stride[0])
     if y is not None:
         take_rows(&ay, y, op, b"y", CK_IS_WRITTEN, &ag, i, b"gate_up")
         a.y = ay.data
         a.y_row = ay.stride[0]
     with nogil:
-        rt.run(rt.table.swiglu_backward[ag.dtype], &a, sizeof(a), a.n * a.i * 4)
+        rt.run(kernels[ag.dtype], &a, sizeof(a), a.n * a.i * 4)
+    return 0
+
+
+def swiglu_forward(y, gate_up):
+    """y (N,I) = silu(gate) · up, gate_up (N,2I) = [gate, up]."""
+    gated_forward(b"swiglu_forward", rt.table.swiglu_forward, y, gate_up)
+
+
+def swiglu_backward(dgate_up, dy, gate_up, y=None):
+    """dgate_up (N,2I), which may be gate_up; when y (N,I) is given, it is computed again."""
+    gated_backward(b"swiglu_backward", rt.table.swiglu_backward, dgate_up, dy, gate_up, y)
+
+
+def geglu_forward(y, gate_up):
+    """y (N,I) = gelu(gate) · up in its tanh form, gate_up (N,2I) = [gate, up]."""
+    gated_forward(b"geglu_forward", rt.table.geglu_forward, y, gate_up)
+
+
+def geglu_backward(dgate_up, dy, gate_up, y=None):
+    """dgate_up (N,2I), which may be gate_up; when y (N,I) is given, it is computed again."""
+    gated_backward(b"geglu_backward", rt.table.geglu_backward, dgate_up, dy, gate_up, y)
 
 
 def gelu_forward(y, x, tanh):
@@ -128,6 +149,20 @@ def add(out, a, b, alpha=1.0):
                              ab.stride[0], 0, alpha)
     with nogil:
         rt.run(rt.table.add[ao.dtype], &args, sizeof(args), args.n * args.c)
+
+
+def softcap(y, x, c):
+    """y (N,C) = c · tanh(x / c). y may be x."""
+    cdef const char *op = b"softcap"
+    cdef ck_array ax, ay
+    cdef ck_pointwise_args a
+    rt.take(&ax, x, op, b"x", CK_IS_REAL | CK_DIMS(2, 2))
+    take_rows(&ay, y, op, b"y", CK_IS_WRITTEN, &ax, ax.shape[1], b"x")
+    if not c > 0:
+        raise ValueError(f"[kernels.softcap] c is {c}. Pass a bound above 0.")
+    a = ck_pointwise_args(ay.data, ax.data, NULL, ax.shape[0], ax.shape[1], ay.stride[0], ax.stride[0], 0, 0, c)
+    with nogil:
+        rt.run(rt.table.softcap[ax.dtype], &a, sizeof(a), a.n * a.c * 2)
 
 
 def dropout(out, x, keys, p, first_column=0, accumulate=False):

@@ -20,6 +20,7 @@ cdef extern from "kernels.h" nogil:
         const void *logits
         const int32_t *targets
         int64_t n, v, logits_row, dlogits_row, ignore_index, vocab_start
+        float softcap
 
 
 cdef float *take_statistic(given, const char *op, const char *name, unsigned int flags,
@@ -58,10 +59,11 @@ def cross_entropy_forward(row_max, row_sum, target_logit, logits, targets, vocab
         rt.run(rt.table.cross_entropy_forward[al.dtype], &a, sizeof(a), a.n * a.v * 2)
 
 
-def cross_entropy_backward(dlogits, logits, lse, targets, ignore_index=-100, vocab_start=0):
+def cross_entropy_backward(dlogits, logits, lse, targets, ignore_index=-100, vocab_start=0, softcap=0.0):
     """dlogits = softmax - onehot, zero where the target is ignored; unnormalised. dlogits may be logits.
 
-    logits are of dlogits' dtype, or float32; each row of dlogits may begin where that of the logits does.
+    logits are of dlogits' dtype, or float32; each row of dlogits may begin where that of the logits does. With
+    softcap c they are c · tanh(x / c), and dlogits is the gradient of x.
     """
     cdef const char *op = b"cross_entropy_backward"
     cdef ck_array al, ad
@@ -77,6 +79,7 @@ def cross_entropy_backward(dlogits, logits, lse, targets, ignore_index=-100, voc
     a.dlogits_row = ad.stride[0]
     a.lse = take_statistic(lse, op, b"lse", 0, a.n)
     a.ignore_index = ignore_index
+    a.softcap = softcap
     kernel = (rt.table.cross_entropy_backward_from_f32[ad.dtype] if al.dtype == CK_F32
               else rt.table.cross_entropy_backward[ad.dtype])
     with nogil:

@@ -23,7 +23,7 @@ cdef extern from "kernels.h" nogil:
         const float *w
         const float *b
         int64_t n, h, c, y_n, y_h, x_n, x_h, residual_n, residual_h
-        float eps
+        float eps, offset
     ctypedef struct ck_norm_backward_args:
         void *dx
         float *dw
@@ -35,6 +35,7 @@ cdef extern from "kernels.h" nogil:
         const float *rstd
         int64_t n, h, c, dx_n, dx_h, dy_n, dy_h, x_n, x_h
         int accumulate
+        float offset
 
 
 cdef int take_like(ck_array *out, given, const char *op, const char *name, unsigned int flags,
@@ -68,7 +69,7 @@ cdef float *take_weight(given, const char *op, const char *name, unsigned int fl
     return <float *> w.data
 
 
-cdef int forward(const char *op, y, mean, rstd, x, w, b, double eps, residual) except -1:
+cdef int forward(const char *op, y, mean, rstd, x, w, b, double eps, residual, double offset) except -1:
     cdef ck_array ax, ay, ar
     cdef ck_norm_forward_args a
     cdef bint heads, centered = b is not None
@@ -90,6 +91,7 @@ cdef int forward(const char *op, y, mean, rstd, x, w, b, double eps, residual) e
     a.x_n = ax.stride[0]
     a.x_h = ax.stride[1] if heads else 0
     a.eps = eps
+    a.offset = offset
     a.residual = NULL
     a.residual_n = a.residual_h = 0
     if residual is not None:
@@ -103,7 +105,7 @@ cdef int forward(const char *op, y, mean, rstd, x, w, b, double eps, residual) e
     return 0
 
 
-cdef int backward(const char *op, dx, dw, db, dy, x, w, mean, rstd, bint accumulate) except -1:
+cdef int backward(const char *op, dx, dw, db, dy, x, w, mean, rstd, bint accumulate, double offset) except -1:
     cdef ck_array ax, adx, ady
     cdef ck_norm_backward_args a
     cdef bint heads, centered = db is not None
@@ -130,6 +132,7 @@ cdef int backward(const char *op, dx, dw, db, dy, x, w, mean, rstd, bint accumul
     a.x_n = ax.stride[0]
     a.x_h = ax.stride[1] if heads else 0
     a.accumulate = accumulate
+    a.offset = offset
     if a.c > CK_SCRATCH_BYTES // 8:
         raise ValueError(
             f"[kernels.{op.decode()}] x has {a.c:,} elements in a row, and a thread's workspace holds "
@@ -142,17 +145,17 @@ cdef int backward(const char *op, dx, dw, db, dy, x, w, mean, rstd, bint accumul
     return 0
 
 
-def rms_norm_forward(y, rstd, x, w, eps, residual=None):
-    """y = x · rstd · w + residual, rstd float32 (N) or (N,H) = 1 / sqrt(mean(x²) + eps); the others (N,C) or (N,H,D).
+def rms_norm_forward(y, rstd, x, w, eps, residual=None, offset=0.0):
+    """y = x · rstd · (w + offset) + residual, rstd float32 (N) or (N,H) = 1 / sqrt(mean(x²) + eps); the others (N,C) or (N,H,D).
 
     y may be x, or the residual.
     """
-    forward(b"rms_norm_forward", y, None, rstd, x, w, None, eps, residual)
+    forward(b"rms_norm_forward", y, None, rstd, x, w, None, eps, residual, offset)
 
 
-def rms_norm_backward(dx, dw, dy, x, w, rstd, accumulate=False):
+def rms_norm_backward(dx, dw, dy, x, w, rstd, accumulate=False, offset=0.0):
     """dx = or += the gradient of x; dw float32 += the gradient of w. dx may be dy or x."""
-    backward(b"rms_norm_backward", dx, dw, None, dy, x, w, None, rstd, accumulate)
+    backward(b"rms_norm_backward", dx, dw, None, dy, x, w, None, rstd, accumulate, offset)
 
 
 def layer_norm_forward(y, mean, rstd, x, w, b, eps, residual=None):
@@ -160,9 +163,9 @@ def layer_norm_forward(y, mean, rstd, x, w, b, eps, residual=None):
 
     y may be x, or the residual.
     """
-    forward(b"layer_norm_forward", y, mean, rstd, x, w, b, eps, residual)
+    forward(b"layer_norm_forward", y, mean, rstd, x, w, b, eps, residual, 0.0)
 
 
 def layer_norm_backward(dx, dw, db, dy, x, w, mean, rstd, accumulate=False):
     """dx = or += the gradient of x; dw, db float32 += those of w and b. dx may be dy or x."""
-    backward(b"layer_norm_backward", dx, dw, db, dy, x, w, mean, rstd, accumulate)
+    backward(b"layer_norm_backward", dx, dw, db, dy, x, w, mean, rstd, accumulate, 0.0)

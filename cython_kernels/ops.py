@@ -195,7 +195,8 @@ _TABLE = (
     Op(
         "rms_norm_forward",
         "norm",
-        "y = x · rstd · w + residual, rstd = 1/sqrt(mean(x²) + eps) (Zhang & Sennrich 2019); y may be x or the residual",
+        "y = x · rstd · (w + offset) + residual, rstd = 1/sqrt(mean(x²) + eps) (Zhang & Sennrich 2019); offset 1 where "
+        "weights are stored around 0 (Gemma); y may be x or the residual",
         (
             _write("y", _NORMED),
             _write("rstd", _STATISTIC, "f32", packed=True),
@@ -203,6 +204,7 @@ _TABLE = (
             _read("w", _WEIGHT, "f32"),
             _number("eps"),
             _read("residual", _NORMED, default=None),
+            _number("offset", 0.0),
         ),
     ),
     Op(
@@ -217,6 +219,7 @@ _TABLE = (
             _read("w", _WEIGHT, "f32"),
             _read("rstd", _STATISTIC, "f32", packed=True),
             _flag("accumulate", False),
+            _number("offset", 0.0),
         ),
     ),
     Op(
@@ -365,6 +368,23 @@ _TABLE = (
         ),
     ),
     Op(
+        "geglu_forward",
+        "activation",
+        "y = gelu(gate) · up, gelu in its tanh form, gate_up = [gate, up] (Shazeer 2020)",
+        (_write("y", "N,I"), _read("gate_up", "N,2I")),
+    ),
+    Op(
+        "geglu_backward",
+        "activation",
+        "as swiglu_backward",
+        (
+            _write("dgate_up", "N,2I"),
+            _read("dy", "N,I"),
+            _read("gate_up", "N,2I"),
+            _write("y", "N,I", default=None),
+        ),
+    ),
+    Op(
         "gelu_forward",
         "activation",
         "y = x · Φ(x), tanh=True in its tanh form (Hendrycks & Gimpel 2016); y may be x",
@@ -381,6 +401,12 @@ _TABLE = (
         "activation",
         "out = a + alpha · b, out may be either, a may be b",
         (_write("out", "N,C"), _read("a", "N,C"), _read("b", "N,C"), _number("alpha", 1.0)),
+    ),
+    Op(
+        "softcap",
+        "activation",
+        "y = c · tanh(x / c), c > 0 (Gemma 2); y may be x. The slope is 1 - (y / c)²",
+        (_write("y", "N,C"), _read("x", "N,C"), _number("c")),
     ),
     Op(
         "dropout",
@@ -414,7 +440,7 @@ _TABLE = (
         "cross_entropy_backward",
         "cross_entropy",
         "dlogits = softmax - onehot, rows of ignored targets zero; unnormalised; dlogits may be logits, or bf16 in the "
-        "first half of each row of f32 logits",
+        "first half of each row of f32 logits; softcap c > 0: the gradient of the x of which the logits are softcap(x)",
         (
             _write("dlogits", "N,V"),
             _read("logits", "N,V", "real or f32"),
@@ -422,6 +448,7 @@ _TABLE = (
             _read("targets", "N", "i32"),
             _integer("ignore_index", -100),
             _integer("vocab_start", 0),
+            _number("softcap", 0.0),
         ),
         kernels=("cross_entropy_backward", "cross_entropy_backward_from_f32"),
     ),

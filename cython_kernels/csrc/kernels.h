@@ -94,7 +94,7 @@ typedef struct {
     const void *x, *residual;  /* residual is NULL or added to y */
     const float *w, *b;
     int64_t n, h, c, y_n, y_h, x_n, x_h, residual_n, residual_h;
-    float eps;
+    float eps, offset;      /* offset: added to w */
 } ck_norm_forward_args;
 
 typedef struct {
@@ -104,6 +104,7 @@ typedef struct {
     const float *w, *mean, *rstd;
     int64_t n, h, c, dx_n, dx_h, dy_n, dy_h, x_n, x_h;
     int accumulate;
+    float offset;
 } ck_norm_backward_args;
 
 typedef struct {
@@ -160,15 +161,15 @@ typedef struct {
     void *dgate_up;
     const void *dy, *gate_up;
     int64_t n, i, y_row, dgate_up_row, dy_row, gate_up_row;
-} ck_swiglu_args;
+} ck_gated_args;
 
-/* Elementwise over (n, c): gelu, add. */
+/* Elementwise over (n, c): gelu, add, softcap. */
 typedef struct {
     void *out;
     const void *a, *b;
     int64_t n, c, out_row, a_row, b_row;
     int tanh;
-    float alpha;            /* add: out = a + alpha b */
+    float alpha;            /* add: out = a + alpha b; softcap: the bound */
 } ck_pointwise_args;
 
 /* Elements are kept where the hash of (key of the row, first_column + column) is at least `threshold`. */
@@ -189,6 +190,7 @@ typedef struct {
     const void *logits;
     const int32_t *targets;
     int64_t n, v, logits_row, dlogits_row, ignore_index, vocab_start;
+    float softcap;          /* of the logits; 0 is none */
 } ck_cross_entropy_args;
 
 typedef struct {
@@ -251,8 +253,9 @@ typedef struct {
     X(embedding_forward) X(embedding_backward)                                                              \
     X(rms_norm_forward) X(rms_norm_backward) X(layer_norm_forward) X(layer_norm_backward) X(rope)           \
     X(attention_forward) X(attention_backward) X(attention_merge) X(attention_cached) X(swiglu_forward)     \
-    X(swiglu_backward) X(gelu_forward) X(gelu_backward) X(add) X(dropout) X(cross_entropy_forward) X(cross_entropy_backward)   \
-    X(cross_entropy_backward_from_f32) X(sum_of_squares) X(cast_to_f32) X(cast_to_bf16)
+    X(swiglu_backward) X(geglu_forward) X(geglu_backward) X(gelu_forward) X(gelu_backward) X(add) X(softcap) X(dropout)     \
+    X(cross_entropy_forward) X(cross_entropy_backward) X(cross_entropy_backward_from_f32)                  \
+    X(sum_of_squares) X(cast_to_f32) X(cast_to_bf16)
 /* Kernels without a storage type. vector_*: vmath.h behind a door, so that its error bounds can be tested. */
 #define CK_F32_OPS(X)                                                                                       \
     X(adamw_step) X(adamw_8bit_step) X(sgd_step) X(zero) X(reduce_n) X(peak_f32) X(peak_bf16) X(stream)              \

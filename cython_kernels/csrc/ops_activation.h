@@ -1,64 +1,4 @@
-/* Ops between the matmuls that treat every element alike: SwiGLU, GELU, add, dropout. */
-
-/* y = silu(gate) up, silu(g) = g sigmoid(g) (Shazeer 2020). */
-static void FN(swiglu_forward)(const void *args, const ck_team *team) {
-    const ck_swiglu_args *a = args;
-    const ck_range rows = ck_split(a->n, ck_row_grain(a->i * sizeof(real)), team->size, team->index);
-    const int streaming = ck_streams(team, a->y, a->n * a->i * sizeof(real), a->y_row * sizeof(real));
-    const int64_t ahead = ck_rows_ahead(a->gate_up_row, sizeof(real));
-    for (int64_t r = rows.begin; r < rows.end; r++) {
-        const real *gate = (const real *)a->gate_up + r * a->gate_up_row, *up = gate + a->i;
-        real *y = (real *)a->y + r * a->y_row;
-        const int64_t two = a->i / (2 * VL) * (2 * VL);
-        for (int64_t i = 0; i < two; i += 2 * VL) {
-            vf g0, g1, u0, u1;
-            for (int64_t at = i; at < i + 2 * VL; at += 64 / (int64_t)sizeof(real)) {
-                ck_prefetch(gate + at + ahead);
-                ck_prefetch(up + at + ahead);
-            }
-            r_load_split(g0, g1, gate + i);
-            r_load_split(u0, u1, up + i);
-            r_put_split(y + i, v_mul(v_mul(g0, v_sigmoid(g0, CK_DEGREE)), u0),
-                        v_mul(v_mul(g1, v_sigmoid(g1, CK_DEGREE)), u1), streaming);
-        }
-        EACH_VECTOR(i, m, a->i - two,
-            const vf g = r_load_n(gate + two + i, m);
-            r_put(y + two + i, v_mul(v_mul(g, v_sigmoid(g, CK_DEGREE)), r_load_n(up + two + i, m)), m, streaming););
-    }
-    if (streaming) ck_store_fence();
-}
-
-/* dup = dy silu(g); dgate = dy up s (1 + g (1 - s)), s = sigmoid(g). */
-static void FN(swiglu_backward)(const void *args, const ck_team *team) {
-    const ck_swiglu_args *a = args;
-    const ck_range rows = ck_split(a->n, ck_row_grain(a->i * sizeof(real)), team->size, team->index);
-    const vf one = v_set1(1.0f);
-    const int64_t bytes = a->n * a->i * sizeof(real);
-    const int64_t ahead = ck_rows_ahead(a->gate_up_row, sizeof(real)), dy_ahead = ck_rows_ahead(a->dy_row, sizeof(real));
-    const int fresh = a->dgate_up != a->gate_up;
-    const int streams_d = fresh && a->i * sizeof(real) % 64 == 0
-        && ck_streams(team, a->dgate_up, 2 * bytes, a->dgate_up_row * sizeof(real));
-    const int streams_y = a->y && ck_streams(team, a->y, bytes, a->y_row * sizeof(real));
-    for (int64_t r = rows.begin; r < rows.end; r++) {
-        const real *gate = (const real *)a->gate_up + r * a->gate_up_row, *up = gate + a->i;
-        const real *dy = (const real *)a->dy + r * a->dy_row;
-        real *dgate = (real *)a->dgate_up + r * a->dgate_up_row, *dup = dgate + a->i;
-        real *y = a->y ? (real *)a->y + r * a->y_row : NULL;
-        EACH_VECTOR(i, m, a->i,
-            ck_prefetch(gate + i + ahead);
-            ck_prefetch(up + i + ahead);
-            ck_prefetch(dy + i + dy_ahead);
-            const vf g = r_load_n(gate + i, m);
-            const vf u = r_load_n(up + i, m);
-            const vf d = r_load_n(dy + i, m);
-            const vf s = v_sigmoid(g, CK_DEGREE);
-            const vf silu = v_mul(g, s);
-            if (y) r_put(y + i, v_mul(silu, u), m, streams_y);
-            r_put(dup + i, v_mul(d, silu), m, streams_d);
-            r_put(dgate + i, v_mul(v_mul(d, u), v_mul(s, v_fma(g, v_sub(one, s), one))), m, streams_d););
-    }
-    if (streams_d || streams_y) ck_store_fence();
-}
+/* Ops between the matmuls that treat every element alike: GELU, SwiGLU and GEGLU, add, softcap, dropout. */
 
 /* GELU (Hendrycks & Gimpel 2016): x Phi(x), or the tanh form, which is x sigmoid(2 u), u = sqrt(2/pi)(x +
  * 0.044715 x^3). */
@@ -80,6 +20,80 @@ INLINE vf FN(gelu_slope)(vf x, const int tanh) {
     const vf du2 = v_mul(k, v_fma(square, v_set1(3.0f * 0.044715f), one));
     return v_fma(v_mul(v_mul(x, s), v_sub(one, s)), du2, s);
 }
+
+/* What a gate lets through: silu(g) = g sigmoid(g), or with `gelu` the tanh form; and its slope. */
+INLINE vf FN(gate)(vf g, vf *slope, const int gelu) {
+    const vf one = v_set1(1.0f);
+    if (gelu) {
+        *slope = FN(gelu_slope)(g, 1);
+        return FN(gelu)(g, 1);
+    }
+    const vf s = v_sigmoid(g, CK_DEGREE);
+    *slope = v_mul(s, v_fma(g, v_sub(one, s), one));
+    return v_mul(g, s);
+}
+
+/* y = f(gate) up (Shazeer 2020). */
+INLINE void FN(gated_forward)(const ck_gated_args *a, const ck_team *team, const int gelu) {
+    vf slope;
+    const ck_range rows = ck_split(a->n, ck_row_grain(a->i * sizeof(real)), team->size, team->index);
+    const int streaming = ck_streams(team, a->y, a->n * a->i * sizeof(real), a->y_row * sizeof(real));
+    const int64_t ahead = ck_rows_ahead(a->gate_up_row, sizeof(real));
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+        const real *gate = (const real *)a->gate_up + r * a->gate_up_row, *up = gate + a->i;
+        real *y = (real *)a->y + r * a->y_row;
+        const int64_t two = a->i / (2 * VL) * (2 * VL);
+        for (int64_t i = 0; i < two; i += 2 * VL) {
+            vf g0, g1, u0, u1;
+            for (int64_t at = i; at < i + 2 * VL; at += 64 / (int64_t)sizeof(real)) {
+                ck_prefetch(gate + at + ahead);
+                ck_prefetch(up + at + ahead);
+            }
+            r_load_split(g0, g1, gate + i);
+            r_load_split(u0, u1, up + i);
+            r_put_split(y + i, v_mul(FN(gate)(g0, &slope, gelu), u0), v_mul(FN(gate)(g1, &slope, gelu), u1), streaming);
+        }
+        EACH_VECTOR(i, m, a->i - two,
+            const vf g = r_load_n(gate + two + i, m);
+            r_put(y + two + i, v_mul(FN(gate)(g, &slope, gelu), r_load_n(up + two + i, m)), m, streaming););
+    }
+    if (streaming) ck_store_fence();
+}
+
+/* dup = dy f(g); dgate = dy up f'(g). */
+INLINE void FN(gated_backward)(const ck_gated_args *a, const ck_team *team, const int gelu) {
+    const ck_range rows = ck_split(a->n, ck_row_grain(a->i * sizeof(real)), team->size, team->index);
+    const int64_t bytes = a->n * a->i * sizeof(real);
+    const int64_t ahead = ck_rows_ahead(a->gate_up_row, sizeof(real)), dy_ahead = ck_rows_ahead(a->dy_row, sizeof(real));
+    const int fresh = a->dgate_up != a->gate_up;
+    const int streams_d = fresh && a->i * sizeof(real) % 64 == 0
+        && ck_streams(team, a->dgate_up, 2 * bytes, a->dgate_up_row * sizeof(real));
+    const int streams_y = a->y && ck_streams(team, a->y, bytes, a->y_row * sizeof(real));
+    for (int64_t r = rows.begin; r < rows.end; r++) {
+        const real *gate = (const real *)a->gate_up + r * a->gate_up_row, *up = gate + a->i;
+        const real *dy = (const real *)a->dy + r * a->dy_row;
+        real *dgate = (real *)a->dgate_up + r * a->dgate_up_row, *dup = dgate + a->i;
+        real *y = a->y ? (real *)a->y + r * a->y_row : NULL;
+        EACH_VECTOR(i, m, a->i,
+            ck_prefetch(gate + i + ahead);
+            ck_prefetch(up + i + ahead);
+            ck_prefetch(dy + i + dy_ahead);
+            const vf g = r_load_n(gate + i, m);
+            const vf u = r_load_n(up + i, m);
+            const vf d = r_load_n(dy + i, m);
+            vf slope;
+            const vf open = FN(gate)(g, &slope, gelu);
+            if (y) r_put(y + i, v_mul(open, u), m, streams_y);
+            r_put(dup + i, v_mul(d, open), m, streams_d);
+            r_put(dgate + i, v_mul(v_mul(d, u), slope), m, streams_d););
+    }
+    if (streams_d || streams_y) ck_store_fence();
+}
+
+static void FN(swiglu_forward)(const void *args, const ck_team *team) { FN(gated_forward)(args, team, 0); }
+static void FN(swiglu_backward)(const void *args, const ck_team *team) { FN(gated_backward)(args, team, 0); }
+static void FN(geglu_forward)(const void *args, const ck_team *team) { FN(gated_forward)(args, team, 1); }
+static void FN(geglu_backward)(const void *args, const ck_team *team) { FN(gated_backward)(args, team, 1); }
 
 #define ROWS_OF_POINTWISE(body)                                                                             \
     const ck_pointwise_args *a = args;                                                                      \
@@ -120,6 +134,14 @@ static void FN(add)(const void *args, const ck_team *team) {
         else
             EACH_VECTOR(i, m, a->c,
                 r_put(out + i, v_fma(alpha, r_load_n(other + i, m), r_load_n(x + i, m)), m, streaming););)
+}
+
+/* c tanh(x / c). */
+static void FN(softcap)(const void *args, const ck_team *team) {
+    const vf cap = v_set1(((const ck_pointwise_args *)args)->alpha);
+    const vf to_cap = v_set1(1.0f / ((const ck_pointwise_args *)args)->alpha);
+    ROWS_OF_POINTWISE(
+        EACH_VECTOR(i, m, a->c, r_put(out + i, v_mul(cap, v_tanh(v_mul(r_load_n(x + i, m), to_cap))), m, streaming););)
 }
 
 #undef ROWS_OF_POINTWISE

@@ -34,12 +34,14 @@ static void FN(cross_entropy_forward)(const void *args, const ck_team *team) {
 }
 
 /* dlogits = exp(l - lse) - onehot(target), unnormalised; an ignored row is zero. dlogits may be logits, which are
- * fp32 or real: bf16 written from left to right over the fp32 that were read. */
-INLINE void FN(cross_entropy_backward_rows)(const ck_cross_entropy_args *a, const ck_team *team, const int from_f32) {
+ * fp32 or real: bf16 written from left to right over the fp32 that were read. Where the logits are capped, l = c tanh(x
+ * / c), the gradient of x is written: times 1 - (l / c)^2. */
+INLINE void FN(cross_entropy_backward_rows)(const ck_cross_entropy_args *a, const ck_team *team, const int from_f32,
+                                            const int capped) {
     const ck_range rows = ck_split(a->n, ck_row_grain(a->v * sizeof(real)), team->size, team->index);
     const int streaming = a->dlogits != a->logits
         && ck_streams(team, a->dlogits, a->n * a->v * sizeof(real), a->dlogits_row * sizeof(real));
-    const vf factor = v_set1(CK_LOG2_E);
+    const vf factor = v_set1(CK_LOG2_E), one = v_set1(1.0f), to_cap = v_set1(capped ? 1.0f / a->softcap : 0.0f);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const int64_t at = r * a->logits_row;
         const float *wide = (const float *)a->logits + at;
@@ -57,17 +59,27 @@ INLINE void FN(cross_entropy_backward_rows)(const ck_cross_entropy_args *a, cons
         const vf shift = v_set1(a->lse[r] * -CK_LOG2_E);
         EACH_VECTOR(i, m, a->v,
             const vf l = from_f32 ? v_load_n(wide + i, m) : r_load_n(narrow + i, m);
-            r_put(dlogits + i, v_exp2(v_fma(l, factor, shift), CK_DEGREE), m, streaming););
+            vf d = v_exp2(v_fma(l, factor, shift), CK_DEGREE);
+            if (capped) {
+                const vf bent = v_mul(l, to_cap);
+                d = v_mul(d, v_sub(one, v_mul(bent, bent)));
+            }
+            r_put(dlogits + i, d, m, streaming););
         if (streaming) ck_store_fence();
-        if (here) r_store_n(dlogits + target, v_set1(expf(logit - a->lse[r]) - 1.0f), 1);
+        if (!here) continue;
+        const float bent = capped ? logit / a->softcap : 0.0f;
+        r_store_n(dlogits + target, v_set1((expf(logit - a->lse[r]) - 1.0f) * (1.0f - bent * bent)), 1);
     }
 }
 
 static void FN(cross_entropy_backward)(const void *args, const ck_team *team) {
-    FN(cross_entropy_backward_rows)(args, team, CK_STORAGE == CK_F32);
+    if (((const ck_cross_entropy_args *)args)->softcap > 0.0f)
+        FN(cross_entropy_backward_rows)(args, team, CK_STORAGE == CK_F32, 1);
+    else FN(cross_entropy_backward_rows)(args, team, CK_STORAGE == CK_F32, 0);
 }
 
 /* From fp32 logits, whatever dlogits are. */
 static void FN(cross_entropy_backward_from_f32)(const void *args, const ck_team *team) {
-    FN(cross_entropy_backward_rows)(args, team, 1);
+    if (((const ck_cross_entropy_args *)args)->softcap > 0.0f) FN(cross_entropy_backward_rows)(args, team, 1, 1);
+    else FN(cross_entropy_backward_rows)(args, team, 1, 0);
 }

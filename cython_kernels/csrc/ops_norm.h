@@ -25,10 +25,10 @@ INLINE float FN(row_sum)(const real *x, const real *next, int64_t c, vf center, 
     return v_sum(v_add(v_add(sum[0], sum[1]), v_add(sum[2], sum[3])));
 }
 
-/* The sum of squares of row `next`, and meanwhile, when `write`, y = x scale w (+ residual, when `adds`): memory is read and written line by line in
- * turn, as fast as it is copied, where a row read and then written whole leaves it waiting. `ahead` elements after next,
- * memory is asked for. */
-INLINE float FN(rms_norm_rows)(real *y, const real *x, const float *w, vf scale, const real *residual, const real *next,
+/* The sum of squares of row `next`, and meanwhile, when `write`, y = x scale (w + offset) (+ residual, when `adds`):
+ * memory is read and written line by line in turn, as fast as it is copied, where a row read and then written whole
+ * leaves it waiting. `ahead` elements after next, memory is asked for. */
+INLINE float FN(rms_norm_rows)(real *y, const real *x, const float *w, vf offset, vf scale, const real *residual, const real *next,
                                int64_t ahead, int64_t c, const int write, const int adds, const int streaming) {
     vf sum[4] = {v_zero(), v_zero(), v_zero(), v_zero()};
     const int64_t whole = c / (4 * VL) * (4 * VL);
@@ -38,8 +38,8 @@ INLINE float FN(rms_norm_rows)(real *y, const real *x, const float *w, vf scale,
         r_add_squares(sum[2], sum[3], next + i + 2 * VL);
         if (!write) continue;
         for (int64_t j = i; j < i + 4 * VL; j += 2 * VL) {
-            vf low = v_mul(v_mul(r_load_n(x + j, VL), scale), v_load(w + j));
-            vf high = v_mul(v_mul(r_load_n(x + j + VL, VL), scale), v_load(w + j + VL));
+            vf low = v_mul(v_mul(r_load_n(x + j, VL), scale), v_add(v_load(w + j), offset));
+            vf high = v_mul(v_mul(r_load_n(x + j + VL, VL), scale), v_add(v_load(w + j + VL), offset));
             if (adds) {
                 low = v_add(low, r_load_n(residual + j, VL));
                 high = v_add(high, r_load_n(residual + j + VL, VL));
@@ -51,7 +51,8 @@ INLINE float FN(rms_norm_rows)(real *y, const real *x, const float *w, vf scale,
         const vf v = r_load_n(next + whole + i, m);
         sum[0] = v_fma(v, v, sum[0]);
         if (write) {
-            vf value = v_mul(v_mul(r_load_n(x + whole + i, m), scale), v_load_n(w + whole + i, m));
+            const vf weight = v_add(v_load_n(w + whole + i, m), offset);
+            vf value = v_mul(v_mul(r_load_n(x + whole + i, m), scale), weight);
             if (adds) value = v_add(value, r_load_n(residual + whole + i, m));
             r_put(y + whole + i, value, m, streaming);
         });
@@ -64,8 +65,9 @@ static void FN(rms_norm_forward)(const void *args, const ck_team *team) {
     const int streaming = a->y != a->x && a->y != a->residual
         && ck_streams(team, a->y, a->n * a->h * a->c * sizeof(real), (a->y_n | a->y_h) * sizeof(real));
     if (rows.begin >= rows.end) return;
+    const vf offset = v_set1(a->offset);
     const real *x = ROW((const real *)a->x, x, rows.begin);
-    float squares = FN(rms_norm_rows)(NULL, NULL, NULL, v_zero(), NULL, x, ROW_AHEAD(x), a->c, 0, 0, 0);
+    float squares = FN(rms_norm_rows)(NULL, NULL, NULL, v_zero(), v_zero(), NULL, x, ROW_AHEAD(x), a->c, 0, 0, 0);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const float rstd = 1.0f / sqrtf(squares / (float)a->c + a->eps);
         const real *next = r + 1 < rows.end ? ROW((const real *)a->x, x, r + 1) : x;
@@ -74,11 +76,11 @@ static void FN(rms_norm_forward)(const void *args, const ck_team *team) {
         if (a->residual) {
             const real *residual = ROW((const real *)a->residual, residual, r);
             if (streaming)
-                squares = FN(rms_norm_rows)(y, x, a->w, v_set1(rstd), residual, next, ROW_AHEAD(x), a->c, 1, 1, 1);
-            else squares = FN(rms_norm_rows)(y, x, a->w, v_set1(rstd), residual, next, ROW_AHEAD(x), a->c, 1, 1, 0);
+                squares = FN(rms_norm_rows)(y, x, a->w, offset, v_set1(rstd), residual, next, ROW_AHEAD(x), a->c, 1, 1, 1);
+            else squares = FN(rms_norm_rows)(y, x, a->w, offset, v_set1(rstd), residual, next, ROW_AHEAD(x), a->c, 1, 1, 0);
         } else if (streaming)
-            squares = FN(rms_norm_rows)(y, x, a->w, v_set1(rstd), NULL, next, ROW_AHEAD(x), a->c, 1, 0, 1);
-        else squares = FN(rms_norm_rows)(y, x, a->w, v_set1(rstd), NULL, next, ROW_AHEAD(x), a->c, 1, 0, 0);
+            squares = FN(rms_norm_rows)(y, x, a->w, offset, v_set1(rstd), NULL, next, ROW_AHEAD(x), a->c, 1, 0, 1);
+        else squares = FN(rms_norm_rows)(y, x, a->w, offset, v_set1(rstd), NULL, next, ROW_AHEAD(x), a->c, 1, 0, 0);
         x = next;
     }
     if (streaming) ck_store_fence();
@@ -125,12 +127,13 @@ static void FN(norm_sum_partials)(float *into, int64_t offset, int64_t c, const 
     }
 }
 
-/* With xh = (x - mean) rstd and g = dy w: dx = rstd (g - mean(g) - xh mean(g xh)); RMSNorm has no mean(g)
+/* With xh = (x - mean) rstd and g = dy (w + offset): dx = rstd (g - mean(g) - xh mean(g xh)); RMSNorm has no mean(g)
  * and no mean. A row is read whole before dx is written, and each element once more just before, so dx may be dy or x. */
 INLINE void FN(norm_backward)(const ck_norm_backward_args *a, const ck_team *team, const int centered) {
     float *dw = (float *)team->scratch, *db = dw + a->c;
     memset(dw, 0, (size_t)a->c * sizeof(float) * (centered ? 2 : 1));
     const ck_range rows = ck_split(a->n * a->h, ck_row_grain(a->c * sizeof(real)), team->size, team->index);
+    const vf offset = v_set1(a->offset);
     for (int64_t r = rows.begin; r < rows.end; r++) {
         const real *x = ROW((const real *)a->x, x, r), *dy = ROW((const real *)a->dy, dy, r);
         const real *next = x + ROW_AHEAD(x), *next_dy = dy + ROW_AHEAD(dy);
@@ -142,7 +145,7 @@ INLINE void FN(norm_backward)(const ck_norm_backward_args *a, const ck_team *tea
             ck_prefetch(next_dy + i);
             const vf grad = r_load_n(dy + i, m);
             const vf xh = v_mul(v_sub(r_load_n(x + i, m), center), rstd);
-            const vf g = v_mul(grad, v_load_n(a->w + i, m));
+            const vf g = v_mul(grad, v_add(v_load_n(a->w + i, m), offset));
             v_store_n(dw + i, v_fma(grad, xh, v_load_n(dw + i, m)), m);
             if (centered) {
                 v_store_n(db + i, v_add(grad, v_load_n(db + i, m)), m);
@@ -153,7 +156,7 @@ INLINE void FN(norm_backward)(const ck_norm_backward_args *a, const ck_team *tea
         const vf mean_g_xh = v_set1(v_sum(sum_g_xh) / (float)a->c);
         EACH_VECTOR(i, m, a->c,
             const vf xh = v_mul(v_sub(r_load_n(x + i, m), center), rstd);
-            vf d = v_mul(r_load_n(dy + i, m), v_load_n(a->w + i, m));
+            vf d = v_mul(r_load_n(dy + i, m), v_add(v_load_n(a->w + i, m), offset));
             if (centered) d = v_sub(d, mean_g);
             d = v_mul(rstd, v_sub(d, v_mul(xh, mean_g_xh)));
             if (a->accumulate) d = v_add(d, r_load_n(dx + i, m));

@@ -1,4 +1,7 @@
-"""SwiGLU (Shazeer 2020), GELU (Hendrycks & Gimpel 2016), addition, dropout. N rows, I intermediate size."""
+"""SwiGLU and GEGLU (Shazeer 2020), GELU (Hendrycks & Gimpel 2016), addition, softcap, dropout.
+
+N rows, I intermediate size.
+"""
 
 from __future__ import annotations
 
@@ -50,16 +53,37 @@ def swiglu_backward(dgate_up: Array, dy: Array, gate_up: Array, y: Array | None 
         store(y, forward)
 
 
+def geglu_forward(y: Array, gate_up: Array) -> None:
+    """Write y (N,I) = gelu(gate) · up, gate_up (N,2I) being [gate, up] and gelu in its tanh form."""
+    door = Door("geglu_forward", gate_up)
+    n, i = _halves(door, gate_up)
+    door.real(y=(y, (n, i)))
+    wide = widen(gate_up)
+    gelu, _ = _tanh_gelu(wide[:, :i])
+    store(y, gelu * wide[:, i:])
+
+
+def geglu_backward(dgate_up: Array, dy: Array, gate_up: Array, y: Array | None = None) -> None:
+    """Write dgate_up (N,2I) from dy (N,I); it may be gate_up. y (N,I), which may be dy, receives the forward."""
+    door = Door("geglu_backward", gate_up)
+    n, i = _halves(door, gate_up)
+    door.real(dgate_up=(dgate_up, (n, 2 * i)), dy=(dy, (n, i)), y=(y, (n, i)))
+    wide, dy_wide = widen(gate_up), widen(dy)
+    gate, up = wide[:, :i], wide[:, i:]
+    gelu, slope = _tanh_gelu(gate)
+    forward, dgate, dup = gelu * up, dy_wide * up * slope, dy_wide * gelu
+    dgate_up[:, :i] = dgate
+    dgate_up[:, i:] = dup
+    if y is not None:
+        store(y, forward)
+
+
 def gelu_forward(y: Array, x: Array, tanh: bool) -> None:
     """Write y = x · Φ(x), of any shape; Φ in its tanh form or, with tanh=False, (1 + erf(x/√2)) / 2."""
     door = Door("gelu_forward", x)
     door.real(y=(y, x.shape))
     wide = widen(x)
-    if tanh:
-        inner = np.tanh(_TANH_SCALE * (wide + _TANH_CUBE * wide * wide * wide))
-    else:
-        inner = _erf(wide * math.sqrt(0.5))
-    store(y, 0.5 * wide * (1.0 + inner))
+    store(y, _tanh_gelu(wide)[0] if tanh else 0.5 * wide * (1.0 + _erf(wide * math.sqrt(0.5))))
 
 
 def gelu_backward(dx: Array, dy: Array, x: Array, tanh: bool) -> None:
@@ -67,14 +91,12 @@ def gelu_backward(dx: Array, dy: Array, x: Array, tanh: bool) -> None:
     door = Door("gelu_backward", x)
     door.real(dx=(dx, x.shape), dy=(dy, x.shape))
     wide = widen(x)
-    square = wide * wide
     if tanh:
-        inner = np.tanh(_TANH_SCALE * (wide + _TANH_CUBE * wide * square))
-        slope = _TANH_SCALE * (1.0 + 3.0 * _TANH_CUBE * square) * (1.0 - inner * inner)
+        _, slope = _tanh_gelu(wide)
     else:
-        inner = _erf(wide * math.sqrt(0.5))
-        slope = _TANH_SCALE * np.exp(-0.5 * square)
-    store(dx, widen(dy) * (0.5 * (1.0 + inner) + 0.5 * wide * slope))
+        density = _TANH_SCALE * np.exp(-0.5 * wide * wide)
+        slope = 0.5 * (1.0 + _erf(wide * math.sqrt(0.5))) + 0.5 * wide * density
+    store(dx, widen(dy) * slope)
 
 
 def add(out: Array, a: Array, b: Array, alpha: float = 1.0) -> None:
@@ -82,6 +104,15 @@ def add(out: Array, a: Array, b: Array, alpha: float = 1.0) -> None:
     door = Door("add", a)
     door.real(out=(out, a.shape), b=(b, a.shape))
     store(out, widen(a) + (widen(b) if alpha == 1.0 else widen(b) * alpha))
+
+
+def softcap(y: Array, x: Array, c: float) -> None:
+    """Write y = c · tanh(x / c), of any shape. y may be x."""
+    door = Door("softcap", x)
+    door.real(y=(y, x.shape))
+    if not c > 0:
+        door.refuse("c", f"is {c}, a bound above 0 is needed")
+    store(y, c * np.tanh(widen(x) / c))
 
 
 def dropout(
@@ -108,6 +139,14 @@ def _halves(door: Door, gate_up: Array) -> tuple[int, int]:
     if width % 2:
         door.refuse("gate_up", f"has {width} columns, an even number is needed")
     return n, width // 2
+
+
+def _tanh_gelu(x: Array) -> tuple[Array, Array]:
+    """Return the tanh form of GELU, and its slope."""
+    square = x * x
+    inner = np.tanh(_TANH_SCALE * (x + _TANH_CUBE * x * square))
+    slope = _TANH_SCALE * (1.0 + 3.0 * _TANH_CUBE * square) * (1.0 - inner * inner)
+    return 0.5 * x * (1.0 + inner), 0.5 * (1.0 + inner) + 0.5 * x * slope
 
 
 def _sigmoid(x: Array) -> Array:

@@ -38,8 +38,11 @@ def cross_entropy_backward(
     targets: Array,
     ignore_index: int = -100,
     vocab_start: int = 0,
+    softcap: float = 0.0,
 ) -> None:
     """Write dlogits (N,V) = exp(logits - lse) - onehot(target), unnormalised; it may be logits.
+
+    With `softcap` c the logits are c · tanh(x / c), and the gradient of x is written: times 1 - (logits / c)².
 
     lse f32 (N) is the log-sum-exp over the whole vocabulary; rows whose target is `ignore_index` are zero. logits
     are of the type of dlogits, or f32.
@@ -53,9 +56,12 @@ def cross_entropy_backward(
         door.real(logits=(logits, (n, v)))
     door.f32(lse=(lse, (n,)))
     door.ids(targets=(targets, (n,)))
-    value = np.exp(widen(logits) - lse[:, None])
+    wide = widen(logits)
+    value = np.exp(wide - lse[:, None])
     rows, columns = _targets_inside(targets, vocab_start, v)
     value[rows, columns] -= 1.0
+    if softcap:
+        value *= 1.0 - np.square(wide / softcap)
     value[targets == ignore_index] = 0.0
     store(dlogits, value)
 

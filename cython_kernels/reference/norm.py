@@ -12,21 +12,34 @@ from ._arrays import Array, Door, store, sum_rows, widen
 
 
 def rms_norm_forward(
-    y: Array, rstd: Array, x: Array, w: Array, eps: float, residual: Array | None = None
+    y: Array,
+    rstd: Array,
+    x: Array,
+    w: Array,
+    eps: float,
+    residual: Array | None = None,
+    offset: float = 0.0,
 ) -> None:
-    """Write y = x · rstd · w + residual and rstd f32 = 1/sqrt(mean(x²) + eps). y may be x or the residual."""
+    """Write y = x · rstd · (w + offset) + residual and rstd f32 = 1/sqrt(mean(x²) + eps). y may be x or the residual."""
     door = Door("rms_norm_forward", x)
     door.real(y=(y, x.shape), residual=(residual, x.shape))
     door.f32(rstd=(rstd, x.shape[:-1]), w=(w, x.shape[-1:]))
     wide = widen(x)
     scale = 1.0 / np.sqrt(np.square(wide).mean(axis=-1) + eps)
     rstd[...] = scale
-    value = wide * scale[..., None] * w
+    value = wide * scale[..., None] * (w + w.dtype.type(offset))
     store(y, value if residual is None else value + widen(residual))
 
 
 def rms_norm_backward(
-    dx: Array, dw: Array, dy: Array, x: Array, w: Array, rstd: Array, accumulate: bool = False
+    dx: Array,
+    dw: Array,
+    dy: Array,
+    x: Array,
+    w: Array,
+    rstd: Array,
+    accumulate: bool = False,
+    offset: float = 0.0,
 ) -> None:
     """Write dx, or add it when `accumulate`, and add to dw f32. dx may be dy or x."""
     door = Door("rms_norm_backward", x)
@@ -34,7 +47,7 @@ def rms_norm_backward(
     door.f32(dw=(dw, x.shape[-1:]), w=(w, x.shape[-1:]), rstd=(rstd, x.shape[:-1]))
     dy_wide = widen(dy)
     normed = widen(x) * rstd[..., None]
-    dnormed = dy_wide * w
+    dnormed = dy_wide * (w + w.dtype.type(offset))
     dw += sum_rows(dy_wide * normed)
     along = (dnormed * normed).mean(axis=-1, keepdims=True)
     store(dx, rstd[..., None] * (dnormed - normed * along), accumulate)

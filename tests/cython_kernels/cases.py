@@ -28,9 +28,9 @@ from cases_attention import Attention
 from cases_attention_cached import AttentionCached
 from cases_attention_options import AttentionMerge, AttentionOptions
 from cases_layers import Embedding, LayerNorm, Linear, Matmul, RmsNorm, Rope, SymmetricProduct
-from cases_pointwise import Add, Cast, Dropout, Gelu, Swiglu
+from cases_pointwise import Add, Cast, Dropout, Geglu, Gelu, Softcap, Swiglu
 from cases_quantized import Quantized
-from cases_training import AdamW, AdamW8bit, CrossEntropy, Sgd, SumOfSquares
+from cases_training import AdamW, AdamW8bit, CappedCrossEntropy, CrossEntropy, Sgd, SumOfSquares
 
 __all__ = ["CASES", "SEEDS", "Case", "Inputs", "Outputs", "Shape", "convert", "f32_of", "relative_error"]
 
@@ -48,10 +48,13 @@ _TABLE = (
     AttentionMerge(),
     AttentionCached(),
     Swiglu(),
+    Geglu(),
     Gelu(),
     Add(),
+    Softcap(),
     Dropout(),
     CrossEntropy(),
+    CappedCrossEntropy(),
     AdamW(),
     AdamW8bit(),
     Sgd(),

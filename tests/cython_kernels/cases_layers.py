@@ -250,18 +250,20 @@ class RmsNorm(Case):
             "n": ROWS,
             "heads": st.sampled_from([0, 0, 1, 3]),
             "c": SIZES,
+            "offset": st.sampled_from([0.0, 1.0]),
             "mode": st.sampled_from(["plain", "accumulate", "in_place", "in_x"]),
             "y": NORM_OUTPUTS,
         }
     )
     examples = (
-        {"n": 5, "heads": 0, "c": 17, "mode": "accumulate"},
+        {"n": 5, "heads": 0, "c": 17, "mode": "accumulate", "offset": 0.0},
         {"n": 3, "heads": 2, "c": 8, "mode": "in_place"},
         {"n": 3, "heads": 0, "c": 1, "mode": "plain"},
+        {"n": 4, "heads": 2, "c": 19, "mode": "accumulate", "offset": 1.0},
     )
     large = (
         {"n": 300, "heads": 0, "c": 515, "mode": "accumulate"},
-        {"n": 150, "heads": 5, "c": 129, "mode": "in_place"},
+        {"n": 150, "heads": 5, "c": 129, "mode": "in_place", "offset": 1.0},
     )
     gradients = ("x", "w")
 
@@ -281,13 +283,16 @@ class RmsNorm(Case):
             inputs["in_x"] = True
         if shape["mode"] == "accumulate":
             inputs["dx_before"] = normal(rng, full, dtype)
+        if shape.get("offset"):
+            inputs["offset"] = shape["offset"]
         residual = normal(rng, full, dtype)
         return inputs | norm_output(shape, with_gap(residual) if heads else residual)
 
     def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
         x, y, residual = norm_arrays(inputs)
         rstd = blank_f32(x, x.shape[:-1])
-        kernels.rms_norm_forward(y, rstd, x, inputs["w"], inputs["eps"], residual)
+        offset = inputs.get("offset", 0.0)
+        kernels.rms_norm_forward(y, rstd, x, inputs["w"], inputs["eps"], residual, offset=offset)
         return {"y": y, "rstd": rstd}
 
     def backward(self, kernels: Any, inputs: Inputs, saved: Outputs) -> Outputs:
@@ -297,8 +302,8 @@ class RmsNorm(Case):
         if "in_x" in inputs:
             dx = x = x.copy() if x.ndim == 2 else with_gap(x)
         dw = inputs["dw_before"].copy()
-        accumulate = "dx_before" in inputs
-        kernels.rms_norm_backward(dx, dw, copied, x, inputs["w"], saved["rstd"], accumulate=accumulate)
+        options = {"accumulate": "dx_before" in inputs, "offset": inputs.get("offset", 0.0)}
+        kernels.rms_norm_backward(dx, dw, copied, x, inputs["w"], saved["rstd"], **options)
         return {"dx": dx, "dw": dw}
 
     def sizes(self, inputs: Inputs) -> dict[str, float]:

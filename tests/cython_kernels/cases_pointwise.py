@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from ml_dtypes import bfloat16
 
 
-class Swiglu(Case):
-    name = "swiglu"
-    ops = ("swiglu_forward", "swiglu_backward")
+class Gated(Case):
+    """SwiGLU and GEGLU, which differ in what the gate goes through."""
+
     shapes = st.fixed_dictionaries({"n": ROWS, "i": SIZES, "in_place": FLAG, "recompute": FLAG})
     examples = (
         {"n": 5, "i": 7, "in_place": True, "recompute": True},
@@ -32,21 +32,32 @@ class Swiglu(Case):
 
     def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
         y = blank(inputs["dy"])
-        kernels.swiglu_forward(y, inputs["gate_up"])
+        getattr(kernels, self.ops[0])(y, inputs["gate_up"])
         return {"y": y}
 
     def backward(self, kernels: Any, inputs: Inputs, saved: Outputs) -> Outputs:
         gate_up, dy = inputs["gate_up"].copy(), inputs["dy"].copy()
         dgate_up = gate_up if inputs["in_place"] else blank(gate_up)
+        backward = getattr(kernels, self.ops[1])
         if not inputs["recompute"]:
-            kernels.swiglu_backward(dgate_up, dy, gate_up)
+            backward(dgate_up, dy, gate_up)
             return {"dgate_up": dgate_up}
         y = dy if inputs["in_place"] else blank(dy)
-        kernels.swiglu_backward(dgate_up, dy, gate_up, y=y)
+        backward(dgate_up, dy, gate_up, y=y)
         return {"dgate_up": dgate_up, "y_again": y}
 
     def sizes(self, inputs: Inputs) -> dict[str, float]:
         return {"y": 1.0, "y_again": 1.0, "dgate_up": 1.0}
+
+
+class Swiglu(Gated):
+    name = "swiglu"
+    ops = ("swiglu_forward", "swiglu_backward")
+
+
+class Geglu(Gated):
+    name = "geglu"
+    ops = ("geglu_forward", "geglu_backward")
 
 
 class Gelu(Case):
@@ -85,6 +96,33 @@ class Gelu(Case):
 
     def sizes(self, inputs: Inputs) -> dict[str, float]:
         return {"y": 1.0, "dx": 1.0}
+
+
+class Softcap(Case):
+    name = "softcap"
+    ops = ("softcap",)
+    shapes = st.fixed_dictionaries(
+        {"n": ROWS, "c": SIZES, "cap": st.sampled_from([0.5, 30.0]), "in_place": FLAG}
+    )
+    examples = (
+        {"n": 5, "c": 17, "cap": 0.5, "in_place": True},
+        {"n": 3, "c": 8, "cap": 30.0, "in_place": False},
+    )
+    large = ({"n": 77, "c": 701, "cap": 3.0, "in_place": False},)
+    outputs = ()
+
+    def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
+        x = (3.0 * rng.standard_normal((shape["n"], shape["c"]))).astype(dtype)
+        return {"x": x, "cap": shape["cap"], "in_place": shape["in_place"]}
+
+    def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
+        x = inputs["x"].copy()
+        y = x if inputs["in_place"] else blank(x)
+        kernels.softcap(y, x, inputs["cap"])
+        return {"y": y}
+
+    def sizes(self, inputs: Inputs) -> dict[str, float]:
+        return {"y": 1e-3}
 
 
 class Add(Case):

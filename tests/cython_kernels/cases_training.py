@@ -137,11 +137,35 @@ class CrossEntropy(Case):
             inputs["targets"],
             ignore_index=inputs["ignore_index"],
             vocab_start=inputs["vocab_start"],
+            softcap=inputs.get("cap", 0.0),
         )
         return {"dlogits": dlogits}
 
     def sizes(self, inputs: Inputs) -> dict[str, float]:
         return {"row_max": 1.0, "target_logit": 1.0, "lse": 1.0, "loss": 1.0, "dlogits": 1.0}
+
+
+class CappedCrossEntropy(CrossEntropy):
+    """The same for logits that `softcap` made of x, whose gradient is asked for."""
+
+    name = "capped_cross_entropy"
+    ops = ("softcap", "cross_entropy_forward", "cross_entropy_backward")
+    gradients = ("x",)
+
+    def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
+        inputs = super().draw(rng, shape, dtype)
+        return inputs | {"x": inputs.pop("logits"), "cap": 4.0}
+
+    def forward(self, kernels: Any, inputs: Inputs) -> Outputs:
+        logits = blank(inputs["x"])
+        kernels.softcap(logits, inputs["x"], inputs["cap"])
+        return super().forward(kernels, inputs | {"logits": logits}) | {"logits": logits}
+
+    def backward(self, kernels: Any, inputs: Inputs, saved: Outputs) -> Outputs:
+        return {"dx": super().backward(kernels, inputs | {"logits": saved["logits"]}, saved)["dlogits"]}
+
+    def sizes(self, inputs: Inputs) -> dict[str, float]:
+        return {"row_max": 1.0, "target_logit": 1.0, "lse": 1.0, "loss": 1.0, "dx": 1.0, "logits": 1.0}
 
 
 class AdamW(Case):

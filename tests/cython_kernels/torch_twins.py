@@ -83,7 +83,7 @@ def _embedding(t: Tensors) -> Tensors:
 
 def _rms_norm(t: Tensors) -> Tensors:
     x = t["x"]
-    y = F.rms_norm(x, x.shape[-1:], t["w"], t["eps"])
+    y = F.rms_norm(x, x.shape[-1:], t["w"] + t.get("offset", 0.0), t["eps"])
     return {"y": y + t.get("residual", 0), "rstd": torch.rsqrt(x.square().mean(-1) + t["eps"])}
 
 
@@ -175,12 +175,22 @@ def _swiglu(t: Tensors) -> Tensors:
     return {"y": y} | ({"y_again": y} if t["recompute"] else {})
 
 
+def _geglu(t: Tensors) -> Tensors:
+    gate, up = t["gate_up"].chunk(2, dim=-1)
+    y = F.gelu(gate, approximate="tanh") * up
+    return {"y": y} | ({"y_again": y} if t["recompute"] else {})
+
+
 def _gelu(t: Tensors) -> Tensors:
     return {"y": F.gelu(t["x"], approximate="tanh" if t["tanh"] else "none")}
 
 
 def _add(t: Tensors) -> Tensors:
     return {"out": (t["b"] if t.get("twice") else t["a"]) + t.get("alpha", 1.0) * t["b"]}
+
+
+def _softcap(t: Tensors) -> Tensors:
+    return {"y": t["cap"] * torch.tanh(t["x"] / t["cap"])}
 
 
 def _dropout(t: Tensors) -> Tensors:
@@ -220,6 +230,11 @@ def _cross_entropy(t: Tensors) -> Tensors:
         "lse": whole.logsumexp(1),
         "loss": loss + torch.where(inside | ignored, 0.0, rest),
     }
+
+
+def _capped_cross_entropy(t: Tensors) -> Tensors:
+    logits = t["cap"] * torch.tanh(t["x"] / t["cap"])
+    return _cross_entropy(t | {"logits": logits}) | {"logits": logits}
 
 
 def _adamw(t: Tensors) -> Tensors:
@@ -301,10 +316,13 @@ TWINS: dict[str, Callable[[Tensors], Tensors]] = {
     "attention_merge": _attention_merge,
     "attention_cached": _attention_cached,
     "swiglu": _swiglu,
+    "geglu": _geglu,
     "gelu": _gelu,
     "add": _add,
+    "softcap": _softcap,
     "dropout": _dropout,
     "cross_entropy": _cross_entropy,
+    "capped_cross_entropy": _capped_cross_entropy,
     "adamw": _adamw,
     "adamw_8bit": _adamw_8bit,
     "sgd": _sgd,
