@@ -21,10 +21,11 @@ from cktrain.config_types import (
     FiniteNonNegative,
     FinitePositive,
     PathText,
+    Positive,
     Section,
     Size,
 )
-from cktrain.hf.rope_settings import check_rope_scaling
+from cktrain.rope_kinds import check_rope_scaling, kind_of
 
 if TYPE_CHECKING:
     from cktrain.hf.config_keys import ConfigKeys
@@ -155,7 +156,7 @@ class RotaryConfig(ModelConfig):
     rope_theta: FinitePositive = 10000.0
     """Base of the rotary frequencies."""
     rope_scaling: dict[str, Any] | None = None
-    """Rotary scaling as in config.json: rope_type `linear` or `llama3`, factor and so on."""
+    """Rotary scaling as in config.json: rope_type `linear`, `llama3`, `yarn` or `longrope`, factor and so on."""
 
     @model_validator(mode="after")
     def _check_rotary(self) -> RotaryConfig:
@@ -176,11 +177,45 @@ class RotaryConfig(ModelConfig):
         """As `ModelConfig.meaning`. Rotary positions have no weights, so their number may change."""
         found = super().meaning(length)
         del found["max_position_embeddings"]
-        scaling = self.rope_scaling
-        plain = scaling is None or scaling.get("rope_type", scaling.get("type")) == "default"
+        plain = kind_of(self.rope_scaling) == "default"
         return found | {
             "num_key_value_heads": self.kv_heads,
-            "rope_scaling": None if plain else scaling,
+            "rope_scaling": None if plain else self.rope_scaling,
+        }
+
+
+LayerType = Literal["full_attention", "sliding_attention"]
+
+
+class WindowedConfig(RotaryConfig):
+    """What the families share of which some or all layers slide over a window."""
+
+    sliding_window: Positive | None = None
+    """A token attends to the last so many tokens, itself included. Default: to all."""
+    layer_types: list[LayerType] | None = None
+    """Which layers use the sliding window. Default: all of them when sliding_window is set."""
+
+    @model_validator(mode="after")
+    def _check_layer_types(self) -> WindowedConfig:
+        if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
+            raise ValueError(
+                f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} num_hidden_layers"
+            )
+        return self
+
+    @property
+    def windows(self) -> list[int]:
+        """The sliding window of each layer; 0: none."""
+        window = self.sliding_window or 0
+        types = self.layer_types or ["sliding_attention"] * self.num_hidden_layers
+        return [window if kind == "sliding_attention" else 0 for kind in types]
+
+    def meaning(self, length: int) -> dict[str, Any]:
+        """As `ModelConfig.meaning`."""
+        slides = any(self.windows)
+        return super().meaning(length) | {
+            "sliding_window": self.sliding_window if slides else None,
+            "layer_types": self.layer_types if slides and not all(self.windows) else None,
         }
 
 

@@ -8,7 +8,9 @@ array; with QK-norm (Qwen3, OLMo-2) the normalised heads are kept apart, since t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -17,6 +19,7 @@ from cktrain.nn.branch import Body
 from cktrain.nn.linear import Linear
 from cktrain.nn.norm import RMSNorm
 from cktrain.nn.numerics import Numerics
+from cktrain.nn.rope_tables import original_positions, rope_tables, scores_factor
 from cktrain.nn.width_norm import WidthNorm
 
 
@@ -36,10 +39,37 @@ class AttentionShape:
 
 @dataclass(frozen=True, eq=False)
 class Rotary:
-    """Rotary tables, f32 (P, D/2) each."""
+    """Rotary tables, f32 (P, R/2) each: the first R numbers of a head turn, the rest stay as they are."""
 
     cos: np.ndarray
     sin: np.ndarray
+    long: Rotary | None = None
+    """The tables for sequences of more tokens than these have positions, where those are other ones (longrope)."""
+
+    @classmethod
+    def of(
+        cls,
+        numerics: Numerics,
+        positions: int,
+        size: int,
+        theta: float,
+        scaling: Mapping[str, Any] | None = None,
+    ) -> Rotary:
+        """For R = `size` and sequences of up to `positions` tokens; theta and scaling as `rope_tables` takes them."""
+        factor = numerics.master_dtype.type(scores_factor(scaling))
+
+        def of(count: int, long: Rotary | None = None) -> Rotary:
+            tables = rope_tables(count, size, theta, scaling)
+            cos, sin = (table.astype(numerics.master_dtype) for table in tables)
+            return cls(cos, sin, long) if factor == 1 else cls(cos * factor, sin * factor, long)
+
+        original = original_positions(scaling)
+        return of(positions) if original is None or positions <= original else of(original, of(positions))
+
+    def for_slot(self, slot: Slot) -> Rotary:
+        """The tables of this slot's sequences; while a text is written, of all that it has room for."""
+        length = slot.sequence_length if slot.cache is None else slot.cache.capacity
+        return self if self.long is None or length <= len(self.cos) else self.long
 
 
 @dataclass(frozen=True)
@@ -77,11 +107,13 @@ class Attention(Body):
         output_bias: bool = False,
         qk_norm_eps: float | None = None,
         qk_norm_width: bool = False,
+        qk_norm_unit_offset: bool = False,
         scale: float | None = None,
     ) -> None:
-        """`scale` multiplies the scores: 1 / sqrt(D) unless given.
+        """`scale` multiplies the scores: 1 / sqrt(D) unless given. A rotary of None leaves positions out (NoPE).
 
-        With `qk_norm_eps` each query and key head is normed, with `qk_norm_width` all heads of a row at once.
+        With `qk_norm_eps` each query and key head is normed, with `qk_norm_width` all heads of a row at once;
+        `qk_norm_unit_offset` is the norms' `unit_offset`.
         """
         super().__init__(name, numerics)
         self.shape = shape
@@ -95,8 +127,8 @@ class Attention(Body):
             self.q_norm = WidthNorm(f"{name}.q_norm", numerics, h, qk_norm_eps, unit=d)
             self.k_norm = WidthNorm(f"{name}.k_norm", numerics, k, qk_norm_eps, unit=d)
         elif qk_norm_eps is not None:
-            self.q_norm = RMSNorm(f"{name}.q_norm", numerics, d, qk_norm_eps)
-            self.k_norm = RMSNorm(f"{name}.k_norm", numerics, d, qk_norm_eps)
+            self.q_norm = RMSNorm(f"{name}.q_norm", numerics, d, qk_norm_eps, qk_norm_unit_offset)
+            self.k_norm = RMSNorm(f"{name}.k_norm", numerics, d, qk_norm_eps, qk_norm_unit_offset)
         self.qkv_proj = Linear(
             f"{name}.qkv_proj", numerics, hidden_size, h + 2 * k, qkv_bias, std, parts=(h, k, k), unit=d
         )
@@ -128,8 +160,9 @@ class Attention(Body):
             self.q_norm.forward(at.q, at.raw_q, slot)
             self.k_norm.forward(at.k, at.raw_k, slot)
         if self.rotary is not None:
+            rotary = self.rotary.for_slot(slot)
             for heads in at.rotated:
-                kernels.rope_forward(heads, heads, self.rotary.cos, self.rotary.sin, slot.positions)
+                kernels.rope_forward(heads, heads, rotary.cos, rotary.sin, slot.positions)
         k4, v4 = at.k4, at.v4
         if slot.cache is not None and slot.cache.is_step(slot):
             self._attend_to_cache(at, slot)
@@ -166,7 +199,10 @@ class Attention(Body):
 
     def tables(self) -> list[np.ndarray]:
         """The rotary tables."""
-        own = [] if self.rotary is None else [self.rotary.cos, self.rotary.sin]
+        rotary = self.rotary
+        own = [] if rotary is None else [rotary.cos, rotary.sin]
+        if rotary is not None and rotary.long is not None:
+            own += [rotary.long.cos, rotary.long.sin]
         return [*own, *super().tables()]
 
     def backward_inner(self, dy: np.ndarray, slot: Slot) -> np.ndarray:
@@ -177,8 +213,9 @@ class Attention(Body):
             self._backward_context(dy, dqkv, slot)
         dq, dk, _ = slot.view(self, "dviews", lambda: self._split(dqkv))
         if self.rotary is not None:
-            dqk = slot.view(self, "dqk", lambda: self._query_and_key(dqkv))
-            kernels.rope_backward(dqk, dqk, self.rotary.cos, self.rotary.sin, slot.positions)
+            dqk = slot.view(self, "dqk", lambda: self._turned(self._query_and_key(dqkv)))
+            rotary = self.rotary.for_slot(slot)
+            kernels.rope_backward(dqk, dqk, rotary.cos, rotary.sin, slot.positions)
         if self.q_norm is not None and self.k_norm is not None:
             at = slot.view(self, "views", lambda: self._views(slot))
             self.q_norm.backward(dq, dq, at.raw_q, slot)
@@ -248,6 +285,7 @@ class Attention(Body):
             q = slot.saved(self, "q_normed", raw_q.shape, self.num.compute_dtype)
             k = slot.saved(self, "k_normed", raw_k.shape, self.num.compute_dtype)
             rotated = (q, k)
+        rotated = tuple(self._turned(heads) for heads in rotated)
         context = self._heads(self._context(slot))
         q4, k4, v4, context4 = (self._by_sequence(a, slot) for a in (q, k, v, context))
         return _Views(raw_q, raw_k, q, k, v, context, rotated, q4, k4, v4, context4)
@@ -262,6 +300,10 @@ class Attention(Body):
         """(N, (H + 2K)·D) -> (N, H + K, D), a view."""
         heads = self.shape.heads + self.shape.kv_heads
         return qkv[:, : heads * self.shape.head_dim].reshape(qkv.shape[0], heads, self.shape.head_dim)
+
+    def _turned(self, heads: np.ndarray) -> np.ndarray:
+        """(N, heads, D) -> (N, heads, R), a view of what rotary embedding turns."""
+        return heads if self.rotary is None else heads[..., : 2 * self.rotary.cos.shape[1]]
 
     def _heads(self, context: np.ndarray) -> np.ndarray:
         return context.reshape(context.shape[0], self.shape.heads, self.shape.head_dim)

@@ -15,7 +15,7 @@ from cktrain.nn.layout import Whole
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
 from cktrain.nn.quantized import Quantized
-from cktrain.nn.scaled import add_scaled
+from cktrain.nn.scaled import add_scaled, scale
 
 
 class Embedding(Module):
@@ -80,14 +80,21 @@ class Embedding(Module):
 
 
 class TokenEmbedding(Module):
-    """A model's first layer: rows of the token table, plus rows of a position table where it learns positions (GPT-2)."""
+    """A model's first layer: rows of the token table, times `multiplier` (Gemma, Granite), plus rows of a position table
+    where it learns positions (GPT-2)."""
 
     def __init__(
-        self, name: str, numerics: Numerics, tokens: Embedding, positions: Embedding | None = None
+        self,
+        name: str,
+        numerics: Numerics,
+        tokens: Embedding,
+        positions: Embedding | None = None,
+        multiplier: float = 1.0,
     ) -> None:
         super().__init__(name, numerics)
         self.tokens = tokens
         self.positions = positions
+        self.multiplier = multiplier
 
     def forward(
         self,
@@ -97,15 +104,19 @@ class TokenEmbedding(Module):
         residual: np.ndarray | None = None,
         alpha: float = 1.0,
     ) -> None:
-        """out (N, C) = residual + alpha · (tokens[ids] + positions[slot.positions]); out may be the residual."""
-        self.tokens.forward(out, x, slot, residual, alpha)
+        """out (N, C) = residual + alpha · (multiplier · tokens[ids] + positions[…]); out may be the residual."""
+        self.tokens.forward(out, x, slot, residual, alpha * self.multiplier)
         if self.positions is not None:
             self.positions.forward(out, slot.positions, slot, out, alpha)
 
     def backward(
         self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = False
     ) -> None:
-        """Adds dy (N, C) to the gradients of the tables."""
-        self.tokens.backward(dx, dy, x, slot)
+        """Adds dy (N, C), that of the token table times `multiplier`, to the gradients of the tables."""
+        scaled = dy
+        if self.multiplier != 1.0 and self.tokens.weight.trainable:
+            scaled = slot.shared(self, "scaled", dy.shape, self.num.compute_dtype)
+            scale(self.num, scaled, dy, self.multiplier)
+        self.tokens.backward(dx, scaled, x, slot)
         if self.positions is not None:
             self.positions.backward(dx, dy, slot.positions, slot)

@@ -12,6 +12,10 @@ Logits are f32 also where x and the weight are bf16: rounding to bf16 moves a nu
 by up to 0.03, and its probability by 3 %. Their gradient is of the compute dtype, in the first bytes of each row of the
 logits, which nobody needs any more.
 
+A family's logits may be c·tanh(multiplier·product / c) instead of the product (Gemma 2: c; Granite: multiplier). The
+multiplier goes to the normed rows and to their gradients, which are narrower than the logits; the slope of the cap,
+1 - (logit / c)², is part of the loss's backward kernel.
+
 Where tensor ranks divide the vocabulary, each has some columns of the logits of all rows. The softmax needs the whole
 vocabulary's maximum, sum of exponentials and label's logit of each row, so these 3 numbers per row are reduced over the
 ranks instead of V logits.
@@ -26,6 +30,7 @@ from cktrain.nn.labelled_rows import IGNORE_INDEX, DividedRows, LabelledRows, Wh
 from cktrain.nn.linear import Linear
 from cktrain.nn.module import Module
 from cktrain.nn.norm import Norm
+from cktrain.nn.scaled import add_scaled, scale
 
 CHUNK_BYTES = 26 << 20
 """Of the logits of a chunk, fp32 runs: about what attention's temporaries of the reference model take (docs/memory.md)."""
@@ -44,10 +49,13 @@ class Head(Module):
     As a module its output are the logits, whole: dx of `backward` may be x, and out is neither x nor, in `forward`, small.
     """
 
-    def __init__(self, norm: Norm, output: Linear) -> None:
+    def __init__(self, norm: Norm, output: Linear, softcap: float = 0.0, multiplier: float = 1.0) -> None:
+        """The logits are `multiplier` times the product, and with a `softcap` c > 0 c·tanh(that / c)."""
         super().__init__(f"{output.name}.head", output.num)
         self.norm = norm
         self.output = output
+        self.softcap = softcap
+        self.multiplier = multiplier
         self.vocab_size, self.hidden_size = output.weight.global_shape
 
     def forward(
@@ -60,22 +68,38 @@ class Head(Module):
     ) -> None:
         """out (N, V), f32 or of the compute dtype, = residual + alpha · logits."""
         normed = slot.shared(self, "normed rows", x.shape, self.num.compute_dtype)
-        self.norm.forward(normed, x, slot)
-        self.output.forward(out, normed, slot, residual, alpha)
+        self.norm.forward(normed, x, slot, alpha=self.multiplier)
+        if not self.softcap:
+            self.output.forward(out, normed, slot, residual, alpha)
+            return
+        capped = slot.shared(self, "capped", out.shape, out.dtype)
+        self.output.forward(capped, normed, slot)
+        self.num.kernels.softcap(capped, capped, self.softcap)
+        add_scaled(self.num, out, capped, residual, alpha)
 
     def backward(
         self, dx: np.ndarray, dy: np.ndarray, x: np.ndarray, slot: Slot, accumulate: bool = False
     ) -> None:
         """dx (N, C) = or += the gradient of x for the logits' dy (N, V) of the compute dtype."""
         normed = slot.shared(self, "normed rows", x.shape, self.num.compute_dtype)
-        self.norm.forward(normed, x, slot)
+        self.norm.forward(normed, x, slot, alpha=self.multiplier)
+        if self.softcap:
+            capped = slot.shared(self, "capped", dy.shape, self.num.compute_dtype)
+            self.output.forward(capped, normed, slot)
+            self.num.kernels.softcap(capped, capped, self.softcap)
+            dy = (dy * (1.0 - np.square(capped / self.softcap))).astype(dy.dtype)
         self.output.backward(normed, dy, normed, slot)
+        self._multiply(normed)
         self.norm.backward(dx, normed, x, slot, accumulate)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """All logits (N, V) f32 for few rows of the stream x (N, C), in a new array, while generating."""
         out = np.empty((x.shape[0], self.vocab_size), self.num.master_dtype)
-        self.output.format.product(out, self.norm.normalize(x), None, None, self.output, Slot(1, len(x)))
+        normed = self.norm.normalize(x)
+        self._multiply(normed)
+        self.output.format.product(out, normed, None, None, self.output, Slot(1, len(x)))
+        if self.softcap:
+            self.num.kernels.softcap(out, out, self.softcap)
         return out
 
     def loss(self, x: np.ndarray, dx: np.ndarray | None, labels: np.ndarray, slot: Slot) -> tuple[float, int]:
@@ -156,13 +180,24 @@ class Head(Module):
         return whole if whole <= min(most, rows) else least
 
     def _logits(self, normed: np.ndarray, size: int, slot: Slot) -> np.ndarray:
-        """This rank's columns of a chunk's logits (n, V) f32, in an array that every chunk has."""
+        """This rank's columns of a chunk's logits (n, V) f32, in an array that every chunk has.
+
+        `normed` are the chunk's rows, which are multiplied in place.
+        """
         output = self.output
+        self._multiply(normed)
         logits = slot.shared(self, "logits", (size, output.weight.shape[0]), self.num.master_dtype)[
             : len(normed)
         ]
         output.format.product(logits, normed, None, None, output, slot)
+        if self.softcap:
+            self.num.kernels.softcap(logits, logits, self.softcap)
         return logits
+
+    def _multiply(self, rows: np.ndarray) -> None:
+        """The multiplier into normed rows (n, C), or into their gradient."""
+        if self.multiplier != 1.0:
+            scale(self.num, rows, rows, self.multiplier)
 
     def _scores(
         self, logits: np.ndarray, labels: np.ndarray, size: int, slot: Slot
@@ -196,13 +231,20 @@ class Head(Module):
         (region,) = output.weight.regions
         dlogits = self._in_place(logits)
         self.num.kernels.cross_entropy_backward(
-            dlogits[:, : region.rows], logits[:, : region.rows], lse, labels, IGNORE_INDEX, region.global_row
+            dlogits[:, : region.rows],
+            logits[:, : region.rows],
+            lse,
+            labels,
+            IGNORE_INDEX,
+            region.global_row,
+            self.softcap,
         )
         dlogits[:, region.rows :] = 0
         if output.weight.trainable:
             weighted = x if row_weight is None else (x * row_weight[:, None]).astype(x.dtype)
             output.format.weight_gradient(dlogits, weighted, None, output, slot)
         output.format.product_transposed(dx, dlogits, False, output, slot)
+        self._multiply(dx)
         if row_weight is not None:
             np.multiply(dx, row_weight[:, None], out=dx, casting="unsafe")
 

@@ -1,4 +1,4 @@
-"""The two feed-forward layers: SwiGLU (Shazeer 2020) and GELU.
+"""The feed-forward layers: SwiGLU and GeGLU (Shazeer 2020), and GELU.
 
 Shapes: x, y (N, C); gate_up (N, 2I) = [gate, up]; hidden (N, I). Saved is what the activation's backward needs; the
 activation itself is computed again there.
@@ -79,8 +79,8 @@ class FeedForward(Body):
         return slot.rows, width + (CACHE_LINE // itemsize if width * itemsize % 4096 == 0 else 0)
 
 
-class SwiGLU(FeedForward):
-    """down(silu(gate(x)) · up(x)), gate and up fused in one matrix."""
+class Gated(FeedForward):
+    """down(f(gate(x)) · up(x)), gate and up fused in one matrix."""
 
     def __init__(
         self,
@@ -107,6 +107,10 @@ class SwiGLU(FeedForward):
             f"{name}.down_proj", numerics, intermediate_size, hidden_size, bias, output_std
         )
 
+
+class SwiGLU(Gated):
+    """A gate of silu."""
+
     def _activate(self, hidden: np.ndarray, expanded: np.ndarray) -> None:
         self.num.kernels.swiglu_forward(hidden, expanded)
 
@@ -115,6 +119,19 @@ class SwiGLU(FeedForward):
     ) -> tuple[np.ndarray, np.ndarray]:
         # Each result replaces an operand that nobody needs any more.
         self.num.kernels.swiglu_backward(expanded, dhidden, expanded, dhidden)
+        return dhidden, expanded
+
+
+class GeGLU(Gated):
+    """A gate of GELU in its tanh form."""
+
+    def _activate(self, hidden: np.ndarray, expanded: np.ndarray) -> None:
+        self.num.kernels.geglu_forward(hidden, expanded)
+
+    def _backward_activation(
+        self, dhidden: np.ndarray, expanded: np.ndarray, slot: Slot
+    ) -> tuple[np.ndarray, np.ndarray]:
+        self.num.kernels.geglu_backward(expanded, dhidden, expanded, dhidden)
         return dhidden, expanded
 
 

@@ -8,6 +8,7 @@ costs one pass over memory and saves an activation per norm.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 
@@ -27,11 +28,13 @@ class Norm(Module):
 
     statistic_names: tuple[str, ...]
 
-    def __init__(self, name: str, numerics: Numerics, size: int, eps: float) -> None:
+    def __init__(
+        self, name: str, numerics: Numerics, size: int, eps: float, init: Literal["ones", "zeros"] = "ones"
+    ) -> None:
         super().__init__(name, numerics)
         self.size = size
         self.eps = eps
-        self.weight = Param(f"{name}.weight", (size,), init="ones", decay=False, read_as="master")
+        self.weight = Param(f"{name}.weight", (size,), init=init, decay=False, read_as="master")
 
     def forward(
         self,
@@ -109,6 +112,13 @@ class RMSNorm(Norm):
 
     statistic_names = ("rstd",)
 
+    def __init__(
+        self, name: str, numerics: Numerics, size: int, eps: float, unit_offset: bool = False
+    ) -> None:
+        """With `unit_offset` rows are multiplied by 1 + weight, and fresh weights are 0 (Gemma)."""
+        super().__init__(name, numerics, size, eps, "zeros" if unit_offset else "ones")
+        self.offset = 1.0 if unit_offset else 0.0
+
     def apply(
         self,
         y: np.ndarray,
@@ -118,7 +128,7 @@ class RMSNorm(Norm):
     ) -> None:
         """Write y = norm(x) + residual and the statistics of rows x."""
         (rstd,) = statistics
-        self.num.kernels.rms_norm_forward(y, rstd, x, self.weight.value, self.eps, residual)
+        self.num.kernels.rms_norm_forward(y, rstd, x, self.weight.value, self.eps, residual, self.offset)
 
     def add_gradient(
         self,
@@ -131,7 +141,7 @@ class RMSNorm(Norm):
         """As `backward`, for rows x."""
         (rstd,) = statistics
         dw = self._accumulator(self.weight)
-        self.num.kernels.rms_norm_backward(dx, dw, dy, x, self.weight.value, rstd, accumulate)
+        self.num.kernels.rms_norm_backward(dx, dw, dy, x, self.weight.value, rstd, accumulate, self.offset)
 
 
 class LayerNorm(Norm):

@@ -418,7 +418,32 @@ SCALED = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_fr
         ({"low_freq_factor": 4.0}, "high_freq_factor 4.0 is not above low_freq_factor 4.0"),
         ({"original_max_position_embeddings": 0}, "original_max_position_embeddings is 0"),
         ({"factors": 8.0}, "'factors' is no key of rope_type llama3. Did you mean 'factor'"),
-        ({"rope_type": "yarn"}, "rope_type is 'yarn'"),
+        ({"rope_type": "dynamic"}, "rope_type is 'dynamic'. Only default, linear, llama3, yarn, longrope"),
+        ({"rope_type": "yarn"}, "'low_freq_factor' is no key of rope_type yarn"),
+        (
+            {"rope_type": "longrope", "low_freq_factor": None, "high_freq_factor": None, "short_factor": 1.0},
+            "short_factor is",
+        ),
+        (
+            {
+                "rope_type": "longrope",
+                "low_freq_factor": None,
+                "high_freq_factor": None,
+                "short_factor": [1.0, 0],
+                "long_factor": [1.0],
+            },
+            "short_factor is 0. Give a positive",
+        ),
+        (
+            {
+                "rope_type": "longrope",
+                "low_freq_factor": None,
+                "high_freq_factor": None,
+                "short_factor": [1.0, 2.0],
+                "long_factor": [1.0],
+            },
+            "short_factor has 2 numbers and long_factor 1",
+        ),
         ({"rope_type": ["llama3"]}, "rope_type is"),
         ({"rope_type": None}, "rope_type is None"),
     ],

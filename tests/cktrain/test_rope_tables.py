@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from cktrain.nn.rope_tables import rope_tables
+from cktrain.nn.rope_tables import rope_tables, scores_factor
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 sys.path.insert(0, str(GOLDEN))
 
-from make_rope_goldens import LLAMA3, POSITIONS, SETTINGS, transformers_tables  # noqa: E402
+from make_rope_goldens import LLAMA3, LONGROPE, POSITIONS, SETTINGS, transformers_tables  # noqa: E402
 
 # The angles are the same fp32 numbers on both sides, so that only the roundings of cos and sin are left.
 TOLERANCE = 2.0**-22
@@ -20,9 +20,10 @@ TOLERANCE = 2.0**-22
 def _check(name: str, cos: np.ndarray, sin: np.ndarray, tolerance: float | np.ndarray) -> None:
     head_dim, theta, scaling = SETTINGS[name]
     got = rope_tables(int(POSITIONS.max()) + 1, head_dim, theta, scaling)
+    factor = scores_factor(scaling)
     for table, want in zip(got, (cos, sin), strict=True):
         assert table.dtype == np.float32 and table.shape == (8192, head_dim // 2)
-        assert (np.abs(table[POSITIONS].astype(np.float64) - want) <= tolerance).all()
+        assert (np.abs(factor * table[POSITIONS].astype(np.float64) - want) <= tolerance).all()
 
 
 @pytest.mark.parametrize("name", SETTINGS)
@@ -68,14 +69,43 @@ def test_old_configs_name_the_type_type() -> None:
     assert np.array_equal(rope_tables(9, 8, 10_000.0, {"rope_type": "default"}), rope_tables(9, 8, 10_000.0))
 
 
+def test_longrope_has_other_frequencies_beyond_the_original_length() -> None:
+    scaling = LONGROPE | {"original_max_position_embeddings": 16}
+    short, long = (rope_tables(count, 96, 10_000.0, scaling)[1] for count in (16, 17))
+    assert short.shape == (16, 48) and long.shape == (17, 48)
+    plain = np.arcsin(rope_tables(2, 96, 10_000.0)[1][1].astype(np.float64))
+    for table, divisors in ((short, LONGROPE["short_factor"]), (long, LONGROPE["long_factor"])):
+        np.testing.assert_allclose(np.arcsin(table[1].astype(np.float64)), plain / divisors, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("scaling", "factor"),
+    [
+        (None, 1.0),
+        (LLAMA3, 1.0),
+        ({"rope_type": "yarn", "factor": 8.0}, 0.1 * np.log(8) + 1),
+        ({"rope_type": "yarn", "factor": 0.5}, 1.0),
+        ({"rope_type": "yarn", "factor": 8.0, "attention_factor": 1.2079}, 1.2079),
+        (
+            {"rope_type": "yarn", "factor": 16.0, "mscale": 0.7, "mscale_all_dim": 1.0},
+            (0.07 * np.log(16) + 1) / (0.1 * np.log(16) + 1),
+        ),
+        (LONGROPE | {"factor": 32.0}, np.sqrt(1 + np.log(32) / np.log(4096))),
+    ],
+)
+def test_what_scores_are_multiplied_by(scaling: dict | None, factor: float) -> None:
+    assert scores_factor(scaling) == pytest.approx(factor, rel=1e-12)
+
+
 @pytest.mark.parametrize(
     ("head_dim", "scaling", "message"),
     [
         (7, None, "head_dim is 7"),
-        (8, {"rope_type": "yarn", "factor": 2.0}, "'yarn'"),
+        (8, {"rope_type": "dynamic", "factor": 2.0}, "'dynamic'"),
         (8, {"factor": 2.0}, "None"),
-        (8, {"rope_type": "linear"}, "'factor'.*None"),
-        (8, {"rope_type": "linear", "factor": 0}, "'factor'.*0"),
+        (8, {"rope_type": "linear"}, "factor is None"),
+        (8, {"rope_type": "linear", "factor": 0}, "factor is 0"),
+        (8, LONGROPE, "longrope has 48 factors and 8 numbers of a head turn"),
         (8, LLAMA3 | {"original_max_position_embeddings": "8k"}, "'8k'"),
         (8, LLAMA3 | {"high_freq_factor": 1.0}, "1.0 is not above low_freq_factor 1.0"),
     ],

@@ -20,6 +20,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+YARN = {"rope_type": "yarn", "factor": 8.0, "original_max_position_embeddings": 8192}
+LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 2.0,
+    "original_max_position_embeddings": 4096,
+    "short_factor": [1.0 + 0.01 * i for i in range(48)],
+    "long_factor": [1.0 + 0.5 * i for i in range(48)],
+}
 # name -> head size, theta, scaling
 SETTINGS: dict[str, tuple[int, float, dict[str, Any] | None]] = {
     "llama2": (128, 10_000.0, None),
@@ -28,6 +36,9 @@ SETTINGS: dict[str, tuple[int, float, dict[str, Any] | None]] = {
     "llama32": (64, 500_000.0, LLAMA3 | {"factor": 32.0}),
     "qwen": (64, 1_000_000.0, None),
     "linear": (80, 10_000.0, {"rope_type": "linear", "factor": 4.0}),
+    "yarn": (128, 500_000.0, YARN | {"attention_factor": 1.2079}),
+    "yarn_by_factor": (64, 10_000.0, YARN | {"beta_fast": 24.0, "beta_slow": 2.0, "truncate": False}),
+    "longrope": (96, 10_000.0, LONGROPE),
     "short_context": (20, 10_000.0, LLAMA3 | {"original_max_position_embeddings": 64}),
 }
 

@@ -20,10 +20,10 @@ ROWS, SIZE, WORDS = 23, 6, 13
 class Bench:
     """A head, rows of a stream, and what the same would be in plain numpy."""
 
-    def __init__(self, norm=RMSNorm, precision: str = "fp64", words: int = WORDS) -> None:
+    def __init__(self, norm=RMSNorm, precision: str = "fp64", words: int = WORDS, **options) -> None:
         self.num = Numerics(cython_kernels.load("reference"), precision)
         output = Linear("head", self.num, SIZE, words, bias=False, std=1.0)
-        self.head = Head(norm("norm", self.num, SIZE, 1e-5), output)
+        self.head = Head(norm("norm", self.num, SIZE, 1e-5), output, **options)
         self.params = ParamStore(self.head.params(), self.num)
         rng = np.random.default_rng(3)
         self.params.data[...] = rng.standard_normal(self.params.size)
@@ -74,11 +74,17 @@ def chunk(request, monkeypatch):
     monkeypatch.setattr(head_module, "LEAST_ROWS", 1)
 
 
+BENT = pytest.mark.parametrize(
+    "options", [{}, {"softcap": 1.5, "multiplier": 0.7}], ids=["plain", "multiplied and capped"]
+)
+
+
+@BENT
 @pytest.mark.parametrize("norm", [RMSNorm, LayerNorm])
 @pytest.mark.parametrize("without", [(), (0, 3, 4, 22), tuple(range(1, 21))])
 @pytest.mark.parametrize("in_place", [False, True])
-def test_the_loss_is_that_of_the_labelled_rows(chunk, norm, without, in_place):
-    bench = Bench(norm)
+def test_the_loss_is_that_of_the_labelled_rows(chunk, norm, without, in_place, options):
+    bench = Bench(norm, **options)
     labels = bench.without(*without)
     wanted = bench.log_probabilities()
     dx_wanted, grad_wanted = bench.gradients(np.ones(ROWS))
@@ -93,9 +99,10 @@ def test_the_loss_is_that_of_the_labelled_rows(chunk, norm, without, in_place):
     assert bench.head.loss(bench.x, None, labels, bench.slot) == (loss, count)
 
 
+@BENT
 @pytest.mark.parametrize("without", [(), (0, 3, 4, 22)])
-def test_scores_and_weighted_gradients(chunk, without):
-    bench = Bench()
+def test_scores_and_weighted_gradients(chunk, without, options):
+    bench = Bench(**options)
     labels = bench.without(*without)
     logp, lse = bench.head.score(bench.x, labels, bench.slot)
     np.testing.assert_allclose(logp, bench.log_probabilities(), rtol=1e-12)

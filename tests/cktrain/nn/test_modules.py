@@ -24,7 +24,7 @@ from cktrain.nn.branch import Block, Branch
 from cktrain.nn.embedding import Embedding, TokenEmbedding
 from cktrain.nn.head import Head
 from cktrain.nn.linear import Linear
-from cktrain.nn.mlp import GeluMLP, SwiGLU
+from cktrain.nn.mlp import GeGLU, GeluMLP, SwiGLU
 from cktrain.nn.module import Module
 from cktrain.nn.norm import LayerNorm, RMSNorm
 from cktrain.nn.numerics import Numerics
@@ -58,12 +58,12 @@ def attention(
     width: bool = False,
     window: int = 0,
     softcap: float = 0.0,
+    turned: int = 4,
+    unit_offset: bool = False,
 ) -> Attention:
     shape = AttentionShape(heads=2, kv_heads=1, head_dim=4, window=window, softcap=softcap)
     tables = (
-        Rotary(*(t.astype(num.master_dtype) for t in rope_tables(T, shape.head_dim, 100.0, None)))
-        if rotary
-        else None
+        Rotary(*(t.astype(num.master_dtype) for t in rope_tables(T, turned, 100.0, None))) if rotary else None
     )
     return Attention(
         "layers.0.attention",
@@ -77,11 +77,16 @@ def attention(
         output_bias=True,
         qk_norm_eps=1e-5 if qk_norm else None,
         qk_norm_width=width,
+        qk_norm_unit_offset=unit_offset,
     )
 
 
 def swiglu(num: Numerics) -> SwiGLU:
     return SwiGLU("layers.0.mlp", num, C, 6, bias=True, std=0.3, output_std=0.3)
+
+
+def geglu(num: Numerics) -> GeGLU:
+    return GeGLU("layers.0.mlp", num, C, 6, bias=True, std=0.3, output_std=0.3)
 
 
 def gelu(num: Numerics) -> GeluMLP:
@@ -136,14 +141,19 @@ CASES = {
         lambda n: adapted(block(n), partial(HeldDoRA, dropout=0.4)), accumulates=False, **STREAM
     ),
     "rms norm": Case(norm, dx_is_dy=True),
+    "rms norm, unit offset": Case(lambda n: RMSNorm("norm", n, C, 1e-5, unit_offset=True), dx_is_dy=True),
     "layer norm": Case(lambda n: LayerNorm("norm", n, C, 1e-5), dx_is_dy=True),
     "attention": Case(attention),
     "attention, window": Case(lambda n: attention(n, window=2)),
     "attention, softcap": Case(lambda n: attention(n, softcap=0.5)),
     "attention, qk-norm": Case(lambda n: attention(n, qk_norm=True)),
     "attention, qk-norm over the width": Case(lambda n: attention(n, qk_norm=True, width=True)),
+    "attention, qk-norm, unit offset": Case(lambda n: attention(n, qk_norm=True, unit_offset=True)),
+    "attention, half of a head turns": Case(lambda n: attention(n, turned=2)),
+    "attention, half of a normed head turns": Case(lambda n: attention(n, qk_norm=True, turned=2)),
     "attention, no rotary": Case(lambda n: attention(n, rotary=False)),
     "swiglu": Case(swiglu),
+    "geglu": Case(geglu),
     "gelu": Case(gelu),
     "branch": Case(lambda n: Branch(norm(n), swiglu(n)), **STREAM),
     "branch, alpha": Case(lambda n: Branch(norm(n), attention(n), alpha=0.3), **STREAM),
@@ -158,6 +168,15 @@ CASES = {
     "token embedding": Case(
         lambda n: TokenEmbedding("t", n, Embedding("t.e", n, WORDS, C, 0.3), Embedding("t.p", n, T, C, 0.3)),
         ids=True,
+    ),
+    "token embedding, multiplied": Case(
+        lambda n: TokenEmbedding("t", n, Embedding("t.e", n, WORDS, C, 0.3), multiplier=2.5), ids=True
+    ),
+    "head, multiplied and capped": Case(
+        lambda n: Head(
+            norm(n), Linear("head", n, C, WORDS, bias=False, std=0.3), softcap=0.7, multiplier=0.3
+        ),
+        width=WORDS,
     ),
     "head": Case(lambda n: Head(norm(n), Linear("head", n, C, WORDS, bias=False, std=0.3)), width=WORDS),
 }
