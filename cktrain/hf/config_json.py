@@ -15,6 +15,7 @@ from pydantic import ValidationError
 from cktrain.foreign_file import read_json, shorten, spell
 from cktrain.hf.config_keys import ConfigKeys
 from cktrain.hf.gguf_file import is_gguf
+from cktrain.hf.missing_families import MISSING
 from cktrain.hf.no_model import what_to_give
 from cktrain.models import FAMILIES
 from cktrain.models.family import Family, ModelConfig
@@ -49,6 +50,12 @@ def read_model_config(folder: str | Path) -> ModelConfig:
 def _config_of(path: Path, values: Mapping[str, Any]) -> ModelConfig:
     """The architecture that a config.json's values describe; `path` is where they were read."""
     model_type = values.get("model_type")
+    if isinstance(model_type, str) and model_type in MISSING:
+        missing, nearest = MISSING[model_type]
+        raise ValueError(
+            f"[hugging_face] {path}: model_type {model_type!r} is not supported: {missing}. The nearest that is, is "
+            f"{nearest}."
+        )
     if not isinstance(model_type, str) or model_type not in ARCHITECTURES:
         raise ValueError(
             f"[hugging_face] {path}: model_type {shorten(model_type)} is not supported. Use one of "

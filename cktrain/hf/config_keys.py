@@ -33,6 +33,7 @@ _REFUSED: dict[str, tuple[Any, ...]] = {
     "scale_attn_by_inverse_layer_idx": (False,),
     "add_cross_attention": (False,),
     "is_encoder_decoder": (False,),
+    "use_bidirectional_attention": (False,),
     "text_config": (),
     "vision_config": (),
 }

@@ -1,4 +1,5 @@
-"""Llama and its relatives: Llama 2/3, Mistral (sliding window), Qwen2 (QKV biases), Qwen3 (QK-norm).
+"""Llama and its relatives: Llama 2/3, Mistral (sliding window), Ministral (a window in some layers), Qwen2 (QKV biases),
+Qwen3 (QK-norm), SmolLM3 (some layers without rotary embedding).
 
     embed_tokens -> N x [ input_layernorm -> self_attn (+)  post_attention_layernorm -> mlp (+) ] -> norm -> lm_head
 
@@ -12,19 +13,19 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import model_validator
 
-from cktrain.config_types import Positive
 from cktrain.foreign_file import shorten
 from cktrain.hf.config_keys import ConfigKeys
-from cktrain.hf.decoder_keys import read_decoder, write_decoder
-from cktrain.models.family import Family, RotaryConfig, TensorNames, TransformersClass
+from cktrain.hf.decoder_keys import read_decoder, read_windows, write_decoder, write_windows
+from cktrain.models.family import Family, TensorNames, TransformersClass, WindowedConfig
 
 if TYPE_CHECKING:
     from cktrain.models.transformer import Transformer
     from cktrain.nn.numerics import Numerics
 
 
-class LlamaConfig(RotaryConfig):
-    """Llama, Mistral (sliding_window), Qwen2 (qkv_bias) and Qwen3 (qk_norm)."""
+class LlamaConfig(WindowedConfig):
+    """Llama, Mistral (sliding_window), Ministral (layer_types), Qwen2 (qkv_bias), Qwen3 (qk_norm) and SmolLM3
+    (no_rope_layers)."""
 
     family: Literal["llama"] = "llama"
     attention_bias: bool = False
@@ -35,33 +36,25 @@ class LlamaConfig(RotaryConfig):
     """Biases in the MLP."""
     qk_norm: bool = False
     """RMSNorm on each query and key head (Qwen3)."""
-    sliding_window: Positive | None = None
-    """A token attends to the last so many tokens, itself included. Default: to all."""
-    layer_types: list[Literal["full_attention", "sliding_attention"]] | None = None
-    """Which layers use the sliding window. Default: all of them when sliding_window is set."""
+    no_rope_layers: list[Literal[0, 1]] | None = None
+    """For each layer 1 where rotary embedding turns its queries and keys, 0 where it does not (SmolLM3). Default: all 1."""
 
     @model_validator(mode="after")
-    def _check_layer_types(self) -> LlamaConfig:
-        if self.layer_types is not None and len(self.layer_types) != self.num_hidden_layers:
+    def _check_no_rope_layers(self) -> LlamaConfig:
+        if self.no_rope_layers is not None and len(self.no_rope_layers) != self.num_hidden_layers:
             raise ValueError(
-                f"layer_types has {len(self.layer_types)} entries for {self.num_hidden_layers} num_hidden_layers"
+                f"no_rope_layers has {len(self.no_rope_layers)} entries for {self.num_hidden_layers} num_hidden_layers"
             )
         return self
 
     @property
-    def windows(self) -> list[int]:
-        """The sliding window of each layer; 0: none."""
-        window = self.sliding_window or 0
-        types = self.layer_types or ["sliding_attention"] * self.num_hidden_layers
-        return [window if kind == "sliding_attention" else 0 for kind in types]
+    def turned(self) -> list[bool]:
+        """Whether each layer has rotary embedding."""
+        return [bool(one) for one in self.no_rope_layers or [1] * self.num_hidden_layers]
 
     def meaning(self, length: int) -> dict[str, Any]:
         """As `ModelConfig.meaning`."""
-        slides = any(self.windows)
-        return super().meaning(length) | {
-            "sliding_window": self.sliding_window if slides else None,
-            "layer_types": self.layer_types if slides and not all(self.windows) else None,
-        }
+        return super().meaning(length) | {"no_rope_layers": None if all(self.turned) else self.no_rope_layers}
 
 
 STYLES = {
@@ -91,22 +84,20 @@ def build(
     from cktrain.nn.linear import Linear
     from cktrain.nn.mlp import SwiGLU
     from cktrain.nn.norm import RMSNorm
-    from cktrain.nn.rope_tables import rope_tables
 
     c, std, eps = config, config.initializer_range, config.rms_norm_eps
     output_std = std / math.sqrt(2 * c.num_hidden_layers)
-    cos, sin = rope_tables(positions, c.resolved_head_dim, c.rope_theta, c.rope_scaling)
-    rotary = Rotary(cos.astype(numerics.master_dtype), sin.astype(numerics.master_dtype))
+    rotary = Rotary.of(numerics, positions, c.resolved_head_dim, c.rope_theta, c.rope_scaling)
     embedding = Embedding("model.embed_tokens", numerics, c.vocab_size, c.hidden_size, std)
     blocks = []
-    for i, window in enumerate(c.windows):
+    for i, (window, turned) in enumerate(zip(c.windows, c.turned, strict=True)):
         name = f"model.layers.{i}"
         attention = Attention(
             f"{name}.self_attn",
             numerics,
             c.hidden_size,
             AttentionShape(c.num_attention_heads, c.kv_heads, c.resolved_head_dim, window),
-            rotary,
+            rotary if turned else None,
             std=std,
             output_std=output_std,
             qkv_bias=c.attention_bias or c.qkv_bias,
@@ -141,13 +132,29 @@ def read_config(keys: ConfigKeys) -> dict[str, Any]:
     return (
         read_decoder(keys)
         | {
-            "attention_bias": kind in ("llama", "qwen3") and keys.get("attention_bias", False),
-            "mlp_bias": kind == "llama" and keys.get("mlp_bias", False),
+            "attention_bias": kind in ("llama", "qwen3", "smollm3") and keys.get("attention_bias", False),
+            "mlp_bias": kind in ("llama", "smollm3") and keys.get("mlp_bias", False),
             "qkv_bias": kind == "qwen2",
             "qk_norm": kind == "qwen3",
+            "no_rope_layers": _read_no_rope_layers(keys),
         }
         | _read_window(keys)
     )
+
+
+def _read_no_rope_layers(keys: ConfigKeys) -> list[int] | None:
+    """no_rope_layers, cut to the layers that there are; every fourth is without where SmolLM3 does not say."""
+    given, layers = keys.get("no_rope_layers"), keys.layer_count("num_hidden_layers")
+    if keys.model_type != "smollm3":
+        if given is not None:
+            raise ValueError(f"no_rope_layers is {shorten(given)} and {keys.model_type} has none. Remove it.")
+        return None
+    every = keys.layer_count("no_rope_layer_interval")
+    if given is None:
+        given = [int(every == 0 or (layer + 1) % every != 0) for layer in range(layers)]
+    if not isinstance(given, list) or len(given) < layers or not all(one in (0, 1) for one in given):
+        raise ValueError(f"no_rope_layers is {shorten(given)}, 0 or 1 for each of {layers} layers is needed.")
+    return given[:layers] if 0 in given[:layers] else None
 
 
 def _read_window(keys: ConfigKeys) -> dict[str, Any]:
@@ -164,6 +171,12 @@ def _read_window(keys: ConfigKeys) -> dict[str, Any]:
         if types is None:
             full = keys.layer_count("max_window_layers")  # the first so many layers see everything
             types = ["sliding_attention" if window and i >= full else "full_attention" for i in range(layers)]
+    elif keys.model_type == "ministral":
+        return read_windows(keys, lambda _: window is not None)
+    elif keys.model_type == "smollm3":
+        if keys.get("use_sliding_window") or "sliding_attention" in (types or ()):
+            raise ValueError("use_sliding_window is true. Only false is supported. Give a model without it.")
+        return {}
     elif keys.model_type == "llama" and window is not None:
         raise ValueError(f"sliding_window is {window} and llama has none. Is the model_type mistral?")
     else:  # these classes do not read layer_types: it may only say what they do
@@ -188,10 +201,14 @@ def write_config(config: LlamaConfig) -> dict[str, Any]:
     c = config
     model_type = _model_type(c)
     found = {"model_type": model_type} | write_decoder(c)
-    if model_type in ("llama", "qwen3"):
+    if model_type in ("llama", "qwen3", "smollm3"):
         found["attention_bias"] = c.attention_bias
-    if model_type == "llama":
+    if model_type in ("llama", "smollm3"):
         found["mlp_bias"] = c.mlp_bias
+    if model_type == "smollm3":
+        found["no_rope_layers"] = c.no_rope_layers
+    if model_type == "ministral":
+        found |= write_windows(c)
     if model_type == "mistral":
         found["sliding_window"] = c.sliding_window
     if model_type in ("qwen2", "qwen3"):
@@ -217,14 +234,19 @@ def _model_type(config: LlamaConfig) -> str:
     sliding = c.sliding_window is not None
     mixed = sliding and c.layer_types is not None and "full_attention" in c.layer_types
     qkv_only = c.qkv_bias and not c.attention_bias
+    unturned = not all(c.turned)
     # What each class has: the parts that it must and may have, from the plainest class on.
-    if not (qkv_only or c.qk_norm or sliding or uneven):
+    if not (qkv_only or c.qk_norm or sliding or uneven or unturned):
         return "llama"
-    if not (qkv_only or c.qk_norm or mixed or c.attention_bias or c.mlp_bias):
+    if not (qkv_only or c.qk_norm or mixed or c.attention_bias or c.mlp_bias or unturned):
         return "mistral"
-    if qkv_only and not (c.qk_norm or c.mlp_bias):
+    if not (qkv_only or c.qk_norm or c.attention_bias or c.mlp_bias or unturned):
+        return "ministral"
+    if not (qkv_only or c.qk_norm or sliding):
+        return "smollm3"
+    if qkv_only and not (c.qk_norm or c.mlp_bias or unturned):
         return "qwen2"
-    if c.qk_norm and not (qkv_only or c.mlp_bias):
+    if c.qk_norm and not (qkv_only or c.mlp_bias or unturned):
         return "qwen3"
     parts = {
         "attention_bias": c.attention_bias,
@@ -233,6 +255,7 @@ def _model_type(config: LlamaConfig) -> str:
         "qk_norm": c.qk_norm,
         "sliding_window": sliding and not mixed,
         "sliding_window on some layers": mixed,
+        "no_rope_layers": unturned,
         f"hidden_size {c.hidden_size} for {c.num_attention_heads} heads": uneven,
     }
     raise ValueError(
@@ -247,6 +270,19 @@ MODEL_TYPES = {
     "mistral": TransformersClass(
         "MistralForCausalLM", {"rms_norm_eps": 1e-6, "num_key_value_heads": 8, "sliding_window": 4096}
     ),
+    "ministral": TransformersClass(
+        "MinistralForCausalLM", {"rms_norm_eps": 1e-6, "num_key_value_heads": 8, "sliding_window": 4096}
+    ),
+    "smollm3": TransformersClass(
+        "SmolLM3ForCausalLM",
+        {
+            "rms_norm_eps": 1e-6,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": True,
+            "rope_theta": 2e6,
+            "no_rope_layer_interval": 4,
+        },
+    ),
     "qwen2": TransformersClass("Qwen2ForCausalLM", _QWEN),
     "qwen3": TransformersClass("Qwen3ForCausalLM", {**_QWEN, "head_dim": 128}),
 }
@@ -258,6 +294,7 @@ FAMILY = Family(
     model_types=MODEL_TYPES,
     read_config=read_config,
     write_config=write_config,
+    computes=frozenset({"no_rope_layers"}),
     tensors=TensorNames(
         split={"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
     ),

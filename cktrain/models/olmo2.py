@@ -11,17 +11,20 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING, Any, Literal
 
+from cktrain.foreign_file import shorten
 from cktrain.hf.config_keys import ConfigKeys
-from cktrain.hf.decoder_keys import read_decoder, write_decoder
-from cktrain.models.family import Family, RotaryConfig, TensorNames, TransformersClass
+from cktrain.hf.decoder_keys import read_decoder, read_heads, read_windows, write_decoder, write_windows
+from cktrain.hf.rope_settings import read_layered_rope
+from cktrain.models.family import Family, TensorNames, TransformersClass, WindowedConfig
 
 if TYPE_CHECKING:
     from cktrain.models.transformer import Transformer
     from cktrain.nn.numerics import Numerics
 
 
-class Olmo2Config(RotaryConfig):
-    """OLMo-2: RMSNorm after attention and MLP, and over the whole width of queries and keys."""
+class Olmo2Config(WindowedConfig):
+    """OLMo-2: RMSNorm after attention and MLP, and over the whole width of queries and keys. OLMo-3: the same with layers
+    that slide over a window (layer_types), in which rope_scaling does not apply."""
 
     family: Literal["olmo2"] = "olmo2"
     attention_bias: bool = False
@@ -55,22 +58,21 @@ def build(
     from cktrain.nn.linear import Linear
     from cktrain.nn.mlp import SwiGLU
     from cktrain.nn.norm import RMSNorm
-    from cktrain.nn.rope_tables import rope_tables
 
     c, std, eps = config, config.initializer_range, config.rms_norm_eps
     output_std = std / math.sqrt(2 * c.num_hidden_layers)
-    cos, sin = rope_tables(positions, c.resolved_head_dim, c.rope_theta, c.rope_scaling)
-    rotary = Rotary(cos.astype(numerics.master_dtype), sin.astype(numerics.master_dtype))
+    full = Rotary.of(numerics, positions, c.resolved_head_dim, c.rope_theta, c.rope_scaling)
+    sliding = Rotary.of(numerics, positions, c.resolved_head_dim, c.rope_theta) if c.rope_scaling else full
     embedding = Embedding("model.embed_tokens", numerics, c.vocab_size, c.hidden_size, std)
     blocks = []
-    for i in range(c.num_hidden_layers):
+    for i, window in enumerate(c.windows):
         name = f"model.layers.{i}"
         attention = Attention(
             f"{name}.self_attn",
             numerics,
             c.hidden_size,
-            AttentionShape(c.num_attention_heads, c.kv_heads, c.resolved_head_dim),
-            rotary,
+            AttentionShape(c.num_attention_heads, c.kv_heads, c.resolved_head_dim, window),
+            sliding if window else full,
             std=std,
             output_std=output_std,
             qkv_bias=c.attention_bias,
@@ -99,19 +101,44 @@ def build(
 
 def read_config(keys: ConfigKeys) -> dict[str, Any]:
     """config.json to the keys of `Olmo2Config`. Raises ValueError for what is not computed."""
-    return read_decoder(keys) | {"attention_bias": keys.get("attention_bias", False)}
+    bias = {"attention_bias": keys.get("attention_bias", False)}
+    if keys.model_type == "olmo2":
+        return read_decoder(keys) | bias
+    keys.choice("hidden_act", ("silu",))
+    rope = read_layered_rope(keys, keys.defaults["rope_theta"])
+    full, sliding = rope["full_attention"], rope["sliding_attention"]
+    if sliding != {"rope_theta": full["rope_theta"]}:
+        raise ValueError(
+            f"rope_theta is {full['rope_theta']} in full layers, and sliding ones have {shorten(sliding)}. Only the same "
+            "base without scaling is supported there: say it in rope_parameters if the model was trained so."
+        )
+    return read_heads(keys) | full | bias | read_windows(keys, lambda layer: (layer + 1) % 4 != 0)
 
 
 def write_config(config: Olmo2Config) -> dict[str, Any]:
-    """The way back."""
-    return {"model_type": "olmo2"} | write_decoder(config) | {"attention_bias": config.attention_bias}
+    """The way back: OLMo-3's class where layers slide."""
+    found = write_decoder(config) | {"attention_bias": config.attention_bias}
+    if not any(config.windows):
+        return {"model_type": "olmo2"} | found
+    full = {"rope_type": "default", **(config.rope_scaling or {}), "rope_theta": config.rope_theta}
+    # Without this block transformers 5 takes the base of its class in sliding layers, whatever rope_theta is.
+    rope = {
+        "full_attention": full,
+        "sliding_attention": {"rope_type": "default", "rope_theta": config.rope_theta},
+    }
+    return {"model_type": "olmo3"} | found | write_windows(config) | {"rope_parameters": rope}
 
 
 FAMILY = Family(
     config=Olmo2Config,
     build=build,
     styles=STYLES,
-    model_types={"olmo2": TransformersClass("Olmo2ForCausalLM", {"rms_norm_eps": 1e-5})},
+    model_types={
+        "olmo2": TransformersClass("Olmo2ForCausalLM", {"rms_norm_eps": 1e-5}),
+        "olmo3": TransformersClass(
+            "Olmo3ForCausalLM", {"rms_norm_eps": 1e-5, "rope_theta": 500_000.0, "sliding_window": 4096}
+        ),
+    },
     read_config=read_config,
     write_config=write_config,
     tensors=TensorNames(

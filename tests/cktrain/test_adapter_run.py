@@ -101,6 +101,9 @@ def test_it_starts_as_the_base_and_as_peft_draws_it(pretrained, adapted, compose
         ("gpt2", {}, "all-linear", 8),
         ("gpt2", {}, ["c_attn"], 2),
         ("olmo2", {}, "all-linear", 14),
+        ("gemma", {}, "all-linear", 14),
+        ("phi3", {}, "all-linear", 8),
+        ("granite4", {}, ["input_linear", "o_proj"], 4),
     ],
 )
 def test_targets_are_matched_as_peft_does(pretrained, adapted, composed, family, keys, targets, found):

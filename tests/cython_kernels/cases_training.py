@@ -146,14 +146,14 @@ class CrossEntropy(Case):
 
 
 class CappedCrossEntropy(CrossEntropy):
-    """The same for logits that `softcap` made of x, whose gradient is asked for."""
+    """The same for logits that `softcap` made of x, whose gradient is asked for. They are f32, as the head has them."""
 
     name = "capped_cross_entropy"
     ops = ("softcap", "cross_entropy_forward", "cross_entropy_backward")
     gradients = ("x",)
 
     def draw(self, rng: np.random.Generator, shape: Shape, dtype: Any) -> Inputs:
-        inputs = super().draw(rng, shape, dtype)
+        inputs = super().draw(rng, {**shape, "wide": True}, dtype)
         return inputs | {"x": inputs.pop("logits"), "cap": 4.0}
 
     def forward(self, kernels: Any, inputs: Inputs) -> Outputs:

@@ -168,7 +168,7 @@ def test_windows_of_qwen(tmp_path):
         (
             LLAMA,
             {"model_type": "bert"},
-            "model_type 'bert' is not supported. Use one of gpt2, llama, mistral, qwen2",
+            "model_type 'bert' is not supported. Use one of gemma3_text, gemma2, gpt2",
         ),
         (LLAMA, {"hidden_act": "gelu"}, "hidden_act is 'gelu'. Only silu"),
         (GPT2, {"activation_function": "relu"}, "activation_function is 'relu'. Only gelu_new and gelu"),
@@ -186,10 +186,20 @@ def test_windows_of_qwen(tmp_path):
         ),
         (
             LLAMA,
-            {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}},
-            "rope_type is 'yarn'. Only default, linear, llama3",
+            {"rope_scaling": {"rope_type": "dynamic", "factor": 4.0}},
+            "rope_type is 'dynamic'. Only default, linear, llama3, yarn, longrope",
         ),
-        (LLAMA, {"rope_scaling": {"type": "longrope", "factor": 4.0}}, "rope_type is 'longrope'"),
+        (
+            LLAMA,
+            {"rope_scaling": {"type": "longrope", "factor": 4.0}},
+            "short_factor is None, and longrope needs a list",
+        ),
+        (
+            LLAMA,
+            {"rope_scaling": {"type": "yarn", "factor": 4.0, "finetuned": True}},
+            "'finetuned' is no key",
+        ),
+        (LLAMA, {"no_rope_layers": [1, 0, 1]}, "no_rope_layers is [1, 0, 1] and llama has none"),
         (
             LLAMA,
             {"rope_parameters": {"full_attention": {"rope_type": "default"}}},
@@ -248,6 +258,9 @@ MIXED = {"sliding_window": 5, "layer_types": ["sliding_attention", "full_attenti
         ({"attention_bias": True, "qkv_bias": True}, "llama"),
         ({"sliding_window": 5}, "mistral"),
         ({"num_attention_heads": 5, "head_dim": 6}, "mistral"),
+        (MIXED, "ministral"),
+        ({"no_rope_layers": [1, 0], "attention_bias": True, "mlp_bias": True}, "smollm3"),
+        ({"no_rope_layers": [1, 1]}, "llama"),
         ({"qkv_bias": True, **MIXED}, "qwen2"),
         ({"qk_norm": True}, "qwen3"),
         ({"qk_norm": True, "attention_bias": True, **MIXED}, "qwen3"),
@@ -273,7 +286,8 @@ def test_the_class_that_has_the_parts_and_the_way_back(tmp_path, keys, expected)
         ({"qk_norm": True, "qkv_bias": True}, ["qkv_bias", "qk_norm"]),
         ({"qk_norm": True, "mlp_bias": True}, ["mlp_bias", "qk_norm"]),
         ({"attention_bias": True, "sliding_window": 5}, ["attention_bias", "sliding_window"]),
-        (MIXED, ["sliding_window on some layers"]),
+        ({**MIXED, "mlp_bias": True}, ["mlp_bias", "sliding_window on some layers"]),
+        ({"no_rope_layers": [1, 0], "sliding_window": 5}, ["sliding_window", "no_rope_layers"]),
     ],
 )
 def test_no_class_has_these_parts(keys, parts):

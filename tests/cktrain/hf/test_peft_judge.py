@@ -31,8 +31,13 @@ ADAPTERS = {
     },
     "gpt2": {"r": 4, "use_rslora": True},
     "olmo2": {"r": 2, "target_modules": ["q_proj", "layers.1.mlp.down_proj"]},
+    "gemma": {"r": 3, "rank_pattern": {"k_proj": 2}},
+    "phi3": {"r": 3, "rank_pattern": {"qkv_proj": 2}},
+    "granite": {"r": 2},
+    "granite4": {"r": 2, "target_modules": ["q_proj", "input_linear"]},
     "llama, dora": {"r": 3, "use_dora": True, "rank_pattern": {"k_proj": 2}, "exclude_modules": ["up_proj"]},
     "gpt2, dora": {"r": 4, "use_dora": True},
+    "phi3, dora": {"r": 3, "use_dora": True},
     "llama, whole": {
         "r": 2,
         "target_modules": ["q_proj"],
@@ -90,20 +95,20 @@ def test_peft_computes_the_logits_of_our_checkpoint(tiny, composed, base, tmp_pa
     close(ours, logits(theirs.merge_and_unload()))
 
 
-@pytest.mark.parametrize("family", ["llama", "gpt2", "olmo2"])
+@pytest.mark.parametrize("family", ["llama", "gpt2", "olmo2", "gemma", "phi3", "granite", "granite4"])
 @pytest.mark.parametrize("targets", ["all-linear", None])
 @pytest.mark.parametrize("dora", [False, True])
 def test_a_folder_that_peft_wrote_is_read(base, tmp_path, family, targets, dora):
     folder = base(family)
     plain = transformers.AutoModelForCausalLM.from_pretrained(folder)
-    gpt2 = family == "gpt2"
+    gpt2, fused = family == "gpt2", {"gpt2": "c_attn", "phi3": "qkv_proj"}.get(family)
     config = peft.LoraConfig(
         task_type="CAUSAL_LM",
         r=4,
         lora_alpha=6,
-        target_modules=targets or (["c_attn"] if gpt2 else ["q_proj", "v_proj"]),
+        target_modules=targets or ([fused] if fused else ["q_proj", "v_proj"]),
         init_lora_weights=False,
-        rank_pattern={} if gpt2 else {"v_proj": 3},
+        rank_pattern={} if fused else {"v_proj": 3},
         fan_in_fan_out=gpt2,
         use_dora=dora,
     )

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "golden" / "hf"))
 from hf_parity import (
     CASES,
     HEADING,
+    attention_of,
     build_judge,
     differences,
     draw_tokens,
@@ -114,6 +115,72 @@ MODELS: dict[str, dict[str, Any]] = {
         "layer_types": ["sliding_attention", "full_attention"],
     },
     "qwen3": {"intermediate_size": 40, "qk_norm": True, "num_attention_heads": 5, "head_dim": 6},
+    "ministral": {
+        "intermediate_size": 40,
+        "head_dim": 10,
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
+    "smollm3": {"intermediate_size": 40, "no_rope_layers": [1, 0], "mlp_bias": True},
+    "llama yarn": {
+        "intermediate_size": 40,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
+    },
+    "olmo3": {
+        "family": "olmo2",
+        "intermediate_size": 40,
+        "rope_theta": 30000.0,
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8},
+    },
+    "gemma3_text": {
+        "family": "gemma",
+        "intermediate_size": 40,
+        "head_dim": 10,
+        "sliding_window": 5,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "rope_theta": 1e6,
+        "rope_local_base_freq": 10000.0,
+        "final_logit_softcapping": 4.0,
+    },
+    "gemma2": {
+        "family": "gemma",
+        "intermediate_size": 40,
+        "qk_norm": False,
+        "query_pre_attn_scalar": 9,
+        "attn_logit_softcapping": 2.0,
+        "sliding_window": 5,
+    },
+    "phi3": {
+        "family": "phi3",
+        "intermediate_size": 40,
+        "hidden_size": 32,
+        "partial_rotary_factor": 0.5,
+        "sliding_window": 5,
+        "rope_scaling": {
+            "rope_type": "longrope",
+            "factor": 4.0,
+            "original_max_position_embeddings": 8,
+            "short_factor": [1.0, 1.5],
+            "long_factor": [2.0, 5.0],
+        },
+    },
+    "granite": {
+        "family": "granite",
+        "intermediate_size": 40,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.3,
+        "logits_scaling": 2.0,
+    },
+    "granitemoehybrid": {
+        "family": "granite4",
+        "intermediate_size": 40,
+        "position_embedding_type": "nope",
+        "attention_multiplier": 0.3,
+        "logits_scaling": 2.0,
+    },
     "gpt2": {"family": "gpt2", "activation_function": "gelu", "intermediate_size": 50},
     "gpt2 untied": {"family": "gpt2", "tie_word_embeddings": False},
 }
@@ -167,6 +234,7 @@ def _load(folder: Path, config: ModelConfig) -> ParamStore:
 
 def _from_pretrained(folder: Path) -> tuple[Any, dict[str, Any]]:
     """The model as its config says, and what did not fit: missing, unexpected and mismatched keys."""
+    attention = attention_of(type(transformers.AutoConfig.from_pretrained(folder)))
     return transformers.AutoModelForCausalLM.from_pretrained(
-        folder, output_loading_info=True, attn_implementation="sdpa", dtype="auto"
+        folder, output_loading_info=True, attn_implementation=attention, dtype="auto"
     )

@@ -90,7 +90,7 @@ def test_config_json_and_back(tmp_path):
     [
         ({"clip_qkv": 8.0}, "clip_qkv is 8.0. It is not supported"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'. Only silu"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 8.0}}, "rope_type is 'yarn'"),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 8.0}}, "rope_type is 'dynamic'"),
     ],
 )
 def test_what_is_not_computed_is_refused(tmp_path, keys, message):

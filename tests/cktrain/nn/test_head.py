@@ -59,10 +59,10 @@ class Bench:
             flat, gradient = array.reshape(-1), np.empty(array.size)
             for i in range(flat.size):
                 before = flat[i]
-                flat[i] = before + 1e-6
+                flat[i] = before + 1e-5
                 above = value()
-                flat[i] = before - 1e-6
-                gradient[i] = (above - value()) / 2e-6
+                flat[i] = before - 1e-5
+                gradient[i] = (above - value()) / 2e-5
                 flat[i] = before
             found.append(gradient.reshape(array.shape))
         return found[0], found[1]

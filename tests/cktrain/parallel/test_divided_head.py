@@ -22,10 +22,11 @@ from cktrain.parallel.tensor import _divide_vocabulary
 ROWS, SIZE, WORDS = 24, 6, 13
 
 
-def compute(group, without, train):
+def compute(group, without, train, options):
     """(loss, count, logp, lse, dx of loss, of gradient; the weight's and norm's gradients of both)."""
     num = Numerics(cython_kernels.load("reference"), "fp64")
-    head = Head(RMSNorm("norm", num, SIZE, 1e-5), Linear("head", num, SIZE, WORDS, bias=False, std=1.0))
+    output = Linear("head", num, SIZE, WORDS, bias=False, std=1.0)
+    head = Head(RMSNorm("norm", num, SIZE, 1e-5), output, **options)
     if group.size > 1:
         _divide_vocabulary(head.output, SequenceParallelRegion(num, group, CommTimer()))
     assert (type(head.output.layout) is Whole) == (group.size == 1)
@@ -60,11 +61,14 @@ def compute(group, without, train):
 @pytest.mark.parametrize("ranks", [2, 4])
 @pytest.mark.parametrize("without", [(), (0, 3, 4, 5, 22), tuple(range(12)), tuple(range(ROWS))])
 @pytest.mark.parametrize("train", [True, False])
-def test_ranks_compute_what_one_does(monkeypatch, ranks, without, train):
+@pytest.mark.parametrize(
+    "options", [{}, {"softcap": 1.5, "multiplier": 0.7}], ids=["plain", "multiplied and capped"]
+)
+def test_ranks_compute_what_one_does(monkeypatch, ranks, without, train, options):
     monkeypatch.setattr(head_module, "CHUNK_BYTES", 5 * 4 * 8)  # a few rows in a chunk
     monkeypatch.setattr(head_module, "LEAST_ROWS", 1)
-    (wanted,) = run_ranks(1, lambda group: compute(group, without, train))
-    found = run_ranks(ranks, lambda group: compute(group, without, train))
+    (wanted,) = run_ranks(1, lambda group: compute(group, without, train, options))
+    found = run_ranks(ranks, lambda group: compute(group, without, train, options))
     for mine in found:
         for left, right in zip(mine[:4], wanted[:4], strict=True):
             np.testing.assert_allclose(left, right, rtol=1e-12)

@@ -3,6 +3,7 @@
     python tests/golden/hf/hf_parity.py            beside transformers (needs torch and transformers)
     python tests/golden/hf/hf_parity.py --as-is    the same, its RMSNorm and cosines left in fp32
     python tests/golden/hf/hf_parity.py --golden   beside the stored results (made by make_goldens.py)
+    python tests/golden/hf/hf_parity.py --bf16     bf16 here and in transformers, each beside transformers in fp64
 
 Each model is saved by transformers and loaded here. Figures are max|a-b| / max|b| over a tensor, b being
 transformers' in fp64; for gradients the worst tensor's. The tests use the functions of this file.
@@ -48,17 +49,25 @@ def judge_config(case: str, hidden_size: int | None = None) -> tuple[Any, str]:
         values |= {width: hidden_size, "vocab_size": 2 * hidden_size + 1}
         if "intermediate_size" in values:
             values["intermediate_size"] = hidden_size * 3 // 2 + 1
+        if "mamba_d_head" in values:  # checked against the width, and not used
+            values["mamba_d_head"] = "auto"
         if derived:
             values["head_dim"] = hidden_size // values["num_attention_heads"]
     dtype = values.pop("dtype")
     config = transformers.AutoConfig.for_model(values.pop("model_type"), **values)
-    # sdpa: the eager path computes its softmax in fp32 even in an fp64 model.
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = attention_of(type(config))
     return config, dtype
 
 
+def attention_of(config_class: type) -> str:
+    """sdpa where the class has it: the eager path computes its softmax in fp32 even in an fp64 model."""
+    import transformers
+
+    return "sdpa" if transformers.MODEL_FOR_CAUSAL_LM_MAPPING[config_class]._supports_sdpa else "eager"
+
+
 def build_judge(case: str, hidden_size: int | None = None, seed: int = 0) -> Any:
-    """The case's transformers model in fp32: weights of standard deviation 0.2, norm weights around 1."""
+    """The case's transformers model in fp32: weights of standard deviation 0.2, what norms multiply by around 1."""
     import torch
     import transformers
 
@@ -70,7 +79,8 @@ def build_judge(case: str, hidden_size: int | None = None, seed: int = 0) -> Any
     with torch.no_grad():
         for name, param in model.named_parameters():
             is_norm_weight = param.ndim == 1 and name.endswith("weight")
-            param.normal_(mean=1.0 if is_norm_weight else 0.0, std=0.2)
+            around_one = is_norm_weight and not _has_unit_offset(model.get_submodule(name.rpartition(".")[0]))
+            param.normal_(mean=1.0 if around_one else 0.0, std=0.2)
     return model
 
 
@@ -85,22 +95,51 @@ def draw_tokens(
     return tokens, targets
 
 
+def rounded_folder(judge: Any, folder: Path) -> Any:
+    """The model with weights rounded to bf16, saved in the folder; in fp32 again."""
+    import torch
+
+    judge.to(torch.bfloat16).save_pretrained(folder)
+    return type(judge).from_pretrained(
+        folder, dtype=torch.float32, attn_implementation=judge.config._attn_implementation
+    )
+
+
+def judge_bf16_results(folder: Path, kind: type, tokens: np.ndarray, targets: np.ndarray) -> Result:
+    """What transformers computes in bf16; the loss of its logits in fp32, as here."""
+    import torch
+
+    model = kind.from_pretrained(folder, dtype=torch.bfloat16).eval()  # type: ignore[attr-defined]
+    return _computed(model, tokens, targets)
+
+
 def judge_results(model: Any, tokens: np.ndarray, targets: np.ndarray, widen: bool = True) -> Result:
     """What transformers computes in fp64.
 
-    Even then its RMSNorm rounds to fp32 and its cosines are torch's fp32 ones, an ulp off the rounded exact
-    ones. `widen` takes the first out and rounds the second correctly, so that the comparison is exact.
+    Even then its RMSNorm rounds to fp32, the softmax of its eager attention too (which Gemma 2 has alone), and its cosines
+    are torch's fp32 ones, an ulp off the rounded exact ones. `widen` takes the first two out and rounds the third
+    correctly, so that the comparison is exact.
     """
-    import torch
 
     model = model.double().eval()
+    if widen and not model._supports_sdpa:
+        model.config._attn_implementation = _exact_attention()
     for module in model.modules():
         if widen and type(module).__name__.endswith("RMSNorm"):
             module.forward = functools.partial(_wide_rms_norm, module)
         if widen and type(module).__name__.endswith("RotaryEmbedding"):
             module.forward = functools.partial(_rounded_rotary, module)
+    return _computed(model, tokens, targets)
+
+
+def _computed(model: Any, tokens: np.ndarray, targets: np.ndarray) -> Result:
+    """Logits, loss and gradients of the model as it is."""
+    import torch
+
     model.zero_grad()
     logits = model(torch.tensor(tokens, dtype=torch.int64)).logits
+    if logits.dtype == torch.bfloat16:
+        logits = logits.float()
     loss = torch.nn.functional.cross_entropy(
         logits.flatten(0, 1),
         torch.tensor(targets, dtype=torch.int64).flatten(),
@@ -108,24 +147,54 @@ def judge_results(model: Any, tokens: np.ndarray, targets: np.ndarray, widen: bo
         ignore_index=IGNORE,
     )
     loss.backward()
-    grads = {f"grad.{name}": param.grad.numpy() for name, param in model.named_parameters()}
+    grads = {
+        f"grad.{name}": (param.grad.float() if param.grad.dtype == torch.bfloat16 else param.grad).numpy()
+        for name, param in model.named_parameters()
+    }
     return {"logits": logits.detach().numpy(), "loss": np.array(loss.item()), **grads}
 
 
 def _wide_rms_norm(module: Any, x: Any) -> Any:
     import torch
 
-    return module.weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + module.variance_epsilon))
+    eps = module.eps if hasattr(module, "eps") else module.variance_epsilon
+    weight = module.weight + 1 if _has_unit_offset(module) else module.weight
+    return weight * (x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + eps))
 
 
-def _rounded_rotary(module: Any, x: Any, position_ids: Any) -> Any:
+def _has_unit_offset(module: Any) -> bool:
+    """Whether a norm multiplies by 1 + weight, as Gemma's do."""
+    return type(module).__name__.startswith("Gemma") and type(module).__name__.endswith("RMSNorm")
+
+
+def _rounded_rotary(module: Any, x: Any, position_ids: Any, layer_type: str | None = None) -> Any:
     import torch
 
-    angles = (position_ids[..., None].float() * module.inv_freq.float()).double()
-    return tuple(
-        torch.cat((t, t), -1).float().double() * module.attention_scaling
-        for t in (angles.cos(), angles.sin())
-    )
+    layer = () if layer_type is None else (layer_type,)
+    type(module).forward(module, x, position_ids, *layer)  # longrope's frequencies are those of the batch
+    prefix = "" if layer_type is None else f"{layer_type}_"
+    inv_freq, scaling = (getattr(module, f"{prefix}{name}") for name in ("inv_freq", "attention_scaling"))
+    angles = (position_ids[..., None].float() * inv_freq.float()).double()
+    return tuple(torch.cat((t, t), -1).float().double() * scaling for t in (angles.cos(), angles.sin()))
+
+
+def _exact_attention() -> str:
+    """The name of eager attention whose softmax has the type of its scores."""
+    import torch
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import eager_mask
+
+    def attend(module: Any, q: Any, k: Any, v: Any, mask: Any, scaling: float, softcap: Any, **_: Any) -> Any:
+        k, v = (t.repeat_interleave(module.num_key_value_groups, 1) for t in (k, v))
+        scores = q @ k.transpose(2, 3) * scaling
+        if softcap is not None:
+            scores = softcap * torch.tanh(scores / softcap)
+        weights = torch.softmax(scores + mask, -1)
+        return (weights @ v).transpose(1, 2).contiguous(), weights
+
+    AttentionInterface.register("exact", attend)
+    AttentionMaskInterface.register("exact", eager_mask)
+    return "exact"
 
 
 def our_results(
@@ -170,6 +239,25 @@ def table_row(case: str, kernels: str, found: dict[str, float]) -> str:
 HEADING = f"{'model':22}{'kernels':18}{'logits':>10}{'loss':>10}{'gradient':>10}  worst gradient"
 
 
+def bf16_differences(case: str, hidden_size: int, folder: Path) -> dict[str, dict[str, float]]:
+    """Of both in bf16, from transformers in fp64 with the same weights."""
+    judge = rounded_folder(build_judge(case, hidden_size), folder)
+    tokens, targets = draw_tokens(judge.config.vocab_size)
+    wanted = judge_results(judge, tokens, targets)
+    best = cython_kernels.load()
+    return {
+        f"{best.isa} bf16": differences(our_results(folder, tokens, targets, best, "bf16"), wanted),
+        "transformers bf16": differences(judge_bf16_results(folder, type(judge), tokens, targets), wanted),
+    }
+
+
+def bf16_rows(case: str, hidden_size: int) -> list[str]:
+    """Lines of the table."""
+    with tempfile.TemporaryDirectory() as folder:
+        found = bf16_differences(case, hidden_size, Path(folder))
+        return [table_row(case, name, each) for name, each in found.items()]
+
+
 def kernel_sets() -> list[tuple[str, Any, str]]:
     """(name, kernels, precision): the reference in fp64 and fp32, and the best compiled set."""
     reference = cython_kernels.load("reference")
@@ -192,10 +280,14 @@ def main() -> int:
     parser.add_argument(
         "--as-is", action="store_true", help="leave fp32 in transformers' RMSNorm and cosines"
     )
+    parser.add_argument("--bf16", action="store_true", help="bf16 here and there, beside fp64")
     parser.add_argument("--hidden-size", type=int, default=48)
     options = parser.parse_args()
     print(HEADING)
     for case in CASES:
+        if options.bf16:
+            print("\n".join(bf16_rows(case, options.hidden_size)))
+            continue
         with tempfile.TemporaryDirectory() as temporary:
             if options.golden:
                 folder = golden_folder(case)
