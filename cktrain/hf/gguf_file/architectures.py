@@ -3,8 +3,10 @@
     model.layers.3.self_attn.q_proj.weight     blk.3.attn_q.weight
 
 llama.cpp pairs neighbouring numbers of a head in the rotary embedding of `llama`, and the two halves in the others', as
-Hugging Face does everywhere. So for `llama` each head's rows of the query and key projections stand in another order:
-Hugging Face's row h·D + p·D/2 + i (p is 0 or 1) is row h·D + 2i + p there.
+Hugging Face does everywhere. So for `llama`, `granite` and `smollm3` each head's rows of the query and key projections
+stand in another order: Hugging Face's row h·D + p·D/2 + i (p is 0 or 1) is row h·D + 2i + p there.
+
+Gemma's norms multiply by 1 + weight; there the sum is stored.
 """
 
 from __future__ import annotations
@@ -30,6 +32,12 @@ _POST_NORMS = {
     "post_attention_layernorm": "post_attention_norm",
     "post_feedforward_layernorm": "post_ffw_norm",
 }
+_AROUND_NORMS = {
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "post_attention_norm",
+    "pre_feedforward_layernorm": "ffn_norm",
+    "post_feedforward_layernorm": "post_ffw_norm",
+}
 _QK_NORMS = {"self_attn.q_norm": "attn_q_norm", "self_attn.k_norm": "attn_k_norm"}
 
 
@@ -48,6 +56,10 @@ class Architecture:
     """Hugging Face's modules that may have one; llama.cpp would ignore others."""
     llama3_rope: bool = False
     """Whether it reads rope_freqs.weight, which is how llama3's rotary scaling is written."""
+    windows: bool = False
+    """Whether it has sliding windows, in the layers that a list of its keys names."""
+    norms_hold_sum: bool = False
+    """Whether norms store 1 + weight."""
 
     def theirs(self, name: str) -> str:
         """Hugging Face's name of a tensor to GGUF's. KeyError for one that the architecture has not."""
@@ -69,6 +81,10 @@ class Architecture:
             return f"{_inverse(_OUTSIDE)[module]}.{part}"
         return f"model.layers.{int(match[1])}.{_inverse(self.modules)[match[2]]}.{part}"
 
+    def added(self, name: str) -> float:
+        """What stands in GGUF beyond the values of Hugging Face's tensor."""
+        return 1.0 if self.norms_hold_sum and name.rpartition(".")[0].endswith("norm") else 0.0
+
     def permutes(self, name: str) -> bool:
         """Whether the rows of Hugging Face's tensor stand in another order in GGUF."""
         return self.permuted and name.rpartition(".")[0].endswith(("q_proj", "k_proj"))
@@ -87,10 +103,27 @@ ARCHITECTURES = {
         ),
         Architecture("qwen2", _SHARED | _PRE_NORMS, biases=_ATTENTION_IN),
         Architecture("qwen3", _SHARED | _PRE_NORMS | _QK_NORMS, biases=_ATTENTION_IN),
-        Architecture("olmo2", _SHARED | _POST_NORMS | _QK_NORMS, untied=True, biases=_ATTENTION_IN),
+        Architecture(
+            "olmo2", _SHARED | _POST_NORMS | _QK_NORMS, untied=True, biases=_ATTENTION_IN, windows=True
+        ),
+        Architecture("smollm3", _SHARED | _PRE_NORMS, permuted=True, biases=_ATTENTION_IN),
+        Architecture("granite", _SHARED | _PRE_NORMS, permuted=True, biases=frozenset(_SHARED)),
+        Architecture("gemma3", _SHARED | _AROUND_NORMS | _QK_NORMS, windows=True, norms_hold_sum=True),
+        Architecture("gemma2", _SHARED | _AROUND_NORMS, windows=True, norms_hold_sum=True),
     )
 }
-BY_MODEL_TYPE = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3", "olmo2": "olmo2"}
+BY_MODEL_TYPE = {
+    "llama": "llama",
+    "mistral": "llama",
+    "qwen2": "qwen2",
+    "qwen3": "qwen3",
+    "olmo2": "olmo2",
+    "olmo3": "olmo2",
+    "smollm3": "smollm3",
+    "granite": "granite",
+    "gemma3_text": "gemma3",
+    "gemma2": "gemma2",
+}
 """config.json's model_type to general.architecture."""
 
 

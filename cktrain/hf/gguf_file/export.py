@@ -56,7 +56,7 @@ def export_gguf(
         "general.file_type": _FILE_TYPES[kind],
         "general.quantization_version": 2,
     }
-    own = write_hyperparameters(_within_window(config, notes), architecture)
+    own = write_hyperparameters(_within_window(config, architecture, notes), architecture)
     keys |= {f"{architecture.name}.{key}": value for key, value in own.items()}
     keys |= tokenizer_keys(side, config.vocab_size)
     tensors = hf_tensors(config, reversed(params.params))
@@ -88,13 +88,13 @@ def architecture_of(config: ModelConfig) -> Architecture:
     return found
 
 
-def _within_window(config: RotaryConfig, notes: list[str]) -> RotaryConfig:
-    """llama.cpp knows no window in these architectures: within its length there is no difference."""
+def _within_window(config: RotaryConfig, architecture: Architecture, notes: list[str]) -> RotaryConfig:
+    """Where llama.cpp knows no window in the architecture: within its length there is no difference."""
     positions, windows = (
         config.max_position_embeddings,
         [width for width in getattr(config, "windows", []) if width],
     )
-    if not windows or positions is None or min(windows) >= positions:
+    if architecture.windows or not windows or positions is None or min(windows) >= positions:
         return config
     notes.append(
         f"context_length is {min(windows):,}, the sliding window, and not {positions:,}: llama.cpp has no window here"
@@ -167,6 +167,8 @@ def _write_tensors(
         writer.write_tensor_data(factors)
     for name, tensor in named:
         values = np.ascontiguousarray(tensor.view(tensor.param.data), np.float32)
+        if added := architecture.added(tensor.name):
+            values = values + np.float32(added)
         if architecture.permutes(tensor.name):
             values = to_neighbours(values, config.resolved_head_dim)
         writer.write_tensor_data(_stored(values, kinds[name], tensor.name))

@@ -6,6 +6,8 @@ Llama 3's rotary scaling has no keys: its divisors stand in the tensor rope_freq
     with s = (original / wavelength - low) / (high - low)
 
 Only original : low : high matter, so what is read has low_freq_factor 1, which all of Meta's models have too.
+
+What the architectures have of their own (windows, caps, multipliers) is in `own_keys.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +20,15 @@ import numpy as np
 import numpy.typing as npt
 
 from cktrain.hf.gguf_file.architectures import ARCHITECTURES, Architecture
-from cktrain.hf.gguf_file.reader import GGUFFile
+from cktrain.hf.gguf_file.own_keys import (
+    COMPUTED,
+    MODEL_TYPES,
+    read_own,
+    read_windows,
+    write_own,
+    write_windows,
+)
+from cktrain.hf.gguf_file.reader import GGUFFile, decimal
 from cktrain.models.family import RotaryConfig
 
 ROPE_FACTORS = "rope_freqs.weight"
@@ -65,7 +75,7 @@ def read_hyperparameters(file: GGUFFile, rope_factors: npt.NDArray[np.float32] |
 
     for key, unused in _UNUSED.items():
         value = file.keys.get(f"{name}.{key}")
-        if value is not None and value not in unused:
+        if value is not None and value not in unused and key not in COMPUTED.get(name, ()):
             raise file.error(f"{name}.{key} is {value}, which is not computed here. Give another model.")
     hidden, heads = size("embedding_length"), size("attention.head_count")
     kv_heads = file.get(f"{name}.attention.head_count_kv", int, heads)
@@ -77,7 +87,7 @@ def read_hyperparameters(file: GGUFFile, rope_factors: npt.NDArray[np.float32] |
                 f"{name}.{key} is {found} and a head has {head_dim}, which is not computed here. Give another model."
             )
     values: dict[str, Any] = {
-        "model_type": name,
+        "model_type": MODEL_TYPES.get(name, name),
         "hidden_size": hidden,
         "intermediate_size": size("feed_forward_length"),
         "num_hidden_layers": size("block_count"),
@@ -86,29 +96,31 @@ def read_hyperparameters(file: GGUFFile, rope_factors: npt.NDArray[np.float32] |
         "head_dim": head_dim,
         "max_position_embeddings": size("context_length"),
         "vocab_size": _vocab_size(file),
-        "hidden_act": "silu",
-        "rms_norm_eps": _decimal(file.need(f"{name}.attention.layer_norm_rms_epsilon", float)),
-        "rope_theta": _decimal(file.get(f"{name}.rope.freq_base", float, 10000.0)),
+        "rms_norm_eps": decimal(file.need(f"{name}.attention.layer_norm_rms_epsilon", float)),
+        "rope_theta": decimal(file.get(f"{name}.rope.freq_base", float, 10000.0)),
         "tie_word_embeddings": "output.weight" not in file.tensors,
         "initializer_range": 0.02,
     }
     _check_sizes(file, values)
-    if name in ("llama", "qwen3", "olmo2"):
+    if name in ("llama", "qwen3", "olmo2", "smollm3", "granite"):
         values["attention_bias"] = "blk.0.attn_q.bias" in file.tensors
-    if name == "llama":
+    if name in ("llama", "granite"):
         values["mlp_bias"] = "blk.0.ffn_gate.bias" in file.tensors
-    values |= _window(file, name, values["max_position_embeddings"])
+    values |= read_windows(file, architecture, values)
+    values |= read_own(file, name, values)
+    if "hidden_activation" not in values:
+        values["hidden_act"] = "silu"
     scaling = _rope_scaling(file, name, values, rope_factors)
     return values | ({} if scaling is None else {"rope_scaling": scaling})
 
 
-def write_hyperparameters(config: RotaryConfig, architecture: Architecture) -> dict[str, int | float | str]:
+def write_hyperparameters(config: RotaryConfig, architecture: Architecture) -> dict[str, Any]:
     """The keys of an architecture, without their prefix. `config` needs max_position_embeddings.
 
-    Raises ValueError for a rotary scaling that llama.cpp does not have for this architecture.
+    Raises ValueError for what llama.cpp does not compute for this architecture.
     """
     assert config.max_position_embeddings is not None
-    found: dict[str, int | float | str] = {
+    found: dict[str, Any] = {
         "context_length": config.max_position_embeddings,
         "embedding_length": config.hidden_size,
         "block_count": config.num_hidden_layers,
@@ -125,12 +137,16 @@ def write_hyperparameters(config: RotaryConfig, architecture: Architecture) -> d
     kind, scaling = rope_kind(config), config.rope_scaling or {}
     if kind == "linear":
         found |= {"rope.scaling.type": "linear", "rope.scaling.factor": float(scaling["factor"])}
+    if kind in ("yarn", "longrope"):
+        raise ValueError(
+            f"[gguf] rope_scaling is {kind}, which is not written as GGUF yet. Export a Hugging Face folder instead."
+        )
     if kind == "llama3" and not architecture.llama3_rope:
         raise ValueError(
             f"[gguf] rope_scaling is llama3, which llama.cpp computes for the architecture llama and not for "
             f"{architecture.name}. Export a Hugging Face folder instead."
         )
-    return found
+    return found | write_windows(config, architecture) | write_own(config, architecture.name)
 
 
 def rope_kind(config: RotaryConfig) -> str:
@@ -175,18 +191,6 @@ def _check_sizes(file: GGUFFile, values: Mapping[str, Any]) -> None:
             f"it has tensors of {len(blocks):,} blocks, and the keys say {values['num_hidden_layers']:,}. "
             "Fetch the file again."
         )
-
-
-def _window(file: GGUFFile, name: str, positions: int) -> dict[str, Any]:
-    """Mistral's window; the other architectures' depend on the layer and are not read."""
-    window = file.get(f"{name}.attention.sliding_window", int)
-    if not window or window >= positions:
-        return {}
-    if name != "llama":
-        raise file.error(
-            f"{name}.attention.sliding_window is {window}, which is not read. Give the Hugging Face folder."
-        )
-    return {"model_type": "mistral", "sliding_window": window}
 
 
 def _rope_scaling(
@@ -234,7 +238,7 @@ def _llama3_scaling(
     for low, high, original in reversed(guesses):
         found = {
             "rope_type": "llama3",
-            "factor": _decimal(factor),
+            "factor": decimal(factor),
             "low_freq_factor": low,
             "high_freq_factor": high,
             "original_max_position_embeddings": int(original),
@@ -248,8 +252,3 @@ def _llama3_scaling(
 def _wavelengths(theta: float, head_dim: int) -> npt.NDArray[np.float64]:
     """Positions in a whole turn of each frequency."""
     return 2 * math.pi * theta ** (np.arange(0, head_dim, 2) / head_dim)
-
-
-def _decimal(value: float) -> float:
-    """The number that was meant by an fp32: 1e-05, not 9.999999747378752e-06."""
-    return float(f"{value:.7g}")

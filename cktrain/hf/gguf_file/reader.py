@@ -247,3 +247,8 @@ class _Header:
 
     def error(self, what: str) -> ValueError:
         return ValueError(f"[gguf] {self.path}: {what}")
+
+
+def decimal(value: float) -> float:
+    """The number that was meant by an fp32: 1e-05, not 9.999999747378752e-06."""
+    return float(f"{value:.7g}")

@@ -43,12 +43,15 @@ class GGUFTensor(StoredTensor):
     row_bytes: int
     head_dim: int
     """Where its rows stand in llama.cpp's order, the rows of a head; else 0."""
+    added: float = 0.0
+    """What its file has beyond Hugging Face's values: 1 in Gemma's norms, which are vectors of F32."""
 
     def pieces(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[slice, np.ndarray]]:
         """(rows, values) in order; values are of the stored type, fp32 for blocks. ValueError as `StoredTensor.pieces`."""
         last = self.shape[0] if stop is None else stop
         if len(self.shape) == 1:
-            yield slice(start, last), self._reordered(self._read(0, 1).reshape(-1))[start:last]
+            values = self._reordered(self._read(0, 1).reshape(-1))[start:last]
+            yield slice(start, last), values - values.dtype.type(self.added) if self.added else values
             return
         for first, end in self._spans(start, last):
             values = self._reordered(self._read(first, end).reshape(-1, *self.shape[1:]))
@@ -149,7 +152,7 @@ def read_tensors(path: str | Path) -> dict[str, GGUFTensor]:
         permuted = architecture.permutes(ours)
         if permuted and (head_dim % 2 or tensor.shape[0] % head_dim):
             raise file.error(f"{tensor.name} has {tensor.shape[0]} rows, and a head has {head_dim}. {AGAIN}")
-        found[ours] = _tensor(file, tensor, ours, head_dim if permuted else 0)
+        found[ours] = _tensor(file, tensor, ours, head_dim if permuted else 0, architecture.added(ours))
     return found
 
 
@@ -183,7 +186,7 @@ def block_kinds(path: str | Path) -> dict[str, int]:
     return found
 
 
-def _tensor(file: GGUFFile, tensor: BlockTensor, name: str, head_dim: int) -> GGUFTensor:
+def _tensor(file: GGUFFile, tensor: BlockTensor, name: str, head_dim: int, added: float = 0.0) -> GGUFTensor:
     if tensor.kind not in PLAIN:
         try:
             with np.errstate(all="ignore"):
@@ -195,7 +198,7 @@ def _tensor(file: GGUFFile, tensor: BlockTensor, name: str, head_dim: int) -> GG
             ) from None
     dtype = tensor.kind if tensor.kind in PLAIN else "BF16"
     return GGUFTensor(
-        name, file.path, dtype, tensor.shape, tensor.start, tensor.kind, tensor.row_bytes, head_dim
+        name, file.path, dtype, tensor.shape, tensor.start, tensor.kind, tensor.row_bytes, head_dim, added
     )
 
 

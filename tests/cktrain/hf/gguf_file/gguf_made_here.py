@@ -48,6 +48,33 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen3": {"qk_norm": True, "head_dim": 32, "rms_norm_eps": 1e-6},
     "olmo2": {"family": "olmo2"},
     "olmo2_tied": {"family": "olmo2", "tie_word_embeddings": True},
+    "olmo3": {"family": "olmo2", "sliding_window": 4, "layer_types": ["full_attention", "sliding_attention"]},
+    "smollm3": {"num_hidden_layers": 4, "no_rope_layers": [1, 1, 1, 0], "tie_word_embeddings": True},
+    "granite": {
+        "family": "granite",
+        "tie_word_embeddings": True,
+        "embedding_multiplier": 12.0,
+        "residual_multiplier": 0.22,
+        "attention_multiplier": 0.4,
+        "logits_scaling": 1.6,
+    },
+    "gemma3": {
+        "family": "gemma",
+        "head_dim": 24,
+        "rope_theta": 1e6,
+        "rope_scaling": {"rope_type": "linear", "factor": 8.0},
+        "rope_local_base_freq": 10000.0,
+        "sliding_window": 4,
+        "layer_types": ["full_attention", "sliding_attention"],
+    },
+    "gemma2": {
+        "family": "gemma",
+        "qk_norm": False,
+        "attn_logit_softcapping": 2.0,
+        "final_logit_softcapping": 3.0,
+        "sliding_window": 4,
+        "layer_types": ["sliding_attention", "full_attention"],
+    },
 }
 TEMPLATE = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 

@@ -1,7 +1,7 @@
 """llama.cpp itself (the wheel xllamacpp) reads what is written: our log-probabilities from F32, and quantized files load.
 
 An F32 file leaves nothing to rounding but the order of sums: 1e-5 in a log-probability, with llama.cpp's cache in F32 and
-its flash attention off, which would round to F16.
+its flash attention off, which would round to F16. ggml's GELU is a table of F16, 2^-11 of each value: 2e-3 for Gemma.
 """
 
 import numpy as np
@@ -52,7 +52,7 @@ def test_f32_gives_our_log_probabilities(case, gguf):
     path = gguf(case)
     theirs = log_probabilities(path, IDS)
     assert not np.isnan(theirs).any()
-    np.testing.assert_allclose(theirs, ours(path, IDS), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(theirs, ours(path, IDS), rtol=0, atol=2e-3 if "gemma" in case else 1e-5)
 
 
 @pytest.mark.parametrize("kind", ["f16", "bf16", "q8_0"])

@@ -17,6 +17,7 @@ from cktrain.hf.tensors import hf_tensors
 from cktrain.safetensors_file import read_header
 from cktrain.side_files import read_side_files
 
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 # Largest rounding, relative to the largest value of a row: f16 has 11 bits, bf16 8, Q8_0 127 steps and a scale in f16.
 ROUNDING = {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 0.5 / 127 + 2**-11}
 
@@ -38,7 +39,39 @@ def test_f32_comes_back_bit_by_bit(case, made, gguf):
     tensors = read_tensors(path)
     for wanted in hf_tensors(model.config, model.params.params):
         assert tensors[wanted.name].shape == wanted.shape
-        np.testing.assert_array_equal(tensors[wanted.name][:], wanted.view(wanted.param.data), wanted.name)
+        sums = case.startswith("gemma") and wanted.name.endswith("norm.weight")  # 1 + weight, rounded
+        exact = wanted.view(wanted.param.data)
+        np.testing.assert_allclose(
+            tensors[wanted.name][:], exact, rtol=0, atol=2.0**-24 if sums else 0, err_msg=wanted.name
+        )
+
+
+def test_gemmas_norms_hold_one_more_in_the_file(made, gguf):
+    model, path = made("gemma3"), gguf("gemma3")
+    name = "model.layers.1.self_attn.q_norm.weight"
+    wanted = model.params[name].data
+    stored = np.fromfile(path, "<f4", wanted.size, offset=read_tensors(path)[name].start)
+    np.testing.assert_array_equal(stored, wanted + np.float32(1))
+
+
+@pytest.mark.parametrize(
+    ("case", "types", "written"),
+    [
+        ("gemma3", ["sliding_attention"] * 5 + ["full_attention"], None),
+        ("gemma3", ["sliding_attention"] * 6, [True] * 6),
+        ("gemma2", ["sliding_attention", "full_attention"] * 3, None),
+        ("gemma2", ["full_attention"] * 6, [False] * 6),
+        ("olmo3", ["sliding_attention"] * 3 + ["full_attention"] + ["sliding_attention"] * 2, None),
+    ],
+)
+def test_layers_that_slide_are_listed_where_they_are_not_the_usual_ones(case, types, written, made, tmp_path):
+    model = made(case, num_hidden_layers=6, layer_types=types)
+    assert export_gguf(tmp_path / "m.gguf", model.config, model.params, model.side, "f32") == []
+    keys = read_gguf(tmp_path / "m.gguf").keys
+    name = keys["general.architecture"]
+    found = keys.get(f"{name}.attention.sliding_window_pattern")
+    assert (None if found is None else [bool(one) for one in found]) == written
+    assert read_model_config(tmp_path / "m.gguf").windows == model.config.windows
 
 
 @pytest.mark.parametrize("kind", ROUNDING)
@@ -132,6 +165,13 @@ def test_what_an_exported_file_says(made, tmp_path):
         ("qwen3", {"attention_bias": True}, r"o_proj\.bias, which llama\.cpp's qwen3 would ignore"),
         ("qwen2", {"head_dim": 32}, "needs that"),
         ("qwen2", {"rope_scaling": LLAMA3}, "computes for the architecture llama"),
+        ("llama", {"rope_scaling": YARN}, "rope_scaling is yarn, which is not written"),
+        ("llama", {"family": "phi3"}, "a model of type phi3 is not written as GGUF yet"),
+        ("gemma3", {"final_logit_softcapping": 5.0}, "final_logit_softcapping is set"),
+        ("gemma3", {"query_pre_attn_scalar": 5}, "query_pre_attn_scalar is 5, and llama.cpp takes 24"),
+        ("gemma3", {"tie_word_embeddings": False}, "the head is not the embedding"),
+        ("gemma2", {"attn_logit_softcapping": None}, "scores or logits are not capped"),
+        ("smollm3", {"no_rope_layers": [0, 1, 1, 1]}, "is not every fourth layer"),
     ],
 )
 def test_what_llama_cpp_has_not_is_refused(case, keys, words, made, tmp_path):
