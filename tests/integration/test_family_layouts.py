@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,13 @@ from cktrain.nn.numerics import Numerics
 
 STEPS = 5
 # Two key/value heads: four ranks have them twice.
-LAYOUTS = {"": 1, "tensor": 2, "tensor ": 4, "pipeline": 2}
+LAYOUTS: dict[str, dict[str, int]] = {
+    "one": {},
+    "tensor 2": {"tensor": 2},
+    "tensor 4": {"tensor": 4},
+    "pipeline 2": {"pipeline": 2},
+    "2 x 2": {"tensor": 2, "pipeline": 2},
+}
 
 
 def model_of(case: str) -> dict[str, Any]:
@@ -47,32 +54,32 @@ def test_every_class_in_layouts(run_cases, tmp_path):
     tokens = str(tmp_path / "61.bin")
     cases = [
         {
-            "name": f"{name}: {layout}{ranks}",
-            "ranks": ranks,
+            "name": f"{name}: {layout}",
+            "ranks": math.prod(degrees.values()),
             "isa": "reference",
             "steps": STEPS,
             "config": {
-                "run": {"dir": str(tmp_path / "runs" / f"{name} {layout}{ranks}"), "steps": STEPS, "seed": 3},
+                "run": {"dir": str(tmp_path / "runs" / f"{name} {layout}"), "steps": STEPS, "seed": 3},
                 "model": model_of(name),
                 "data": {"path": tokens, "sequence_length": 8},
                 "batch": {"micro_batch_size": 1, "global_batch_size": 2},
                 "optimizer": {"lr": 1e-2},
                 "checkpoint": {"every": 0, "resume": "none"},
                 "precision": "fp64",
-                "parallel": {layout.strip(): ranks, "data": 1} if layout else {},
+                "parallel": {**degrees, "data": 1},
             },
         }
         for name in ARCHITECTURES
-        for layout, ranks in LAYOUTS.items()
+        for layout, degrees in LAYOUTS.items()
     ]
     results = run_cases(cases)
     for name in ARCHITECTURES:
-        one = results[f"{name}: 1"]
-        for layout, ranks in list(LAYOUTS.items())[1:]:
-            many = results[f"{name}: {layout}{ranks}"]
+        one = results[f"{name}: one"]
+        for layout in list(LAYOUTS)[1:]:
+            many = results[f"{name}: {layout}"]
             assert "error" not in many, many
-            assert np.abs(np.subtract(many["losses"], one["losses"])).max() <= 1e-10, (name, layout, ranks)
-            assert np.abs(np.divide(many["norms"], one["norms"]) - 1).max() <= 1e-10, (name, layout, ranks)
+            assert np.abs(np.subtract(many["losses"], one["losses"])).max() <= 1e-10, (name, layout)
+            assert np.abs(np.divide(many["norms"], one["norms"]) - 1).max() <= 1e-10, (name, layout)
             assert many["replicas"]
 
 
