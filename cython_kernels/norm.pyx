@@ -146,8 +146,9 @@ cdef int backward(const char *op, dx, dw, db, dy, x, w, mean, rstd, bint accumul
 
 
 def rms_norm_forward(y, rstd, x, w, eps, residual=None, offset=0.0):
-    """y = x · rstd · (w + offset) + residual, rstd float32 (N) or (N,H) = 1 / sqrt(mean(x²) + eps); the others (N,C) or (N,H,D).
+    """y = x · rstd · (w + offset) + residual, rstd float32 (N) or (N,H) = 1 / sqrt(mean(x²) + eps).
 
+    The others are (N,C) or (N,H,D), but for w.
     y may be x, or the residual.
     """
     forward(b"rms_norm_forward", y, None, rstd, x, w, None, eps, residual, offset)
