@@ -18,6 +18,8 @@ DEFAULT_FAMILY = "llama"
 FOLDER = "from_pretrained"
 _SHARED = ("build", "family", "transformer")
 """Files here that are no family's."""
+_ONCE_TOGETHER = ("gpt2", "llama")
+"""Families whose keys older versions wrote into every run's config.yaml, at their defaults."""
 
 
 def _find_families() -> dict[str, Family]:
@@ -47,13 +49,14 @@ def _tag(values: Any) -> str:
 
 
 def _without_idle_keys(values: Any) -> Any:
-    """Without keys of other families that hold their default: older versions wrote all of them into a run's config.yaml."""
+    """Without keys of another family that hold their default there, as older versions wrote them (`_ONCE_TOGETHER`)."""
     family = FAMILIES.get(_tag(values))
     if family is None or not isinstance(values, Mapping):
         return values
 
     def idle(key: Any, value: Any) -> bool:
-        fields = [FAMILIES[name].config.model_fields[key] for name in families_with(key)]
+        names = [name for name in families_with(key) if name in _ONCE_TOGETHER]
+        fields = [FAMILIES[name].config.model_fields[key] for name in names]
         return key not in family.config.model_fields and any(field.default == value for field in fields)
 
     return {key: value for key, value in values.items() if not idle(key, value)}

@@ -15,6 +15,7 @@ import ml_dtypes
 import numpy as np
 
 from cktrain.cython_kernels.block_formats import BLOCK_FORMATS
+from cktrain.memory.arena import shape_alone
 from cktrain.memory.param import Param
 from cktrain.memory.slot import Slot
 from cktrain.nn.module import Module
@@ -200,8 +201,10 @@ class Widened(ByBlocks):
 
     def _stored(self) -> tuple[np.ndarray, str]:
         """The bytes (O, 2 I) of the weight, and the name of their format."""
-        value = self.weight.value
-        return value.view(np.uint8), STORED[value.dtype]
+        value, name = self.weight.value, STORED[self.weight.value.dtype]
+        if 0 in value.strides:  # planned arrays have no memory to view
+            return shape_alone((value.shape[0], 2 * value.shape[1]), np.dtype(np.uint8)), name
+        return value.view(np.uint8), name
 
     def look_up(self, y: np.ndarray, ids: np.ndarray, module: Module) -> None:
         """y (N, I) = the rows of w that ids (N,) int32 name, widened."""

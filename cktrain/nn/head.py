@@ -89,14 +89,16 @@ class Head(Module):
             self.num.kernels.softcap(capped, capped, self.softcap)
             dy = (dy * (1.0 - np.square(capped / self.softcap))).astype(dy.dtype)
         self.output.backward(normed, dy, normed, slot)
-        self._multiply(normed)
+        if self.multiplier != 1.0:
+            scale(self.num, normed, normed, self.multiplier)
         self.norm.backward(dx, normed, x, slot, accumulate)
 
     def logits(self, x: np.ndarray) -> np.ndarray:
         """All logits (N, V) f32 for few rows of the stream x (N, C), in a new array, while generating."""
         out = np.empty((x.shape[0], self.vocab_size), self.num.master_dtype)
         normed = self.norm.normalize(x)
-        self._multiply(normed)
+        if self.multiplier != 1.0:
+            scale(self.num, normed, normed, self.multiplier)
         self.output.format.product(out, normed, None, None, self.output, Slot(1, len(x)))
         if self.softcap:
             self.num.kernels.softcap(out, out, self.softcap)
@@ -185,7 +187,8 @@ class Head(Module):
         `normed` are the chunk's rows, which are multiplied in place.
         """
         output = self.output
-        self._multiply(normed)
+        if self.multiplier != 1.0:
+            scale(self.num, normed, normed, self.multiplier)
         logits = slot.shared(self, "logits", (size, output.weight.shape[0]), self.num.master_dtype)[
             : len(normed)
         ]
@@ -193,11 +196,6 @@ class Head(Module):
         if self.softcap:
             self.num.kernels.softcap(logits, logits, self.softcap)
         return logits
-
-    def _multiply(self, rows: np.ndarray) -> None:
-        """The multiplier into normed rows (n, C), or into their gradient."""
-        if self.multiplier != 1.0:
-            scale(self.num, rows, rows, self.multiplier)
 
     def _scores(
         self, logits: np.ndarray, labels: np.ndarray, size: int, slot: Slot
@@ -244,7 +242,8 @@ class Head(Module):
             weighted = x if row_weight is None else (x * row_weight[:, None]).astype(x.dtype)
             output.format.weight_gradient(dlogits, weighted, None, output, slot)
         output.format.product_transposed(dx, dlogits, False, output, slot)
-        self._multiply(dx)
+        if self.multiplier != 1.0:
+            scale(self.num, dx, dx, self.multiplier)
         if row_weight is not None:
             np.multiply(dx, row_weight[:, None], out=dx, casting="unsafe")
 

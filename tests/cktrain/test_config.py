@@ -98,15 +98,21 @@ def test_saved_configurations_read_back_equal(config_of, tmp_path):
         ),
         (
             ("family: llama", "family: gpt2, qk_norm: true"),
-            r"run.yaml:2: model.qk_norm: gpt2 has no qk_norm, llama has. Remove it, or set another family",
+            r"run.yaml:2: model.qk_norm: gpt2 has no qk_norm, gemma and llama have. Remove it, or set another family",
         ),
-        (("family: llama", "family: gpt2, rope_theta: 2.0"), r"gpt2 has no rope_theta, llama .*have"),
+        (
+            ("family: llama", "family: gpt2, rope_theta: 2.0"),
+            r"gpt2 has no rope_theta, gemma .* llama .*have",
+        ),
         (("family: llama", "activation_function: gelu"), r"llama has no activation_function, gpt2 has"),
         (
             ("family: llama", "family: qwen3"),
             r"run.yaml:2: model.family: there is no family 'qwen3'. qwen3 is a model of family llama",
         ),
-        (("family: llama", "family: 3"), r"model.family: there is no family '3'. Use one of gpt2, llama"),
+        (
+            ("family: llama", "family: 3"),
+            r"model.family: there is no family '3'. Use one of gemma, gpt2, .*llama",
+        ),
         (
             ("family: llama", "hiden_size: 32"),
             r"model.hiden_size: unknown key. Did you mean 'model.hidden_size'",
