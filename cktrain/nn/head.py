@@ -38,7 +38,7 @@ CHUNK_BYTES_BF16 = 64 << 20
 """The same in bf16 runs, whose activations leave room: with more rows the weight is packed fewer times."""
 LEAST_ROWS = 210
 """Rows of a chunk, at the least, for each of which the whole weight is packed. Of 128,256 words of 2,048 numbers two AVX2
-cores make 59 GFLOP/s with 48 rows, 100 with 96, 108 with 192 and 125 with 384, in fp32."""
+cores make 59 GFLOP/s with 48 rows, 92 with 96, 107 with 192 and 119 with 384, in fp32."""
 TILE_ROWS = 14
 """Rows that the widest kernels multiply at a time: a chunk is as many of them as it can be, so that few go half empty."""
 
