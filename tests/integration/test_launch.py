@@ -383,7 +383,7 @@ def test_the_batch_script_resumes_itself(runs):
 
 def test_a_job_that_is_stopped_by_the_terminal_goes_on_where_it_was(runs):
     """Ctrl-Z stops the ranks too, for longer than they would wait for each other; what continues it continues them."""
-    settings = ("--set", "run.steps=60", "--set", "comm.timeout_s=2.5")
+    settings = ("--set", "run.steps=60", "--set", "comm.timeout_s=6")
     job = runs.start("suspended", "-n", "2", settings=settings)
     runs.wait_for_step("suspended", 2, job)
     job.send_signal(signal.SIGTSTP)
@@ -394,7 +394,7 @@ def test_a_job_that_is_stopped_by_the_terminal_goes_on_where_it_was(runs):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     before = len(runs.losses("suspended"))
-    time.sleep(3.5)
+    time.sleep(7)
     assert len(runs.losses("suspended")) == before
     job.send_signal(signal.SIGCONT)
     status, output = ended(job)
