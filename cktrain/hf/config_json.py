@@ -17,6 +17,7 @@ from cktrain.hf.config_keys import ConfigKeys
 from cktrain.hf.gguf_file import is_gguf
 from cktrain.hf.missing_families import MISSING
 from cktrain.hf.no_model import what_to_give
+from cktrain.hf.text_part import text_part
 from cktrain.models import FAMILIES
 from cktrain.models.family import Family, ModelConfig
 
@@ -49,6 +50,10 @@ def read_model_config(folder: str | Path) -> ModelConfig:
 
 def _config_of(path: Path, values: Mapping[str, Any]) -> ModelConfig:
     """The architecture that a config.json's values describe; `path` is where they were read."""
+    try:
+        values = text_part(values)
+    except ValueError as error:
+        raise ValueError(f"[hugging_face] {path}: {error}") from None
     model_type = values.get("model_type")
     if isinstance(model_type, str) and model_type in MISSING:
         missing, nearest = MISSING[model_type]

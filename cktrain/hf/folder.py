@@ -7,6 +7,7 @@ is written under a temporary name and renamed when it is whole.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -14,13 +15,17 @@ from typing import Any, Literal
 
 from cktrain.data.special_tokens import KEYS, end_token, special_ids
 from cktrain.data.tokenizer_backend import read_backend
+from cktrain.foreign_file import read_json
 from cktrain.hf.config_json import ARCHITECTURES, CONFIG_FILE, read_model_config, write_model_config
 from cktrain.hf.hub import local_path
 from cktrain.hf.tensors import save_weights
+from cktrain.hf.text_part import has_text_part, text_part
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.family import FromFolder, ModelConfig
 from cktrain.side_files import GENERATION_FILE, TOKENIZER_CONFIG_FILE, SideFiles
 from cktrain.whole_output import whole_folder
+
+log = logging.getLogger(__name__)
 
 STORED = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
 """config.json's names of types, and those of safetensors."""
@@ -39,9 +44,23 @@ def resolve_model(model: ModelConfig | FromFolder) -> tuple[ModelConfig, Path | 
     if isinstance(model, FromFolder):
         folder = local_path(model.from_pretrained)
         found = read_model_config(folder)
+        _say_what_is_left_out(folder)
         kept = {"from_pretrained": str(folder), "freeze": model.freeze, "quantize": model.quantize}
         model = found.model_copy(update=kept)
     return model, None if model.from_pretrained is None else Path(model.from_pretrained)
+
+
+def _say_what_is_left_out(folder: Path) -> None:
+    path = folder / CONFIG_FILE
+    if not path.is_file():  # a GGUF file
+        return
+    values = read_json(path, dict[str, Any], area="hugging_face", remedy="Fetch the file again.")
+    if has_text_part(values):
+        log.info(
+            "model: %s is a %s, which reads images too: its text part is taken, and saved alone; what sees is left out",
+            folder,
+            values["model_type"],
+        )
 
 
 def save_folder(
@@ -91,7 +110,7 @@ def write_folder(
 def _write_config(folder: Path, plain: dict[str, Any], side: SideFiles) -> None:
     """config.json: `plain`, with what that of the source says beyond it. ValueError when they are of different models."""
     _write_json(folder / CONFIG_FILE, plain)
-    source = side.json(CONFIG_FILE)
+    source = text_part(side.json(CONFIG_FILE))
     if not source:
         return
     wanted = read_model_config(folder)

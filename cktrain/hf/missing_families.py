@@ -25,7 +25,6 @@ MISSING: dict[str, tuple[str, str]] = {
     "gemma4_unified": _GEMMA_4,
     "gemma3n": _GEMMA_4,
     "gemma": ("its norms stand before attention and MLP alone", "Gemma 2 (gemma2)"),
-    "gemma3": (_SEES, "Gemma 3 270M or 1B (gemma3_text)"),
     "mistral3": (_SEES, "Mistral or Ministral (mistral, ministral)"),
     "ministral3": ("its queries are multiplied by a number of their position", "Ministral 8B (ministral)"),
     "qwen2_vl": (_SEES, "Qwen2.5 (qwen2)"),

@@ -226,9 +226,22 @@ def _shards(
 def _named_tensors(folder: Path, names: TensorNames) -> tuple[dict[str, StoredTensor], Path]:
     """As `_stored_tensors`, under the names of the class with a head, and without what is not read."""
     stored, where = _stored_tensors(folder)
+    stored = {
+        _in_text(names, name): tensor
+        for name, tensor in stored.items()
+        if not re.fullmatch(names.left_out, name)
+    }
     if not any(name.startswith(names.base) for name in stored):  # saved without the head's class
         stored = {name if name == HEAD else names.base + name: tensor for name, tensor in stored.items()}
     return {name: tensor for name, tensor in stored.items() if not re.fullmatch(names.buffers, name)}, where
+
+
+def _in_text(names: TensorNames, name: str) -> str:
+    """A tensor's name in a model of text alone."""
+    for theirs, ours in names.text_bases.items():
+        if name.startswith(theirs):
+            return ours + name.removeprefix(theirs)
+    return name
 
 
 def _match(

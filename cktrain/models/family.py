@@ -247,6 +247,10 @@ class TensorNames:
     """Regular expression of matrices that are (in, out) there and (out, in) here."""
     buffers: str = r".*\.rotary_emb\.inv_freq"
     """Regular expression of what older versions stored beside the weights; it is not read."""
+    text_bases: Mapping[str, str] = field(default_factory=dict)
+    """Prefixes of the text part's tensors in a model that also sees, and ours (`cktrain/hf/text_part.py`)."""
+    left_out: str = ""
+    """Regular expression of what sees in such a model; it is not read."""
 
 
 @dataclass(frozen=True)

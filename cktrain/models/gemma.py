@@ -268,6 +268,13 @@ FAMILY = Family(
     write_config=write_config,
     computes=frozenset({"attn_logit_softcapping", "final_logit_softcapping"}),
     tensors=TensorNames(
-        split={"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")}
+        split={"qkv_proj": ("q_proj", "k_proj", "v_proj"), "gate_up_proj": ("gate_proj", "up_proj")},
+        # Of Gemma 3 4B and larger: as transformers saves it, and as its class names it.
+        text_bases={
+            "language_model.model.": "model.",
+            "model.language_model.": "model.",
+            "language_model.lm_head.": "lm_head.",
+        },
+        left_out=r"(model\.)?(vision_tower|multi_modal_projector)\..*",
     ),
 )

@@ -191,7 +191,7 @@ def _plan(options: argparse.Namespace, config: Config, group: Group, binding: Bi
     if group.rank == 0:
         whole = forecast(config, plan, options.watts, options.price_per_hour)
         if options.json:
-            print(json.dumps({**plan.as_dict(), "run": asdict(whole)}), flush=True)
+            print(json.dumps({**plan.as_dict(), "run": asdict(whole), "source": found.source}), flush=True)
         else:
             now = datetime.datetime.now()
             print(plan_text(plan, found.source), "", forecast_text(whole, config, now), sep="\n", flush=True)

@@ -131,7 +131,9 @@ def test_a_signal_stops_all_hosts_with_a_checkpoint(launch, runs, cluster):
 
 def test_ctrl_z_stops_the_ranks_of_both_hosts_and_fg_lets_them_go_on(launch, runs, cluster):
     """For longer than ranks wait for each other, and than a rank that shows no heartbeat is waited for in silence."""
-    timeout_s = 8  # the ranks meet within it too: on two busy cores four interpreters need several seconds to start
+    timeout_s = (
+        8  # the ranks meet within it too: on two busy cores four interpreters need several seconds to start
+    )
     process = launch("suspended", ENDLESS, f"comm.timeout_s={timeout_s}")
     runs.wait_for_step("suspended", 2, process)
     process.send_signal(signal.SIGTSTP)

@@ -13,6 +13,7 @@ import pytest
 
 from cktrain.hf.config_json import ARCHITECTURES, read_model_config, write_model_config
 from cktrain.hf.missing_families import MISSING
+from cktrain.hf.text_part import TEXT_PARTS
 from cktrain.models.family import ModelConfig
 
 FULL, SLIDING = "full_attention", "sliding_attention"
@@ -37,6 +38,26 @@ GEMMA_3_1B = {
     "sliding_window": 512,
     "sliding_window_pattern": 6,
     "vocab_size": 262144,
+}
+GEMMA_3_4B = {
+    "model_type": "gemma3",
+    "architectures": ["Gemma3ForConditionalGeneration"],
+    "boi_token_index": 255999,
+    "eoi_token_index": 256000,
+    "eos_token_id": [1, 106],
+    "image_token_index": 262144,
+    "initializer_range": 0.02,
+    "mm_tokens_per_image": 256,
+    "text_config": {
+        "hidden_size": 2560,
+        "intermediate_size": 10240,
+        "model_type": "gemma3_text",
+        "num_hidden_layers": 34,
+        "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+        "sliding_window": 1024,
+    },
+    "torch_dtype": "bfloat16",
+    "vision_config": {"hidden_size": 1152, "image_size": 896, "model_type": "siglip_vision_model"},
 }
 GEMMA_2_27B = {
     "model_type": "gemma2",
@@ -191,6 +212,21 @@ MEANINGS = {
             "final_logit_softcapping": None,
         },
     ),
+    "gemma 3 4b": (
+        GEMMA_3_4B,
+        {
+            "layer_types": [FULL if (i + 1) % 6 == 0 else SLIDING for i in range(34)],
+            "sliding_window": 1024,
+            "tied": True,
+            "vocab_size": 262208,
+            "num_attention_heads": 8,
+            "num_key_value_heads": 4,
+            "head_dim": 256,
+            "rope_theta": 1e6,
+            "rope_scaling": {"factor": 8.0, "rope_type": "linear"},
+            "rope_local_base_freq": 1e4,
+        },
+    ),
     "gemma 2 27b": (
         GEMMA_2_27B,
         {
@@ -241,7 +277,7 @@ def test_a_published_config_is_read_and_written_back(name, tmp_path):
     config = read(tmp_path, values)
     assert {key: getattr(config, key) for key in wanted} == wanted
     written = write_model_config(config, "bfloat16", {})
-    assert written["model_type"] == values["model_type"]
+    assert written["model_type"] == TEXT_PARTS.get(values["model_type"], values["model_type"])
     assert read(tmp_path, written).meaning(64) == config.meaning(64)
 
 
@@ -275,7 +311,10 @@ def test_what_the_class_of_a_phi_calls_yarn_is_longrope(tmp_path):
         (GEMMA_3_1B, {"rope_parameters": {"global": {}}}, "rope_parameters has 'global'. It has full_attention and"),
         (GEMMA_3_1B, {"layer_types": ["chunked_attention"] * 26}, "layer_types has 'chunked_attention'. Only"),
         (GEMMA_3_1B, {"sliding_window_pattern": 0}, "sliding_window_pattern is 0"),
-        (GEMMA_3_1B, {"model_type": "gemma3", "text_config": {}}, "'gemma3' is not supported: it reads images too"),
+        (GEMMA_3_4B, {"text_config": [1]}, "text_config is list, an object is needed"),
+        (GEMMA_3_4B, {"text_config": ...}, "text_config is NoneType, an object is needed"),
+        (GEMMA_3_4B, {"text_config": {"model_type": "llama"}}, "model_type 'llama'. Only 'gemma3_text'"),
+        (GEMMA_3_4B, {"text_config": {"use_bidirectional_attention": True}}, "use_bidirectional_attention is True"),
         (GEMMA_3_1B, {"model_type": "gemma4_text"}, "The nearest that is, is Gemma 3 (gemma3_text)."),
         (SMOLLM3_3B, {"model_type": "qwen3_5_text"}, "gated DeltaNet, a recurrence over the tokens"),
         (GEMMA_2_27B, {"sliding_window": None}, "sliding_window is missing"),
