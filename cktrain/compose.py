@@ -111,7 +111,8 @@ def compose(
     )
     numerics = Numerics(kernels, precision)
     source = together(
-        group, lambda: open_source(data.resolved_path, "train", model_config.vocab_size, data.dtype)
+        group,
+        lambda: open_source(data.resolved_path, "train", model_config.vocab_size, data.dtype, data.eos_id),
     )
     _hold_shards(data, group)
     tokens = together(group, partial(fingerprint, source))

@@ -121,7 +121,7 @@ class DataConfig(Section):
     """The tokens: path, or rows of which the run makes them."""
 
     path: PathText | None = None
-    """Folder made by `cktrain data prepare`, or a raw uint16/uint32 .bin of token ids."""
+    """Folder made by `cktrain data prepare`, or token ids of nanoGPT, llm.c, Megatron or OLMo-core (docs/data.md)."""
     train: PathText | None = None
     """Instead of path: a file of chats or instructions, or a folder of such (docs/chat_data.md). The run prepares them into
     run.dir/data with the tokenizer and chat template of model.from_pretrained, or keeps what it has prepared of them."""
@@ -145,6 +145,8 @@ class DataConfig(Section):
     """Shuffle the windows of each epoch; false reads consecutive windows from the start."""
     dtype: Literal["uint16", "uint32"] | None = None
     """Type of the ids in a raw .bin. Default: uint16 when the vocabulary fits."""
+    eos_id: NonNegative | None = None
+    """Id that ends a document, in a file of ids that does not say it; document_mask goes by it."""
     document_mask: bool = False
     """Nothing crosses a document's border: no attention, and no loss for the token after a document's end (needs an
     end-of-text id in the data)."""
@@ -187,8 +189,9 @@ class DataConfig(Section):
                 f"{', '.join(of_rows)}: how rows of train become sequences, and path {self.path} is prepared. Leave it out, "
                 "or give train"
             )
-        if self.train is not None and (self.dtype is not None or self.validation.path is not None):
-            other = "dtype" if self.dtype is not None else "validation.path"
+        of_ids = {"dtype": self.dtype, "eos_id": self.eos_id, "validation.path": self.validation.path}
+        other = next((key for key, value in of_ids.items() if value is not None), None)
+        if self.train is not None and other is not None:
             raise ValueError(f"{other} is of a raw .bin, and train {self.train} has rows. Leave it out")
         return self
 

@@ -39,6 +39,7 @@ _EFFECTS: dict[str, str | None] = {
     "data.sequence_length": "sequences are cut anew; the next step begins with sequence {examples:,} of the new length",
     "data.shuffle": _ORDER,
     "data.dtype": "the ids of a raw file are read as another type",
+    "data.eos_id": "documents end with another id from here",
     "data.document_mask": "what a token sees of its row, and which targets count, is another from here",
     "data.validation": "validation is another from here, and its losses do not compare with those before",
     "data.validation.every": "validation comes at other steps",

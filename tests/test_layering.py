@@ -57,7 +57,7 @@ ONLY_IN = {
     "rouge_score": {"cktrain/evaluation/metrics.py"},
     "tensorboardX": {"cktrain/training/tensorboard_events.py"},
     "wandb": {"cktrain/training/wandb_run.py"},
-    "pyarrow": {"cktrain/data/chat/row_files.py"},
+    "pyarrow": {"cktrain/data/tables.py"},
     "zstandard": {"cktrain/data/zstd_file.py"},
     "pyverbs": {"comm/transport/verbs_pyverbs.py"},
     "mpi4py": {"comm/mpi_group.py", "comm/bootstrap.py"},

@@ -2,7 +2,8 @@
 
 A corpus is a stable list of files, each of which has been sniffed; its documents are read as a stream and never held
 together. A text file is one document up to a limit, beyond which it is cut at the next line end, so that memory stays
-bounded; the literal `<|endoftext|>` separates documents, too. A JSON file has one document per object, under a key.
+bounded; the literal `<|endoftext|>` separates documents, too. A JSON file has one document per object, under a key; a table
+one per row, in a column. Rows of ids (`input_ids`) in a table without text are documents as they are.
 """
 
 from __future__ import annotations
@@ -17,13 +18,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cktrain.data.documents import Seen, documents_of, head_of, reading, unlike_documents
+from cktrain.data.id_rows import has_ids_alone, id_rows_of
 from cktrain.data.listing import LeftOut, Listing, cannot_read, how_to_fetch, list_files
+from cktrain.data.saved_dataset import saved_parts
 from cktrain.data.sniff import (
     JSON_SUFFIXES,
+    TABLE_SUFFIXES,
     TEXT_SUFFIXES,
     BadFile,
     Format,
     document_format,
+    refuse_packed_table,
     shown,
     suffix_of,
 )
@@ -46,6 +51,8 @@ class SourceFile:
     packed: str | None
     bytes: int
     changed_ns: int
+    ids: bool = False
+    """A table without the text's column and with input_ids."""
 
 
 class Corpus:
@@ -81,7 +88,7 @@ class Corpus:
         self._asked = "text" if self._stdlib else file_format
         self._is_folder = True
         self._limit = _LONGEST_DOCUMENT
-        wanted = tuple(suffixes or TEXT_SUFFIXES + JSON_SUFFIXES)
+        wanted = tuple(suffixes or TEXT_SUFFIXES + JSON_SUFFIXES + TABLE_SUFFIXES)
         if self._stdlib:
             self.root = Path(sysconfig.get_path("stdlib"))
             listing = list_files(self.root, (".py",), _STDLIB_LEFT_OUT)
@@ -98,6 +105,14 @@ class Corpus:
                 f"anything. Name the suffixes of the files to read (--suffixes).{found}"
             )
         self.bytes = sum(file.bytes for file in self.files)
+        self.of_ids = self.files[0].ids
+        """Its rows are ids: `id_rows` gives them, and `documents` has none."""
+        if other := next((file for file in self.files if file.ids != self.of_ids), None):
+            first, second = (self.files[0], other) if self.of_ids else (other, self.files[0])
+            raise BadFile(
+                f"[data.corpus] {shown(source)}: {shown(first.path)} holds ids, and {shown(second.path)} text. Prepare each "
+                "kind by itself."
+            )
 
     def fingerprint(self) -> str:
         """A hash of the files' names and contents, and of how they are read."""
@@ -132,11 +147,22 @@ class Corpus:
                     continue
             yield from self._documents_of(file)
 
+    def id_rows(self) -> Iterator[tuple[str, list[int]]]:
+        """Every row of ids that is not empty, with file and number. Raises as `documents`."""
+        self.seen = Seen()
+        for file in self.files:
+            for number, ids in id_rows_of(file.path, file.format, self.seen, self.skip_bad_rows):
+                yield f"{shown(file.path)}:{number}", ids
+            self._refuse_changed(file)
+
     def _documents_of(self, file: SourceFile) -> Iterator[str]:
         key, limit = self.text_key, self._limit
         yield from documents_of(
             file.path, file.packed, file.format, key, limit, self.seen, self.skip_bad_rows
         )
+        self._refuse_changed(file)
+
+    def _refuse_changed(self, file: SourceFile) -> None:
         with reading(file.path):
             status = file.path.stat()
         if (status.st_size, status.st_mtime_ns) != (file.bytes, file.changed_ns):
@@ -158,6 +184,8 @@ class Corpus:
         except OSError as error:
             raise cannot_read(source, error) from error
         if stat.S_ISDIR(status.st_mode):
+            if (parts := saved_parts(source)) is not None:
+                return source, Listing(parts, folders={(status.st_dev, status.st_ino)})
             return source, list_files(source, suffixes, (), self.skip_bad_files)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(
@@ -178,6 +206,8 @@ class Corpus:
                 self.left_out.add("empty", name)
                 return None
             form = document_format(path, head, self._asked) if not self._stdlib else "text"
+            if form in ("parquet", "arrow"):
+                refuse_packed_table(path, form, packed)
             if self._is_folder and suffix_of(path) == ".json":  # as many a file beside documents is named
                 unlike = unlike_documents(path, packed, form, self.text_key)
                 if unlike is not None:
@@ -185,10 +215,14 @@ class Corpus:
                     return None
             with reading(path):
                 status = path.stat()
-            file = SourceFile(path, form, packed, status.st_size, status.st_mtime_ns)
+            ids = has_ids_alone(path, form, self.text_key)
+            file = SourceFile(path, form, packed, status.st_size, status.st_mtime_ns, ids)
             if self.skip_bad_files:  # read to its end once, so that one is left out whole or not at all
-                for _ in documents_of(
-                    path, packed, form, self.text_key, self._limit, Seen(), self.skip_bad_rows
+                skip, key = self.skip_bad_rows, self.text_key
+                for _ in (
+                    id_rows_of(path, form, Seen(), skip)
+                    if ids
+                    else documents_of(path, packed, form, key, self._limit, Seen(), skip)
                 ):
                     pass
             return file

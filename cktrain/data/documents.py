@@ -1,4 +1,4 @@
-"""Documents out of one file's bytes: text, JSON lines, JSON; unpacked on the way.
+"""Documents out of one file's bytes: text, JSON lines, JSON, unpacked on the way; Parquet and Arrow.
 
 Readers are generators that hold a block, a line or a value of the file and never the whole. What they leave out or change
 on the way is counted in `Seen`: rows without text, bad rows where those may be skipped, marks of byte order (BOM), and
@@ -21,6 +21,7 @@ from typing import IO, Any
 
 from cktrain.data.json_values import LONGEST_VALUE, TWICE, JsonValues, NotJson, object_of
 from cktrain.data.sniff import HEAD_BYTES, BadFile, Format, packing, shown
+from cktrain.data.tables import columns_of, table_rows
 
 SEPARATOR = "<|endoftext|>"
 
@@ -42,6 +43,16 @@ class Seen:
     empty_rows: int = 0
     carriage_returns: int = 0
     byte_order_marks: int = 0
+
+    def bad_row(self, place: str, error: BadRow, skip: bool) -> None:
+        """Count one that is left out. Raises BadFile that says what is wrong with it unless that was asked for."""
+        if not skip:
+            raise BadFile(
+                f"[data.corpus] {place}: {error.why}. {error.remedy} (--skip-bad-rows leaves out such rows and counts them)"
+            ) from error
+        self.bad_rows[error.why if len(error.why) < 60 else error.why[:57] + "..."] += 1
+        if len(self.places) < _PLACES:
+            self.places.append(place)
 
 
 class BadRow(ValueError):
@@ -84,18 +95,12 @@ def documents_of(
         if form == "text":
             yield from cut(_normalised(path, file, seen), limit)
             return
-        for line, row in rows_of(path, file, form, seen):
+        rows = rows_of(path, file, form, seen, key)
+        for line, row in rows:
             try:
                 text = row_text(row, key)
             except BadRow as error:
-                if not skip_bad_rows:
-                    raise BadFile(
-                        f"[data.corpus] {shown(path)}:{line}: {error.why}. {error.remedy} "
-                        "(--skip-bad-rows leaves out such rows and counts them)"
-                    ) from error
-                seen.bad_rows[error.why if len(error.why) < 60 else error.why[:57] + "..."] += 1
-                if len(seen.places) < _PLACES:
-                    seen.places.append(f"{shown(path)}:{line}")
+                seen.bad_row(f"{shown(path)}:{line}", error, skip_bad_rows)
                 continue
             if text:
                 yield text
@@ -284,8 +289,17 @@ def _no_key(value: Any, key: str) -> BadRow:
     return BadRow(f'no key "{key}" (found: {found})', remedy)
 
 
-def rows_of(path: Path, file: IO[bytes], form: Format, seen: Seen) -> Iterator[tuple[int, Any]]:
-    """Each value of a file of JSON, with its line; a BadRow where a line is none. Raises BadFile."""
+def rows_of(
+    path: Path, file: IO[bytes], form: Format, seen: Seen, key: str | None = None
+) -> Iterator[tuple[int, Any]]:
+    """Each value of a file of JSON with its line, a BadRow where a line is none, or each row of a table with its number.
+
+    Of a table's columns only that which holds the text under `key`, where one is given. Raises BadFile.
+    """
+    if form == "parquet" or form == "arrow":
+        if key is None:
+            return table_rows(path, form)
+        return table_rows(path, form, key if key in columns_of(path, form) else key.partition(".")[0])
     return _lines(path, file, seen) if form == "jsonl" else _values(path, file, seen)
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import re
-import shlex
 import stat
 from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cktrain.data.saved_dataset import saved_parts
 from cktrain.data.sniff import PACKED_SUFFIXES, BadFile, shown
 
 _STREWN = {"__pycache__", "__MACOSX"}
@@ -22,6 +22,7 @@ _ABOUT = {
     "dataset_dict.json",
     "dataset_info.json",
     "dataset_infos.json",
+    "state.json",
 }  # what datasets and the hub say of data
 _FIRST = 3  # names that are told per reason
 _TRAINED = re.compile(r"train(ing)?([-_.]|$)", re.IGNORECASE)
@@ -145,21 +146,13 @@ def list_files(
 
 
 def _refuse_datasets(root: Path, about: Iterable[Path]) -> None:
-    """BadFile for a folder of datasets' save_to_disk: its rows are in Arrow's files, and its JSON is about them."""
+    """BadFile for a folder that holds one of datasets' save_to_disk: its rows are in the files that its state.json names."""
     for path in about:
-        folder = path.parent
-        if path.name == "dataset_dict.json":
-            split = next((name.name for name in sorted(folder.iterdir()) if name.is_dir()), "train")
-            rows = f"load_from_disk({str(folder)!r})[{split!r}]"
-        elif path.name == "dataset_info.json" and (folder / "state.json").is_file() and folder == root:
-            rows = f"load_from_disk({str(folder)!r})"
-        else:
-            continue
-        code = f"from datasets import load_from_disk; {rows}.to_json('rows.jsonl')"
-        raise BadFile(
-            f"[data.corpus] {shown(folder)}: is a folder of datasets' save_to_disk. Make a file of its rows: python -c "
-            f"{shlex.quote(code)}"
-        )
+        if path.name != "state.json" and saved_parts(path.parent) is not None:
+            raise BadFile(
+                f"[data.corpus] {shown(root)}: holds {shown(path.parent)}, which is a dataset of save_to_disk, and is read "
+                "by itself. Give that one."
+            )
 
 
 def _refuse_held_out(root: Path, files: Iterable[Path]) -> None:

@@ -240,11 +240,11 @@ def _check_row_length(source: TokenSource, sequence_length: int) -> None:
 
 
 def _check_document_mask(source: TokenSource, document_mask: bool) -> None:
-    if document_mask and source.row_length is None and source.eos_id is None:
+    if document_mask and source.row_length is None and source.eos_id is None and not source.has_documents:
         raise ValueError(
-            f"[data.loader] {source.shards[0].path}: a document mask needs an end-of-document id and this "
-            "data has none. "
-            "Prepare the data with `cktrain data prepare`, or turn the mask off."
+            f"[data.loader] {source.shards[0].path}: a document mask needs to know where documents end, and this "
+            "data does not say it. Name the id that ends them in data.eos_id, prepare the data with `cktrain data prepare`, "
+            "or turn the mask off."
         )
 
 
@@ -273,9 +273,26 @@ def _read_windows(
             labels[row, : count - 1][~source.learned(start + 1, count - 1)] = IGNORE_INDEX
     if not document_mask:
         return Batch(ids, labels)
+    if source.has_documents:
+        return _within_documents(source, windows, ids, labels)
     assert source.eos_id is not None
     first, positions = document_bounds(ids, source.eos_id)
     labels[ids == source.eos_id] = IGNORE_INDEX
+    return Batch(ids, labels, positions, first)
+
+
+def _within_documents(
+    source: TokenSource, windows: Sequence[int], ids: npt.NDArray[np.int32], labels: npt.NDArray[np.int32]
+) -> Batch:
+    """As the mask by an end-of-document id, where the files say themselves with which tokens documents begin."""
+    length = ids.shape[1]
+    begins = np.zeros((ids.shape[0], length + 1), dtype=bool)
+    for row, window in enumerate(windows):
+        count = min(length + 1, len(source) - window * length)
+        begins[row, :count] = source.document_begins(window * length, count)
+    labels[begins[:, 1:]] = IGNORE_INDEX  # the token that follows is another document's first
+    begins[:, 0] = False
+    first, positions = _bounds(begins[:, :-1])
     return Batch(ids, labels, positions, first)
 
 

@@ -60,7 +60,7 @@ def prepare(
     progress: bool = True,
     say: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:
-    """Make a folder of token shards out of a text file, a JSON file, a folder of both, or "python-stdlib".
+    """Make a folder of token shards out of a file of text, JSON, Parquet or Arrow, a folder of such, or "python-stdlib".
 
     `tokenizer` is a tokenizer.json or a folder with one; without it a byte-level BPE of `vocab_size` is
     trained. `eos_token` ends each document (default: as the tokenizer's files say), and what the tokenizer's own rule
@@ -88,6 +88,11 @@ def prepare(
     target.refuse_source(corpus.folders, [file.path for file in corpus.files])
     for line in corpus.left_out.lines():
         say(f"[data.corpus] {shown(source)}: {line}")
+    if corpus.of_ids and tokenizer is None:
+        raise ValueError(
+            f"[data.prepare] {shown(source)}: its rows are ids (input_ids), and without their tokenizer nothing says "
+            "what they mean. Name it with --tokenizer; if the text is in another column, name that with --text-key."
+        )
     given = None if tokenizer is None else read_tokenizer(tokenizer)
     options: dict[str, Any] = {"validation_fraction": validation_fraction, "shard_tokens": shard_tokens}
     options |= {"eos_token": eos_token, "special_tokens": special_tokens}
@@ -238,9 +243,7 @@ def _write_shards(
     train = _SplitWriter(folder, "train", shard_tokens, tokenizer)
     validation = _SplitWriter(folder, "validation", shard_tokens, tokenizer)
     with train, validation:
-        for texts, sizes in _batches(corpus):
-            encoded = tokenizer.encode_batch(texts)
-            seen.add(texts, encoded)
+        for encoded, sizes in _encoded(corpus, tokenizer, seen):
             for ids, size in zip(encoded, sizes, strict=True):
                 (train if split_of(documents, fraction) == "train" else validation).add(ids, size)
                 documents += 1
@@ -258,10 +261,31 @@ def _write_shards(
         "byte_order_marks": corpus.seen.byte_order_marks,
         "source_bytes": corpus.bytes,
         "documents": documents,
+        "rows_of_ids": {"ended": train.ended + validation.ended} if corpus.of_ids else None,
         "text_bytes": train.text_bytes + validation.text_bytes,
         "tokens": train.tokens + validation.tokens,
         "splits": {"train": train.summary(), "validation": validation.summary()},
     }
+
+
+def _encoded(
+    corpus: Corpus, tokenizer: Tokenizer, seen: RoundTrip
+) -> Iterator[tuple[list[list[int]], list[int]]]:
+    """Documents as ids with what begins and ends them, and the bytes of their text: 0 of rows that are ids already."""
+    if not corpus.of_ids:
+        for texts, sizes in _batches(corpus):
+            encoded = tokenizer.encode_batch(texts)
+            seen.add(texts, encoded)
+            yield [tokenizer.document(ids) for ids in encoded], sizes
+        return
+    for place, ids in corpus.id_rows():
+        if not 0 <= min(ids) <= max(ids) < tokenizer.vocab_size:
+            wrong = next(index for index in ids if not 0 <= index < tokenizer.vocab_size)
+            raise ValueError(
+                f"[data.prepare] {place}: id {wrong} is none of the tokenizer's {tokenizer.vocab_size:,}. Give the "
+                "tokenizer that made the ids."
+            )
+        yield [ids], [0]
 
 
 def _batches(corpus: Corpus) -> Iterator[tuple[list[str], list[int]]]:
@@ -283,6 +307,8 @@ class _SplitWriter:
 
     def __init__(self, folder: Path, split: Split, shard_tokens: int, tokenizer: Tokenizer):
         self.documents = 0
+        self.ended = 0
+        """Documents whose last token is that which ends documents."""
         self.tokens = 0
         self.text_bytes = 0
         self._folder = folder
@@ -294,14 +320,15 @@ class _SplitWriter:
         self._open: ShardWriter | None = None
 
     def add(self, ids: list[int], text_bytes: int) -> None:
+        """Append a whole document."""
         if self._open is None:
             path = self._folder / f"{self._split}-{len(self._shards):05d}{SUFFIX}"
             self._open = ShardWriter(path, self._vocab_size, self._tokenizer.eos_id)
             self._shards.append(self._open)
-        document = self._tokenizer.document(ids)
-        self._open.append(document, text_bytes)
+        self._open.append(ids, text_bytes)
         self.documents += 1
-        self.tokens += len(document)
+        self.ended += ids[-1] == self._tokenizer.eos_id
+        self.tokens += len(ids)
         self.text_bytes += text_bytes
         if self._open.tokens >= self._shard_tokens:
             self._open.close()

@@ -3,14 +3,19 @@
 A raw file says nothing about itself, so it is looked at: a few headers of other programs are known, and the ids of some
 blocks show when they are of another width or byte order than they are read with.
 
+    nanoGPT      ids alone, uint16; what its meta.pkl says is not read: unpickling a file runs what is in it
     llm.c        256 int32: 20240520 (uint16 ids) or 20240801 (uint32), a version, the number of ids; then the ids
-    Megatron     NAME.bin holds ids alone, of the type that NAME.idx says: MMIDIDX, a version, a code of the type
+    OLMo-core    NAME.npy holds ids alone, of any width, in spite of its name
+    numpy        NAME.npy with numpy's header, which says the type, then the ids
+    Megatron     NAME.bin holds ids alone, of the type that NAME.idx says (`megatron.py`)
 """
 
 from __future__ import annotations
 
+import io
 import logging
 import struct
+import tokenize
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,18 +34,7 @@ UINT32: np.dtype[Any] = np.dtype("<u4")
 
 _LLM_C = {20240520: UINT16, 20240801: UINT32}
 _LLM_C_HEADER = 256 * 4
-_MEGATRON = b"MMIDIDX\0\0"
-# Megatron's codes: numpy's names, for the message.
-_MEGATRON_DTYPES = {
-    1: "uint8",
-    2: "int8",
-    3: "int16",
-    4: "int32",
-    5: "int64",
-    6: "float64",
-    7: "float32",
-    8: "uint16",
-}
+_NUMPY = b"\x93NUMPY"
 _BLOCKS, _BLOCK = 16, 4096  # ids that are looked at
 _FEW = 32  # ids that show no pattern
 _WRONG_SHARE = 0.01  # of ids beyond the vocabulary: more are another file, fewer are told where they are met
@@ -51,6 +45,8 @@ class _Layout:
     dtype: np.dtype[Any]
     offset: int
     count: int
+    told: bool = False
+    """Whether the file itself says the type, of whatever width and byte order."""
 
 
 def open_raw(
@@ -63,7 +59,7 @@ def open_raw(
     with open(path, "rb") as file:
         head = file.read(HEAD_BYTES)
     asked = None if dtype is None else np.dtype(dtype)
-    layout = _llm_c(path, size, head, asked)
+    layout = _llm_c(path, size, head, asked) or _numpy(path, size, head, asked)
     if layout is None:
         _refuse_other_kinds(path, head)
         item: np.dtype[Any] | None = default if asked is None else asked
@@ -73,7 +69,6 @@ def open_raw(
             )
         if item not in (UINT16, UINT32):
             raise ValueError(f"[data.shards] {path}: ids of dtype {item} are not read. Use uint16 or uint32.")
-        _compare_with_megatron(path, item)
         if size % item.itemsize:
             raise ValueError(
                 f"[data.shards] {path}: {size:,} bytes is not a multiple of {item.itemsize}, the size of one "
@@ -81,7 +76,7 @@ def open_raw(
             )
         layout = _Layout(item, 0, size // item.itemsize)
     tokens = TokenFile(path, layout.dtype, layout.offset, layout.count)
-    _look_at_ids(path, tokens, vocab_size)
+    look_at_ids(path, tokens, vocab_size, layout.told)
     return tokens
 
 
@@ -104,6 +99,48 @@ def _llm_c(path: Path, size: int, head: bytes, asked: np.dtype[Any] | None) -> _
             "Leave data.dtype out."
         )
     return _Layout(dtype, _LLM_C_HEADER, count)
+
+
+def _numpy(path: Path, size: int, head: bytes, asked: np.dtype[Any] | None) -> _Layout | None:
+    """An array that numpy.save has written: its header is a literal, which is parsed, and no code."""
+    if not head.startswith(_NUMPY):
+        return None
+    file = io.BytesIO(head)
+    try:
+        version = np.lib.format.read_magic(file)
+        read = (
+            np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+        )
+        shape, _, dtype = read(file)
+    except (ValueError, SyntaxError, TypeError, RecursionError, tokenize.TokenError) as error:
+        raise ValueError(
+            f"[data.shards] {path}: damaged header of a numpy array ({' '.join(str(error).split())}). Copy the file again."
+        ) from None
+    if dtype.kind not in "iu":
+        what = "Python objects, which only unpickling reads" if dtype.hasobject else dtype.name
+        raise ValueError(
+            f"[data.shards] {path}: a numpy array of {what}, and ids are integers. Save them as uint16 or uint32."
+        )
+    if len(shape) != 1:
+        axes = " x ".join(f"{axis:,}" for axis in shape)
+        raise ValueError(
+            f"[data.shards] {path}: a numpy array of {axes or 'no axis'}, and ids are one stream. Save it as "
+            "array.reshape(-1)."
+        )
+    held = (size - file.tell()) / dtype.itemsize
+    if held != shape[0]:
+        raise ValueError(
+            f"[data.shards] {path}: its header says {shape[0]:,} ids of {dtype.name}, and it holds {held:,.10g} of them. "
+            "Copy the file again."
+        )
+    if held == 0:
+        raise ValueError(f"[data.shards] {path}: empty, it holds 0 ids. Give more data.")
+    if asked is not None and asked != dtype:
+        raise ValueError(
+            f"[data.shards] {path}: its header is numpy's for {dtype.name} ids, and data.dtype says {asked.name}. Leave "
+            "data.dtype out."
+        )
+    return _Layout(dtype, file.tell(), shape[0], told=True)
 
 
 def _refuse_other_kinds(path: Path, head: bytes) -> None:
@@ -133,25 +170,6 @@ def _is_text(head: bytes) -> bool:
     return all(char.isprintable() or char in "\n\r\t\f\ufeff" for char in text)
 
 
-def _compare_with_megatron(path: Path, item: np.dtype[Any]) -> None:
-    index = path.with_suffix(".idx")
-    try:
-        with open(index, "rb") as file:
-            head = file.read(len(_MEGATRON) + 9)
-    except OSError:  # there is none
-        return
-    if not head.startswith(_MEGATRON) or len(head) < len(_MEGATRON) + 9:
-        return
-    name = _MEGATRON_DTYPES.get(head[-1], f"unknown ({head[-1]})")
-    if {"uint16": UINT16, "int32": UINT32}.get(name) != item:
-        known = {"uint16": "Set data.dtype: uint16.", "int32": "Set data.dtype: uint32."}
-        remedy = known.get(name, _rewrite(path, name))
-        raise ValueError(
-            f"[data.shards] {path}: Megatron's {index.name} says that the ids are {name}, and they would be read as "
-            f"{item.name}. {remedy}"
-        )
-
-
 def _rewrite(path: Path, name: str) -> str:
     return (
         f"Write it again: python3 -c \"import numpy; numpy.fromfile('{path}', '{name}').astype('uint32')"
@@ -159,8 +177,9 @@ def _rewrite(path: Path, name: str) -> str:
     )
 
 
-def _look_at_ids(path: Path, tokens: TokenFile, vocab_size: int | None) -> None:
-    """Raise ValueError when the ids of some blocks are of another width or byte order, or of another vocabulary."""
+def look_at_ids(path: Path, tokens: TokenFile, vocab_size: int | None, told: bool) -> None:
+    """Raise ValueError when the ids of some blocks are of another vocabulary or, unless their type was `told`, of another
+    width or byte order."""
     starts = sorted({int(at) // 4 * 4 for at in np.linspace(0, max(0, len(tokens) - _BLOCK), _BLOCKS)})
     blocks = [tokens[start : start + _BLOCK] for start in starts]
     ids = np.concatenate(blocks)
@@ -171,7 +190,7 @@ def _look_at_ids(path: Path, tokens: TokenFile, vocab_size: int | None) -> None:
             f"{len(ids):,}",
             ids[0],
         )
-    wider = _wider(np.concatenate([block[: len(block) // 4 * 4] for block in blocks]))
+    wider = None if told else _wider(np.concatenate([block[: len(block) // 4 * 4] for block in blocks]))
     if wider is not None:
         remedy = "Set data.dtype: uint32." if wider == "int32" else _rewrite(path, wider)
         raise ValueError(
@@ -180,15 +199,19 @@ def _look_at_ids(path: Path, tokens: TokenFile, vocab_size: int | None) -> None:
         )
     if vocab_size is None:
         return
-    beyond = ids >= vocab_size
+    beyond = (ids < 0) | (ids >= vocab_size)
     if np.count_nonzero(beyond) <= max(1, _WRONG_SHARE * len(ids)):
         return
     place = next(
-        (start, block) for start, block in zip(starts, blocks, strict=True) if (block >= vocab_size).any()
+        (start, block)
+        for start, block in zip(starts, blocks, strict=True)
+        if ((block < 0) | (block >= vocab_size)).any()
     )
-    first = int(np.argmax(place[1] >= vocab_size))
+    first = int(np.argmax((place[1] < 0) | (place[1] >= vocab_size)))
     remedy = "Use the tokenizer of this model, a larger model.vocab_size, or the right data.dtype."
-    if (ids.byteswap() < vocab_size).all():
+    if told:
+        remedy = "Use the tokenizer of this model, or a larger model.vocab_size."
+    elif (ids.byteswap() < vocab_size).all():
         remedy = f"They look big-endian. {_rewrite(path, '>u' + str(tokens.dtype.itemsize))}"
     elif tokens.dtype == UINT32 and (ids.view(UINT16) < vocab_size).all():
         remedy = "They look like uint16: set data.dtype: uint16."

@@ -46,7 +46,10 @@ import numpy as np
 import numpy.typing as npt
 from pydantic import BaseModel
 
-from cktrain.data.raw_tokens import open_raw
+from cktrain.data.id_folder import id_files, is_prefix
+from cktrain.data.megatron import DocumentStarts, index_of, open_megatron
+from cktrain.data.raw_tokens import look_at_ids, open_raw
+from cktrain.data.saved_dataset import saved_parts
 from cktrain.data.token_file import TokenFile
 from cktrain.durable import sync
 from cktrain.foreign_file import checked, read_json
@@ -61,7 +64,6 @@ _HEADER = struct.Struct("<8sIIIIQQqQQ")
 _LEARNED, _BEGINS = 1, 2  # bits of the loss mask
 _DTYPES: dict[int, np.dtype[Any]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
 _CHECKED_AT_ONCE = 1 << 22
-_RAW_NAMES = {"train": "train.bin", "validation": "val.bin"}
 
 Split = Literal["train", "validation"]
 
@@ -86,6 +88,8 @@ class Shard:
     text_bytes: int | None = None
     loss_mask: TokenFile | npt.NDArray[Any] | None = None
     row_length: int | None = None
+    documents: DocumentStarts | None = None
+    """Where documents begin, where a file beside the ids says it; elsewhere after each `eos_id`."""
 
 
 class _Version(BaseModel):
@@ -287,8 +291,13 @@ def read_shard(path: str | Path) -> Shard:
     )
 
 
-def read_raw(path: str | Path, dtype: npt.DTypeLike | None = None, vocab_size: int | None = None) -> Shard:
-    """Open a file of ids without a header of ours, of `dtype` or else of what `vocab_size` needs.
+def read_raw(
+    path: str | Path,
+    dtype: npt.DTypeLike | None = None,
+    vocab_size: int | None = None,
+    eos_id: int | None = None,
+) -> Shard:
+    """Open a file of ids without a header of ours, of `dtype` or else of what `vocab_size` needs. `eos_id` ends documents.
 
     Raises ValueError when it is empty, something else, no whole number of ids, or ids of another type or vocabulary.
     """
@@ -297,8 +306,17 @@ def read_raw(path: str | Path, dtype: npt.DTypeLike | None = None, vocab_size: i
     with open(path, "rb") as file:
         if file.read(len(MAGIC)) == MAGIC:
             return read_shard(path)
+    if (index := index_of(path)) is not None:
+        tokens, documents = open_megatron(path, index, size)
+        if dtype is not None and np.dtype(dtype).itemsize != tokens.dtype.itemsize:
+            raise ValueError(
+                f"[data.shards] {path}: Megatron's {index.name} says that the ids are {tokens.dtype.name}, and data.dtype "
+                f"says {np.dtype(dtype).name}. Leave data.dtype out."
+            )
+        look_at_ids(path, tokens, vocab_size, told=True)
+        return Shard(path, tokens, eos_id=eos_id, documents=documents)
     default = None if vocab_size is None else dtype_for(vocab_size)
-    return Shard(path, open_raw(path, size, vocab_size, dtype, default))
+    return Shard(path, open_raw(path, size, vocab_size, dtype, default), eos_id=eos_id)
 
 
 def _file_size(path: Path) -> int:
@@ -329,7 +347,7 @@ class TokenSource:
 
     `vocab_size`, `eos_id` and `text_bytes` (UTF-8 bytes that the whole stream encodes) are None when the
     files are raw. `has_loss_mask`: some tokens may not be learned. `row_length`: tokens of each packed row; None: the ids
-    are one stream of documents.
+    are one stream of documents. `has_documents`: all files say where documents begin.
     """
 
     def __init__(self, shards: Sequence[Shard]):
@@ -355,6 +373,7 @@ class TokenSource:
         sizes = [shard.text_bytes for shard in shards]
         self.text_bytes = None if None in sizes else sum(size for size in sizes if size is not None)
         self.has_loss_mask = any(shard.loss_mask is not None for shard in shards)
+        self.has_documents = all(shard.documents is not None for shard in shards)
         self._starts = [0]
         for shard in shards:
             self._starts.append(self._starts[-1] + len(shard.tokens))
@@ -366,7 +385,14 @@ class TokenSource:
         """Ids [start, start + count) of the stream, int32 (count); ids from 2**31 on come out negative."""
         out = np.empty(count, dtype=np.int32)
         for shard, there, here in self._pieces(start, count):
-            out[here] = shard.tokens[there]
+            ids = shard.tokens[there]
+            if ids.dtype.itemsize == 8 and ((ids < 0) | (ids >= 2**31)).any():
+                place = int(np.argmax((ids < 0) | (ids >= 2**31)))
+                raise ValueError(
+                    f"[data.shards] {shard.path}: token id {ids[place]} at position {there.start + place:,} is none: "
+                    "ids are below 2^31. Write the file again."
+                )
+            out[here] = ids
         return out
 
     def learned(self, start: int, count: int) -> npt.NDArray[np.bool_]:
@@ -376,6 +402,14 @@ class TokenSource:
     def begins(self, start: int, count: int) -> npt.NDArray[np.bool_]:
         """Whether a row begins with each of the tokens [start, start + count): bool (count)."""
         return self._bits(start, count, _BEGINS, absent=False)
+
+    def document_begins(self, start: int, count: int) -> npt.NDArray[np.bool_]:
+        """Whether a document begins with each of the tokens [start, start + count), where `has_documents`: bool (count)."""
+        out = np.zeros(count, dtype=bool)
+        for shard, there, here in self._pieces(start, count):
+            assert shard.documents is not None
+            out[here] = shard.documents.begins(there.start, there.stop - there.start)
+        return out
 
     def _bits(self, start: int, count: int, bit: int, absent: bool) -> npt.NDArray[np.bool_]:
         out = np.full(count, absent)
@@ -424,34 +458,51 @@ def open_source(
     split: Split = "train",
     vocab_size: int | None = None,
     dtype: npt.DTypeLike | None = None,
+    eos_id: int | None = None,
 ) -> TokenSource:
-    """Open a split of a prepared folder or of a folder of raw train.bin and val.bin, or one file of ids.
+    """Open a split of a prepared folder or of a folder of files of ids (`id_folder.py`), or one such file, or Megatron's.
 
     `vocab_size` is the model's: shards made with a larger vocabulary are read here to their end, and refused
     when they use an id that the model has not; a token that no text uses does no harm. Raw ids are of
-    `dtype`, or of uint16 when `vocab_size` fits it and uint32 otherwise. Raises ValueError on anything
-    missing or damaged.
+    `dtype`, or of uint16 when `vocab_size` fits it and uint32 otherwise, and documents end with `eos_id`. Raises ValueError
+    on anything missing or damaged.
     """
     path = Path(path)
+    if eos_id is not None and vocab_size is not None and eos_id >= vocab_size:
+        raise ValueError(
+            f"[data.shards] data.eos_id {eos_id} is beyond the model's vocabulary of {vocab_size:,}. Correct it."
+        )
     if path.is_dir():
-        source = _open_folder(path, split, vocab_size, dtype)
-    elif not path.exists():
+        source = _open_folder(path, split, vocab_size, dtype, eos_id)
+    elif not is_there(path):
         raise ValueError(
             f"[data.shards] {path}: no such file or folder. Correct data.path or run `cktrain data prepare`."
         )
     elif split != "train":
         raise ValueError(
             f"[data.shards] {path}: a single file has no {split} split. Give a folder with train.bin and "
-            "val.bin, "
-            "or a folder made by `cktrain data prepare`."
+            "val.bin, or a folder made by `cktrain data prepare`; or name another file in data.validation.path."
         )
     elif path.suffix == SUFFIX:
         source = TokenSource([read_shard(path)])
     else:
-        source = TokenSource([read_raw(path, dtype, vocab_size)])
+        ids = path.with_name(path.name + ".bin") if is_prefix(path) else path
+        ids = ids.with_suffix(".bin") if ids.suffix == ".idx" and index_of(ids) is not None else ids
+        source = TokenSource([read_raw(ids, dtype, vocab_size, eos_id)])
+    if eos_id is not None and source.eos_id != eos_id:
+        end = "no token" if source.eos_id is None else f"id {source.eos_id}"
+        raise ValueError(
+            f"[data.shards] {path}: its documents end with {end}, and data.eos_id says {eos_id}. Leave data.eos_id out: it "
+            "is of files that do not say it."
+        )
     if vocab_size is not None and source.vocab_size is not None and source.vocab_size > vocab_size:
         _check_all(source, path, vocab_size)
     return source
+
+
+def is_there(path: Path) -> bool:
+    """Whether `open_source` finds something under this path."""
+    return path.exists() or is_prefix(path)
 
 
 def _check_all(source: TokenSource, path: Path, vocab_size: int) -> None:
@@ -478,7 +529,7 @@ def _check_all(source: TokenSource, path: Path, vocab_size: int) -> None:
 
 
 def _open_folder(
-    folder: Path, split: Split, vocab_size: int | None, dtype: npt.DTypeLike | None
+    folder: Path, split: Split, vocab_size: int | None, dtype: npt.DTypeLike | None, eos_id: int | None
 ) -> TokenSource:
     if (folder / DATASET_FILE).exists():
         entries = read_dataset(folder)["splits"][split]["shards"]
@@ -503,13 +554,14 @@ def _open_folder(
             f"[data.shards] {folder}: holds shards but no {DATASET_FILE}, so it is not complete. Prepare it "
             "again."
         )
-    raw = folder / _RAW_NAMES[split]
-    if not raw.exists():
-        raise ValueError(
-            f"[data.shards] {folder}: holds neither {DATASET_FILE} nor {raw.name}. "
-            "Give a folder made by `cktrain data prepare`."
-        )
-    return TokenSource([read_raw(raw, dtype, vocab_size)])
+    files = id_files(folder, split)
+    if not files:
+        name = "train.bin" if split == "train" else "val.bin"
+        remedy = "Give a folder made by `cktrain data prepare`."
+        if saved_parts(folder) is not None:
+            remedy = f"It is a dataset of save_to_disk: make shards of it with `cktrain data prepare {folder} OUT`."
+        raise ValueError(f"[data.shards] {folder}: holds neither {DATASET_FILE} nor {name}. {remedy}")
+    return TokenSource([read_raw(file, dtype, vocab_size, eos_id) for file in files])
 
 
 def read_dataset(folder: str | Path) -> dict[str, Any]:

@@ -2,7 +2,8 @@
 
 Every file that enters is looked at before it is read. What documents can be read from has a format: text, JSON lines
 (`jsonl`: an object per line) or JSON (`json`: an array of objects, or objects one after the other over several lines),
-each of them as it is or inside gzip, bzip2, xz or zstd. Everything else is named, with one command that makes text of it.
+each of them as it is or inside gzip, bzip2, xz or zstd; or it is a table in Parquet or Arrow. Everything else is named, with
+one command that makes text of it.
 """
 
 from __future__ import annotations
@@ -17,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Format = Literal["text", "jsonl", "json"]
+Format = Literal["text", "jsonl", "json", "parquet", "arrow"]
 
 TEXT_SUFFIXES = (".txt", ".md", ".rst", ".py")
 JSON_SUFFIXES = (".jsonl", ".ndjson", ".json")
+TABLE_SUFFIXES = (".parquet", ".arrow")
 PACKED_SUFFIXES = (".gz", ".bz2", ".xz", ".zst")
 HEAD_BYTES = 1 << 16
 """How much of a file's start is looked at."""
@@ -170,6 +172,20 @@ def packing(head: bytes) -> str | None:
     return "xz" if head.startswith(b"\xfd7zXZ\0") else None
 
 
+def table_form(head: bytes) -> Literal["parquet", "arrow"] | None:
+    """Which kind of table a file is, read by pyarrow; Arrow's stream begins with a mark and the length of its schema."""
+    if head.startswith(b"PAR1") and _CONTROL.search(head):
+        return "parquet"
+    stream = head.startswith(b"\xff\xff\xff\xff") and 0 < int.from_bytes(head[4:8], "little") < 1 << 28
+    return "arrow" if head.startswith(b"ARROW1\0\0") or stream else None
+
+
+def refuse_packed_table(path: Path, form: str, packed: str | None) -> None:
+    """BadFile for a table in a compressed file: it is read from its end, and compresses its columns itself."""
+    if packed is not None:
+        raise BadFile(f"[data.corpus] {shown(path)}: {form.capitalize()} inside of {packed}. Unpack it.")
+
+
 def binary_kind(head: bytes, only_sure: bool = False) -> Kind | None:
     """What a file that is not UTF-8 text begins like; None when it may be text. `head` is HEAD_BYTES or the whole.
 
@@ -228,6 +244,8 @@ def document_format(path: Path, head: bytes, asked: str) -> Format:
 
     Raises BadFile when it is nothing of that, or when name and content say different things.
     """
+    if asked == "auto" and (table := table_form(head)) is not None:
+        return table
     kind = binary_kind(head)
     if kind is not None:
         raise refusal(path, kind)
@@ -244,8 +262,8 @@ def document_format(path: Path, head: bytes, asked: str) -> Format:
         raise refusal(path, _XML, override=True)
     if suffix in JSON_SUFFIXES:
         return _json_format(text, len(head) == HEAD_BYTES, suffix)
-    if suffix in ("", ".txt") and (table := _table_kind(text, len(head) == HEAD_BYTES)) is not None:
-        raise refusal(path, table, override=True)
+    if suffix in ("", ".txt") and (rows := _table_kind(text, len(head) == HEAD_BYTES)) is not None:
+        raise refusal(path, rows, override=True)
     if _JSON_OBJECT.match(text) or _JSON_STRINGS.match(text):
         if suffix in TEXT_SUFFIXES:
             found = _json_format(text, len(head) == HEAD_BYTES, suffix)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cktrain.config import Config
-from cktrain.data.shards import DATASET_FILE, open_source, read_dataset
+from cktrain.data.shards import DATASET_FILE, is_there, open_source, read_dataset
 from cktrain.memory.arena import planning
 from cktrain.optim.table import OPTIMIZERS
 from cktrain.parallel.mesh import Mesh
@@ -149,12 +149,12 @@ def _bytes(count: int) -> str:
 def _data(config: Config) -> tuple[dict[str, Any] | None, int | None]:
     """What the prepared folder says of itself, and the sequences of the training data; None where there is none."""
     path, length = Path(config.data.resolved_path), config.data.sequence_length
-    if not path.exists():
+    if not is_there(path):
         return None, None
     if (path / DATASET_FILE).exists():
         dataset = read_dataset(path)
         return dataset, sequences_of(dataset, "train", length)
-    source = open_source(path, "train", config.model.vocab_size, config.data.dtype)
+    source = open_source(path, "train", config.model.vocab_size, config.data.dtype, config.data.eos_id)
     return None, (len(source) - 1) // length
 
 

@@ -42,6 +42,7 @@ def open_validation(config: Config) -> TokenSource:
         "train" if data.validation.path else "validation",
         config.model.vocab_size,
         data.dtype,
+        data.eos_id,
     )
 
 

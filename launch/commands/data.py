@@ -22,7 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     prepare.add_argument(
         "source",
         type=arguments.path,
-        help="text file, .jsonl, .json, folder, or python-stdlib (this Python's own source); of rows .csv and .parquet, too",
+        help="file or folder of text, .jsonl, .json, .parquet or .arrow (save_to_disk); of rows .csv, too; or python-stdlib",
     )
     prepare.add_argument("out", type=arguments.path, help="folder to make")
     prepare.add_argument(
@@ -189,7 +189,13 @@ def _prepare_and_tell(options: argparse.Namespace) -> int:
     print(f"{shown(options.out)}: {text}")
     if options.tokenizer is None and summary["vocab_size"] < wanted:
         print(f"the tokenizer has {summary['vocab_size']:,} tokens: the text gives no more of {wanted:,}")
-    print(_how_documents_end(summary))
+    if summary["rows_of_ids"] is None:
+        print(_how_documents_end(summary))
+    else:
+        print(
+            f"rows of input_ids were taken as they are: {summary['rows_of_ids']['ended']:,} of {summary['documents']:,} end "
+            f"with {summary['eos_token']} ({summary['eos_id']})"
+        )
     return 0
 
 

@@ -116,7 +116,7 @@ def _measured(model: Transformer, config: Config, step: int, say: Callable[..., 
         )
         return found
     try:
-        source = open_source(data.resolved_path, "train", config.model.vocab_size, data.dtype)
+        source = open_source(data.resolved_path, "train", config.model.vocab_size, data.dtype, data.eos_id)
         comparison = compare_with_ngrams(result.bits_per_byte, source, held_out)
         found["n_grams_bits_per_byte"] = {"2": comparison.bigram, "5": comparison.five_gram}
         say(comparison.table())

@@ -1,7 +1,7 @@
-"""The rows of files: JSON lines, JSON arrays, tables (CSV, TSV, Parquet), each but Parquet as it is or compressed.
+"""The rows of files: JSON lines, JSON arrays, tables (CSV, TSV), each as it is or compressed, Parquet and Arrow.
 
-Rows come one at a time, each with its file and line (of Parquet, the number of the row), and as a BadRow where a line is
-none, so that all bad rows of a source can be told at once.
+Rows come one at a time, each with its file and line (of Parquet and Arrow, the number of the row), and as a BadRow where a
+line is none, so that all bad rows of a source can be told at once.
 """
 
 from __future__ import annotations
@@ -22,17 +22,25 @@ from cktrain.data.chat.rows import shape_of
 from cktrain.data.documents import TO_UTF_8, BadRow, Seen, head_of, reading, rows_of, unpacked
 from cktrain.data.json_values import LONGEST_VALUE
 from cktrain.data.listing import LeftOut, how_to_fetch, list_files
-from cktrain.data.sniff import JSON_SUFFIXES, BadFile, document_format, shown, suffix_of
+from cktrain.data.saved_dataset import saved_parts
+from cktrain.data.sniff import (
+    JSON_SUFFIXES,
+    TABLE_SUFFIXES,
+    BadFile,
+    document_format,
+    refuse_packed_table,
+    shown,
+    suffix_of,
+    table_form,
+)
 from cktrain.file_identity import sha256_of_file
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _OTHER_SEPARATORS = (";", "\t", ",", "|")  # spreadsheets write the first where a comma is the decimal point
-_SUFFIXES = (*JSON_SUFFIXES, *_SEPARATORS, ".parquet")
-_PARQUET = b"PAR1"
-_AT_ONCE = 256  # rows of Parquet
+_SUFFIXES = (*JSON_SUFFIXES, *_SEPARATORS, *TABLE_SUFFIXES)
 _LOOKED_AT = 100
 
-Form = Literal["jsonl", "json", "table", "parquet"]
+Form = Literal["jsonl", "json", "table", "parquet", "arrow"]
 
 
 @dataclass(frozen=True)
@@ -59,7 +67,9 @@ class RowFiles:
         self.left_out = LeftOut()
         self.folders: set[tuple[int, int]] = set()
         files = [path]
-        if path.is_dir():
+        if path.is_dir() and (parts := saved_parts(path)) is not None:
+            files = parts
+        elif path.is_dir():
             listing = list_files(path, _SUFFIXES, ())
             files, self.left_out, self.folders = listing.files, listing.left_out, listing.folders
         elif not path.is_file():
@@ -110,10 +120,9 @@ def first_shape(source: str | Path) -> str | None:
 
 def _form_of(path: Path) -> tuple[Form, str | None]:
     head, packed = head_of(path, can_skip=False)
-    if head.startswith(_PARQUET):
-        if packed is not None:
-            raise BadFile(f"[data.chat] {shown(path)}: Parquet inside of {packed}. Unpack it.")
-        return "parquet", None
+    if (columnar := table_form(head)) is not None:
+        refuse_packed_table(path, columnar, packed)
+        return columnar, None
     if suffix_of(path) in _SEPARATORS:
         return "table", packed
     form = document_format(path, head, "auto")
@@ -126,9 +135,6 @@ def _form_of(path: Path) -> tuple[Form, str | None]:
 
 
 def _rows(path: Path, form: Form, packed: str | None) -> Iterator[tuple[int, Any]]:
-    if form == "parquet":
-        yield from _parquet(path)
-        return
     with open(path, "rb") as raw:
         file = raw if packed is None else unpacked(raw, packed)
         if form == "table":
@@ -179,34 +185,6 @@ def _separator(names: str, usual: str) -> str:
     if usual in names:
         return usual
     return next((other for other in _OTHER_SEPARATORS if other in names), usual)
-
-
-def _parquet(path: Path) -> Iterator[tuple[int, Any]]:
-    try:
-        import pyarrow
-        from pyarrow import parquet
-    except ImportError:
-        raise BadFile(
-            f"[data.chat] {shown(path)}: Parquet needs pyarrow: pip install 'cktrain[parquet]'."
-        ) from None
-    try:
-        number = 0
-        for batch in parquet.ParquetFile(path).iter_batches(batch_size=_AT_ONCE):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, _without_null(row)
-    except (pyarrow.ArrowException, OSError) as error:
-        if isinstance(error, OSError) and error.errno:  # the disk's, and not about what is in the file
-            raise
-        why = " ".join(str(error).split())
-        raise BadFile(f"[data.chat] {shown(path)}: damaged Parquet ({why}). Copy it again.") from error
-
-
-def _without_null(value: Any) -> Any:
-    """Rows of one table have all keys: those that a message has not are null."""
-    if isinstance(value, dict):
-        return {key: _without_null(item) for key, item in value.items() if item is not None}
-    return [_without_null(item) for item in value] if isinstance(value, list) else value
 
 
 def as_json(raw: RawRow, reason: str) -> str:

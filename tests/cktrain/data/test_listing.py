@@ -92,20 +92,11 @@ def test_what_is_held_out_by_its_name_is_not_read_with_what_is_trained_on(tmp_pa
     assert len(list_files(tmp_path, (".txt", ".jsonl")).files) == 1
 
 
-@pytest.mark.parametrize(
-    ("names", "code"),
-    [
-        (
-            ("dataset_dict.json", "train/dataset_info.json", "train/state.json"),
-            r"load_from_disk\(.*\)\[.*train.*\]",
-        ),
-        (("dataset_info.json", "state.json", "data-00000-of-00001.arrow"), r"load_from_disk\([^\[]*to_json"),
-    ],
-)
-def test_a_folder_of_datasets_is_named_with_the_command_that_makes_rows(tmp_path, names, code):
-    put(tmp_path, *names, text="{}")
-    with pytest.raises(ValueError, match=rf"save_to_disk. Make a file of its rows: python -c '.*{code}"):
-        list_files(tmp_path, (".json", ".jsonl"))
+def test_a_folder_that_holds_a_dataset_of_save_to_disk_names_it(tmp_path):
+    put(tmp_path, "a.jsonl", "set/dataset_info.json", "set/data.arrow", text="{}")
+    (tmp_path / "set/state.json").write_text('{"_data_files": [{"filename": "data.arrow"}]}')
+    with pytest.raises(ValueError, match=r"holds .*/set, which is a dataset of save_to_disk"):
+        list_files(tmp_path, (".jsonl",))
 
 
 def test_what_a_clone_of_a_dataset_holds_beside_its_rows_is_left_out_and_told(tmp_path):
@@ -225,8 +216,8 @@ def test_sources_that_are_no_files(tmp_path):
 
 
 def test_a_folder_of_nothing_that_is_read_says_what_it_holds(tmp_path):
-    put(tmp_path, "a.parquet", "b.parquet")
-    with pytest.raises(ValueError, match=r"nothing to read[\s\S]*2 left out: another suffix, \.parquet"):
+    put(tmp_path, "a.orc", "b.orc")
+    with pytest.raises(ValueError, match=r"nothing to read[\s\S]*2 left out: another suffix, \.orc"):
         Corpus(tmp_path)
 
 
@@ -271,10 +262,10 @@ def test_bad_rows_are_counted_where_that_was_asked_for(tmp_path):
 def test_a_bad_file_is_left_out_whole(tmp_path):
     put(tmp_path, "a.txt")
     (tmp_path / "b.txt").write_bytes(b"good line\n" * 300_000 + b"\xff\n")
-    (tmp_path / "c.txt").write_bytes(b"PAR1\x15\x04")
+    (tmp_path / "c.txt").write_bytes(b"%PDF-1.7\n")
     corpus = Corpus(tmp_path, skip_bad_files=True)
     assert list(corpus.documents()) == ["x"]
-    assert sorted(corpus.left_out.counts) == ["a Parquet file", "byte 0xff at offset 3,000,000 is not UTF-8"]
+    assert sorted(corpus.left_out.counts) == ["a PDF", "byte 0xff at offset 3,000,000 is not UTF-8"]
 
 
 def test_names_that_are_no_text(tmp_path):

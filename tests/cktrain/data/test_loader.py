@@ -123,7 +123,7 @@ def test_bad_sizes():
     with pytest.raises(ValueError, match=r"train-0\.bin: 8 tokens are fewer than the 9 that one sequence"):
         BatchLoader(stream(8), 8, 1, 1, 0)
     assert BatchLoader(stream(9), 8, 1, 1, 0).windows == 1
-    with pytest.raises(ValueError, match="a document mask needs an end-of-document id"):
+    with pytest.raises(ValueError, match="a document mask needs to know where documents end"):
         BatchLoader(stream(100), 8, 1, 1, 0, document_mask=True)
     with pytest.raises(ValueError, match="1 token gives nothing to predict"):
         ValidationBatches(stream(1), 4, 1, 1)

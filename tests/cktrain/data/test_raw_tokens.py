@@ -1,9 +1,10 @@
 """A raw file of ids is read as what it is, or named: other programs' headers, other widths, other kinds of file."""
 
 import gzip
-import io
 import os
+import pickle
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -113,16 +114,85 @@ def test_a_few_ids_beyond_the_vocabulary_are_told_where_they_are_met(tmp_path):
     assert len(open_source(write(tmp_path / "a.bin", ids, "<u2"), vocab_size=300)) == 5000
 
 
-def saved():
-    buffer = io.BytesIO()
-    np.save(buffer, IDS.astype(np.uint16))
-    return buffer.getvalue()
+@pytest.mark.parametrize("dtype", ["<u2", ">u2", "<i4", "<u4", "<i8", "u1"])
+def test_an_array_that_numpy_saved_says_its_type(tmp_path, dtype):
+    ids = IDS % 200 if dtype == "u1" else IDS
+    np.save(tmp_path / "a.npy", ids.astype(dtype))
+    source = open_source(tmp_path / "a.npy", vocab_size=50257)
+    assert np.array_equal(source.read(0, len(source)), ids)
+    with pytest.raises(ValueError, match=r"token id \d+ at position \d+ is beyond .*and so are \d+%"):
+        open_source(tmp_path / "a.npy", vocab_size=100)
+    if dtype != "<u4":
+        with pytest.raises(
+            ValueError, match=r"header is numpy's for u?int\d+ ids, and data\.dtype says uint32"
+        ):
+            open_source(tmp_path / "a.npy", vocab_size=50257, dtype="uint32")
+    os.truncate(tmp_path / "a.npy", (tmp_path / "a.npy").stat().st_size - 8)
+    with pytest.raises(ValueError, match=r"a\.npy: its header says 5,000 ids of u?int\d+, and it holds 4,99"):
+        open_source(tmp_path / "a.npy", vocab_size=50257)
+
+
+def test_what_olmo_core_calls_npy_are_ids_without_a_header(tmp_path):
+    path = write(tmp_path / "part-0.npy", WIDE, "<u4")
+    assert np.array_equal(open_source(path, vocab_size=128_000).read(0, 5000), WIDE)
+    with pytest.raises(ValueError, match=r"look like int32 and are read as uint16"):
+        open_source(path, vocab_size=128_000, dtype="uint16")
+
+
+@pytest.mark.parametrize(
+    ("array", "message"),
+    [
+        (np.zeros((7, 3), np.uint16), r"a numpy array of 7 x 3, and ids are one stream.*reshape\(-1\)"),
+        (np.zeros(7), "a numpy array of float64, and ids are integers"),
+        (np.zeros(0, np.uint16), "empty, it holds 0 ids"),
+        (np.array(7, np.uint16), "a numpy array of no axis"),
+    ],
+)
+def test_an_array_that_is_no_stream_of_ids(tmp_path, array, message):
+    np.save(tmp_path / "a.npy", array)
+    with pytest.raises(ValueError, match=message):
+        open_source(tmp_path / "a.npy", vocab_size=300)
+
+
+def test_an_array_of_objects_and_a_meta_pkl_are_never_unpickled(tmp_path):
+    class Bomb:
+        def __reduce__(self):
+            return (Path.touch, (tmp_path / "exploded",))
+
+    np.save(tmp_path / "a.npy", np.array([Bomb(), 1], dtype=object))
+    with pytest.raises(ValueError, match="a numpy array of Python objects, which only unpickling reads"):
+        open_source(tmp_path / "a.npy", vocab_size=300)
+    folder = tmp_path / "nanogpt"
+    folder.mkdir()
+    write(folder / "train.bin", IDS, "<u2")
+    (folder / "meta.pkl").write_bytes(pickle.dumps(Bomb()))
+    assert len(open_source(folder, vocab_size=50257)) == 5000
+    assert not (tmp_path / "exploded").exists()
+    pickle.loads((folder / "meta.pkl").read_bytes())
+    assert (tmp_path / "exploded").exists()  # so that the two above could have failed
+
+
+@pytest.mark.parametrize(
+    "head", [b"\x93NUMPY", b"\x93NUMPY\x01\0\x10\0{'descr': '<u2', ", b"\x93NUMPY\x09\0" + bytes(60)]
+)
+def test_a_damaged_header_of_numpy(tmp_path, head):
+    (tmp_path / "a.npy").write_bytes(head)
+    with pytest.raises(ValueError, match=r"a\.npy: damaged header of a numpy array"):
+        open_source(tmp_path / "a.npy", vocab_size=300)
+
+
+def test_ids_that_no_vocabulary_has_are_no_other_ids(tmp_path):
+    ids = IDS.astype(np.int64)
+    ids[4321] = 2**32 + 5  # 5 in 32 bits
+    np.save(tmp_path / "a.npy", ids)
+    source = open_source(tmp_path / "a.npy", vocab_size=50257)
+    with pytest.raises(ValueError, match=r"a\.npy: token id 4294967301 at position 4,321 is none"):
+        source.read(4000, 1000)
 
 
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (saved(), r"a numpy array \(\.npy\), not ids\. "),
         (gzip.compress(IDS.astype("<u2").tobytes(), mtime=0), "a gzip file.*gunzip"),
         (b"(\xb5/\xfd" + bytes(60), "a zstd file"),
         (b"PK\x03\x04" + bytes(60), "a zip archive"),
@@ -150,27 +220,6 @@ def test_a_shard_under_another_name_is_a_shard(tmp_path):
     (tmp_path / "a.cktok").rename(tmp_path / "a.bin")
     source = open_source(tmp_path / "a.bin", vocab_size=300)
     assert source.read(0, 3).tolist() == [1, 2, 3] and source.eos_id == 0
-
-
-@pytest.mark.parametrize(
-    ("code", "stored", "vocab", "message"),
-    [
-        (8, "<u2", 50257, None),
-        (4, "<i4", 128_000, None),
-        (4, "<i4", 50257, r"Megatron's a\.idx says that the ids are int32.* Set data.dtype: uint32"),
-        (8, "<u2", 128_000, "the ids are uint16.* Set data.dtype: uint16"),
-        (5, "<i8", 128_000, "the ids are int64.*astype"),
-        (1, "u1", 256, "the ids are uint8"),
-    ],
-)
-def test_megatron_s_index_says_the_type(tmp_path, code, stored, vocab, message):
-    write(tmp_path / "a.bin", IDS % 256 if code == 1 else IDS, stored)
-    (tmp_path / "a.idx").write_bytes(b"MMIDIDX\0\0" + struct.pack("<QB", 1, code) + bytes(50))
-    if message is None:
-        assert np.array_equal(open_source(tmp_path / "a.bin", vocab_size=vocab).read(0, 5000), IDS)
-        return
-    with pytest.raises(ValueError, match=message):
-        open_source(tmp_path / "a.bin", vocab_size=vocab)
 
 
 def test_a_file_that_is_cut_while_it_is_read_is_an_error_and_no_signal(tmp_path):

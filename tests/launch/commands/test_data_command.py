@@ -80,14 +80,14 @@ def test_it_says_what_it_left_out(capsys):
     Path("texts").mkdir()
     Path("texts/a.txt").write_text("\ufeffhello\r\n" * 3)
     Path("texts/b.jsonl").write_text('{"text": "a"}\n{"text": null}\n{"text": ""}\n')
-    Path("texts/c.parquet").write_text("PAR1")
+    Path("texts/c.orc").write_text("ORC")
     prepare = ["data", "prepare", "texts", "out", "--vocab-size", "270"]
     assert main(prepare) == 2
     assert "b.jsonl:2" in capsys.readouterr().err
     assert main([*prepare, "--skip-bad-rows"]) == 0
     said = capsys.readouterr().err
     for part in (
-        "1 left out: another suffix, .parquet (c.parquet)",
+        "1 left out: another suffix, .orc (c.orc)",
         '1 bad rows left out: "text" is null, not text (first: texts/b.jsonl:2)',
         "1 rows with empty text left out",
         "3 line ends CR LF or CR read as LF",
@@ -95,7 +95,7 @@ def test_it_says_what_it_left_out(capsys):
     ):
         assert part in said, part
     dataset = json.loads(Path("out/dataset.json").read_text())
-    assert dataset["left_out"] == {"another suffix, .parquet": {"count": 1, "first": ["c.parquet"]}}
+    assert dataset["left_out"] == {"another suffix, .orc": {"count": 1, "first": ["c.orc"]}}
     assert main([*prepare, "--overwrite", "--suffixes", ".txt", "--validation-fraction", "0"]) == 0
     assert main([*prepare, "--overwrite", "--suffixes", "txt"]) == 2
     assert "each begins with a dot" in capsys.readouterr().err
