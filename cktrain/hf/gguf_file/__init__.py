@@ -3,6 +3,8 @@
     reader.py            the container: keys, and where each tensor's bytes are
     architectures.py     names of tensors and model types, both ways
     hyperparameters.py   keys to config.json, and back
+    rope_keys.py         those of rotary scaling, and its divisors
+    own_keys.py          those that one architecture has alone
     pre_tokenizers.py    what `tokenizer.ggml.pre` stands for
     tokenizer_in.py      keys to tokenizer.json and what stands beside it
     tokenizer_out.py     the way back

@@ -27,6 +27,12 @@ _SHARED = {
     "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
 }
+_FUSED = {
+    "self_attn.qkv_proj": "attn_qkv",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
 _PRE_NORMS = {"input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm"}
 _POST_NORMS = {
     "post_attention_layernorm": "post_attention_norm",
@@ -54,8 +60,8 @@ class Architecture:
     """Whether llama.cpp needs a head of its own, so that a tied one is written twice."""
     biases: frozenset[str] = frozenset()
     """Hugging Face's modules that may have one; llama.cpp would ignore others."""
-    llama3_rope: bool = False
-    """Whether it reads rope_freqs.weight, which is how llama3's rotary scaling is written."""
+    rope_kinds: tuple[str, ...] = ("linear",)
+    """The rotary scalings that are written for it (`rope_keys.py`)."""
     windows: bool = False
     """Whether it has sliding windows, in the layers that a list of its keys names."""
     norms_hold_sum: bool = False
@@ -99,13 +105,21 @@ ARCHITECTURES = {
             _SHARED | _PRE_NORMS,
             permuted=True,
             biases=frozenset(_SHARED),
-            llama3_rope=True,
+            rope_kinds=("linear", "llama3", "yarn"),
         ),
-        Architecture("qwen2", _SHARED | _PRE_NORMS, biases=_ATTENTION_IN),
-        Architecture("qwen3", _SHARED | _PRE_NORMS | _QK_NORMS, biases=_ATTENTION_IN),
+        Architecture("qwen2", _SHARED | _PRE_NORMS, biases=_ATTENTION_IN, rope_kinds=("linear", "yarn")),
         Architecture(
-            "olmo2", _SHARED | _POST_NORMS | _QK_NORMS, untied=True, biases=_ATTENTION_IN, windows=True
+            "qwen3", _SHARED | _PRE_NORMS | _QK_NORMS, biases=_ATTENTION_IN, rope_kinds=("linear", "yarn")
         ),
+        Architecture(
+            "olmo2",
+            _SHARED | _POST_NORMS | _QK_NORMS,
+            untied=True,
+            biases=_ATTENTION_IN,
+            windows=True,
+            rope_kinds=("linear", "yarn"),
+        ),
+        Architecture("phi3", _FUSED | _PRE_NORMS, rope_kinds=("longrope",)),
         Architecture("smollm3", _SHARED | _PRE_NORMS, permuted=True, biases=_ATTENTION_IN),
         Architecture("granite", _SHARED | _PRE_NORMS, permuted=True, biases=frozenset(_SHARED)),
         Architecture("gemma3", _SHARED | _AROUND_NORMS | _QK_NORMS, windows=True, norms_hold_sum=True),
@@ -121,6 +135,7 @@ BY_MODEL_TYPE = {
     "olmo3": "olmo2",
     "smollm3": "smollm3",
     "granite": "granite",
+    "phi3": "phi3",
     "gemma3_text": "gemma3",
     "gemma2": "gemma2",
 }

@@ -15,17 +15,15 @@ import numpy as np
 
 from cktrain.hf.config_json import model_type_of
 from cktrain.hf.gguf_file.architectures import ARCHITECTURES, BY_MODEL_TYPE, Architecture, to_neighbours
-from cktrain.hf.gguf_file.hyperparameters import (
-    ROPE_FACTORS,
-    llama3_factors,
-    rope_kind,
-    write_hyperparameters,
-)
+from cktrain.hf.gguf_file.hyperparameters import write_hyperparameters
 from cktrain.hf.gguf_file.reader import block_types
+from cktrain.hf.gguf_file.rope_keys import divisors_of
 from cktrain.hf.gguf_file.tokenizer_out import tokenizer_keys
 from cktrain.hf.tensors import HFTensor, hf_tensors
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.family import ModelConfig, RotaryConfig
+from cktrain.models.granite import GraniteConfig
+from cktrain.models.granite4 import Granite4Config
 from cktrain.safetensors_file import to_finite
 from cktrain.side_files import SideFiles
 from cktrain.whole_output import refuse_existing, whole_file
@@ -48,6 +46,7 @@ def export_gguf(
     refuse_existing(path, "gguf")
     gguf = block_types()
     notes: list[str] = []
+    config = as_granite_3(config)
     architecture = architecture_of(config)
     assert isinstance(config, RotaryConfig)
     keys: dict[str, Any] = {
@@ -68,6 +67,17 @@ def export_gguf(
         _write_tensors(writer, config, architecture, tensors, kind, notes)
         writer.close()
     return notes
+
+
+def as_granite_3(config: ModelConfig) -> ModelConfig:
+    """A dense Granite 4 as a Granite 3, whose computation it has and as which llama.cpp's converter writes it."""
+    if not isinstance(config, Granite4Config):
+        return config
+    if config.position_embedding_type == "nope":
+        raise ValueError(
+            "[gguf] the model has no positions, and llama.cpp's granite has. Export a Hugging Face folder instead."
+        )
+    return GraniteConfig(**config.model_dump(exclude={"family", "position_embedding_type"}))
 
 
 def architecture_of(config: ModelConfig) -> Architecture:
@@ -151,20 +161,16 @@ def _write_tensors(
         notes.append(
             f"{len(other)} matrices are F16 and not Q8_0, their rows are no multiple of {_ROW_OF_BLOCKS}: {other[0]} is one"
         )
-    factors = None
-    if rope_kind(config) == "llama3":
-        assert config.rope_scaling is not None
-        factors = llama3_factors(config.rope_scaling, config.rope_theta, config.resolved_head_dim).astype(
-            np.float32
-        )
-        _announce(writer, ROPE_FACTORS, factors.shape, "F32")
+    divisors = divisors_of(config)
+    for name, values in divisors.items():
+        _announce(writer, name, values.shape, "F32")
     for name, tensor in named:
         _announce(writer, name, tensor.shape, kinds[name])
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
-    if factors is not None:
-        writer.write_tensor_data(factors)
+    for values in divisors.values():
+        writer.write_tensor_data(values)
     for name, tensor in named:
         values = np.ascontiguousarray(tensor.view(tensor.param.data), np.float32)
         if added := architecture.added(tensor.name):

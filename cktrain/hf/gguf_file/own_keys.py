@@ -39,6 +39,8 @@ def read_windows(file: GGUFFile, architecture: Architecture, values: Mapping[str
     """sliding_window and layer_types of config.json; Mistral is a llama with a window. ValueError for a bad list."""
     name, positions = architecture.name, values["max_position_embeddings"]
     window = file.get(f"{name}.attention.sliding_window", int, 4096 if name == "gemma2" else None)
+    if name == "phi3" and window:  # llama.cpp computes without it, and the model has it
+        return {"sliding_window": window}
     if not architecture.windows:
         if not window or window >= positions:
             return {}
@@ -104,6 +106,9 @@ def read_own(file: GGUFFile, name: str, values: Mapping[str, Any]) -> dict[str, 
             ours: decimal(file.get(f"granite.{key}", float, 1.0)) or 1.0 for ours, key in _MULTIPLIERS.items()
         }
         return others | {"attention_multiplier": scale}
+    if name == "phi3":
+        turned = file.get("phi3.rope.dimension_count", int, values["head_dim"])
+        return {"partial_rotary_factor": turned / values["head_dim"]}
     return {}
 
 
@@ -116,6 +121,8 @@ def write_own(config: RotaryConfig, name: str) -> dict[str, Any]:
         return {}
     if name == "granite":
         return {key: float(getattr(c, ours)) for ours, key in _MULTIPLIERS.items()}
+    if name == "phi3":
+        return {"rope.dimension_count": c.turned}
     if name not in ("gemma2", "gemma3"):
         return {}
     if not c.tied:

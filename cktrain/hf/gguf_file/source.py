@@ -18,8 +18,9 @@ import ml_dtypes
 import numpy as np
 
 from cktrain.hf.gguf_file.architectures import to_halves
-from cktrain.hf.gguf_file.hyperparameters import ROPE_FACTORS, architecture_of, read_hyperparameters
+from cktrain.hf.gguf_file.hyperparameters import architecture_of, read_hyperparameters
 from cktrain.hf.gguf_file.reader import AGAIN, BlockTensor, GGUFFile, block_types, read_gguf
+from cktrain.hf.gguf_file.rope_keys import FACTORS
 from cktrain.hf.gguf_file.tokenizer_in import (
     end_ids,
     has_tokenizer,
@@ -120,13 +121,18 @@ def _kept(path: str, identity: tuple[int, ...]) -> GGUFFile:
 def read_config(path: str | Path) -> dict[str, Any]:
     """The values of a config.json. Raises ValueError for what is not computed here."""
     file = open_gguf(path)
-    factors = file.tensors.get(ROPE_FACTORS)
-    values = None
-    if factors is not None:
-        if factors.kind != "F32" or len(factors.shape) != 1:
-            raise file.error(f"{ROPE_FACTORS} is {factors.kind} {factors.shape}, not a list in F32. {AGAIN}")
-        values = next(_tensor(file, factors, ROPE_FACTORS, 0).pieces())[1]
-    return {**read_hyperparameters(file, values), "torch_dtype": float_type(path), **special_token_ids(file)}
+    divisors = {}
+    for name in FACTORS:
+        found = file.tensors.get(name)
+        if found is not None:
+            if found.kind != "F32" or len(found.shape) != 1:
+                raise file.error(f"{name} is {found.kind} {found.shape}, not a list in F32. {AGAIN}")
+            divisors[name] = next(_tensor(file, found, name, 0).pieces())[1]
+    return {
+        **read_hyperparameters(file, divisors),
+        "torch_dtype": float_type(path),
+        **special_token_ids(file),
+    }
 
 
 def read_tensors(path: str | Path) -> dict[str, GGUFTensor]:
@@ -140,7 +146,7 @@ def read_tensors(path: str | Path) -> dict[str, GGUFTensor]:
     )
     found: dict[str, GGUFTensor] = {}
     for tensor in file.tensors.values():
-        if tensor.name == ROPE_FACTORS:
+        if tensor.name in FACTORS:
             continue
         try:
             ours = architecture.ours(tensor.name)

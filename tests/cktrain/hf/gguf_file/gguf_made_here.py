@@ -36,6 +36,14 @@ LLAMA3 = {
     "high_freq_factor": 4.0,
     "original_max_position_embeddings": 8192,
 }
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+LONGROPE = {
+    "rope_type": "longrope",
+    "factor": 8.0,
+    "original_max_position_embeddings": 8,
+    "short_factor": [1.0, 1.1, 1.2, 1.3, 1.4, 1.5, 1.6, 1.7],
+    "long_factor": [1.0, 1.5, 2.0, 3.0, 5.0, 8.0, 8.0, 8.0],
+}
 FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {},
     "llama_tied_linear": {
@@ -57,6 +65,21 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "residual_multiplier": 0.22,
         "attention_multiplier": 0.4,
         "logits_scaling": 1.6,
+    },
+    "llama_yarn": {"rope_scaling": YARN},
+    "olmo3_yarn": {
+        "family": "olmo2",
+        "sliding_window": 4,
+        "layer_types": ["full_attention", "sliding_attention"],
+        "rope_scaling": YARN,
+    },
+    # Not "phi3": by that word in the file's name llama.cpp looks for tokens of Phi-3.
+    "phi_partial": {"family": "phi3", "partial_rotary_factor": 0.5},
+    "phi_long": {"family": "phi3", "tie_word_embeddings": True, "rope_scaling": LONGROPE},
+    "phi_short": {
+        "family": "phi3",
+        "rope_scaling": LONGROPE | {"original_max_position_embeddings": 256, "factor": 2.0},
+        "max_position_embeddings": 512,
     },
     "gemma3": {
         "family": "gemma",

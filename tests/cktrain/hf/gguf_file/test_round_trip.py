@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from gguf_made_here import FAMILIES, LLAMA3, TEMPLATE
+from gguf_made_here import FAMILIES, LLAMA3, TEMPLATE, YARN
 
 import cktrain as ck
 from cktrain.data.special_tokens import special_ids
@@ -17,7 +17,6 @@ from cktrain.hf.tensors import hf_tensors
 from cktrain.safetensors_file import read_header
 from cktrain.side_files import read_side_files
 
-YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
 # Largest rounding, relative to the largest value of a row: f16 has 11 bits, bf16 8, Q8_0 127 steps and a scale in f16.
 ROUNDING = {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 0.5 / 127 + 2**-11}
 
@@ -44,6 +43,19 @@ def test_f32_comes_back_bit_by_bit(case, made, gguf):
         np.testing.assert_allclose(
             tensors[wanted.name][:], exact, rtol=0, atol=2.0**-24 if sums else 0, err_msg=wanted.name
         )
+
+
+def test_a_dense_granite_4_is_written_as_a_granite_3(made, gguf):
+    model, path = made("granite", family="granite4"), gguf("granite", family="granite4")
+    config = read_model_config(path)
+    assert config.family == "granite" and config.residual_multiplier == 0.22
+    tensors = read_tensors(path)
+    for module, parts in (
+        ("self_attn.qkv_proj", ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj")),
+        ("mlp.gate_up_proj", ("mlp.gate_proj", "mlp.up_proj")),
+    ):
+        found = np.concatenate([tensors[f"model.layers.1.{part}.weight"][:] for part in parts])
+        np.testing.assert_array_equal(found, model.params[f"model.layers.1.{module}.weight"].data)
 
 
 def test_gemmas_norms_hold_one_more_in_the_file(made, gguf):
@@ -164,9 +176,19 @@ def test_what_an_exported_file_says(made, tmp_path):
     [
         ("qwen3", {"attention_bias": True}, r"o_proj\.bias, which llama\.cpp's qwen3 would ignore"),
         ("qwen2", {"head_dim": 32}, "needs that"),
-        ("qwen2", {"rope_scaling": LLAMA3}, "computes for the architecture llama"),
-        ("llama", {"rope_scaling": YARN}, "rope_scaling is yarn, which is not written"),
-        ("llama", {"family": "phi3"}, "a model of type phi3 is not written as GGUF yet"),
+        (
+            "qwen2",
+            {"rope_scaling": LLAMA3},
+            "rope_scaling is llama3, which is not written for llama.cpp's qwen2",
+        ),
+        (
+            "gemma3",
+            {"rope_scaling": YARN},
+            "rope_scaling is yarn, which is not written for llama.cpp's gemma3",
+        ),
+        ("llama", {"rope_scaling": YARN | {"beta_fast": 16.0}}, "yarn with beta_fast 16.0"),
+        ("llama", {"rope_scaling": YARN | {"attention_factor": 1.0}}, "yarn with attention_factor 1.0"),
+        ("granite", {"family": "granite4", "position_embedding_type": "nope"}, "the model has no positions"),
         ("gemma3", {"final_logit_softcapping": 5.0}, "final_logit_softcapping is set"),
         ("gemma3", {"query_pre_attn_scalar": 5}, "query_pre_attn_scalar is 5, and llama.cpp takes 24"),
         ("gemma3", {"tie_word_embeddings": False}, "the head is not the embedding"),
