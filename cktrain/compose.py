@@ -21,7 +21,7 @@ from cktrain.config_file import save_config
 from cktrain.consistency_check import agree_on_data, together
 from cktrain.data.fingerprint import fingerprint
 from cktrain.data.loader import BatchLoader
-from cktrain.data.shards import open_source
+from cktrain.data.mixed_loader import mixed_fingerprint
 from cktrain.data.unchanged_shards import refuse_changed_shards
 from cktrain.frozen_base import record_base, refuse_other_base
 from cktrain.hf.folder import resolve_model
@@ -47,7 +47,15 @@ from cktrain.run_length import count_steps, length_in_words
 from cktrain.shared_folder import check_shared_folder
 from cktrain.training.observer import Observer
 from cktrain.training.trainer import Trainer
-from cktrain.training.validation import Validator, open_validation
+from cktrain.training.validation import Validator
+from cktrain.training_data import (
+    Sources,
+    make_loader,
+    open_training,
+    open_validation,
+    part_in_words,
+    parts_read,
+)
 from cktrain.training_rows import prepare_rows
 
 log = logging.getLogger("cktrain")
@@ -110,28 +118,15 @@ def compose(
         data, pretrained, None if checkpoint is None else checkpoint.path, run_dir, group
     )
     numerics = Numerics(kernels, precision)
-    source = together(
-        group,
-        lambda: open_source(data.resolved_path, "train", model_config.vocab_size, data.dtype, data.eos_id),
-    )
+    sources = together(group, partial(open_training, data, model_config.vocab_size))
     _hold_shards(data, group)
-    tokens = together(group, partial(fingerprint, source))
+    tokens = together(group, partial(mixed_fingerprint, sources))
     agree_on_data(tokens, group)
     load_batches = partial(
-        BatchLoader,
-        source,
-        length,
-        config.batch.resolved_micro_batch_size,
-        config.batch.resolved_global_batch_size,
-        config.run.seed,
-        shuffle=data.shuffle,
-        data_rank=ranks.data.rank,
-        data_ranks=ranks.data.size,
-        document_mask=data.document_mask,
-        vocab_size=model_config.vocab_size,
+        make_loader, config, sources, data_rank=ranks.data.rank, data_ranks=ranks.data.size
     )
     loader = together(group, load_batches)
-    if loader.windows < config.batch.resolved_global_batch_size:
+    if data.mixture is None and loader.windows < config.batch.resolved_global_batch_size:
         log.warning(
             "[data] warning: %s gives %s sequences of %d tokens, and a step takes %d: the same ones come again within a "
             "step. Give more data, or a smaller batch.global_batch_size.",
@@ -144,6 +139,8 @@ def compose(
     config = together(group, partial(count_steps, config, loader.windows, done, examples))
     if said := length_in_words(config, loader.windows):
         log.info(said)
+    for read in parts_read(config, sources):
+        log.info(part_in_words(read))
     by_block = config.memory.checkpointing == "block"
     build = partial(build_model, model_config, numerics, length, by_block, config.adapter)
     model = together(group, build)
@@ -186,14 +183,14 @@ def compose(
         part.data.broadcast_weights()  # a checkpoint's digests have told that all ranks read the same
     validator = None
     if data.validation.wanted:
-        split = together(group, partial(open_validation, config))
-        held_out = together(group, partial(fingerprint, split))
-        if held_out == tokens:
+        splits = together(group, partial(open_validation, config))
+        held_out = together(group, partial(mixed_fingerprint, splits))
+        if together(group, partial(_trained_too, splits, sources)):
             log.warning(
                 "[data] warning: validation reads the very tokens that are trained: its loss says nothing of other text. "
                 "Hold rows out (--validation), or name others in data.validation.path"
             )
-        validator = Validator(config, part, split, held_out)
+        validator = Validator(config, part, splits, held_out)
     lineage = begin_run(checkpoints, checkpoint, group)
     together(group, lambda: save_config(config, run_dir / "config.yaml") if group.rank == 0 else None)
     progress = replace(
@@ -222,11 +219,18 @@ def compose(
     return Run(trainer, loader)
 
 
+def _trained_too(held_out: Sources, trained: Sources) -> bool:
+    """Whether a split that is held out is one that is trained on."""
+    return not {fingerprint(source) for source in held_out.values()}.isdisjoint(
+        map(fingerprint, trained.values())
+    )
+
+
 def _hold_shards(data: DataConfig, group: Group) -> None:
     """What was changed of the data's shards is found; the ranks of a host share what is to be read."""
     hosts = group.all_gather_bytes(platform.node().encode())
     here = [rank for rank, host in enumerate(hosts) if host == hosts[group.rank]]
-    folders = [path for path in (data.resolved_path, data.validation.path) if path is not None]
+    folders = [path for path in (*data.parts.values(), data.validation.path) if path is not None]
     together_for_long(group, partial(refuse_changed_shards, folders, here.index(group.rank), len(here)))
 
 

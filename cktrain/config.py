@@ -36,6 +36,7 @@ from cktrain.config_types import (
 )
 from cktrain.held_out_files import files_of_their_own
 from cktrain.hf.peft_config import ADAPTER_DEFAULTS, AdapterConfig
+from cktrain.mixture_config import MixturePart, MixtureStage, check_mixture
 from cktrain.models import AnyModel
 
 
@@ -118,10 +119,14 @@ _VALIDATED = {"times_per_epoch": 5, "at_start": True, "batches": None}
 
 
 class DataConfig(Section):
-    """The tokens: path, or rows of which the run makes them."""
+    """The tokens: path, a mixture of several, or rows of which the run makes them."""
 
     path: PathText | None = None
     """Folder made by `cktrain data prepare`, or token ids of nanoGPT, llm.c, Megatron or OLMo-core (docs/data.md)."""
+    mixture: list[MixturePart] | None = None
+    """Instead of path: several data sets, each with the share that it has of the tokens (docs/data.md)."""
+    stages: list[MixtureStage] | None = None
+    """Instead of the weights in mixture: weights that change after so many tokens."""
     train: PathText | None = None
     """Instead of path: a file of chats or instructions, or a folder of such (docs/chat_data.md). The run prepares them into
     run.dir/data with the tokenizer and chat template of model.from_pretrained, or keeps what it has prepared of them."""
@@ -176,17 +181,23 @@ class DataConfig(Section):
 
     @model_validator(mode="after")
     def _check_source(self) -> DataConfig:
-        if self.path is not None and self.train is not None:
+        ways = {"path": self.path, "mixture": self.mixture, "train": self.train}
+        given = [key if key == "mixture" else f"{key} {way}" for key, way in ways.items() if way is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} both say what is trained on. Give one of them")
+        if not given:
             raise ValueError(
-                f"path {self.path} and train {self.train} both say what is trained on. Give one of them"
+                "nothing says what is trained on. Give path, mixture for several, or train for rows of chats"
             )
-        if self.path is None and self.train is None:
-            raise ValueError("nothing says what is trained on. Give path, or train for rows of chats")
+        if self.stages is not None and self.mixture is None:
+            raise ValueError("stages are of a mixture, which is not given. Give it, or leave stages out")
+        if self.mixture is not None:
+            check_mixture(self.mixture, self.stages)
         of_rows = [key for key in OF_ROWS if getattr(self, key) is not None]
         of_rows += ["validation.fraction"] if self.validation.fraction is not None else []
-        if self.path is not None and of_rows:
+        if self.train is None and of_rows:
             raise ValueError(
-                f"{', '.join(of_rows)}: how rows of train become sequences, and path {self.path} is prepared. Leave it out, "
+                f"{', '.join(of_rows)}: how rows of train become sequences, and {given[0]} is prepared. Leave it out, "
                 "or give train"
             )
         of_ids = {"dtype": self.dtype, "eos_id": self.eos_id, "validation.path": self.validation.path}
@@ -200,6 +211,25 @@ class DataConfig(Section):
         """`path`, once the rows of `train` are prepared."""
         assert self.path is not None, "rows are prepared first (cktrain/training_rows.py)"
         return self.path
+
+    @property
+    def parts(self) -> dict[str, str]:
+        """The path of each data set that is trained on, by its name; of one alone the name is the path."""
+        if self.mixture is not None:
+            return {part.called: part.path for part in self.mixture}
+        return {self.resolved_path: self.resolved_path}
+
+    @property
+    def shares_of_stages(self) -> list[tuple[int | None, list[float]]]:
+        """Of a mixture the tokens with which each stage ends (None: it does not) and the weight of each part, 0 of one that
+        is not read in it."""
+        assert self.mixture is not None
+        if self.stages is None:
+            return [(None, [part.weight or 0.0 for part in self.mixture])]
+        return [
+            (stage.until_tokens, [stage.weights.get(part.called, 0.0) for part in self.mixture])
+            for stage in self.stages
+        ]
 
 
 class BatchConfig(Section):
@@ -465,6 +495,16 @@ class Config(Section):
                 "data.train is written by the tokenizer and chat template of model.from_pretrained, which is not given. "
                 "Give it, or prepare the rows with another tokenizer: cktrain data prepare"
             )
+        if self.data.mixture is not None:
+            by_epochs = {
+                "run.epochs": self.run.epochs,
+                "data.validation.times_per_epoch": self.data.validation.times_per_epoch,
+            }
+            if counted := [key for key, value in by_epochs.items() if value is not None]:
+                raise ValueError(
+                    f"{counted[0]}: the parts of data.mixture have epochs of their own, and so the run has none. Give "
+                    "run.steps or run.tokens, and data.validation.every"
+                )
         if self.adapter is not None and self.model.freeze:
             raise ValueError(
                 "adapter keeps all weights of model.from_pretrained as they are already. Leave model.freeze out"

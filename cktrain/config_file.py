@@ -94,11 +94,13 @@ def _was_saved(path: Path) -> bool:
 
 def _spelled_out(section: BaseModel) -> dict[str, Any]:
     """Every key with its value; without those that are nothing by default and were not given."""
-    found = {}
+    found: dict[str, Any] = {}
     for key, field in type(section).model_fields.items():
         value = getattr(section, key)
         if isinstance(value, BaseModel):
             found[key] = _spelled_out(value)
+        elif isinstance(value, list) and value and isinstance(value[0], BaseModel):
+            found[key] = [_spelled_out(item) for item in value]
         elif value is not None or field.default is not None:
             found[key] = value
     return found
@@ -274,5 +276,8 @@ def _fields_at(path: tuple, block: str) -> list[str]:
         return list((FAMILIES[block].config if block in FAMILIES else FromFolder).model_fields)
     section: type[BaseModel] = Config
     for part in path:
-        (section,) = _blocks(_kinds(section.model_fields[part].annotation))
+        if isinstance(part, int):  # an entry of a list of blocks
+            continue
+        kinds = _kinds(section.model_fields[part].annotation)
+        (section,) = _blocks([get_args(kind)[0] if get_origin(kind) is list else kind for kind in kinds])
     return list(section.model_fields)

@@ -77,6 +77,8 @@ def _section(name: str, section: type[BaseModel], fields: dict[str, FieldInfo] |
         if _is_block(field.annotation):
             nested.append(_section(f"{name}.{key}", field.annotation))
             continue
+        if (entry := _entry(field.annotation)) is not None:
+            nested.append(_section(f"{name}.{key}, each", entry))
         meaning = " ".join((field.description or "").split()).replace("|", "\\|")
         lines.append(f"| `{key}` | {_type(field)} | {_default(field)} | {meaning} |")
     return "\n".join(lines) + "\n" + "".join("\n" + text for text in nested)
@@ -84,6 +86,14 @@ def _section(name: str, section: type[BaseModel], fields: dict[str, FieldInfo] |
 
 def _is_block(kind: Any) -> TypeGuard[type[BaseModel]]:
     return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _entry(annotation: Any) -> type[BaseModel] | None:
+    """The block that each entry of a list is, of a key that holds such a list."""
+    for kind in (annotation, *get_args(annotation)):
+        if get_origin(kind) is list and _is_block(get_args(kind)[0]):
+            return get_args(kind)[0]
+    return None
 
 
 def _type(field: FieldInfo) -> str:
@@ -108,6 +118,8 @@ def _spell(annotation: Any) -> str:
         return " \\| ".join(f"`{choice}`" for choice in get_args(annotation))
     if get_origin(annotation) in (types.UnionType, typing.Union):
         return " or ".join(_spell(arg) for arg in get_args(annotation) if arg is not type(None))
+    if get_origin(annotation) is list and _is_block(get_args(annotation)[0]):
+        return "list of blocks"
     if get_origin(annotation) is list:
         return f"list of {_spell(get_args(annotation)[0])}"
     if get_origin(annotation) is dict:

@@ -8,12 +8,11 @@ from cktrain import cython_kernels
 from cktrain.checkpoint_record import CheckpointError
 from cktrain.config import Config
 from cktrain.config_file import load_config
-from cktrain.data.shards import TokenSource
 from cktrain.hf.config_json import read_model_config
 from cktrain.nn.numerics import Numerics
 from cktrain.report import measure
 from cktrain.saved_model import SavedModel
-from cktrain.training.validation import open_validation
+from cktrain.training_data import Sources, open_validation
 
 TOKENS = 20_000
 """About how many tokens are enough: a whole validation split may take as long as the training did between two of them."""
@@ -31,7 +30,7 @@ def losses_in_words(saved: SavedModel, out: str | Path) -> str:
     if not config.data.validation.wanted:
         return ""
     try:
-        source = open_validation(config)
+        sources = open_validation(config)
     except ValueError as error:
         return f"validation loss: not computed, since the run's data cannot be read ({error})"
     written = SavedModel(Path(out), read_model_config(out), side=None, hugging_face=True)
@@ -41,8 +40,8 @@ def losses_in_words(saved: SavedModel, out: str | Path) -> str:
     steps = config.batch.resolved_global_batch_size * config.data.sequence_length
     batches = max(1, TOKENS // steps)
     try:
-        trained, tokens = _loss(saved, config, source, batches)
-        exported, _ = _loss(written, config, source, batches)
+        trained, tokens = _loss(saved, config, sources, batches)
+        exported, _ = _loss(written, config, sources, batches)
     except CheckpointError as error:  # of another file than those that the export is made of
         return f"validation loss: not computed, because {error}"
     except MemoryError as error:
@@ -50,7 +49,7 @@ def losses_in_words(saved: SavedModel, out: str | Path) -> str:
     return f"validation loss: {trained:.4f} as trained, {exported:.4f} as exported, of {tokens:,} held-out tokens"
 
 
-def _loss(saved: SavedModel, config: Config, source: TokenSource, batches: int) -> tuple[float, int]:
+def _loss(saved: SavedModel, config: Config, sources: Sources, batches: int) -> tuple[float, int]:
     model, _ = saved.load(Numerics(cython_kernels.load(), "fp32"), config.data.sequence_length)
-    found = measure(model, config, source, batches)
+    found = measure(model, config, sources, batches)
     return found.loss, found.tokens

@@ -41,6 +41,7 @@ _KEYS: dict[str, tuple[str, str]] = {
         ("dataset", "datasets", "dataset_name", "train_file", "data_path"),
         ("data.path", "a folder that `cktrain data prepare` made; data.train for a file of chats"),
     ),
+    **dict.fromkeys(("interleave_probs", "data_mix", "data_blend", "blend"), ("data.mixture", "a list of path and weight")),
     **dict.fromkeys(("val_set_size", "val_size", "validation_split", "test_size"), ("data.validation", _SPLIT)),
     **dict.fromkeys(("eval_steps", "eval_interval", "eval_every", "steps_per_eval"), ("data.validation.every", "")),
     "sample_packing": ("data.packing", _PACKED),

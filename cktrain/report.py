@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,13 +15,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import BaseModel
 
 from cktrain.config import Config, NonNegative
-from cktrain.data.fingerprint import fingerprint
 from cktrain.data.loader import ValidationBatches
+from cktrain.data.mixed_loader import mixed_fingerprint
 from cktrain.data.ngram import bits_per_byte
 from cktrain.data.shards import TokenSource
 from cktrain.foreign_file import shorten
 from cktrain.models.transformer import Transformer
-from cktrain.training.validation import ValidationResult
+from cktrain.training.validation import ValidationResult, combined
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -112,9 +113,16 @@ def _record(line: bytes) -> dict[str, Any] | None:
 
 
 def measure(
-    model: Transformer, config: Config, source: TokenSource, batches: int | None = None
+    model: Transformer, config: Config, sources: Mapping[str, TokenSource], batches: int | None = None
 ) -> ValidationResult:
-    """Mean loss of a whole model over so many global batches of `source`, or all of it, in the run's windows."""
+    """Mean loss of a whole model over so many global batches of each split, or all of it, in the run's windows."""
+    found = {name: _measure(model, config, source, batches) for name, source in sources.items()}
+    return combined(found, config, mixed_fingerprint(sources))
+
+
+def _measure(
+    model: Transformer, config: Config, source: TokenSource, batches: int | None
+) -> ValidationResult:
     batch, length = config.batch.resolved_micro_batch_size, config.data.sequence_length
     slot = model.plan(batch, length, train=False).allocate()[0]
     loss_sum, count = 0.0, 0
@@ -135,7 +143,7 @@ def measure(
     bits = None
     if source.text_bytes and not source.has_loss_mask:
         bits = loss / math.log(2) * (len(source) - 1) / source.text_bytes
-    return ValidationResult(loss, count, bits, fingerprint(source))
+    return ValidationResult(loss, count, bits)
 
 
 @dataclass(frozen=True)

@@ -36,6 +36,8 @@ _EFFECTS: dict[str, str | None] = {
     "adapter.from_pretrained": "nothing, the weights are the checkpoint's",
     "adapter.lora_dropout": "another share of each input is left out from here",
     "data.path": "{data}",
+    "data.mixture": "{mixture}",
+    "data.stages": "{mixture}",
     "data.sequence_length": "sequences are cut anew; the next step begins with sequence {examples:,} of the new length",
     "data.shuffle": _ORDER,
     "data.dtype": "the ids of a raw file are read as another type",
@@ -114,6 +116,9 @@ def other_changes(checkpoint: Checkpoint, old: Config, new: Config, precision: s
         "rate": _rate(old, new, state.step + 1),
         "data": "the tokens are the same" if same_data else "the tokens are others",
     }
+    words["mixture"] = (
+        "examples are of other parts from here, each of which goes on where the new shares would be in it"
+    )
     if not state.data:
         words["data"] = "whether the tokens are the same is not known"
     before, after = dict(_flat(old)), dict(_flat(new))

@@ -70,18 +70,54 @@ def choose_side_files(data: DataConfig, pretrained: Path | None, checkpoint: Pat
     if model is None and pretrained is not None and pretrained.exists():
         model = read_side_files(pretrained)
         who = f"that of the pretrained model, {where_of(model)}"
-    side = _with_data(data.resolved_path, model, who, data.allow_other_tokenizer)
+    made = {path: _prepared_with(path, data.allow_other_tokenizer) for path in data.parts.values()}
+    path = next((path for path, known in made.items() if known is not None), next(iter(made)))
+    _refuse_other_parts(path, made)
+    side = _with_data(path, model, who, data.allow_other_tokenizer)
     if data.validation.path is not None and side.has_tokenizer:
         held_out = _prepared_with(data.validation.path, data.allow_other_tokenizer)
         if held_out is not None:
             _refuse_other(
                 held_out,
                 side,
-                f"that of {data.resolved_path}",
+                f"that of {path}",
                 "the validation data",
                 data.allow_other_tokenizer,
             )
     return side
+
+
+def _refuse_other_parts(path: str, made: dict[str, SideFiles | None]) -> None:
+    """ValueError where a part of a mixture was made by another tokenizer than the part at `path`; other ends are told.
+
+    Whoever allows another tokenizer than the model's means one for all parts: ids of two would mean other tokens.
+    """
+    first = made[path]
+    for other, known in made.items():
+        if first is None:
+            continue
+        if known is None:
+            log.warning(
+                "[data] warning: %s does not say which tokenizer made it, and is taken to be of that of %s",
+                other,
+                path,
+            )
+            continue
+        if found := tokenizer_differences(known, first):
+            raise other_tokenizer_error(
+                f"the tokenizer that {other} was prepared with, {where_of(known)},",
+                f"that of {path}, with which it is to be mixed",
+                found,
+                "Prepare all parts of data.mixture with one (cktrain data prepare … --tokenizer).",
+            )
+        if known.encoding is not None and first.encoding is not None and known.encoding != first.encoding:
+            log.warning(
+                "[data] warning: %s is encoded otherwise than %s: %s, not %s",
+                other,
+                path,
+                json.dumps(known.encoding.model_dump()),
+                json.dumps(first.encoding.model_dump()),
+            )
 
 
 def _with_data(path: str, model: SideFiles | None, who: str, allowed: bool) -> SideFiles:

@@ -45,6 +45,8 @@ def length_in_words(config: Config, sequences: int) -> str:
             f"epochs: {run.epochs:g} of {sequences:,} sequences of {length:,} tokens, {batch:,} in a step: "
             f"{run.total_steps:,} steps, {sequences / batch:,.1f} an epoch"
         )
+    if run.tokens is not None and config.data.mixture is not None:  # whose parts have epochs of their own
+        return f"tokens: {run.tokens:,}, {batch * length:,} in a step: {run.total_steps:,} steps"
     if run.tokens is not None:
         return (
             f"tokens: {run.tokens:,}, {batch * length:,} in a step: {run.total_steps:,} steps, "

@@ -84,8 +84,8 @@ class BatchLoader:
                 f"{micro_batch_size} x {data_ranks} data ranks = {micro_batch_size * data_ranks}. Change "
                 "one of them."
             )
-        _check_row_length(source, sequence_length)
-        self.windows = _windows(source, sequence_length)
+        check_row_length(source, sequence_length)
+        self.windows = windows_in(source, sequence_length)
         if self.windows < 1:
             raise ValueError(
                 f"[data.loader] {source.shards[0].path}: {len(source):,} tokens are fewer than the "
@@ -93,7 +93,7 @@ class BatchLoader:
                 "its last "
                 "target need. Give more data or a shorter sequence_length."
             )
-        _check_document_mask(source, document_mask)
+        check_document_mask(source, document_mask)
         self.source = source
         self.sequence_length = sequence_length
         self.micro_batch_size = micro_batch_size
@@ -111,12 +111,7 @@ class BatchLoader:
         """The window of each sequence of the global batch that follows `consumed` sequences: int64 (G)."""
         assert consumed >= 0, consumed
         order = np.arange(consumed, consumed + self.global_batch_size, dtype=np.int64)
-        epochs, rows = np.divmod(order, self.windows)
-        if self.shuffle:
-            for epoch in np.unique(epochs):
-                here = epochs == epoch
-                rows[here] = Permutation(self.windows, self.seed, int(epoch))(rows[here])
-        return rows
+        return windows_of(order, self.windows, self.seed, self.shuffle)
 
     def micro_batches(self, consumed: int) -> list[Batch]:
         """This data rank's micro-batches of the global batch that follows `consumed` sequences, in order.
@@ -125,11 +120,23 @@ class BatchLoader:
         """
         share = self.global_batch_size // self.data_ranks
         first = self.data_rank * share
-        rows = self.rows(consumed)[first : first + share]
+        chosen = self.sequences(consumed)[first : first + share]
         keys = sequence_keys(self.seed, consumed + first, share)
         size = self.micro_batch_size
         parts = [slice(begin, begin + size) for begin in range(0, share, size)]
-        return [replace(self._micro_batch(rows[part]), keys=keys[part]) for part in parts]
+        return [replace(self._micro_batch(chosen[part]), keys=keys[part]) for part in parts]
+
+    def sequences(self, consumed: int) -> list[tuple[TokenSource, int]]:
+        """Source and window of each sequence of the global batch that follows `consumed` sequences."""
+        return [(self.source, window) for window in self.rows(consumed).tolist()]
+
+    def shares(self, consumed: int) -> dict[str, float] | None:
+        """Of a mixture the share that each part has of the first `consumed` sequences; None of one data set."""
+        return None
+
+    def named(self, consumed: int) -> list[str]:
+        """The sequences of the global batch that follows, for messages, each once."""
+        return list(map(str, sorted(set(self.rows(consumed).tolist()))))
 
     def batch(self, consumed: int) -> list[Batch]:
         """The same as `micro_batches(consumed)`, prepared in the background when batches are asked in order."""
@@ -155,12 +162,12 @@ class BatchLoader:
     ) -> None:
         self.close()
 
-    def _micro_batch(self, windows: npt.NDArray[np.int64]) -> Batch:
+    def _micro_batch(self, sequences: Sequence[tuple[TokenSource, int]]) -> Batch:
         return _read_windows(
             self.source,
-            windows.tolist(),
+            sequences,
             self.sequence_length,
-            len(windows),
+            len(sequences),
             self.document_mask,
             self.vocab_size,
         )
@@ -187,13 +194,13 @@ class ValidationBatches:
         document_mask: bool = False,
         vocab_size: int | None = None,
     ):
-        _check_row_length(source, sequence_length)
+        check_row_length(source, sequence_length)
         if len(source) < 2:
             raise ValueError(
                 f"[data.loader] {source.shards[0].path}: {len(source)} token gives nothing to predict. Give "
                 "more data."
             )
-        _check_document_mask(source, document_mask)
+        check_document_mask(source, document_mask)
         self.source = source
         self.sequence_length = sequence_length
         self.micro_batch_size = micro_batch_size
@@ -217,7 +224,7 @@ class ValidationBatches:
         chosen = range(begin, min(begin + self.micro_batch_size, self._windows))
         return _read_windows(
             self.source,
-            chosen,
+            [(self.source, window) for window in chosen],
             self.sequence_length,
             self.micro_batch_size,
             self.document_mask,
@@ -225,12 +232,13 @@ class ValidationBatches:
         )
 
 
-def _windows(source: TokenSource, sequence_length: int) -> int:
-    """Whole ones. A stream's last window needs one token more, as its last target."""
+def windows_in(source: TokenSource, sequence_length: int) -> int:
+    """How many a source has, whole ones. A stream's last window needs one token more, as its last target."""
     return (len(source) - (source.row_length is None)) // sequence_length
 
 
-def _check_row_length(source: TokenSource, sequence_length: int) -> None:
+def check_row_length(source: TokenSource, sequence_length: int) -> None:
+    """ValueError for rows that were packed for another length."""
     if source.row_length is not None and source.row_length != sequence_length:
         raise ValueError(
             f"[data.loader] {source.shards[0].path}: its rows were packed for sequences of {source.row_length:,} tokens, "
@@ -239,7 +247,8 @@ def _check_row_length(source: TokenSource, sequence_length: int) -> None:
         )
 
 
-def _check_document_mask(source: TokenSource, document_mask: bool) -> None:
+def check_document_mask(source: TokenSource, document_mask: bool) -> None:
+    """ValueError for a mask of documents whose ends nothing says."""
     if document_mask and source.row_length is None and source.eos_id is None and not source.has_documents:
         raise ValueError(
             f"[data.loader] {source.shards[0].path}: a document mask needs to know where documents end, and this "
@@ -248,20 +257,33 @@ def _check_document_mask(source: TokenSource, document_mask: bool) -> None:
         )
 
 
+def windows_of(order: npt.NDArray[np.int64], windows: int, seed: int, shuffle: bool) -> npt.NDArray[np.int64]:
+    """The windows at these places of the endless order of a source's `windows`: int64 as `order`."""
+    epochs, rows = np.divmod(order, windows)
+    if shuffle:
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            rows[here] = Permutation(windows, seed, int(epoch))(rows[here])
+    return rows
+
+
 def _read_windows(
-    source: TokenSource,
-    windows: Sequence[int],
+    like: TokenSource,
+    sequences: Sequence[tuple[TokenSource, int]],
     sequence_length: int,
     micro_batch_size: int,
     document_mask: bool,
     vocab_size: int | None,
 ) -> Batch:
-    """The given windows as one micro-batch; missing windows and what lies beyond the stream are padding."""
-    if source.row_length is not None:
-        return _read_packed(source, windows, sequence_length, micro_batch_size, vocab_size)
+    """The given windows as one micro-batch; missing windows and what lies beyond a stream are padding.
+
+    Their sources are of the kind of `like`: all streams with the same end of documents, or all packed rows.
+    """
+    if like.row_length is not None:
+        return _read_packed(sequences, sequence_length, micro_batch_size, vocab_size)
     ids = np.zeros((micro_batch_size, sequence_length), dtype=np.int32)
     labels = np.full((micro_batch_size, sequence_length), IGNORE_INDEX, dtype=np.int32)
-    for row, window in enumerate(windows):
+    for row, (source, window) in enumerate(sequences):
         start = window * sequence_length
         count = min(sequence_length + 1, len(source) - start)
         read = source.read(start, count)
@@ -273,41 +295,32 @@ def _read_windows(
             labels[row, : count - 1][~source.learned(start + 1, count - 1)] = IGNORE_INDEX
     if not document_mask:
         return Batch(ids, labels)
-    if source.has_documents:
-        return _within_documents(source, windows, ids, labels)
-    assert source.eos_id is not None
-    first, positions = document_bounds(ids, source.eos_id)
-    labels[ids == source.eos_id] = IGNORE_INDEX
-    return Batch(ids, labels, positions, first)
-
-
-def _within_documents(
-    source: TokenSource, windows: Sequence[int], ids: npt.NDArray[np.int32], labels: npt.NDArray[np.int32]
-) -> Batch:
-    """As the mask by an end-of-document id, where the files say themselves with which tokens documents begin."""
-    length = ids.shape[1]
-    begins = np.zeros((ids.shape[0], length + 1), dtype=bool)
-    for row, window in enumerate(windows):
-        count = min(length + 1, len(source) - window * length)
-        begins[row, :count] = source.document_begins(window * length, count)
-    labels[begins[:, 1:]] = IGNORE_INDEX  # the token that follows is another document's first
+    if like.eos_id is not None and not any(source.has_documents for source, _ in sequences):
+        first, positions = document_bounds(ids, like.eos_id)
+        labels[ids == like.eos_id] = IGNORE_INDEX
+        return Batch(ids, labels, positions, first)
+    begins = np.zeros((micro_batch_size, sequence_length + 1), dtype=bool)
+    if like.eos_id is not None:
+        begins[:, 1:] = ids == like.eos_id
+    for row, (source, window) in enumerate(sequences):
+        if source.has_documents:
+            start = window * sequence_length
+            count = min(sequence_length + 1, len(source) - start)
+            begins[row, :count] = source.document_begins(start, count)
     begins[:, 0] = False
+    labels[begins[:, 1:]] = IGNORE_INDEX  # what follows is another document's first token
     first, positions = _bounds(begins[:, :-1])
     return Batch(ids, labels, positions, first)
 
 
 def _read_packed(
-    source: TokenSource,
-    windows: Sequence[int],
-    length: int,
-    micro_batch_size: int,
-    vocab_size: int | None,
+    sequences: Sequence[tuple[TokenSource, int]], length: int, micro_batch_size: int, vocab_size: int | None
 ) -> Batch:
     """As `_read_windows`, of packed rows: nothing crosses the border of a row of the data."""
     ids = np.zeros((micro_batch_size, length), dtype=np.int32)
     labels = np.full((micro_batch_size, length), IGNORE_INDEX, dtype=np.int32)
     begins = np.zeros((micro_batch_size, length), dtype=bool)
-    for row, window in enumerate(windows):
+    for row, (source, window) in enumerate(sequences):
         start = window * length
         ids[row] = source.read(start, length)
         if vocab_size is not None:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from cktrain.config import Config
+from cktrain.data.loader import windows_in
 from cktrain.data.shards import DATASET_FILE, is_there, open_source, read_dataset
 from cktrain.memory.arena import planning
 from cktrain.optim.table import OPTIMIZERS
@@ -21,6 +22,7 @@ from cktrain.plan.memory import plan_rank
 from cktrain.plan.plan import Plan, gib, node_bytes
 from cktrain.run_length import count_steps
 from cktrain.training.metrics import format_seconds
+from cktrain.training_data import PartRead, open_training, part_in_words, parts_read
 
 LONGEST = 2**20
 """Tokens of a sequence, where the model names no limit."""
@@ -51,6 +53,8 @@ class Forecast:
     """About the most tokens of a sequence, in doublings, with which the run fits; 0: it does not fit as it is."""
     most_layers: int | None
     """About the most layers of this shape that fit; None: the weights of a folder have as many as they have."""
+    mixture: list[PartRead] | None = None
+    """Of a mixture what the run reads of each part; None of one data set, or where a part is not there yet."""
 
 
 def forecast(
@@ -61,9 +65,12 @@ def forecast(
     `config.model` is resolved. Raises ValueError for data that is there and cannot be read.
     """
     dataset, sequences = _data(config)
-    steps = config.run.steps
+    steps, mixture = config.run.steps, None
     if sequences is not None and steps is None:
         steps = count_steps(config, sequences).run.total_steps
+    if sequences is not None and config.data.mixture is not None:
+        counted = count_steps(config, sequences)
+        mixture = parts_read(counted, open_training(config.data, config.model.vocab_size))
     seconds = None if plan.step is None or steps is None else plan.step.step * steps
     if seconds is not None and config.run.max_seconds is not None:
         seconds = min(seconds, config.run.max_seconds)
@@ -75,6 +82,7 @@ def forecast(
         rows=None if dataset is None else dataset["splits"]["train"].get("documents"),
         row_tokens=chat.get("row_tokens"),
         trained_share=chat.get("trained_share"),
+        mixture=mixture,
         steps=steps,
         seconds=seconds,
         spread=plan.spread,
@@ -113,10 +121,9 @@ def forecast_text(found: Forecast, config: Config, now: datetime.datetime) -> st
             tokens = f"; of the rows' {found.row_tokens:,} tokens {found.trained_share:.1%} are trained"
         length = config.data.sequence_length
         lines.append(f"data: {rows}{found.sequences:,} sequences of {length:,} tokens{tokens}")
+    lines += [part_in_words(part) for part in found.mixture or []]
     if found.steps is None:
-        lines.append(
-            f"run: how many steps it has is not known, since {config.data.resolved_path} is not there yet"
-        )
+        lines.append(f"run: how many steps it has is not known, since {_missing(config)} is not there yet")
     else:
         lines.append(f"run: {found.steps:,} steps{_time_in_words(found, config, now)}")
     lines.append(
@@ -146,11 +153,19 @@ def _bytes(count: int) -> str:
     return gib(count) if count >= 2**30 else f"{count / 2**20:,.1f} MiB"
 
 
+def _missing(config: Config) -> str:
+    return ", ".join(path for path in config.data.parts.values() if not is_there(Path(path)))
+
+
 def _data(config: Config) -> tuple[dict[str, Any] | None, int | None]:
     """What the prepared folder says of itself, and the sequences of the training data; None where there is none."""
-    path, length = Path(config.data.resolved_path), config.data.sequence_length
-    if not is_there(path):
+    if _missing(config):
         return None, None
+    length = config.data.sequence_length
+    if config.data.mixture is not None:
+        sources = open_training(config.data, config.model.vocab_size).values()
+        return None, sum(windows_in(source, length) for source in sources)
+    path = Path(config.data.resolved_path)
     if (path / DATASET_FILE).exists():
         dataset = read_dataset(path)
         return dataset, sequences_of(dataset, "train", length)

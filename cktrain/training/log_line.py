@@ -21,4 +21,12 @@ class LogLine(Observer):
     def validated(self, step: int, result: ValidationResult) -> None:
         """The validation's line."""
         bits = "" if result.bits_per_byte is None else f"  bits_per_byte: {result.bits_per_byte:.4f}"
-        log.info("validate step: %d  loss: %.5f%s  tokens: %s", step, result.loss, bits, f"{result.tokens:,}")
+        parts = "".join(f"  {name}: {loss:.5f}" for name, loss in result.parts.items())
+        log.info(
+            "validate step: %d  loss: %.5f%s  tokens: %s%s",
+            step,
+            result.loss,
+            bits,
+            f"{result.tokens:,}",
+            parts,
+        )

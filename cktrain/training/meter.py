@@ -45,9 +45,14 @@ class Meter:
         return self._steps * self._tokens_per_step / (time.perf_counter() - self._began)
 
     def record(
-        self, step: int, result: StepResult, tokens_seen: int, epoch: float | None = None
+        self,
+        step: int,
+        result: StepResult,
+        tokens_seen: int,
+        epoch: float | None = None,
+        mixture: dict[str, float] | None = None,
     ) -> StepMetrics:
-        """The figures of the steps since the last reset; `tokens_seen` and `epoch` of the whole run."""
+        """The figures of the steps since the last reset; `tokens_seen`, `epoch` and shares of the whole run."""
         tps = self.tokens_per_second
         flops = tps * self._flops_per_token
         return StepMetrics(
@@ -63,4 +68,5 @@ class Meter:
             comm_ms=1e3 * self._comm_seconds / self._steps,
             data_ms=1e3 * self._data_seconds / self._steps,
             epoch=epoch,
+            mixture=mixture,
         )

@@ -39,6 +39,8 @@ class StepMetrics:
     """Time per step that this rank waited for data."""
     epoch: float | None = None
     """Passes over the data since the run began, where the run is as long as its epochs."""
+    mixture: dict[str, float] | None = None
+    """By part of a mixture its share of the sequences since the run began."""
 
     def line(self, seconds_per_step: float, steps_left: int) -> str:
         """The log line."""

@@ -45,13 +45,15 @@ class MetricsFile(Observer):
     def validated(self, step: int, result: ValidationResult) -> None:
         """A validation line."""
         values = {"step": step, "val_loss": result.loss, "bits_per_byte": result.bits_per_byte}
-        self.write({**values, "val_data": result.data})
+        of_parts = {"val_loss_of_parts": result.parts} if result.parts else {}
+        self.write({**values, **of_parts, "val_data": result.data})
 
     def write(self, values: StepMetrics | dict[str, Any]) -> None:
         """One line; a non-finite number becomes null, since JSON has none."""
         record = asdict(values) if isinstance(values, StepMetrics) else values
-        if record.get("epoch", 0) is None:  # of a run whose length is given in steps
-            del record["epoch"]
+        for key in ("epoch", "mixture"):  # of a run whose length is given in steps, of one data set
+            if record.get(key, 0) is None:
+                del record[key]
         clean = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.items()}
         self._file.write(json.dumps(clean))
 

@@ -46,6 +46,7 @@ from cktrain.training.periodic_validation import PeriodicValidation
 from cktrain.training.run_clock import RunClock
 from cktrain.training.stop import LEAVE_AFTER_S, StopFlag, StopRequested
 from cktrain.training.validation import ValidationResult, Validator
+from cktrain.training_data import shares_in_words
 
 log = logging.getLogger("cktrain")
 
@@ -155,8 +156,8 @@ class Trainer:
             return [empty_batch(*shape)] * self.part.micro_batches, Trouble.of(error)
 
     def _say_that_nothing_is_learned(self, step: int) -> None:
-        rows = sorted(set(self.loader.rows(self.progress.examples).tolist()))
-        named = ", ".join(map(str, rows[:_ROWS_NAMED])) + (", ..." if len(rows) > _ROWS_NAMED else "")
+        rows = self.loader.named(self.progress.examples)
+        named = ", ".join(rows[:_ROWS_NAMED]) + (", ..." if len(rows) > _ROWS_NAMED else "")
         log.warning(
             "[trainer] warning: step %d has no label: every token of its %d sequences (%s of the data, counted from 0) is "
             "masked, so nothing is learned in it. Look at them with `cktrain data show`.",
@@ -224,7 +225,8 @@ class Trainer:
                 self.stage.clock = Clock()  # without what the first step does once
             if number == 1 or step.last or number % self.config.log.every == 0:
                 with measuring:
-                    record = meter.record(number, result, self.progress.tokens, self._epoch())
+                    shares = self.loader.shares(self.progress.examples)
+                    record = meter.record(number, result, self.progress.tokens, self._epoch(), shares)
                     pace = meter.seconds_per_step
                     observers.measured(record, pace, self._steps_left(step, pace))
                 meter.reset()
@@ -250,6 +252,8 @@ class Trainer:
                 break
         with measuring:
             self._log_bubble()
+            if (shares := self.loader.shares(self.progress.examples)) is not None:
+                log.info(shares_in_words(shares))
         return True
 
     def _leave(self, number: int) -> None:

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from cktrain.agreed import Trouble, agree
 from cktrain.config import Config
 from cktrain.data.loader import Batch, ValidationBatches, empty_batch
-from cktrain.data.shards import TokenSource, open_source
+from cktrain.data.shards import TokenSource
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.step_reduction import reduce_step
 
@@ -32,41 +32,62 @@ class ValidationResult:
     bits_per_byte: float | None
     data: str = ""
     """Fingerprint of the split's tokens; empty where nobody asked for it."""
+    parts: dict[str, float] = field(default_factory=dict)
+    """Of a mixture the loss of each part by its name."""
 
 
-def open_validation(config: Config) -> TokenSource:
-    """The tokens that a run holds out, of a configuration whose model is resolved. ValueError where there are none."""
-    data = config.data
-    return open_source(
-        data.validation.path or data.resolved_path,
-        "train" if data.validation.path else "validation",
-        config.model.vocab_size,
-        data.dtype,
-        data.eos_id,
+def combined(results: Mapping[str, ValidationResult], config: Config, data: str) -> ValidationResult:
+    """What came out of all splits: of one what came out of it; of a mixture's parts the mean by the last weights.
+
+    A part that these leave out is told and does not count. `data` is the fingerprint of all.
+    """
+    if len(results) == 1:
+        (result,) = results.values()
+        return replace(result, data=data)
+    _, weights = config.data.shares_of_stages[-1]
+    total = sum(weights)
+    loss = sum(
+        weight / total * result.loss
+        for weight, result in zip(weights, results.values(), strict=True)
+        if weight
     )
+    parts = {name: result.loss for name, result in results.items()}
+    return ValidationResult(loss, sum(result.tokens for result in results.values()), None, data, parts)
 
 
 class Validator:
-    """Evaluates the model on the validation split, divided over the data ranks."""
+    """Evaluates the model on the validation split, of a mixture on that of each part, divided over the data ranks."""
 
-    def __init__(self, config: Config, part: ModelShard, source: TokenSource, fingerprint: str) -> None:
+    def __init__(
+        self, config: Config, part: ModelShard, sources: Mapping[str, TokenSource], fingerprint: str
+    ) -> None:
         self.config = config
-        self.source = source
+        self.sources = sources
         self.fingerprint = fingerprint
-        """Of the split's tokens."""
+        """Of the tokens of all splits."""
         self.ranks = part.ranks
         self.stage = part.stage
         self.asked_to_stop: Callable[[], bool] = lambda: False
         """Whether this rank is to end; all then leave the validation, which may take longer than what is left."""
 
     def run(self, batches: int | None = -1) -> ValidationResult | None:
-        """Mean loss over `data.validation.batches` global batches (None: the whole split). Collective.
+        """Mean loss over `data.validation.batches` global batches of each split (None: the whole of it). Collective.
 
         None where a rank was asked to stop meanwhile, which all hear of after each global batch.
 
         Raises AgreedError on all ranks when one of them cannot read or evaluate its part.
         """
         wanted = self.config.data.validation.batches if batches == -1 else batches
+        found: dict[str, ValidationResult] = {}
+        for name, source in self.sources.items():
+            result = self._evaluate(source, wanted)
+            if result is None:
+                return None
+            found[name] = result
+        return combined(found, self.config, self.fingerprint)
+
+    def _evaluate(self, source: TokenSource, wanted: int | None) -> ValidationResult | None:
+        """What `run` returns and raises, of one split."""
         sequence_length, micro_batch_size = (
             self.config.data.sequence_length,
             self.config.batch.resolved_micro_batch_size,
@@ -75,7 +96,7 @@ class Validator:
         split: Sequence[Batch] | ValidationBatches = ()
         try:
             split = ValidationBatches(
-                self.source,
+                source,
                 sequence_length,
                 micro_batch_size,
                 self.config.batch.resolved_global_batch_size,
@@ -118,9 +139,9 @@ class Validator:
             raise agreed
         loss = sums.loss_sum / max(sums.tokens, 1)
         bits = None
-        if self.source.text_bytes and not self.source.has_loss_mask:
-            bits = loss / math.log(2) * (len(self.source) - 1) / self.source.text_bytes
-        return ValidationResult(loss, sums.tokens, bits, self.fingerprint)
+        if source.text_bytes and not source.has_loss_mask:
+            bits = loss / math.log(2) * (len(source) - 1) / source.text_bytes
+        return ValidationResult(loss, sums.tokens, bits)
 
     @property
     def _batches_between_votes(self) -> int:

@@ -91,9 +91,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _measured(model: Transformer, config: Config, step: int, say: Callable[..., None]) -> dict[str, Any]:
     """Loss over the whole validation split and bits per byte beside n-gram models, as far as they can be had."""
-    from cktrain.data.shards import open_source
     from cktrain.report import compare_with_ngrams, measure
-    from cktrain.training.validation import open_validation
+    from cktrain.training_data import open_training, open_validation
 
     data = config.data
     try:
@@ -109,6 +108,9 @@ def _measured(model: Transformer, config: Config, step: int, say: Callable[..., 
         "data": result.data,
     }
     say(f"validation after step {step}: loss {result.loss:.4f} over {result.tokens:,} tokens")
+    if result.parts:
+        say("\n".join(f"  {name:<22}loss {loss:.4f}" for name, loss in result.parts.items()))
+        return found | {"loss_of_parts": result.parts}
     if result.bits_per_byte is None:
         say(
             "bits per byte: unknown, since the data has a loss mask or does not say how much text it encodes",
@@ -116,8 +118,9 @@ def _measured(model: Transformer, config: Config, step: int, say: Callable[..., 
         )
         return found
     try:
-        source = open_source(data.resolved_path, "train", config.model.vocab_size, data.dtype, data.eos_id)
-        comparison = compare_with_ngrams(result.bits_per_byte, source, held_out)
+        (source,) = open_training(data, config.model.vocab_size).values()
+        (split,) = held_out.values()
+        comparison = compare_with_ngrams(result.bits_per_byte, source, split)
         found["n_grams_bits_per_byte"] = {"2": comparison.bigram, "5": comparison.five_gram}
         say(comparison.table())
     except ValueError as error:

@@ -217,8 +217,9 @@ def test_one_rank_of_two(tiny, composed, tokens_file, tmp_path, monkeypatch, cre
                 batch = trainer.loader.batch
                 trainer.loader.batch = lambda consumed: fail() if consumed == 4 * 8 else batch(consumed)
             elif broken == "bad id":
-                check = trainer.validator.source.check_ids
-                trainer.validator.source.check_ids = lambda ids, at, _size: check(ids, at, 3)
+                (source,) = trainer.validator.sources.values()
+                check = source.check_ids
+                source.check_ids = lambda ids, at, _size: check(ids, at, 3)
             else:
                 inner = trainer.validator.run
                 trainer.validator.run = lambda: (inner(), fail() if trainer.progress.step == 20 else None)[0]
