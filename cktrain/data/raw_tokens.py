@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from cktrain.data.sniff import HEAD_BYTES, Kind, binary_kind, shown
+from cktrain.data.sniff import HEAD_BYTES, Kind, binary_kind, shown, table_form
 from cktrain.data.token_file import TokenFile
 
 log = logging.getLogger("cktrain")
@@ -144,7 +144,8 @@ def _numpy(path: Path, size: int, head: bytes, asked: np.dtype[Any] | None) -> _
 
 
 def _refuse_other_kinds(path: Path, head: bytes) -> None:
-    kind = None if head[:1] in (b"\xff", b"\0") else binary_kind(head, only_sure=True)
+    arrow = path.suffix == ".arrow" and table_form(head) == "arrow"  # whose mark may be two ids elsewhere
+    kind = None if head[:1] in (b"\xff", b"\0") and not arrow else binary_kind(head, only_sure=True)
     if head.startswith(b"\x1f\x8b\x08"):
         try:  # two ids may begin so, but hardly a whole stream
             if zlib.decompressobj(31).decompress(head, 64):

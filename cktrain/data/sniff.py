@@ -49,6 +49,8 @@ def _table(call: str) -> str:
     return _CONVERT.format(command=_PANDAS.format(call=call))
 
 
+_PREPARE = "It is read by: cktrain data prepare {path} OUT --tokenizer MODEL (without --format)"
+
 _BINARY = Kind("a binary file", "Give the text that it was made from.")
 _UTF16 = Kind("text in UTF-16", "Convert it: iconv -f UTF-16{end} -t UTF-8 {{path}} > utf8.txt")
 _UTF32 = Kind("text in UTF-32", "Convert it: iconv -f UTF-32{end} -t UTF-8 {{path}} > utf8.txt")
@@ -62,15 +64,10 @@ _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
     (0, b"\x1f\x9d", "a file of compress (.Z)", "Unpack it: uncompress {path}"),
     (0, b"7z\xbc\xaf\x27\x1c", "a 7z archive", "Unpack it: 7z x {path}"),
     (0, b"Rar!\x1a\x07", "a RAR archive", "Unpack it: unrar x {path}"),
-    (0, b"PAR1", "a Parquet file", _table("read_parquet({path!r})")),
-    (0, b"ARROW1", "an Arrow (Feather) file", _table("read_feather({path!r})")),
+    (0, b"PAR1", "a Parquet file", _PREPARE),
+    (0, b"ARROW1", "an Arrow (Feather) file", _PREPARE),
     (0, b"FEA1", "a Feather file", _table("read_feather({path!r})")),
-    (
-        0,
-        b"\xff\xff\xff\xff",
-        "an Arrow stream, or binary",
-        "Save it as JSON lines: datasets' Dataset.to_json.",
-    ),
+    (0, b"\xff\xff\xff\xff", "an Arrow stream, or binary", _PREPARE),
     (0, b"ORC", "an ORC file", _table("read_orc({path!r})")),
     (0, b"Obj\x01", "an Avro file", "Write its text as JSON lines: avro-tools tojson {path}"),
     (0, b"%PDF-", "a PDF", "Take its text out: pdftotext {path}"),
@@ -94,7 +91,7 @@ _MAGIC: tuple[tuple[int, bytes, str, str], ...] = (
         0,
         b"\x93NUMPY",
         "a numpy array (.npy)",
-        "Text is read here; write ids with array.tofile and give them as data.path.",
+        "Text is read here; give ids as data.path.",
     ),
     (0, b"GGUF", "a GGUF model", "Give text; weights are read by model.from_pretrained, as safetensors."),
     (0, b"\x7fELF", "a program (ELF)", "Give text."),
@@ -134,7 +131,7 @@ _ZIPPED: tuple[tuple[bytes, str, str], ...] = (
     (
         b".npy",
         "a numpy archive (.npz)",
-        "Text is read here; write ids with array.tofile and give them as data.path.",
+        "Text is read here; write ids with numpy.save and give them as data.path.",
     ),
     (b"", "a zip archive", "Unpack it, unzip {path}, and give the folder."),
 )

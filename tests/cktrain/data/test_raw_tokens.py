@@ -196,7 +196,10 @@ def test_ids_that_no_vocabulary_has_are_no_other_ids(tmp_path):
         (gzip.compress(IDS.astype("<u2").tobytes(), mtime=0), "a gzip file.*gunzip"),
         (b"(\xb5/\xfd" + bytes(60), "a zstd file"),
         (b"PK\x03\x04" + bytes(60), "a zip archive"),
-        (b"PAR1\x15\x04" + bytes(60), "a Parquet file"),
+        (
+            b"PAR1\x15\x04" + bytes(60),
+            r"a Parquet file, not ids\. It is read by: cktrain data prepare .*train\.bin OUT",
+        ),
         (b"GGUF\x03\0\0\0" + bytes(60), "a GGUF model"),
         (b"\x89HDF\r\n\x1a\n" + bytes(60), "an HDF5 file"),
         (
@@ -212,6 +215,12 @@ def test_other_files_named_as_ids(tmp_path, content, message):
     for path in (tmp_path, tmp_path / "train.bin"):
         with pytest.raises(ValueError, match=rf"train\.bin: {message}"):
             open_source(path, vocab_size=50257)
+
+
+def test_an_arrow_file_given_as_ids(tmp_path):
+    (tmp_path / "a.arrow").write_bytes(b"\xff\xff\xff\xff\x10\x01\0\0" + bytes(60))
+    with pytest.raises(ValueError, match=r"a\.arrow: an Arrow stream, or binary, not ids\. .*data prepare"):
+        open_source(tmp_path / "a.arrow", vocab_size=50257)
 
 
 def test_a_shard_under_another_name_is_a_shard(tmp_path):
