@@ -57,8 +57,9 @@ def load(
 
     Args:
         path: the folder or the file.
-        quantize: how the matrices are held (docs/quantized.md): "q8_0", "q4_0", "q4_1", "q5_0", "mxfp4", "nf4", or "stored",
-            as the files have them; None: in the type that is computed in, or as the run of an adapter held them.
+        quantize: how the matrices are held (docs/quantized.md): "q8_0", "q6_k", "q5_0", "q4_0", "q4_1", "q4_k", "mxfp4",
+            "nf4", or "stored", as the files have them; None: in the type that is computed in, or as the run of an adapter
+            held them.
         activations: "q8" rounds up to 8 rows at a time, those of a text that is written, to 8 bits for products with
             quantized matrices; "exact": none.
         adapter: PEFT's folder, or a run of an adapter, that stands beside a Hugging Face folder; a run of an adapter given

@@ -66,7 +66,7 @@ class TrainedRun:
         dtype: Literal["float32", "bfloat16"] | None = None,
         *,
         merge: bool = False,
-        gguf: Literal["f32", "f16", "bf16", "q8_0"] | None = None,
+        gguf: Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k", "mxfp4"] | None = None,
     ) -> Path:
         """Write the model as a Hugging Face folder, or as a GGUF file for llama.cpp; returns it.
 

@@ -1,6 +1,7 @@
 """`model.quantize`: frozen matrices in blocks of few bits, encoded while a folder is read, or as a GGUF file has them.
 
     q8_0, q4_0, q4_1, q5_0, mxfp4     encoded by the package gguf, bit for bit as llama.cpp would
+    q4_k, q6_k                        by encoders of our own (`k_quants.py`); q5_0 and q8_0 where 256 divides no row
     nf4                               QLoRA's (Dettmers et al. 2023): 64 values share their largest magnitude
     stored                            as the file stores each matrix: a GGUF file's blocks, K-quants too, and bf16 and fp16
 
@@ -11,12 +12,14 @@ tables of positions keep their numbers.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 
 import numpy as np
 
 from cktrain.cython_kernels.block_formats import BLOCK_FORMATS
 from cktrain.cython_kernels.reference.quantized import NORMAL_FLOAT
+from cktrain.hf.k_quants import K_BYTES, encode_k
 from cktrain.memory.param import Param
 from cktrain.models.transformer import Transformer
 from cktrain.nn.embedding import Embedding
@@ -25,8 +28,12 @@ from cktrain.nn.module import Module
 from cktrain.nn.quantized import Quantized
 from cktrain.safetensors_file import StoredTensor, to_finite
 
+log = logging.getLogger(__name__)
+
 TABLES = "q8_0"
 """The format of embedding and head where the others have fewer bits."""
+SMALLER = {"q4_k": "q5_0", "q6_k": "q8_0"}
+"""What llama.cpp takes where a row is no whole number of a format's blocks of 256."""
 _ROWS_AT_ONCE = 1 << 20
 """Values that are encoded at a time."""
 
@@ -92,10 +99,25 @@ def _fitting(wanted: str, weight: Param, kinds: list[str]) -> tuple[str, ...]:
     """The formats of a matrix's parts, once where they are the same. ValueError where its rows are no whole blocks."""
     if len(set(kinds)) == 1:
         kinds = kinds[:1]
-    for kind in kinds:
-        if weight.shape[1] % (values := BLOCK_FORMATS[kind].values):
+    for number, kind in enumerate(kinds):
+        width = weight.global_shape[
+            1
+        ]  # not a tensor rank's share, so that every layout holds the same numbers
+        if width % (values := BLOCK_FORMATS[kind].values):
+            smaller = SMALLER.get(kind, "") if wanted != "stored" else ""
+            if smaller and width % BLOCK_FORMATS[smaller].values == 0:
+                kinds[number] = smaller
+                log.info(
+                    "model.quantize %s: %s is %s, its rows of %s values are no whole number of blocks of %s",
+                    wanted,
+                    weight.name,
+                    smaller,
+                    f"{width:,}",
+                    values,
+                )
+                continue
             raise ValueError(
-                f"[model] model.quantize {wanted}: {weight.name} has rows of {weight.shape[1]:,} values, no whole number of "
+                f"[model] model.quantize {wanted}: {weight.name} has rows of {width:,} values, no whole number of "
                 f"blocks of {values} ({kind}). Give another format, or leave quantize out."
             )
     return tuple(kinds)
@@ -132,6 +154,8 @@ def encode(values: np.ndarray, format: str) -> np.ndarray:
     """(n, W) uint8: the blocks of (n, I) fp32 that are finite. ValueError where the package gguf is missing."""
     if format == "nf4":
         return _nf4(values)
+    if format in K_BYTES:
+        return encode_k(values, format)
     from cktrain.hf.gguf_file.reader import block_types
 
     gguf = block_types()

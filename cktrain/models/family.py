@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from cktrain.nn.numerics import Numerics
 
 
-Quantize = Literal["none", "stored", "q8_0", "q4_0", "q4_1", "q5_0", "mxfp4", "nf4"]
+Quantize = Literal["none", "stored", "q8_0", "q4_0", "q4_1", "q5_0", "q4_k", "q6_k", "mxfp4", "nf4"]
 
 
 class FromFolder(Section):

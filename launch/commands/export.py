@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--gguf",
         nargs="?",
         const="f32",
-        choices=("f32", "f16", "bf16", "q8_0"),
+        choices=("f32", "f16", "bf16", "q8_0", "q4_0", "q4_k", "q6_k", "mxfp4"),
         help="write a GGUF file for llama.cpp, its matrices in this type (f32); with --adapter the adapter alone",
     )
     parser.add_argument(

@@ -94,6 +94,7 @@ def decoded(folder, quantize: str, out, but=()):
         ("q8_0", "llama", {}),
         ("nf4", "llama", {"use_dora": True}),
         ("mxfp4", "gpt2", {}),
+        ("q4_k", "llama", {}),  # rows of 64 values, so q5_0
         ("q4_1", "olmo2", {"modules_to_save": ["lm_head"]}),
     ],
 )
@@ -230,6 +231,23 @@ def test_weights_that_are_trained_are_not_quantized(pretrained, tiny, composed, 
         ck.load(tmp_path / "full", quantize="q8_0")
     with pytest.raises(ValueError, match=r"quantize='q3' is unknown\. Give one of none, stored, q8_0"):
         ck.load(folder, quantize="q3")
+
+
+def test_k_quants_are_held_where_256_divides_a_row_and_else_their_fallback_which_is_said(
+    pretrained, adapted, composed, caplog
+):
+    folder = pretrained(hidden_size=256, intermediate_size=64, head_dim=64)
+    with caplog.at_level("INFO"):
+        trainer = composed(adapted(folder, "q4_k")).trainer
+    held = {param.name: param.spec.blocks for param in trainer.params.frozen if param.spec.blocks}
+    assert held["model.layers.0.self_attn.o_proj.weight"] == ("q4_k",)
+    assert held["model.layers.0.mlp.down_proj.weight"] == ("q5_0",)
+    assert held["model.embed_tokens.weight"] == ("q8_0",)
+    assert (
+        "layers.0.mlp.down_proj.weight is q5_0, its rows of 64 values are no whole number of blocks of 256"
+        in caplog.text
+    )
+    assert np.isfinite(trainer.step().loss)
 
 
 def test_codes_of_nf4_are_the_nearest_ones():

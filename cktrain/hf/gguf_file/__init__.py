@@ -11,6 +11,7 @@
     source.py            config, tokenizer and tensors of a file
     import_gguf.py       a file to a folder
     export.py            a model to a file
+    block_choice.py      the type of each of its tensors
     modelfile.py         Ollama's Modelfile beside it
 
 Everything that opens a pretrained model (`cktrain.hf.config_json`, `cktrain.hf.tensors`, `cktrain.side_files`) asks

@@ -1,6 +1,4 @@
-"""A model to a GGUF file, as llama.cpp's own converter writes it: matrices in one type, vectors in F32.
-
-    F32 F16 BF16 Q8_0     of a matrix whose rows are no multiple of 32 values Q8_0 becomes F16, as the converter has it
+"""A model to a GGUF file, as llama.cpp's own converter and quantizer write it; `block_choice.py` says which type is where.
 
 Everything is checked before the first byte is written; then one tensor at a time is converted and written.
 """
@@ -8,17 +6,19 @@ Everything is checked before the first byte is written; then one tensor at a tim
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 
 from cktrain.hf.config_json import model_type_of
 from cktrain.hf.gguf_file.architectures import ARCHITECTURES, BY_MODEL_TYPE, Architecture, to_neighbours
+from cktrain.hf.gguf_file.block_choice import FILE_TYPES, Kind, fitting_type, wanted_type
 from cktrain.hf.gguf_file.hyperparameters import write_hyperparameters
 from cktrain.hf.gguf_file.reader import block_types
 from cktrain.hf.gguf_file.rope_keys import divisors_of
 from cktrain.hf.gguf_file.tokenizer_out import tokenizer_keys
+from cktrain.hf.k_quants import K_BYTES, encode_k
 from cktrain.hf.tensors import HFTensor, hf_tensors
 from cktrain.memory.param_store import ParamStore
 from cktrain.models.family import ModelConfig, RotaryConfig
@@ -27,11 +27,6 @@ from cktrain.models.granite4 import Granite4Config
 from cktrain.safetensors_file import to_finite
 from cktrain.side_files import SideFiles
 from cktrain.whole_output import refuse_existing, whole_file
-
-Kind = Literal["f32", "f16", "bf16", "q8_0"]
-KINDS: tuple[Kind, ...] = ("f32", "f16", "bf16", "q8_0")
-_FILE_TYPES = {"f32": 0, "f16": 1, "q8_0": 7, "bf16": 32}
-_ROW_OF_BLOCKS = 32
 
 
 def export_gguf(
@@ -52,7 +47,7 @@ def export_gguf(
     keys: dict[str, Any] = {
         "general.type": "model",
         "general.name": path.stem,
-        "general.file_type": _FILE_TYPES[kind],
+        "general.file_type": FILE_TYPES[kind],
         "general.quantization_version": 2,
     }
     own = write_hyperparameters(_within_window(config, architecture, notes), architecture)
@@ -155,12 +150,17 @@ def _write_tensors(
         notes.append(
             f"the tied head is written a second time, as output.weight: {architecture.name} needs one there"
         )
-    kinds = {name: _kind(tensor.shape, kind) for name, tensor in named}
-    other = [name for name, found in kinds.items() if found == "F16" and kind == "q8_0"]
-    if other:
-        notes.append(
-            f"{len(other)} matrices are F16 and not Q8_0, their rows are no multiple of {_ROW_OF_BLOCKS}: {other[0]} is one"
-        )
+    kinds: dict[str, str] = {}
+    instead: dict[tuple[str, str], list[str]] = {}
+    for name, tensor in named:
+        wanted = wanted_type(name, tensor.shape, kind, config.num_hidden_layers, config.tied)
+        kinds[name] = fitting_type(wanted, tensor.shape[-1])
+        if kinds[name] != wanted:
+            instead.setdefault((kinds[name], wanted), []).append(name)
+    notes += [
+        f"{len(names)} matrices are {found} and not {wanted}, their rows are no whole blocks of it: {names[0]} is one"
+        for (found, wanted), names in instead.items()
+    ]
     divisors = divisors_of(config)
     for name, values in divisors.items():
         _announce(writer, name, values.shape, "F32")
@@ -180,12 +180,6 @@ def _write_tensors(
         writer.write_tensor_data(_stored(values, kinds[name], tensor.name))
 
 
-def _kind(shape: tuple[int, ...], kind: Kind) -> str:
-    if len(shape) == 1:
-        return "F32"
-    return "F16" if kind == "q8_0" and shape[-1] % _ROW_OF_BLOCKS else kind.upper()
-
-
 def _announce(writer: Any, name: str, shape: tuple[int, ...], kind: str) -> None:
     """Describe a tensor, whose data come later and in the same order."""
     gguf = block_types()
@@ -200,10 +194,10 @@ def _stored(values: np.ndarray, kind: str, name: str) -> np.ndarray:
     """The bytes of a tensor (rows, bytes of a row)."""
     gguf = block_types()
     what = f"{name} of the model"
-    if kind == "Q8_0":
-        blocks = gguf.quants.quantize(
-            to_finite(values, np.dtype(np.float32), what), gguf.GGMLQuantizationType.Q8_0
-        )
-        return np.ascontiguousarray(blocks)
-    dtype = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}[kind]
-    return to_finite(values, np.dtype(dtype), what).view(np.uint8)
+    plain = {"F32": np.float32, "F16": np.float16, "BF16": ml_dtypes.bfloat16}
+    if kind in plain:
+        return to_finite(values, np.dtype(plain[kind]), what).view(np.uint8)
+    finite = to_finite(values, np.dtype(np.float32), what)
+    if kind.lower() in K_BYTES:
+        return encode_k(finite, kind.lower())
+    return np.ascontiguousarray(gguf.quants.quantize(finite, gguf.GGMLQuantizationType[kind]))

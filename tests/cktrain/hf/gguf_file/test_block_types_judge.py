@@ -1,6 +1,6 @@
-"""Block types that are read and not written: llama.cpp and cktrain take the same file for the same model.
+"""Block types: llama.cpp and cktrain take the same file for the same model.
 
-Blocks of the K-quants are drawn, since the package cannot quantize to them. llama.cpp rounds activations to 8 bits beside
+Blocks of the K-quants are drawn, so that all of their bits are used. llama.cpp rounds activations to 8 bits beside
 such matrices, so log-probabilities differ by about a hundredth of their spread; a tenth tells right from wrong.
 """
 
@@ -41,10 +41,18 @@ def blocks(values: np.ndarray, kind: str, name: str) -> np.ndarray:
     return data.reshape(values.shape[0], -1)
 
 
+@pytest.mark.parametrize("kind", ["q4_0", "q4_k", "q6_k", "mxfp4"])
+def test_files_of_few_bits_that_are_written_here(kind, gguf):
+    """The widths are 256 and 96, so that K-quants and what takes their place are there."""
+    path = gguf("llama", kind, hidden_size=256, head_dim=64)
+    theirs = log_probabilities(path, IDS)
+    assert np.abs(theirs - ours(path, IDS)).max() < 0.1 * np.ptp(theirs)
+
+
 @pytest.mark.parametrize("kind", ["Q4_0", "Q4_1", "Q5_0", "Q5_1", *SCALES])
 def test_blocks_are_the_numbers_that_llama_cpp_takes_them_for(kind, tmp_path, monkeypatch):
     monkeypatch.setattr(export, "_stored", blocks)
-    monkeypatch.setattr(export, "_kind", lambda shape, _: "F32" if len(shape) == 1 else kind)
+    monkeypatch.setattr(export, "wanted_type", lambda name, shape, *_: "F32" if len(shape) == 1 else kind)
     config = parse_model({**SIZES, "hidden_size": 256, "intermediate_size": 256, "num_hidden_layers": 1})
     numerics = Numerics(cython_kernels.load("reference"), "fp32")
     params = ParamStore(build_model(config, numerics, 64).params(), numerics)

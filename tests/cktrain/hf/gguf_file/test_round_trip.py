@@ -18,7 +18,18 @@ from cktrain.safetensors_file import read_header
 from cktrain.side_files import read_side_files
 
 # Largest rounding, relative to the largest value of a row: f16 has 11 bits, bf16 8, Q8_0 127 steps and a scale in f16.
-ROUNDING = {"f32": 0.0, "f16": 2**-11, "bf16": 2**-8, "q8_0": 0.5 / 127 + 2**-11}
+ROUNDING = {
+    "f32": 0.0,
+    "f16": 2**-11,
+    "bf16": 2**-8,
+    "q8_0": 0.5 / 127 + 2**-11,
+    # Of a row's largest value: codes from -8 to 7, a step of 64 or 16, and floats of 4 bits whose scale may be half of what
+    # would fit best.
+    "q4_0": 1 / 8 + 2**-8,
+    "q6_k": 1 / 64 + 2**-7,
+    "q4_k": 1 / 15 + 2**-5,
+    "mxfp4": 1 / 3,
+}
 
 
 def same_architecture(one, other):
@@ -216,6 +227,33 @@ def test_nan_leaves_no_file(made, tmp_path):
     with pytest.raises(ValueError, match="NaN or infinite"):
         export_gguf(tmp_path / "m.gguf", model.config, model.params, model.side, "q8_0")
     assert [path.name for path in tmp_path.glob("*gguf*")] == []
+
+
+@pytest.mark.parametrize("kind", ["q4_0", "q4_k", "q6_k", "mxfp4"])
+def test_files_of_few_bits_say_what_they_are_and_load(kind, made, tmp_path):
+    sizes = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_hidden_layers": 2}
+    model = made("llama", **sizes)
+    assert export_gguf(tmp_path / "m.gguf", model.config, model.params, model.side, kind) == []
+    file = read_gguf(tmp_path / "m.gguf")
+    kinds = {name: tensor.kind for name, tensor in file.tensors.items() if len(tensor.shape) > 1}
+    other = {"q4_0": {"output.weight": "Q6_K"}, "q6_k": {}}.get(kind, {})
+    if kind == "q4_k":  # Q4_K_M: both layers of two are in the first and last eighth but for the first
+        other = {name: "Q6_K" for name in ("output.weight", "blk.1.attn_v.weight", "blk.1.ffn_down.weight")}
+    if kind == "mxfp4":
+        other = {name: "Q8_0" for name in ("output.weight", "token_embd.weight")}
+    assert kinds == {name: other.get(name, kind.upper()) for name in kinds}
+    assert file.keys["general.file_type"] == {"q4_0": 2, "q4_k": 15, "q6_k": 18, "mxfp4": 38}[kind]
+    ids = np.arange(12).reshape(1, 12)
+    full = logits_of(tmp_path, model, ids)
+    got = ck.load(tmp_path / "m.gguf").logits(ids)
+    assert np.abs(got - full).max() < 0.5 * np.ptp(
+        full
+    )  # 4 bits of drawn weights; wrong ones are off by all of it
+
+
+def logits_of(tmp_path, model, ids):
+    export_gguf(tmp_path / "full.gguf", model.config, model.params, model.side, "f32")
+    return ck.load(tmp_path / "full.gguf").logits(ids)
 
 
 def test_rows_that_are_no_blocks_are_f16_and_it_is_said(made, tmp_path):

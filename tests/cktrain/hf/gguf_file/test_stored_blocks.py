@@ -46,7 +46,7 @@ def mixed(tmp_path, monkeypatch):
 
         names = iter(())
 
-        def kind(shape: tuple[int, ...], _: Any) -> str:
+        def kind(_: str, shape: tuple[int, ...], *__: Any) -> str:
             return "F32" if len(shape) == 1 else next(names)
 
         config = parse_model(
@@ -58,7 +58,7 @@ def mixed(tmp_path, monkeypatch):
         monkeypatch.setattr(export, "_stored", stored)
         matrices = [t.name for t in export.hf_tensors(config, reversed(params.params)) if len(t.shape) == 2]
         names = iter([kind_of(name) for name in matrices])
-        monkeypatch.setattr(export, "_kind", kind)
+        monkeypatch.setattr(export, "wanted_type", kind)
         path = tmp_path / f"mixed-{len(list(tmp_path.iterdir()))}.gguf"
         export.export_gguf(path, config, params, side_files(tmp_path / "side", byte_level()), "f16")
         return path
