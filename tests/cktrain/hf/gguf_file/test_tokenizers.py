@@ -133,6 +133,9 @@ def test_sentencepieces_bpe(prefix, tmp_path):
     assert file.keys["tokenizer.ggml.unknown_token_id"] == 0
     assert file.keys["tokenizer.ggml.token_type"][:4] == [2, 3, 3, 6]
     same_ids(read_backend(side), read_backend(again))
+    # Gemma's files call the unknown token a control token, and name it by its key alone.
+    file.keys["tokenizer.ggml.token_type"][0] = 3
+    same_ids(read_backend(side), read_backend(SideFiles(tokenizer_files(file), found_in="m.gguf")))
 
 
 def test_unigram(tmp_path):
