@@ -1,6 +1,6 @@
 """What replay saves: a pretrained folder goes on with prose and shares of its first data, and is held against both.
 
-    python docs/benchmarks/continued_pretraining.py [--work DIR] [--replay 0 0.1 0.25] [--plot FILE.svg] [--json FILE]
+    python docs/benchmarks/continued_pretraining.py [--work DIR] [--replay 0 0.1 0.25] [--plot FILE.svg]
 
 The steps are those of examples/continued_pretraining.yaml: texts of this Python, a base by examples/demo.yaml of fewer
 steps, its export, and a run for each share of replay. A run without replay has the source as a part that no stage reaches,
@@ -11,13 +11,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "examples" / "continued_pretraining.yaml"
-BASE_STEPS = 350
+BASE_STEPS = 250
 NEVER = 10**12
 """Tokens after which a part is read that is only to be validated."""
 Curve = dict[str, list[tuple[int, float]]]
@@ -29,7 +30,12 @@ def command(*words: object) -> None:
     subprocess.run([sys.executable, "-m", "cktrain", *map(str, words)], check=True)
 
 
-def prepare(work: Path) -> None:
+def train(file: Path, settings: dict[str, object]) -> None:
+    """`cktrain train` with settings."""
+    command("train", file, *[word for key, value in settings.items() for word in ("--set", f"{key}={value}")])
+
+
+def prepare(work: Path, threads: int) -> None:
     """Texts, base and data of the example, in `work`."""
     if not (work / "texts").exists():
         texts = ROOT / "examples" / "continued_pretraining_texts.py"
@@ -37,14 +43,13 @@ def prepare(work: Path) -> None:
     command("data", "prepare", work / "texts/source", work / "data/source", "--vocab-size", 2048, "--reuse")
     if not (work / "models/base").exists():
         settings = {"data.path": work / "data/source", "run.dir": work / "runs/base", "run.steps": BASE_STEPS}
-        words = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        command("train", ROOT / "examples/demo.yaml", *words)
+        train(ROOT / "examples/demo.yaml", settings | {"launch.threads": threads})
         command("export", work / "runs/base", work / "models/base")
     tokenizer = ("--tokenizer", work / "models/base")
     command("data", "prepare", work / "texts/prose", work / "data/prose", *tokenizer, "--reuse")
 
 
-def run(work: Path, replay: float) -> Curve:
+def run(work: Path, replay: float, threads: int) -> Curve:
     """The held-out losses of a run with this share of the base's data."""
     folder = work / f"runs/replay-{replay:g}"
     parts = [{"path": str(work / f"data/{name}")} for name in ("prose", "source")]
@@ -54,18 +59,14 @@ def run(work: Path, replay: float) -> Curve:
             {"until_tokens": NEVER, "weights": {"prose": 1.0}},
             {"weights": {"prose": 1.0, "source": 1.0}},
         ]
-    if not (folder / "checkpoints").exists():
-        settings = {
-            "run.dir": folder,
-            "model.from_pretrained": work / "models/base",
-            "data.mixture": json.dumps(parts),
-            "data.stages": json.dumps(stages),
-        }
-        command(
-            "train",
-            EXAMPLE,
-            *[word for key, value in settings.items() for word in ("--set", f"{key}={value}")],
-        )
+    settings = {
+        "run.dir": folder,
+        "model.from_pretrained": work / "models/base",
+        "data.mixture": json.dumps(parts),
+        "data.stages": json.dumps(stages),
+        "launch.threads": threads,
+    }
+    train(EXAMPLE, settings)  # goes on where one was stopped, and has nothing to do where one is done
     found: Curve = {"prose": [], "source": []}
     for line in (folder / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
@@ -99,21 +100,19 @@ def main() -> None:
     """Make what is missing, print the table."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--work", type=Path, default=Path("continued"))
-    parser.add_argument("--replay", type=float, nargs="+", default=[0.0, 0.1, 0.25])
+    parser.add_argument("--replay", type=float, nargs="*", default=[0.0, 0.1, 0.25])
     parser.add_argument("--plot", type=Path)
-    parser.add_argument("--json", type=Path)
+    parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     work = options.work.resolve()
-    prepare(work)
-    curves = {f"{replay:g}": run(work, replay) for replay in options.replay}
+    prepare(work, options.threads)
+    curves = {f"{replay:g}": run(work, replay, options.threads) for replay in options.replay}
     print("| replay | prose, before | after | source, before | after |\n|---|---|---|---|---|")
     for replay, curve in curves.items():
         cells = [
             f"{point[1]:.3f}" for part in ("prose", "source") for point in (curve[part][0], curve[part][-1])
         ]
         print(f"| {float(replay):.0%} | " + " | ".join(cells) + " |")
-    if options.json:
-        options.json.write_text(json.dumps(curves, indent=1) + "\n")
     if options.plot:
         plot(curves, options.plot)
 
