@@ -46,6 +46,7 @@ from cktrain.run_files import agree_on_side_files
 from cktrain.run_length import count_steps, length_in_words
 from cktrain.shared_folder import check_shared_folder
 from cktrain.training.observer import Observer
+from cktrain.training.run_objective import refuse_other_rows, run_objective
 from cktrain.training.trainer import Trainer
 from cktrain.training.validation import Validator
 from cktrain.training_data import (
@@ -118,6 +119,7 @@ def compose(
         data, pretrained, None if checkpoint is None else checkpoint.path, run_dir, group
     )
     numerics = Numerics(kernels, precision)
+    together(group, partial(refuse_other_rows, data, config.objective.name))
     sources = together(group, partial(open_training, data, model_config.vocab_size))
     _hold_shards(data, group)
     tokens = together(group, partial(mixed_fingerprint, sources))
@@ -181,17 +183,31 @@ def compose(
             params.initialize(config.run.seed)
         progress = Progress(step=0, updates=0, tokens=0, precision=precision)
         part.data.broadcast_weights()  # a checkpoint's digests have told that all ranks read the same
-    validator = None
+    data_of = {"train": (sources, tokens)}
     if data.validation.wanted:
         splits = together(group, partial(open_validation, config))
         held_out = together(group, partial(mixed_fingerprint, splits))
+        data_of["validation"] = splits, held_out
         if together(group, partial(_trained_too, splits, sources)):
             log.warning(
                 "[data] warning: validation reads the very tokens that are trained: its loss says nothing of other text. "
                 "Hold rows out (--validation), or name others in data.validation.path"
             )
-        validator = Validator(config, part, splits, held_out)
     lineage = begin_run(checkpoints, checkpoint, group)
+    objective = run_objective(
+        config,
+        part,
+        data_of,
+        pretrained,
+        base,
+        precision,
+        root=lineage.parents[0].run if lineage.parents else lineage.run,
+        begins=checkpoint is None,
+        group=group,
+    )
+    validator = None
+    if "validation" in data_of:
+        validator = Validator(config, part, *data_of["validation"], objective)
     together(group, lambda: save_config(config, run_dir / "config.yaml") if group.rank == 0 else None)
     progress = replace(
         progress,
@@ -215,6 +231,7 @@ def compose(
         observers=observers,
         side=side,
         adapter=peft,
+        objective=objective,
     )
     return Run(trainer, loader)
 

@@ -282,11 +282,53 @@ class BatchConfig(Section):
         return self.global_batch_size
 
 
-class ObjectiveConfig(Section):
-    """What is minimised."""
+OF_OBJECTIVE: dict[str, dict[str, Any]] = {
+    "dpo": {"beta": 0.1, "label_smoothing": 0.0, "length_normalized": False, "reference": None},
+}
+"""Keys that an objective has for itself, and their defaults."""
+DPO_OPTIMIZER: dict[str, Any] = {"lr": 5.0e-6, "weight_decay": 0.0, "betas": [0.9, 0.999]}
+"""Of the optimizer, where a run prefers and does not give them."""
 
-    name: Literal["next_token"] = "next_token"
-    """next_token: the cross-entropy of each token that follows, of the labels that count."""
+
+class ObjectiveConfig(Section):
+    """What is minimised; keys of another objective than the one named are errors."""
+
+    name: Literal["next_token", "dpo"] = "next_token"
+    """next_token: the cross-entropy of each token that follows, of the labels that count; dpo: of pairs of answers, that
+    the chosen one becomes more probable beside a reference, and the rejected one less (docs/preference.md)."""
+    beta: FinitePositive | None = None
+    """dpo: how closely the model is held to its reference. Default: 0.1."""
+    label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
+    """dpo: the share of pairs that are taken to be the wrong way round. Default: 0."""
+    length_normalized: bool | None = None
+    """dpo: divide an answer's log-probability by its tokens. Default: false."""
+    reference: Literal["adapter_off", "precomputed"] | None = None
+    """dpo: the model without its adapter, computed beside each step; or the model as the run begins, computed once for all
+    pairs and kept in run.dir. Default: adapter_off where a fresh adapter is all that is trained, else precomputed."""
+
+    @model_validator(mode="after")
+    def _check_keys(self) -> ObjectiveConfig:
+        other = {key: name for name, keys in OF_OBJECTIVE.items() if name != self.name for key in keys}
+        if given := [key for key in other if getattr(self, key) is not None]:
+            raise ValueError(
+                f"{given[0]} is of the objective {other[given[0]]}, and name is {self.name}. Leave it out, or set name: "
+                f"{other[given[0]]}"
+            )
+        return self
+
+    def in_words(self) -> str:
+        """Its name and keys."""
+        keys = {key: self.said(key) for key in OF_OBJECTIVE.get(self.name, {})}
+        given = [
+            f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}"
+            for key, value in keys.items()
+        ]
+        return ", ".join([self.name, *(text for text in given if not text.endswith((" None", " False")))])
+
+    def said(self, key: str) -> Any:
+        """A key's value, or its default where it is not given."""
+        value = getattr(self, key)
+        return OF_OBJECTIVE[self.name][key] if value is None else value
 
 
 class OptimizerConfig(Section):
@@ -474,12 +516,16 @@ class Config(Section):
 
     @model_validator(mode="before")
     @classmethod
-    def _default_of_adapters(cls, values: Any) -> Any:
-        """An adapter has other defaults of the optimizer: it begins at zero, and its weights are few."""
-        if not isinstance(values, Mapping) or values.get("adapter") is None:
+    def _defaults_of_the_optimizer(cls, values: Any) -> Any:
+        """An adapter has others: it begins at zero, and its weights are few. Preference has small steps."""
+        if not isinstance(values, Mapping):
             return values
-        optimizer = values.get("optimizer", {})
+        optimizer, objective = values.get("optimizer", {}), values.get("objective")
         if not isinstance(optimizer, Mapping):
+            return values
+        if isinstance(objective, Mapping) and objective.get("name") == "dpo":
+            return {**values, "optimizer": {**DPO_OPTIMIZER, **optimizer}}
+        if values.get("adapter") is None:
             return values
         return {**values, "optimizer": {**ADAPTER_DEFAULTS, **optimizer}}
 

@@ -46,7 +46,8 @@ def losses_in_words(saved: SavedModel, out: str | Path) -> str:
         return f"validation loss: not computed, because {error}"
     except MemoryError as error:
         return f"validation loss: not computed, for want of memory ({error})"
-    return f"validation loss: {trained:.4f} as trained, {exported:.4f} as exported, of {tokens:,} held-out tokens"
+    what = "validation loss" if config.objective.name == "next_token" else "cross-entropy of held-out answers"
+    return f"{what}: {trained:.4f} as trained, {exported:.4f} as exported, of {tokens:,} held-out tokens"
 
 
 def _loss(saved: SavedModel, config: Config, sources: Sources, batches: int) -> tuple[float, int]:

@@ -20,7 +20,7 @@ from typing import Any
 from cktrain import cython_kernels
 from cktrain.base_folder import base_folder, make_base
 from cktrain.checkpoint_folder import find_candidates, free_name
-from cktrain.config import Config
+from cktrain.config import DPO_OPTIMIZER, Config
 from cktrain.config_file import load_config, with_overrides
 from cktrain.config_types import AUTO
 from cktrain.data.chat.prepare import ChatOptions, prepare_chat
@@ -39,6 +39,8 @@ from cktrain.run_length import count_steps, length_in_words
 from cktrain.saved_model import SavedModel, find_saved_model, refuse_model_folder
 from cktrain.side_files import CONFIG_FILE as MODEL_FILE
 from cktrain.trained_run import TrainedRun
+from cktrain.training.preference import kind_of_reference
+from cktrain.training.run_objective import refuse_other_rows
 from cktrain.training_rows import DATA_FOLDER, refuse_other_run
 from cktrain.yaml_text import dump_yaml
 
@@ -70,7 +72,7 @@ _OPTIMIZER = {
         "clip_grad_norm": 1.0,
     },
 }
-_EPOCHS = {"adapter": 3, "full": 2}
+_EPOCHS = {"adapter": 3, "full": 2, "dpo": 1}
 _INSTEAD = {
     ("run", "epochs"): ("steps", "tokens"),
     ("schedule", "warmup_ratio"): ("warmup_steps",),
@@ -210,6 +212,7 @@ def _prepare(
     values = _values(asked, base, folder, dataset, length, given)
     file = out / CONFIG_FILE
     config = load_config(_merged(values, given))
+    refuse_other_rows(config.data, config.objective.name)
     _write(file, _merged(values, given), say)
     config = with_accumulation(_resolved(config), data_ranks=1)
     config = count_steps(config, sequences_of(dataset, "train", length))
@@ -265,7 +268,8 @@ def _data(
     if unknown := sorted(set(asked.chat) - set(known)):
         raise ValueError(f"[finetune] chat: {unknown[0]!r} is none of {', '.join(known)}. Correct it.")
     length = _block(given, "data").get("sequence_length", min(LENGTH, positions))
-    options = ChatOptions(**{"sequence_length": length, **asked.chat})
+    preference = {"preference": True} if _objective(given) == "dpo" else {}
+    options = ChatOptions(**{"sequence_length": length, **asked.chat, **preference})
     if options.sequence_length > positions:
         raise ValueError(
             f"[finetune] --sequence-length {options.sequence_length:,} is longer than the model's {positions:,} positions. "
@@ -290,10 +294,12 @@ def _values(
 ) -> dict[str, Any]:
     """The configuration by default."""
     task = "full" if asked.full else "adapter"
+    objective = _objective(given)
     sequences = sequences_of(dataset, "train", length)
     validates = sequences_of(dataset, "validation", length) > 0
+    epochs = _EPOCHS.get(objective, _EPOCHS[task])
     values: dict[str, Any] = {
-        "run": {"dir": str(asked.out), "epochs": _EPOCHS[task] if asked.epochs is None else asked.epochs},
+        "run": {"dir": str(asked.out), "epochs": epochs if asked.epochs is None else asked.epochs},
         "model": {"from_pretrained": str(base)},
     }
     if not asked.full:
@@ -305,7 +311,7 @@ def _values(
         values["data"]["validation"] = {"times_per_epoch": 5, "at_start": True, "batches": None}
     values |= {
         "batch": _batch(sequences, _block(given, "batch")),
-        "optimizer": dict(_OPTIMIZER[task]),
+        "optimizer": {**_OPTIMIZER[task], **(DPO_OPTIMIZER if objective == "dpo" else {})},
         "schedule": {"name": "cosine", "warmup_ratio": 0.03},
     }
     if validates:
@@ -339,6 +345,10 @@ def _block(given: Values, name: str) -> Values:
     """What was given of a block; a value where a block belongs is the configuration's to refuse."""
     block = given.get(name)
     return block if isinstance(block, Mapping) else {}
+
+
+def _objective(given: Values) -> str:
+    return str(_block(given, "objective").get("name", "next_token"))
 
 
 def _merged(values: Values, given: Values) -> dict[str, Any]:
@@ -389,6 +399,9 @@ def _expected(config: Config, dataset: dict[str, Any], length: int) -> list[str]
             f"batch.global_batch_size give more{longest}"
         )
     lines.append(_weights_in_words(config))
+    if config.objective.name != "next_token":
+        told = config.objective.model_copy(update={"reference": kind_of_reference(config)})
+        lines.append(f"objective: {told.in_words()}")
     optimizer, schedule = config.optimizer, config.schedule
     betas = (
         f", betas {optimizer.betas[0]:g}/{optimizer.betas[1]:g}"

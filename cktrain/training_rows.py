@@ -49,7 +49,7 @@ def prepare_rows(config: Config, base: Path | None, checkpoint: Checkpoint | Non
             source,
             folder,
             tokenizer=base,
-            options=chat_options(data),
+            options=chat_options(data, config.objective.name),
             reuse=True,
             progress=False,
             say=lambda text: log.info("%s", text),
@@ -103,8 +103,8 @@ def with_folder(config: Config) -> Config:
     return config.model_copy(update={"data": data.model_copy(update=named)})
 
 
-def chat_options(data: DataConfig) -> ChatOptions:
-    """How the rows become sequences, by the keys that are given and the defaults of `cktrain data prepare`."""
+def chat_options(data: DataConfig, objective: str = "next_token") -> ChatOptions:
+    """How the rows become sequences for an objective, by the given keys and the defaults of `cktrain data prepare`."""
     given = {key: getattr(data, key) for key in OF_ROWS} | {"validation_fraction": data.validation.fraction}
     known = {name: value for name, value in given.items() if value is not None}
-    return ChatOptions(sequence_length=data.sequence_length, **known)
+    return ChatOptions(sequence_length=data.sequence_length, preference=objective == "dpo", **known)

@@ -35,9 +35,9 @@ MUTANTS = [
     Mutant(
         "mean of the micro-batches' means",
         "cktrain/parallel/pipeline.py",
-        "losses[action.micro_batch], valid = self._forward(batch, slot, number, objective, train=True)\n",
-        "losses[action.micro_batch], valid = self._forward(batch, slot, number, objective, train=True)\n"
-        "                losses[action.micro_batch], valid = losses[action.micro_batch] / max(valid, 1), 1\n",
+        "sums[action.micro_batch] = self._forward(batch, slot, number, objective, train=True)\n",
+        "loss, count, *_ = self._forward(batch, slot, number, objective, train=True)\n"
+        "                sums[action.micro_batch] = LossSums(loss / max(count, 1), 1, 1)\n",
         "tests/cktrain/training/test_trainer.py::test_unequal_ignore_counts_are_weighted_by_token",
     ),
     Mutant(

@@ -48,6 +48,10 @@ class Batch:
 
     None: nothing is random, as in validation.
     """
+    windows: npt.NDArray[np.int64] | None = None
+    """int64 (B): which of the data's windows each sequence is; -1: padding."""
+    reference: npt.NDArray[np.float64] | None = None
+    """fp64 (pairs, 2): of preference data, the reference's log-probabilities of chosen and rejected answers."""
 
 
 def empty_batch(micro_batch_size: int, sequence_length: int) -> Batch:
@@ -124,7 +128,14 @@ class BatchLoader:
         keys = sequence_keys(self.seed, consumed + first, share)
         size = self.micro_batch_size
         parts = [slice(begin, begin + size) for begin in range(0, share, size)]
-        return [replace(self._micro_batch(chosen[part]), keys=keys[part]) for part in parts]
+        return [
+            replace(
+                self._micro_batch(chosen[part]),
+                keys=keys[part],
+                windows=np.array([window for _, window in chosen[part]], np.int64),
+            )
+            for part in parts
+        ]
 
     def sequences(self, consumed: int) -> list[tuple[TokenSource, int]]:
         """Source and window of each sequence of the global batch that follows `consumed` sequences."""
@@ -222,7 +233,7 @@ class ValidationBatches:
         """This rank's micro-batch `index`. Raises ValueError on an id beyond the vocabulary, IndexError at the end."""
         begin = self._mine[index] * self.micro_batch_size
         chosen = range(begin, min(begin + self.micro_batch_size, self._windows))
-        return _read_windows(
+        batch = _read_windows(
             self.source,
             [(self.source, window) for window in chosen],
             self.sequence_length,
@@ -230,6 +241,9 @@ class ValidationBatches:
             self.document_mask,
             self.vocab_size,
         )
+        windows = np.full(self.micro_batch_size, -1, np.int64)
+        windows[: len(chosen)] = chosen
+        return replace(batch, windows=windows)
 
 
 def windows_in(source: TokenSource, sequence_length: int) -> int:

@@ -16,7 +16,7 @@ from cktrain.data.chat.stored_rows import stored_rows
 from cktrain.data.chat.template import PINNED_DATE, ChatTemplate, named_tokens
 from cktrain.data.documents import BadRow
 from cktrain.data.same_tokenizer import other_tokenizer_error, tokenizer_differences
-from cktrain.data.shards import DATASET_FILE, Split, open_source
+from cktrain.data.shards import DATASET_FILE, Split, open_source, read_dataset
 from cktrain.side_files import SideFiles, SpecialTokens, read_tokenizer
 
 
@@ -73,6 +73,11 @@ def read_rows(
 
 
 def _stored(folder: Path, side: SideFiles, options: RowOptions) -> list[EvaluationRow]:
+    if "pairs" in (read_dataset(folder).get("chat") or {}):
+        raise ValueError(
+            f"[evaluate] {folder} holds preference pairs, and a rejected answer is none to be held against. Give rows of "
+            "chats: of a file of pairs the chosen answers are --columns completion=chosen."
+        )
     own = read_tokenizer(folder)
     if differences := tokenizer_differences(own, side):
         raise other_tokenizer_error(

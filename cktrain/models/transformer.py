@@ -23,6 +23,9 @@ from cktrain.nn.head import Head
 from cktrain.nn.module import Module
 from cktrain.nn.numerics import Numerics
 
+PlanLoss = Callable[["Transformer", np.ndarray, np.ndarray, Slot, bool], object]
+"""Asks a slot for what an objective's loss does: (model, x, labels, slot, train)."""
+
 
 class Transformer(Module):
     """A whole model, or a stage of it.
@@ -192,14 +195,16 @@ class Transformer(Module):
                 slot.streams[name] = Stream(value, gradient)
         return slot.streams.values()
 
-    def plan(self, batch_size: int, sequence_length: int, train: bool = True) -> SlotPlan:
-        """What a slot for a micro-batch of this shape holds, found by a dry run."""
+    def plan(
+        self, batch_size: int, sequence_length: int, train: bool = True, loss: PlanLoss | None = None
+    ) -> SlotPlan:
+        """What a slot for a micro-batch of this shape holds, found by a dry run; with another `loss` than the model's."""
 
         def run(slot: Slot) -> None:
             ids = np.zeros((batch_size, sequence_length), np.int32)
             x = self.hidden(ids, slot)
             if self.head is not None:
-                self.loss(x, ids, slot, train)
+                (Transformer.loss if loss is None else loss)(self, x, ids, slot, train)
             if train:
                 self.backward_loss(ids, slot)
 

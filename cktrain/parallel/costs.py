@@ -24,11 +24,12 @@ from cktrain.hf.freeze import hold_as_stored
 from cktrain.memory.param_store import ParamStore
 from cktrain.memory.slot import Slot
 from cktrain.models.build import build_model, styles_of
-from cktrain.models.transformer import Transformer
+from cktrain.models.transformer import PlanLoss, Transformer
 from cktrain.nn.numerics import Numerics
 from cktrain.parallel.fake_group import fake_ranks
 from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.tensor import divide_layers
+from cktrain.training.objective_table import OBJECTIVES
 
 LEAST_ROUNDS = 2
 LEAST_SECONDS = 0.3
@@ -126,7 +127,8 @@ def measure_costs(config: Config, numerics: Numerics, mesh: Mesh) -> ModelCosts:
     for param in params.params:
         param.data.reshape(-1)[...] = np.resize(pattern, param.data.size)
     params.refresh()
-    slot = model.plan(*shape).allocate()[0]
+    loss = OBJECTIVES[config.objective.name].plan
+    slot = model.plan(*shape, loss=loss).allocate()[0]
     ids = rng.integers(0, config.model.vocab_size, (2, *shape), dtype=np.int32)
     plain, profiled = numerics.kernels, ProfiledKernels(numerics.kernels)
     numerics.kernels = profiled
@@ -136,7 +138,7 @@ def measure_costs(config: Config, numerics: Numerics, mesh: Mesh) -> ModelCosts:
         while len(rounds) <= LEAST_ROUNDS or time.perf_counter() - began < LEAST_SECONDS:
             profiled.reset()
             entered = time.perf_counter()
-            parts = time_parts(model, slot, ids[0], ids[1], time.perf_counter)
+            parts = time_parts(model, slot, ids[0], ids[1], time.perf_counter, loss)
             whole = time.perf_counter() - entered
             inside = sum(total.seconds for total in profiled.totals.values())
             rounds.append({**parts, "outside": (whole - inside) / whole})
@@ -148,17 +150,22 @@ def measure_costs(config: Config, numerics: Numerics, mesh: Mesh) -> ModelCosts:
 
 
 def predict_costs(
-    model: Transformer, slot: Slot, kernels: PredictedKernels, clock: Clock | None = None
+    model: Transformer,
+    slot: Slot,
+    kernels: PredictedKernels,
+    clock: Clock | None = None,
+    loss: PlanLoss | None = None,
 ) -> ModelCosts:
     """The same for all parts of a model, or of a stage, without memory: `slot`'s arrays are shapes alone.
 
-    With a `clock`, what that says of each part while the kernels compute nothing.
+    `loss` is the objective's, None the model's own. With a `clock`, what that says of each part while the kernels compute
+    nothing.
     """
     ids = np.zeros((slot.batch_size, slot.sequence_length), np.int32)
     plain, model.num.kernels = model.num.kernels, kernels
     try:
         with np.errstate(all="ignore"):
-            parts = time_parts(model, slot, ids, ids, clock or (lambda: kernels.seconds))
+            parts = time_parts(model, slot, ids, ids, clock or (lambda: kernels.seconds), loss)
     finally:
         model.num.kernels = plain
     return _costs(parts, list(range(len(model.blocks))), 0.0)
@@ -178,7 +185,12 @@ def divided_model(config: Config, numerics: Numerics, mesh: Mesh) -> Transformer
 
 
 def time_parts(
-    model: Transformer, slot: Slot, tokens: np.ndarray, targets: np.ndarray, clock: Clock
+    model: Transformer,
+    slot: Slot,
+    tokens: np.ndarray,
+    targets: np.ndarray,
+    clock: Clock,
+    loss: PlanLoss | None = None,
 ) -> dict[str, float]:
     """One forward and backward; the clock's time of each part by "embedding forward", "block 0 backward" …"""
     spent: dict[str, float] = defaultdict(float)
@@ -207,7 +219,7 @@ def time_parts(
         x = model.hidden(tokens, slot)
         began = clock()
         if model.head is not None:
-            model.loss(x, targets, slot, True)
+            (Transformer.loss if loss is None else loss)(model, x, targets, slot, True)
         spent["head forward"] += clock() - began
         before = sum(seconds for key, seconds in spent.items() if key.endswith("backward"))
         began = clock()

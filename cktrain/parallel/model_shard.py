@@ -10,6 +10,7 @@ from cktrain.config import Config
 from cktrain.data.loader import Batch
 from cktrain.memory.param import Param
 from cktrain.memory.param_store import ParamStore
+from cktrain.memory.slot import SlotPlan
 from cktrain.models.build import styles_of
 from cktrain.models.transformer import Transformer
 from cktrain.nn.linear import Linear
@@ -24,7 +25,8 @@ from cktrain.parallel.roles import tag_by_role
 from cktrain.parallel.schedules import Schedule, make_schedule, slots_needed
 from cktrain.parallel.stages import Partition, keep_stage, partition_by_flops
 from cktrain.parallel.tensor import divide_layers
-from cktrain.training.objective import Objective
+from cktrain.training.objective import LossSums, Objective
+from cktrain.training.objective_table import OBJECTIVES
 
 
 class ModelShard:
@@ -55,6 +57,8 @@ class ModelShard:
                 "parallel.schedule gpipe puts others between. Set parallel.schedule: 1f1b."
             )
         self._slot_shape = batch.resolved_micro_batch_size, length
+        self.plan_loss = OBJECTIVES[config.objective.name].plan
+        """Of the run's objective, for dry runs."""
         if cuts is None:
             cuts = partition_by_flops(model, ranks.pipeline.size, length)
         tag_by_role(model.params(), styles_of(config.model))
@@ -93,21 +97,25 @@ class ModelShard:
     def stage(self) -> Stage:
         """The stage with as many slots as the schedule needs; their dry run also counts gradients' contributions."""
         with self.data.counting():
-            plan = self.model.plan(*self._slot_shape)
+            plan = self.slot_plan()
         slots = plan.allocate(slots_needed(self.schedule[self.ranks.pipeline.rank]))
         return Stage(self.model, self.ranks.pipeline, slots, self.ranks.comm_timer)
 
-    def gradients(self, batches: Sequence[Batch], objective: Objective) -> tuple[list[float], int]:
+    def slot_plan(self) -> SlotPlan:
+        """What a slot of a micro-batch holds while the run's objective is minimised."""
+        return self.model.plan(*self._slot_shape, loss=self.plan_loss)
+
+    def gradients(self, batches: Sequence[Batch], objective: Objective) -> list[LossSums]:
         """Forwards and backwards of this rank's micro-batches, and the sums of gradients over the ranks. Collective.
 
-        Returns the loss sum of each micro-batch and the number of labels of all; zeros where the head is not.
+        Returns the sums of each micro-batch; zeros where the head is not.
         """
         self.data.begin()
         actions = self.schedule[self.ranks.pipeline.rank]
-        losses, count = self.stage.train(batches, actions, self.data.end_micro_batch, objective)
+        sums = self.stage.train(batches, actions, self.data.end_micro_batch, objective)
         self.data.finish()
         self.partial.sum()
-        return losses, count
+        return sums
 
     def squared_norm(self) -> float:
         """This rank's share of the squared norm of the unnormalised gradient."""

@@ -24,7 +24,7 @@ from cktrain.memory.slot import Slot
 from cktrain.models.transformer import Transformer
 from cktrain.parallel.comm_timer import CommTimer
 from cktrain.parallel.schedules import Action
-from cktrain.training.objective import NextToken, Objective
+from cktrain.training.objective import NOTHING, LossSums, NextToken, Objective
 
 NEXT_TOKEN = NextToken()
 
@@ -62,12 +62,12 @@ class Stage:
         actions: Sequence[Action],
         after_backward: Callable[[], None] = lambda: None,
         objective: Objective = NEXT_TOKEN,
-    ) -> tuple[list[float], int]:
+    ) -> list[LossSums]:
         """Every forward and backward of these micro-batches, in the schedule's order.
 
-        Returns the loss sum of each micro-batch and the number of labels of all; zeros where the head is not.
+        Returns the sums of each micro-batch; `NOTHING` where the head is not.
         """
-        losses, count = [0.0] * len(batches), 0
+        sums = [NOTHING] * len(batches)
         started = time.perf_counter()
         for action, following in zip(actions, [*actions[1:], None], strict=True):
             batch, number = batches[action.micro_batch], action.micro_batch % len(self.slots)
@@ -79,8 +79,7 @@ class Stage:
                 self._post(following)
             waited, began = self.comm_timer.seconds, time.perf_counter()
             if action.kind == "forward":
-                losses[action.micro_batch], valid = self._forward(batch, slot, number, objective, train=True)
-                count += valid
+                sums[action.micro_batch] = self._forward(batch, slot, number, objective, train=True)
             else:
                 self.model.backward_loss(batch.ids, slot)
                 if self.model.trains_below:
@@ -95,25 +94,23 @@ class Stage:
         self._wait_for_sends()
         self.clock.total += time.perf_counter() - started
         self.clock.micro_batches += len(batches)
-        return losses, count
+        return sums
 
-    def evaluate(self, batch: Batch, objective: Objective = NEXT_TOKEN) -> tuple[float, int]:
-        """(loss sum, labels) of one micro-batch without gradients; zeros where the head is not."""
+    def evaluate(self, batch: Batch, objective: Objective = NEXT_TOKEN) -> LossSums:
+        """The sums of one micro-batch without gradients; `NOTHING` where the head is not."""
         self._receive(Action("forward", 0))
         result = self._forward(batch, self.slots[0], 0, objective, train=False)
         self._wait_for_sends()
         return result
 
-    def _forward(
-        self, batch: Batch, slot: Slot, number: int, objective: Objective, train: bool
-    ) -> tuple[float, int]:
+    def _forward(self, batch: Batch, slot: Slot, number: int, objective: Objective, train: bool) -> LossSums:
         slot.describe(batch.positions, batch.first, batch.keys if train else None)
         x = self.model.hidden(batch.ids, slot)
         if self._last:
             self._wait_for_send("backward", number)  # the loss leaves its gradient where that one lies
             return objective.loss(self.model, x, batch, slot, train)
         self._send(("forward", number), self.model.stage_outputs(x, slot), self.group.rank + 1)
-        return 0.0, 0
+        return NOTHING
 
     def _source(self, action: Action) -> int | None:
         """The stage that this action's input comes from, or None."""

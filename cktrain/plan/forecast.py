@@ -72,6 +72,8 @@ def forecast(
         counted = count_steps(config, sequences)
         mixture = parts_read(counted, open_training(config.data, config.model.vocab_size))
     seconds = None if plan.step is None or steps is None else plan.step.step * steps
+    if seconds is not None and plan.step is not None and sequences is not None and not plan.step.beside:
+        seconds += plan.step.reference * sequences / config.batch.resolved_global_batch_size
     if seconds is not None and config.run.max_seconds is not None:
         seconds = min(seconds, config.run.max_seconds)
     chat = {} if dataset is None else dataset.get("chat") or {}

@@ -95,7 +95,7 @@ def plan_rank(
     by_kind = dict.fromkeys((kind.name for kind in fields(RankMemory)), 0)
     for name, nbytes in arenas.items():
         by_kind[KINDS[name]] += nbytes
-    shared = model.plan(config.batch.resolved_micro_batch_size, length).shared_bytes
+    shared = part.slot_plan().shared_bytes
     by_kind["activations"] -= shared
     by_kind["workspaces"] += shared + kernel_workspace(numerics, threads)
     return PlannedRank(part, training, optimizer.flops, dict(arenas), RankMemory(**by_kind))

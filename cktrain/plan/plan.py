@@ -16,7 +16,8 @@ from cktrain.parallel.stages import Partition
 from cktrain.plan.formulas import amdahl_ceiling, bubble_share, key_value_bytes
 from cktrain.plan.memory import RankMemory, plan_rank
 from cktrain.plan.rates import Link, UpdateRates
-from cktrain.plan.step import StepPrediction, WireBytes, predict_step, stage_work
+from cktrain.plan.step import StepPrediction, WireBytes, predict_step, reference_forward, stage_work
+from cktrain.training.preference import kind_of_reference
 
 FREE = ModelCosts(Cost(0.0, 0.0), (), Cost(0.0, 0.0))
 ENDLESS = {axis: Link(math.inf) for axis in AXES}
@@ -92,7 +93,7 @@ def predict_whole_model(config: Config, mesh: Mesh, precision: str, kernels: Pre
     alone = replace(mesh, pipeline=1)
     parallel = config.parallel.model_copy(update={"pipeline": 1})
     rank = plan_rank(config.model_copy(update={"parallel": parallel}), alone, 0, precision)
-    return predict_costs(rank.part.model, rank.stage.slots[0], kernels)
+    return predict_costs(rank.part.model, rank.stage.slots[0], kernels, loss=rank.part.plan_loss)
 
 
 def make_plan(
@@ -139,6 +140,9 @@ def make_plan(
     if costs is None or rates is None or links is None:
         return plan
     step = predict_step(ranks, works, rates, links)
+    if config.objective.name == "dpo":
+        beside = kind_of_reference(config) == "adapter_off"
+        step = step.with_reference(reference_forward(works, costs.head, first.micro_batches), beside)
     tokens = config.batch.resolved_global_batch_size * config.data.sequence_length / step.step
     serial = costs.outside / (costs.outside + (1 - costs.outside) * machine.threads)
     return replace(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from cktrain.parallel.costs import Cost, ModelCosts, PredictedKernels, predict_costs
 from cktrain.parallel.fake_group import FakeGroup
@@ -19,6 +19,9 @@ from cktrain.parallel.schedules import simulate
 from cktrain.plan.formulas import all_reduce_bytes, half_all_reduce_bytes
 from cktrain.plan.memory import PlannedRank
 from cktrain.plan.rates import Link, UpdateRates
+
+_SCORES = 1 / 3
+"""Of the products of a frozen head in a preference's loss: logits once for the scores, once more for dx, and dx."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,14 @@ class StepPrediction:
     """Clearing, norm and optimizer."""
     weights: float
     """What remains of the weights' exchange after the update."""
+    reference: float = 0.0
+    """The forwards of a preference's reference for the sequences of a step."""
+    beside: bool = True
+    """Whether these are a part of each step; else they are computed once, before the first."""
+
+    def with_reference(self, seconds: float, beside: bool) -> StepPrediction:
+        """This step of a run that has a reference."""
+        return replace(self, step=self.step + seconds * beside, reference=seconds, beside=beside)
 
 
 @dataclass(frozen=True)
@@ -83,6 +94,7 @@ def stage_work(
         rank.stage.slots[0],
         PredictedKernels(math.inf, math.inf),
         lambda: link.seconds(group.traffic.nbytes - before, group.traffic.calls - calls),
+        rank.part.plan_loss,
     ).whole
     return StageWork(compute, messages, _wire(rank, group.traffic.nbytes - before))
 
@@ -113,6 +125,13 @@ def predict_step(
         update=update,
         weights=weights,
     )
+
+
+def reference_forward(works: Sequence[StageWork], head: Cost, micro_batches: int) -> float:
+    """Seconds of a step's micro-batches, one behind the other, forward through the stages and up to the head's scores."""
+    forwards = [work.compute.forward + work.messages.forward for work in works]
+    forwards[-1] -= (1 - _SCORES) * head.forward
+    return (micro_batches + len(works) - 1) * max(forwards)
 
 
 def _tail(

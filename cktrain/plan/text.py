@@ -6,6 +6,7 @@ from dataclasses import fields
 
 from cktrain.plan.memory import RankMemory
 from cktrain.plan.plan import Plan, gib
+from cktrain.plan.step import StepPrediction
 
 LABELS = {
     "weights": "weights (fp32 masters)",
@@ -51,6 +52,7 @@ def plan_text(plan: Plan, source: str = "") -> str:
             f"step {1e3 * step.step:,.1f} ms = schedule {1e3 * step.schedule:,.1f} (tensor messages "
             f"{1e3 * step.tensor:,.1f}) + gradients {1e3 * step.gradients:,.1f} + update {1e3 * step.update:,.1f} "
             f"+ weights {1e3 * step.weights:,.1f}",
+            *_reference(step),
             f"{plan.tokens_per_second:,.0f} tokens/s, {plan.flops_per_second / 1e12:.3f} TFLOP/s",
         ]
         if mesh.pipeline > 1:
@@ -67,6 +69,17 @@ def plan_text(plan: Plan, source: str = "") -> str:
     if plan.disturbance:
         lines.append(plan.disturbance)
     return "\n".join(lines)
+
+
+def _reference(step: StepPrediction) -> list[str]:
+    if not step.reference:
+        return []
+    when = (
+        "beside each step, in its time"
+        if step.beside
+        else "once, of the sequences of each step before the first"
+    )
+    return [f"reference {1e3 * step.reference:,.1f} ms {when}"]
 
 
 def _heading(what: str, columns: int, unit: str) -> str:

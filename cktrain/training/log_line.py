@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from cktrain.training.metrics import StepMetrics
+from cktrain.training.metrics import StepMetrics, in_words
 from cktrain.training.observer import Observer
 from cktrain.training.validation import ValidationResult
 
@@ -22,11 +22,12 @@ class LogLine(Observer):
         """The validation's line."""
         bits = "" if result.bits_per_byte is None else f"  bits_per_byte: {result.bits_per_byte:.4f}"
         parts = "".join(f"  {name}: {loss:.5f}" for name, loss in result.parts.items())
+        more = "".join(f"  {each}" for each in in_words(result.measures))
         log.info(
             "validate step: %d  loss: %.5f%s  tokens: %s%s",
             step,
             result.loss,
             bits,
             f"{result.tokens:,}",
-            parts,
+            parts + more,
         )

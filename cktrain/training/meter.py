@@ -69,4 +69,5 @@ class Meter:
             data_ms=1e3 * self._data_seconds / self._steps,
             epoch=epoch,
             mixture=mixture,
+            measures=result.measures,
         )

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import os
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 
@@ -20,7 +21,7 @@ class StepMetrics:
     step: int
     """From 1."""
     loss: float
-    """Mean over the valid tokens of the global batch, before the update (nats per token)."""
+    """Mean over the valid tokens of the global batch, or its pairs, before the update (nats)."""
     grad_norm: float
     """Global norm of the mean gradient, before clipping."""
     lr: float
@@ -41,6 +42,8 @@ class StepMetrics:
     """Passes over the data since the run began, where the run is as long as its epochs."""
     mixture: dict[str, float] | None = None
     """By part of a mixture its share of the sequences since the run began."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """What the objective measures beside the loss, of this step: of preference the rewards."""
 
     def line(self, seconds_per_step: float, steps_left: int) -> str:
         """The log line."""
@@ -62,8 +65,14 @@ class StepMetrics:
             f"data: {data_share:.1f}%",
             f"eta: {format_seconds(seconds_per_step * steps_left)}",
             *(() if self.epoch is None else (f"epoch: {self.epoch:.2f}",)),
+            *in_words(self.measures),
         )
         return "  ".join(fields)
+
+
+def in_words(measures: Mapping[str, float]) -> list[str]:
+    """What an objective measures, as fields of a log line."""
+    return [f"{name}: {value:.4g}" for name, value in measures.items()]
 
 
 def proportional_set_size() -> int | None:

@@ -1,6 +1,7 @@
 """`metrics.jsonl`: a line per logged step and per validation, for curves and dashboards.
 
-A line is one JSON object; training lines have `loss`, validation lines `val_loss`. It only watches: where the file cannot
+A line is one JSON object; training lines have `loss`, validation lines `val_loss`; what an objective measures beside it
+stands there by its name, of a validation with `val_` before it. It only watches: where the file cannot
 be written, the run goes on without it.
 """
 
@@ -46,11 +47,13 @@ class MetricsFile(Observer):
         """A validation line."""
         values = {"step": step, "val_loss": result.loss, "bits_per_byte": result.bits_per_byte}
         of_parts = {"val_loss_of_parts": result.parts} if result.parts else {}
-        self.write({**values, **of_parts, "val_data": result.data})
+        measures = {f"val_{name}": value for name, value in result.measures.items()}
+        self.write({**values, **of_parts, **measures, "val_data": result.data})
 
     def write(self, values: StepMetrics | dict[str, Any]) -> None:
         """One line; a non-finite number becomes null, since JSON has none."""
         record = asdict(values) if isinstance(values, StepMetrics) else values
+        record |= record.pop("measures", {})
         for key in ("epoch", "mixture"):  # of a run whose length is given in steps, of one data set
             if record.get(key, 0) is None:
                 del record[key]

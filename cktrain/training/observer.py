@@ -11,8 +11,8 @@ and what one rank alone meets in it becomes trouble, which all ranks hear of at 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 from cktrain.agreed import AgreedError, Trouble
 from cktrain.best_effort import BestEffort
@@ -36,6 +36,8 @@ class StepResult:
     comm_seconds: float
     seconds: float = 0.0
     """Of training up to this step, by rank 0's clock, as all ranks know it."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """Means of what the objective measures beside the loss."""
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ def training_values(record: StepMetrics, seconds_per_step: float) -> dict[str, f
         "memory/process(GiB)": None if record.memory_bytes is None else record.memory_bytes / 2**30,
         "epoch": record.epoch,
         **{f"mixture/{name}": share for name, share in (record.mixture or {}).items()},
+        **record.measures,
     }
     return {name: float(value) for name, value in values.items() if value is not None}
 
@@ -32,4 +33,4 @@ def validation_values(result: ValidationResult) -> dict[str, float]:
     values |= {f"validation_metrics/loss/{name}": loss for name, loss in result.parts.items()}
     if result.bits_per_byte is not None:
         values["validation_metrics/bits_per_byte"] = result.bits_per_byte
-    return values
+    return values | {f"validation_metrics/{name}": value for name, value in result.measures.items()}

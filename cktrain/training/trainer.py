@@ -1,7 +1,7 @@
 """The training loop: micro-batches -> gradients -> reduced sums -> clip -> update; who observes it is told at each moment.
 
-Loss and gradient are means over the valid tokens of the global batch, whatever the split in micro-batches and ranks:
-each adds unnormalised sums and counts, and the division by the global count happens once, in the optimizer's scale.
+Loss and gradient are means over the valid tokens of the global batch (or its pairs), whatever the split in micro-batches and
+ranks: each adds unnormalised sums and counts, and the division by the global count happens once, in the optimizer's scale.
 The trainer knows nothing of how the model is divided: its rank's `ModelShard` does. What is minimised is the objective's
 matter (`objective.py`); log lines, metrics, checkpoints and validation are observers (`observer.py`).
 
@@ -40,7 +40,7 @@ from cktrain.training.divergence import DivergenceCheck
 from cktrain.training.log_line import LogLine
 from cktrain.training.meter import Meter
 from cktrain.training.metrics_file import MetricsFile
-from cktrain.training.objective import OBJECTIVES, Objective
+from cktrain.training.objective import NextToken, Objective
 from cktrain.training.observer import Observer, Observers, Step, StepResult
 from cktrain.training.periodic_validation import PeriodicValidation
 from cktrain.training.run_clock import RunClock
@@ -69,8 +69,12 @@ class Trainer:
         observers: Sequence[Observer] = (),
         side: SideFiles | None = None,
         adapter: PeftAdapter | None = None,
+        objective: Objective | None = None,
     ) -> None:
-        """`observers` only watch, as the log and the metrics file do; rank 0 has in `side` what stands beside weights."""
+        """`observers` only watch, as the log and the metrics file do; rank 0 has in `side` what stands beside weights.
+
+        `objective`: None is next token.
+        """
         self.config = config
         self.part = part
         self.model = part.model
@@ -79,7 +83,7 @@ class Trainer:
         self.loader = loader
         self.group = part.ranks.world
         self.progress = progress
-        self.objective: Objective = OBJECTIVES[config.objective.name]()
+        self.objective: Objective = NextToken() if objective is None else objective
         self.validator = validator
         self.peak_flops = peak_flops
         self.observers = list(observers)
@@ -113,16 +117,18 @@ class Trainer:
         batches, trouble = self._batches()
         trouble = self._trouble or trouble
         with self.flag.left_if_long() if self.group.size == 1 else contextlib.nullcontext():
-            losses, count = part.gradients(batches, self.objective)
+            batches = self.objective.prepare(part.stage, batches, "train")
+            found = part.gradients(batches, self.objective)
         norms, troubled, clock = part.squared_norm(), trouble is not None, self._clock.seconds
-        sums = reduce_step(part.ranks, losses, count, norms, stop, troubled, clock)
+        names = self.objective.measures
+        sums = reduce_step(part.ranks, found, norms, stop, troubled, clock, len(names))
         if sums.trouble:
             self._end_together(trouble)
         if sums.tokens == 0:
             self._say_that_nothing_is_learned(step)
-        tokens = max(sums.tokens, 1)
-        loss = sums.loss_sum / tokens
-        norm = math.sqrt(sums.squared_norm) / tokens
+        count = max(sums.count, 1)
+        loss = sums.loss_sum / count
+        norm = math.sqrt(sums.squared_norm) / count
         run = self.config.run
         at = position(step, run.total_steps, sums.seconds, run.max_seconds)
         lr = learning_rate(self.config.schedule, self.config.optimizer.lr, run.total_steps, at)
@@ -131,7 +137,7 @@ class Trainer:
         if applied:
             limit = self.config.optimizer.clip_grad_norm
             clip = min(1.0, limit / norm) if limit and norm else 1.0
-            part.data.update(self.optimizer, lr, clip / tokens, self.progress.updates + 1)
+            part.data.update(self.optimizer, lr, clip / count, self.progress.updates + 1)
         self.progress = replace(
             self.progress,
             step=step,
@@ -142,7 +148,8 @@ class Trainer:
         )
         self._updating = False
         waited = part.ranks.comm_timer.seconds - waited_before
-        return StepResult(loss, norm, lr, sums.tokens, applied, sums.stop, waited, sums.seconds)
+        measures = dict(zip(names, sums.measures, strict=True))
+        return StepResult(loss, norm, lr, sums.tokens, applied, sums.stop, waited, sums.seconds, measures)
 
     def _batches(self) -> tuple[list[Batch], Trouble | None]:
         """The micro-batches of the next step, and what is wrong with them.

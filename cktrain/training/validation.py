@@ -19,13 +19,14 @@ from cktrain.data.loader import Batch, ValidationBatches, empty_batch
 from cktrain.data.shards import TokenSource
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.step_reduction import reduce_step
+from cktrain.training.objective import NOTHING, LossSums, NextToken, Objective
 
 log = logging.getLogger("cktrain")
 
 
 @dataclass(frozen=True)
 class ValidationResult:
-    """`loss` in nats per token over `tokens` tokens."""
+    """`loss` in nats per token over `tokens` tokens, or per pair, by the run's objective."""
 
     loss: float
     tokens: int
@@ -34,6 +35,8 @@ class ValidationResult:
     """Fingerprint of the split's tokens; empty where nobody asked for it."""
     parts: dict[str, float] = field(default_factory=dict)
     """Of a mixture the loss of each part by its name."""
+    measures: Mapping[str, float] = field(default_factory=dict)
+    """Means of what the objective measures beside the loss."""
 
 
 def combined(results: Mapping[str, ValidationResult], config: Config, data: str) -> ValidationResult:
@@ -52,15 +55,27 @@ def combined(results: Mapping[str, ValidationResult], config: Config, data: str)
         if weight
     )
     parts = {name: result.loss for name, result in results.items()}
-    return ValidationResult(loss, sum(result.tokens for result in results.values()), None, data, parts)
+    names = next(iter(results.values())).measures
+    measures = {
+        name: sum(w / total * r.measures[name] for w, r in zip(weights, results.values(), strict=True) if w)
+        for name in names
+    }
+    return ValidationResult(loss, sum(r.tokens for r in results.values()), None, data, parts, measures)
 
 
 class Validator:
     """Evaluates the model on the validation split, of a mixture on that of each part, divided over the data ranks."""
 
     def __init__(
-        self, config: Config, part: ModelShard, sources: Mapping[str, TokenSource], fingerprint: str
+        self,
+        config: Config,
+        part: ModelShard,
+        sources: Mapping[str, TokenSource],
+        fingerprint: str,
+        objective: Objective | None = None,
     ) -> None:
+        """`objective`: None is next token."""
+        self.objective: Objective = NextToken() if objective is None else objective
         self.config = config
         self.sources = sources
         self.fingerprint = fingerprint
@@ -92,7 +107,7 @@ class Validator:
             self.config.data.sequence_length,
             self.config.batch.resolved_micro_batch_size,
         )
-        loss_sum, count, trouble, able = 0.0, 0, None, True
+        found, trouble, able = NOTHING, None, True
         split: Sequence[Batch] | ValidationBatches = ()
         try:
             split = ValidationBatches(
@@ -110,7 +125,7 @@ class Validator:
             trouble = Trouble.of(error)
         for index in range(max(len(split), 1)):  # a rank without a split votes once
             if index % self._batches_between_votes == 0:
-                vote = reduce_step(self.ranks, [], 0, stop=self.asked_to_stop(), trouble=trouble is not None)
+                vote = reduce_step(self.ranks, [], stop=self.asked_to_stop(), trouble=trouble is not None)
                 if vote.trouble:
                     break
                 if vote.stop:
@@ -123,25 +138,27 @@ class Validator:
                 trouble = trouble or Trouble.of(error)
                 batch = empty_batch(micro_batch_size, sequence_length)
             try:
-                loss, valid = self.stage.evaluate(batch)
-                loss_sum += loss
-                count += valid
+                (batch,) = self.objective.prepare(self.stage, [batch], "validation")
+                here = self.stage.evaluate(batch, self.objective)
+                found = here if found is NOTHING else LossSums.total([found, here])
             except Exception as error:
                 if self.ranks.data.size < self.ranks.world.size:
                     raise  # ranks with other parts of the model may wait for this one inside it
                 log.error("validation failed", exc_info=error)
                 trouble = trouble or Trouble(f"validation: {type(error).__name__}: {error}", False)
                 able = False
-        sums = reduce_step(self.ranks, [loss_sum], count, trouble=trouble is not None)
+        names = self.objective.measures
+        sums = reduce_step(self.ranks, [found], trouble=trouble is not None, measures=len(names))
         if sums.trouble:
             agreed = agree(self.ranks.world, trouble)
             assert agreed is not None
             raise agreed
-        loss = sums.loss_sum / max(sums.tokens, 1)
+        loss = sums.loss_sum / max(sums.count, 1)
         bits = None
-        if source.text_bytes and not source.has_loss_mask:
+        if isinstance(self.objective, NextToken) and source.text_bytes and not source.has_loss_mask:
             bits = loss / math.log(2) * (len(source) - 1) / source.text_bytes
-        return ValidationResult(loss, sums.tokens, bits)
+        measures = dict(zip(names, sums.measures, strict=True))
+        return ValidationResult(loss, sums.tokens, bits, measures=measures)
 
     @property
     def _batches_between_votes(self) -> int:

@@ -140,6 +140,11 @@ def add_chat_arguments(prepare: argparse.ArgumentParser) -> None:
         help="rows with one value of KEY are all in training or all in validation",
     )
     chat.add_argument(
+        "--objective",
+        choices=("next_token", "dpo"),
+        help="what the rows are for; dpo: pairs with prompt, chosen and rejected (docs/preference.md); default: next_token",
+    )
+    chat.add_argument(
         "--date",
         metavar="YYYY-MM-DD",
         help="what a template is told that asks for today; default: 2024-07-26",
@@ -207,6 +212,7 @@ _CHAT_OPTIONS = (
     "chat_template",
     "columns",
     "group_by",
+    "objective",
     "date",
 )
 _STREAM_OPTIONS = {
@@ -273,6 +279,7 @@ def given_chat_options(options: argparse.Namespace) -> dict[str, Any]:
     """Those of `add_chat_arguments` that were given, as fields of `ChatOptions`."""
     given = {name: getattr(options, name) for name in _CHAT_OPTIONS}
     given |= {"columns": columns_of(options.columns), "date": _date(options.date)}
+    given |= {"objective": None, "preference": True if options.objective == "dpo" else None}
     return {name: value for name, value in given.items() if value is not None}
 
 

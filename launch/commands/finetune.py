@@ -2,6 +2,7 @@
 
 cktrain finetune models/smol chats.jsonl -o runs/support             an adapter (LoRA) beside the model's weights
 cktrain finetune smol.gguf chats.jsonl -o runs/support --full        all weights, of a GGUF file
+cktrain finetune models/smol pairs.jsonl -o runs/better --objective dpo    preference: prompt, chosen, rejected
 cktrain finetune models/smol chats.jsonl -o runs/support --dry-run   all but the training
 """
 
@@ -44,7 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--epochs",
         type=arguments.number(1e-6, 1e6),
-        help="passes over the data; default: 3 of an adapter, 2 of all weights",
+        help="passes over the data; default: 3 of an adapter, 2 of all weights, 1 of preference",
     )
     parser.add_argument(
         "--quantize",
@@ -113,7 +114,9 @@ def _prepare_and_train(options: argparse.Namespace, binding: Binding, lock: Fold
             chat[name] = getattr(options, name)
     if options.skip_bad:
         chat["skip_bad"] = True
+    chat.pop("preference", None)  # which the objective says
     held = [] if options.quantize is None else [f"model.quantize={options.quantize}"]
+    held += [] if options.objective is None else [f"objective.name={options.objective}"]
     asked = FineTuning(
         options.model,
         options.data,
@@ -191,6 +194,9 @@ def _say_plan(config: Config, file: Path, binding: Binding) -> str:
             f"time: {_short(plan.step.step)} a step, {plan.tokens_per_second or 0:,.0f} tokens/s: about "
             f"{format_seconds(plan.step.step * steps)} for {steps:,} steps, and validation ({measured})"
         )
+        if not plan.step.beside:
+            an_epoch = plan.step.reference * steps / (config.run.epochs or 1.0)
+            print(f"reference: about {format_seconds(an_epoch)} before the first step, once")
     if plan.disturbance:
         print(f"note: {plan.disturbance}")
     return found.refusal

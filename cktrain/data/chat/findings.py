@@ -96,7 +96,8 @@ def described(found: dict[str, Any]) -> list[str]:
     """The summary of chat data, in sentences."""
     length = found["length"]
     lines = [
-        f"{found['rows']:,} rows ({', '.join(f'{n:,} {shape}' for shape, n in found['shapes'].items())}) in "
+        f"{found['rows']:,} {'pairs' if 'pairs' in found else 'rows'} "
+        f"({', '.join(f'{n:,} {shape}' for shape, n in found['shapes'].items())}) in "
         f"{found['sequences']:,} sequences of {found['sequence_length']:,} tokens: {found['packing_efficiency']:.1%} filled",
         f"length p50 {length['p50']:,}, p95 {length['p95']:,}, max {length['max']:,} tokens; "
         f"{found['trained_tokens']:,} of {found['row_tokens']:,} tokens are trained ({found['trained_share']:.1%})",

@@ -23,6 +23,7 @@ from cktrain.data.chat.findings import BadRows, Twins, length_summary, share
 from cktrain.data.chat.marked_templates import marked_template
 from cktrain.data.chat.named_templates import refuse_without_markers, template_of
 from cktrain.data.chat.packing import best_fit_decreasing
+from cktrain.data.chat.pairs import Pair, parse_pair
 from cktrain.data.chat.row_files import RawRow, RowFiles, as_json
 from cktrain.data.chat.rows import COLUMNS, Row, parse_row
 from cktrain.data.chat.samples import TRAIN_ON, Prepared, Sample, SampleMaker, TrainOn
@@ -83,6 +84,8 @@ class ChatOptions:
     date: datetime.date = PINNED_DATE
     """What a template is told that asks for today."""
     skip_bad: bool = False
+    preference: bool = False
+    """Rows are pairs of answers (`pairs.py`), and stay pairs: for the objective dpo. Their answers are learned."""
     shard_tokens: int = 100_000_000
 
 
@@ -120,7 +123,8 @@ def prepare_chat(
             return target.existing
         say(f"[data.prepare] {target.name}: prepared again, because {why}.")
     marked = _marked(template, side, options, say, target.name)
-    maker = SampleMaker(side, options.eos_token, template, marked, options.train_on, options.special_tokens)
+    train_on: TrainOn = "completion" if options.preference else options.train_on
+    maker = SampleMaker(side, options.eos_token, template, marked, train_on, options.special_tokens)
     refuse_without_markers(options.chat_template, maker.tokenizer, side.found_in)
     try:
         with target, progress_bar(progress) as bar:
@@ -166,6 +170,11 @@ def _check(options: ChatOptions) -> None:
     ):
         if value not in allowed:
             raise ValueError(f"[data.chat] {name} {value!r}: give one of {', '.join(allowed)}.")
+    if options.preference and (options.train_on == "all" or options.too_long == "truncate"):
+        key, value = ("train_on", "all") if options.train_on == "all" else ("too_long", "truncate")
+        raise ValueError(
+            f"[data.chat] {key} {value!r} is not for preference pairs: their whole answers are compared. Leave it out."
+        )
     if unknown := set(options.columns or {}) - set(COLUMNS):
         raise ValueError(f"[data.chat] columns: {min(unknown)!r} is none of ours: {', '.join(COLUMNS)}.")
     if options.sequence_length < 2 or options.shard_tokens < 1 or not 0 <= options.validation_fraction <= 0.5:
@@ -190,6 +199,8 @@ def _record(options: ChatOptions, template: ChatTemplate | None) -> dict[str, An
     values = {**vars(options), "date": options.date.isoformat(), "columns": dict(options.columns or {})}
     values["chat_template"] = None if template is None else sha256_of_bytes(template.text.encode())
     values["rules"] = RULES
+    if not options.preference:  # so that a folder of before is not another one
+        del values["preference"]
     return values
 
 
@@ -239,11 +250,10 @@ class _Preparation:
         rejected = None
         try:
             for batch in _batches(self._files.rows()):
-                good: list[tuple[RawRow, Row, list[Prepared], Split]] = []
+                good: list[tuple[RawRow, Row | Pair, list[Prepared], Split]] = []
                 for raw in batch:
                     try:
-                        row = parse_row(raw.value, self._options.columns or {})
-                        prepared = self._maker.prepare(row, raw.place)
+                        row, prepared = self._parse(raw)
                         good.append((raw, row, prepared, self._split(raw)))
                     except BadRow as error:
                         self._bad.add(raw.place, error.why, error.remedy)
@@ -260,6 +270,14 @@ class _Preparation:
             if rejected is not None:
                 rejected.close()
 
+    def _parse(self, raw: RawRow) -> tuple[Row | Pair, list[Prepared]]:
+        columns = self._options.columns or {}
+        if self._options.preference:
+            pair = parse_pair(raw.value, columns)
+            return pair, self._maker.prepare_pair(pair, raw.place)
+        row = parse_row(raw.value, columns)
+        return row, self._maker.prepare(row, raw.place)
+
     def _split(self, raw: RawRow) -> Split:
         key, fraction = self._options.group_by, self._options.validation_fraction
         number = self._rows
@@ -271,7 +289,7 @@ class _Preparation:
         self._rows += 1
         return split_of(number, fraction)
 
-    def _encode(self, good: list[tuple[RawRow, Row, list[Prepared], Split]]) -> None:
+    def _encode(self, good: list[tuple[RawRow, Row | Pair, list[Prepared], Split]]) -> None:
         texts = [each for _, _, prepared, _ in good for each in prepared]
         places = [raw.place for raw, _, prepared, _ in good for _ in prepared]
         samples = iter(self._maker.encode(texts, places))
@@ -282,23 +300,26 @@ class _Preparation:
                 self._empty += 1
                 self._first_empty = self._first_empty or raw.place
                 self._unanswered += row.is_unanswered
-            for _ in prepared:
-                self._keep(next(samples), split, raw.place)
+            made = [next(samples) for _ in prepared]
+            for row_of in [made] if isinstance(row, Pair) else [[each] for each in made]:
+                self._keep(row_of, split, raw.place)
 
-    def _keep(self, sample: Sample, split: Split, place: str) -> None:
-        limit = self._options.sequence_length
-        if len(sample.ids) > self._longest_tokens:
-            self._longest_tokens, self._longest = len(sample.ids), place
-        if len(sample.ids) > limit:
+    def _keep(self, samples: list[Sample], split: Split, place: str) -> None:
+        """A row of one document, or of the two of a pair, which are kept or left out together."""
+        limit, length = self._options.sequence_length, sum(len(each.ids) for each in samples)
+        if length > self._longest_tokens:
+            self._longest_tokens, self._longest = length, place
+        if length > limit:
             self._too_long += 1
             if self._options.too_long != "truncate":
                 return
-            sample = Sample(sample.ids[:limit], sample.learned[:limit], sample.text_bytes)
+            (sample,) = samples
+            samples = [Sample(sample.ids[:limit], sample.learned[:limit], sample.text_bytes)]
             self._truncated += 1
-        if not any(sample.learned):
+        if not all(any(each.learned) for each in samples):
             self._unlearned += 1
             return
-        self._splits[split].add(sample)
+        self._splits[split].add(*samples)
 
     def refuse_bad_rows(self) -> None:
         """ValueError for bad rows that are not to be skipped, for too many long ones, and for too few rows."""
@@ -313,11 +334,16 @@ class _Preparation:
         limit = 0 if options.too_long == "error" else LARGEST_DROPPED_SHARE
         samples = sum(map(len, self._splits.values())) + self._unlearned + dropped
         if dropped and dropped > limit * samples:
+            remedy = (
+                "--sequence-length: it holds both answers of a pair, each with the prompt"
+                if options.preference
+                else "--sequence-length, or --too-long truncate"
+            )
             raise ValueError(
                 f"[data.chat] {source}: {dropped:,} of {samples:,} rows ({dropped / samples:.1%}) are longer than "
                 f"sequence_length {options.sequence_length:,}; the longest has {self._longest_tokens:,} tokens "
                 f"({self._longest}), and {'none' if limit == 0 else f'at most {limit:.0%}'} may be dropped. Give a longer "
-                "--sequence-length, or --too-long truncate."
+                f"{remedy}."
             )
         if not len(self._splits["train"]):
             remedy = "Give more rows"
@@ -382,6 +408,7 @@ class _Preparation:
                 "near_leaks": near[0],
                 "unlike_inference": self._maker.unlike_inference.count,
                 "groups": len(self._groups),
+                **({"pairs": len(lengths)} if self._options.preference else {}),
             },
         }
 
@@ -404,7 +431,7 @@ class _Preparation:
                     for index in sequence:
                         size = rows.lengths[index]
                         ids[at : at + size], learned[at : at + size] = rows[index]
-                        begins[at] = True
+                        begins[[at + start for start in rows.begins[index]]] = True
                         at += size
                     if at < length:
                         begins[at] = True

@@ -9,6 +9,8 @@
 An answer may say that it is not learned: weight (OpenAI), loss (LLaMA-Factory), train, training or trainable (axolotl and
 others), each 0, 1, true or false. It stands in the conversation and its tokens are not trained.
 
+Pairs of answers, of which one is preferred, are another kind of row (`pairs.py`).
+
 Roles must make sense: a system turn first if at all, then user and assistant in turn, tool results after a turn with tool
 calls, and an answer at the end. What a row has besides is left alone; which keys, is said.
 """
@@ -37,6 +39,8 @@ COLUMNS = (
     "tools",
     "text",
     "chat_template_kwargs",
+    "chosen",
+    "rejected",
 )
 """Keys that mean something; --columns says how they are called in the data."""
 
@@ -132,11 +136,31 @@ def shape_of(keys: Mapping[str, Any]) -> str | None:
     for needed in (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output")):
         if all(key in keys for key in needed):
             return {"conversations": "sharegpt", "instruction": "alpaca"}.get(needed[0], "/".join(needed))
-    return "text" if "text" in keys else None
+    if "text" in keys:
+        return "text"
+    return "preference" if "chosen" in keys and "rejected" in keys else None
 
 
 def parse_row(value: Any, columns: Mapping[str, str]) -> Row:
     """The row that a JSON object, or a table's row, is. `columns` {ours: theirs} renames keys. Raises BadRow."""
+    row, empty = keys_of(value, columns)
+    shape = shape_of(row)
+    if shape is None or shape == "preference":
+        raise _of_no_shape(row, empty)
+    if shape == "prompt/completion" and isinstance(row.get("label"), bool):
+        raise BadRow(
+            "a rated completion (label true or false), which is not trained on",
+            "Keep the rows with label true, and leave the key out.",
+        )
+    if shape == "text":
+        return PlainText("", _text(row["text"], "text"), shape)
+    if shape == "prompt/completion" and not (_listed(row, "prompt") or _listed(row, "completion")):
+        return PlainText(_text(row["prompt"], "prompt"), _text(row["completion"], "completion"), shape)
+    return _conversation(row, shape)
+
+
+def keys_of(value: Any, columns: Mapping[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """What a row has under our keys, and which keys are null. Raises BadRow for what is no object."""
     if isinstance(value, BadRow):
         raise value
     if isinstance(value, list) and value and all(isinstance(turn, dict) for turn in value):
@@ -152,26 +176,15 @@ def parse_row(value: Any, columns: Mapping[str, str]) -> Row:
         row.pop(theirs, None)
     row |= {ours: value[theirs] for ours, theirs in columns.items()}
     empty = [key for key, item in row.items() if item is None]
-    row = {key: item for key, item in row.items() if item is not None}
-    shape = shape_of(row)
-    if shape is None:
-        raise _of_no_shape(row, empty)
-    if shape == "prompt/completion" and isinstance(row.get("label"), bool):
-        raise BadRow(
-            "a rated completion (label true or false), which is not trained on",
-            "Keep the rows with label true, and leave the key out.",
-        )
-    if shape == "text":
-        return PlainText("", _text(row["text"], "text"), shape)
-    if shape == "prompt/completion" and not (_listed(row, "prompt") or _listed(row, "completion")):
-        return PlainText(_text(row["prompt"], "prompt"), _text(row["completion"], "completion"), shape)
-    return _conversation(row, shape)
+    return {key: item for key, item in row.items() if item is not None}, empty
 
 
 def _of_no_shape(row: Mapping[str, Any], empty: list[str]) -> BadRow:
     if "chosen" in row and "rejected" in row:
         return BadRow(
-            "a preference pair (chosen, rejected), which is not trained on", "Give chosen as messages."
+            "a preference pair (chosen, rejected)",
+            "Give --objective dpo; or --columns completion=chosen (of whole conversations messages=chosen) for the chosen "
+            "answers alone.",
         )
     lists = [
         key for key, item in row.items() if isinstance(item, list) and item and isinstance(item[0], dict)
@@ -195,7 +208,7 @@ def _of_no_shape(row: Mapping[str, Any], empty: list[str]) -> BadRow:
 def _conversation(row: dict[str, Any], shape: str) -> Conversation:
     completion = None
     if shape == "sharegpt":
-        messages = [_from_sharegpt(turn) for turn in _list(row, "conversations")]
+        messages = [from_sharegpt(turn) for turn in _list(row, "conversations")]
         if "system" in row and row["system"] and (not messages or messages[0]["role"] != "system"):
             messages.insert(0, {"role": "system", "content": _text(row["system"], "system")})
     elif shape == "alpaca":
@@ -208,10 +221,10 @@ def _conversation(row: dict[str, Any], shape: str) -> Conversation:
     messages = [_message(message) for message in messages]
     _check_order(messages)
     unlearned = frozenset(index for index, message in enumerate(messages) if not _is_learned(message))
-    tools = _json(row["tools"], "tools") if "tools" in row else None
+    tools = json_of(row["tools"], "tools") if "tools" in row else None
     if tools is not None and not (isinstance(tools, list) and all(map(_is_tool, tools))):
         raise BadRow('"tools" is no list of objects')
-    options = _json(row.get("chat_template_kwargs", {}), "chat_template_kwargs")
+    options = json_of(row.get("chat_template_kwargs", {}), "chat_template_kwargs")
     if not isinstance(options, dict):
         raise BadRow('"chat_template_kwargs" is no object')
     return Conversation(messages, shape, tools or None, options, completion, unlearned)
@@ -266,11 +279,12 @@ def _tool_call(call: Any) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise BadRow("a tool call without the name of a function")
-    arguments = _json(function.get("arguments", {}), "arguments")
+    arguments = json_of(function.get("arguments", {}), "arguments")
     return {**call, "type": "function", "function": {**function, "arguments": arguments}}
 
 
-def _from_sharegpt(turn: Any) -> dict[str, Any]:
+def from_sharegpt(turn: Any) -> dict[str, Any]:
+    """A turn with `from` and `value` as a message. Raises BadRow."""
     if not isinstance(turn, dict) or "from" not in turn or "value" not in turn:
         raise BadRow("a turn of conversations without from and value")
     role = _SHAREGPT.get(turn["from"]) if isinstance(turn["from"], str) else None
@@ -278,7 +292,7 @@ def _from_sharegpt(turn: Any) -> dict[str, Any]:
         raise BadRow(f"a turn from {turn['from']!r}, not one of {', '.join(_SHAREGPT)}")
     said = {key: turn[key] for key in LEARNED if key in turn}
     if turn["from"] == "function_call":
-        calls = _json(turn["value"], "function_call")
+        calls = json_of(turn["value"], "function_call")
         return {"role": role, "tool_calls": calls if isinstance(calls, list) else [calls], **said}
     value = turn["value"] if isinstance(turn["value"], list) else _text(turn["value"], "value")
     return {"role": role, "content": value, **said}
@@ -313,17 +327,17 @@ def _check_order(messages: list[dict[str, Any]]) -> None:
 
 
 def _listed(row: Mapping[str, Any], key: str) -> bool:
-    return isinstance(_json(row[key], key, lenient=True), list)
+    return isinstance(json_of(row[key], key, lenient=True), list)
 
 
 def _list(row: Mapping[str, Any], key: str) -> list[Any]:
-    value = _json(row[key], key)
+    value = json_of(row[key], key)
     if not isinstance(value, list):
         raise BadRow(f'"{key}" is {type(value).__name__}, not a list')
     return value
 
 
-def _json(value: Any, key: str, lenient: bool = False) -> Any:
+def json_of(value: Any, key: str, lenient: bool = False) -> Any:
     """A value, or what it says as JSON text, as tables hold lists and tool calls their arguments."""
     if not isinstance(value, str):
         return value

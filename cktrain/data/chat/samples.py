@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from cktrain.data.chat.pairs import Pair
 from cktrain.data.chat.rows import Conversation, PlainText, Row
 from cktrain.data.chat.template import ChatTemplate, Rendered, Span, stock_templates
 from cktrain.data.chat.template_tokens import TemplateTokens
@@ -80,6 +81,21 @@ class SampleMaker:
         """Ids of tokens that were learned as the ends of answers."""
         self._other_templates = sorted(stock_templates(side))
         self._tokens = TemplateTokens(side, eos_token, special_tokens)
+
+    def prepare_pair(self, pair: Pair, place: str) -> list[Prepared]:
+        """The two texts of a pair, the chosen one first, each with its answer to learn. Raises BadRow."""
+        found = []
+        for row in (pair.chosen, pair.rejected):
+            texts = self.prepare(row, place)
+            if len(texts) != 1:
+                raise BadRow(
+                    "an answer of several turns, whose older ones the chat template renders otherwise",
+                    "Give answers of one turn, and what was said before in the prompt.",
+                )
+            found += texts
+        if found[0].text == found[1].text:
+            raise BadRow("chosen and rejected are equal", "Leave the row out: nothing is preferred in it.")
+        return found
 
     def prepare(self, row: Row, place: str) -> list[Prepared]:
         """The texts that a row becomes, mostly one. Raises BadRow."""

@@ -67,6 +67,7 @@ def run_case(case: dict[str, Any], group: Group) -> dict[str, Any]:
             "losses": [s.loss for s in steps],
             "norms": [s.grad_norm for s in steps],
             "tokens": [s.tokens for s in steps],
+            "measures": [list(s.measures.values()) for s in steps],
             "validation": validation,
             "replicas": equal,
             "weights": checksum(part.params.data).hex(),

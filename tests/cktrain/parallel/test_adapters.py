@@ -60,10 +60,10 @@ def train(
             for a, k in zip(mine, keys, strict=True)
         ]
         shard.data.begin()
-        sums, count = stage.train(batches, shard.schedule[0], shard.data.end_micro_batch)
+        sums = stage.train(batches, shard.schedule[0], shard.data.end_micro_batch)
         shard.data.finish()
         shard.partial.sum()
-        total = reduce_step(ranks, sums, count)
+        total = reduce_step(ranks, sums)
         losses.append(total.loss_sum / total.tokens)
         shard.data.update(optimizer, 0.3, 1.0 / total.tokens, step)
     assert all(np.abs(param.data - start[param.name]).max() > 1e-4 for param in shard.params.trainable)

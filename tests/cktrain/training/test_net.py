@@ -44,10 +44,10 @@ def stopped_in_validation(trainer, ask=signal.raise_signal):
     """Its run, of which the first batch of a validation asks for an end; and the step at each batch that was evaluated."""
     evaluate, steps = trainer.stage.evaluate, []
 
-    def stop(batch):
+    def stop(*arguments):
         steps.append(trainer.progress.step)
         ask(signal.SIGTERM)
-        return evaluate(batch)
+        return evaluate(*arguments)
 
     trainer.stage.evaluate = stop
     return trainer.run(), steps
@@ -107,7 +107,7 @@ def test_two_ranks_leave_their_validation_when_one_is_to_stop(
         if group.rank == 1:
             return stopped_in_validation(trainer, lambda name: setattr(trainer.flag, "signal", name))
         evaluate = trainer.stage.evaluate
-        trainer.stage.evaluate = lambda batch: evaluated.append(trainer.progress.step) or evaluate(batch)
+        trainer.stage.evaluate = lambda *of: evaluated.append(trainer.progress.step) or evaluate(*of)
         return trainer.run(), evaluated
 
     monkeypatch.setenv("CKTRAIN_ISA", "reference")
