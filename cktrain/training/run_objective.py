@@ -68,8 +68,8 @@ def run_objective(
         return Preference(config.objective, AdapterOff())
     if config.data.mixture is not None:
         raise ValueError(
-            "[objective] objective.reference precomputed is of one data set, and data.mixture names several. Prepare their rows "
-            "as one, or take a fresh adapter and objective.reference: adapter_off."
+            "[objective] objective.reference precomputed is of one data set, and data.mixture names several. Prepare their "
+            "rows as one, or take a fresh adapter and objective.reference: adapter_off."
         )
     sources = {split: next(iter(found.values())) for split, (found, _) in data_of.items()}
     tokens = {split: fingerprint for split, (_, fingerprint) in data_of.items()}

@@ -175,4 +175,6 @@ def test_losses_rewards_and_gradients_are_those_of_trl(
         assert step.loss == pytest.approx(float(entry["loss"]), abs=1e-5)
         assert step.grad_norm == pytest.approx(float(entry["grad_norm"]), rel=1e-4)
         for key, value in step.measures.items():
-            assert value == pytest.approx(float(entry[key]), rel=1e-5, abs=1e-5 * max(1, ours_keys["beta"])), key
+            assert value == pytest.approx(
+                float(entry[key]), rel=1e-5, abs=1e-5 * max(1, ours_keys["beta"])
+            ), key

@@ -16,7 +16,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cktrain.data.chat.rows import Conversation, PlainText, from_sharegpt, json_of, keys_of, parse_row
+from cktrain.data.chat.rows import (
+    Conversation,
+    PlainText,
+    from_sharegpt,
+    json_of,
+    keys_of,
+    parse_row,
+    text_of,
+)
 from cktrain.data.documents import BadRow
 
 _PROMPTS = ("prompt", "messages", "conversations")
@@ -70,10 +78,13 @@ def parse_pair(value: Any, columns: Mapping[str, str]) -> Pair:
         raise BadRow("of chosen and rejected one is text and one is messages")
     else:
         prompt, chosen, rejected = _divide_conversations(prompt, chosen, rejected)
+    if isinstance(prompt, str):
+        prompt = text_of(prompt, "prompt")
+        texts = [PlainText(prompt, text_of(each, "answer"), "preference") for each in (chosen, rejected)]
+        return Pair(texts[0], texts[1])
     beside = {key: row[key] for key in _BESIDE if key in row}
-    return Pair(
-        *(parse_row({"prompt": prompt, "completion": each, **beside}, {}) for each in (chosen, rejected))
-    )
+    rows = [parse_row({"prompt": prompt, "completion": each, **beside}, {}) for each in (chosen, rejected)]
+    return Pair(rows[0], rows[1])
 
 
 def _answer(row: Mapping[str, Any], key: str) -> Any:

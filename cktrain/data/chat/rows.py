@@ -153,9 +153,9 @@ def parse_row(value: Any, columns: Mapping[str, str]) -> Row:
             "Keep the rows with label true, and leave the key out.",
         )
     if shape == "text":
-        return PlainText("", _text(row["text"], "text"), shape)
+        return PlainText("", text_of(row["text"], "text"), shape)
     if shape == "prompt/completion" and not (_listed(row, "prompt") or _listed(row, "completion")):
-        return PlainText(_text(row["prompt"], "prompt"), _text(row["completion"], "completion"), shape)
+        return PlainText(text_of(row["prompt"], "prompt"), text_of(row["completion"], "completion"), shape)
     return _conversation(row, shape)
 
 
@@ -210,7 +210,7 @@ def _conversation(row: dict[str, Any], shape: str) -> Conversation:
     if shape == "sharegpt":
         messages = [from_sharegpt(turn) for turn in _list(row, "conversations")]
         if "system" in row and row["system"] and (not messages or messages[0]["role"] != "system"):
-            messages.insert(0, {"role": "system", "content": _text(row["system"], "system")})
+            messages.insert(0, {"role": "system", "content": text_of(row["system"], "system")})
     elif shape == "alpaca":
         messages = _from_alpaca(row)
     elif shape == "messages":
@@ -270,8 +270,8 @@ def _message(message: Any) -> dict[str, Any]:
             raise BadRow(f"a message whose content is a list of {', '.join(sorted(other))}, not text")
         if not all(part.get("type") == "text" for part in content):
             raise BadRow("a message with images or other content that is no text")
-        content = "".join(_text(part.get("text"), "content") for part in content)
-    made["content"] = _text(content, "content")
+        content = "".join(text_of(part.get("text"), "content") for part in content)
+    made["content"] = text_of(content, "content")
     return made
 
 
@@ -294,22 +294,22 @@ def from_sharegpt(turn: Any) -> dict[str, Any]:
     if turn["from"] == "function_call":
         calls = json_of(turn["value"], "function_call")
         return {"role": role, "tool_calls": calls if isinstance(calls, list) else [calls], **said}
-    value = turn["value"] if isinstance(turn["value"], list) else _text(turn["value"], "value")
+    value = turn["value"] if isinstance(turn["value"], list) else text_of(turn["value"], "value")
     return {"role": role, "content": value, **said}
 
 
 def _from_alpaca(row: Mapping[str, Any]) -> list[dict[str, Any]]:
     turns = []
     if row.get("system"):
-        turns.append(("system", _text(row["system"], "system")))
+        turns.append(("system", text_of(row["system"], "system")))
     for pair in _list(row, "history") if row.get("history") else []:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise BadRow('"history" is no list of pairs')
-        turns += [("user", _text(pair[0], "history")), ("assistant", _text(pair[1], "history"))]
-    asked = _text(row["instruction"], "instruction")
+        turns += [("user", text_of(pair[0], "history")), ("assistant", text_of(pair[1], "history"))]
+    asked = text_of(row["instruction"], "instruction")
     if row.get("input"):
-        asked += "\n" + _text(row["input"], "input")
-    turns += [("user", asked), ("assistant", _text(row["output"], "output"))]
+        asked += "\n" + text_of(row["input"], "input")
+    turns += [("user", asked), ("assistant", text_of(row["output"], "output"))]
     return [{"role": role, "content": text} for role, text in turns]
 
 
@@ -349,7 +349,8 @@ def json_of(value: Any, key: str, lenient: bool = False) -> Any:
         raise BadRow(f'"{key}" is text that is no JSON') from error
 
 
-def _text(value: Any, key: str) -> str:
+def text_of(value: Any, key: str) -> str:
+    """A text that can be written. Raises BadRow."""
     if not isinstance(value, str):
         raise BadRow(f'"{key}" is {"missing" if value is None else type(value).__name__}, not text')
     try:

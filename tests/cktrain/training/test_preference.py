@@ -167,7 +167,7 @@ def test_a_reference_of_other_data_is_computed_again(run, tmp_path):
     ("blocks", "why"),
     [
         ({"adapter": None}, "there is no adapter"),
-        ({"adapter": {"r": 2, "modules_to_save": ["norm"]}}, "modules_to_save trains weights"),
+        ({"adapter": {"r": 2, "modules_to_save": ["norm"]}}, "adapter.modules_to_save trains weights"),
     ],
 )
 def test_an_adapter_that_cannot_be_switched_off_is_told(run, blocks, why):

@@ -121,7 +121,9 @@ def prepare(tmp_path):
     def make(rows, **options):
         source, out = write_rows(tmp_path / "rows.jsonl", rows), tmp_path / "out"
         given = {"preference": True, "sequence_length": 128, "validation_fraction": 0.0, **options}
-        summary = prepare_chat(source, out, tokenizer=model, options=ChatOptions(**given), progress=False)
+        summary = prepare_chat(
+            source, out, tokenizer=model, options=ChatOptions(**given), progress=False, overwrite=True
+        )
         return summary, out
 
     return make
