@@ -59,7 +59,7 @@ def reduce_step(
     if ranks.reports_loss:
         first, mine = ranks.data.rank * micro_batches, LossSums.total(sums)
         vector[first : first + micro_batches] = [each.loss for each in sums]
-        vector[losses : losses + 2] = mine.count, mine.labels
+        vector[losses : losses + 2] = mine.terms, mine.labels
         vector[losses + 6 :] = mine.measures or 0.0
     vector[losses + 2 : losses + 6] = squared_norm, stop, trouble, seconds if ranks.world.rank == 0 else 0.0
     with ranks.comm_timer:

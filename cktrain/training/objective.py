@@ -29,20 +29,20 @@ class LossSums(NamedTuple):
 
     loss: float
     """The sum of the losses."""
-    count: int
-    """Of how many: the mean loss is over these."""
+    terms: int
+    """How many losses that are: the mean is over these."""
     labels: int
     """Tokens with a label."""
     measures: tuple[float, ...] = ()
-    """Sums of what the objective's `measures` name, over the same count."""
+    """Sums of what the objective's `measures` name, over the same terms."""
 
     @staticmethod
     def total(each: Sequence[LossSums]) -> LossSums:
         """The sums of several micro-batches of one objective; of none, zeros without measures."""
         if not each:
             return NOTHING
-        losses, counts, labels, measures = zip(*each, strict=True)
-        return LossSums(sum(losses), sum(counts), sum(labels), tuple(map(sum, zip(*measures, strict=True))))
+        losses, terms, labels, measures = zip(*each, strict=True)
+        return LossSums(sum(losses), sum(terms), sum(labels), tuple(map(sum, zip(*measures, strict=True))))
 
 
 NOTHING = LossSums(0.0, 0, 0)

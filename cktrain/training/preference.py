@@ -83,7 +83,8 @@ class Answers:
 
     def sums(self, logp: np.ndarray) -> Floats:
         """The log-probability of each answer, of the labels' logp (N,): fp64 (2·pairs,)."""
-        return np.bincount(self.answer, weights=logp[self.rows], minlength=len(self.lengths))
+        found = np.bincount(self.answer, weights=logp[self.rows], minlength=len(self.lengths))
+        return found.astype(np.float64)  # of no answer it would be integers
 
 
 @dataclass(frozen=True)
