@@ -69,6 +69,13 @@ MUTANTS = [
         "tests/cktrain/data/test_loader.py::test_tokens_that_are_only_read_are_no_labels",
     ),
     Mutant(
+        "a part of a mixture begins anew with each stage",
+        "cktrain/data/mixture.py",
+        "self._before[stage][part] + index",
+        "index",
+        "tests/cktrain/data/test_mixture.py::test_stages_by_hand",
+    ),
+    Mutant(
         "Muon orthogonalises query, key and value as one matrix",
         "cktrain/optim/muon.py",
         "param.parts or (param.shape[0],)",
@@ -106,7 +113,7 @@ MUTANTS = [
     Mutant(
         "the loss of a document's end looks into the next document",
         "cktrain/data/loader.py",
-        "labels[ids == source.eos_id] = IGNORE_INDEX",
+        "labels[ids == like.eos_id] = IGNORE_INDEX",
         "pass",
         "tests/cktrain/test_packed_documents.py::test_two_documents_in_one_sequence_are_the_two_alone",
     ),
