@@ -246,6 +246,7 @@ cdef class Op:
     cdef ckc_world *w
     cdef int64_t begins[257]
     cdef object kept
+    cdef object parts       # of an all_to_all; errors tell them after its end
     cdef object driver
     cdef object holder      # of its queue
     cdef bint submitted
@@ -344,6 +345,18 @@ cdef class Op:
         """(kind, dtype, op, root, count, extra)."""
         return (self.o.call.kind, self.o.call.dtype, self.o.call.op, self.o.call.root, self.o.call.count,
                 self.o.call.extra)
+
+    cdef void exchange(self, cnp.ndarray parts, int size):
+        """An all_to_all: parts (2, size + 1) int64, where those of the input and of the output begin."""
+        self.parts = parts
+        self.o.begins = <const int64_t *> cnp.PyArray_DATA(parts)
+        self.o.received = self.o.begins + size + 1
+
+    def pair(self, int rank):
+        """Of an all_to_all: elements to and from that rank; None for other operations."""
+        if self.o.received == NULL:
+            return None
+        return (self.o.begins[rank + 1] - self.o.begins[rank], self.o.received[rank + 1] - self.o.received[rank])
 
     @property
     def sends(self):
@@ -449,12 +462,14 @@ cdef class Lane:
         op.o.call.root, op.o.call.count, op.o.call.extra = root, count, extra
         op.o.call.arena = -1
         op.o.call.offset = 0
+        op.o.received = NULL
 
     def make(self, int kind, int dtype, int reduction, int root, int64_t count, uint64_t extra, uintptr_t inp,
-             uintptr_t out, begins, int64_t read_bytes, kept, bint own):
+             uintptr_t out, begins, int64_t read_bytes, kept, bint own, parts=None):
         """A checked operation; `own` ones are handed to the engine, the others use the lane's only one.
 
-        `inp` is what peers may read, `read_bytes` long; begins (size + 1) the first element of each part.
+        `inp` is what peers may read, `read_bytes` long; begins (size + 1) the first element of each part; parts: as in
+        `Op.exchange`.
         """
         cdef Op op = self._make() if own else self.op
         cdef int r
@@ -468,12 +483,18 @@ cdef class Lane:
             for r in range(self.ch.size + 1):
                 op.begins[r] = begins[r]
             op.o.begins = op.begins
+        if parts is not None:
+            op.exchange(parts, self.ch.size)
         return op
 
     def calls(self, Op op):
-        """What each rank that has arrived calls: {rank: (kind, dtype, op, root, count, extra)}."""
+        """What each rank that has arrived calls: {rank: (kind, dtype, op, root, count, extra)}.
+
+        In all_to_all count and extra of another rank are its elements to and from this one.
+        """
         cdef const ckc_call *call
-        cdef int r
+        cdef const ckc_parts *parts
+        cdef int r, mine = self.ch.rank
         found = {}
         for r in range(self.ch.size):
             call = ckc_call_of(self.ch, r, op.o.seq)
@@ -482,6 +503,10 @@ cdef class Lane:
             elif CKC_LOAD64(call.seq) != op.o.seq:
                 continue
             found[r] = (call.kind, call.dtype, call.op, call.root, call.count, call.extra)
+            if r != mine and op.o.received != NULL and call.kind == op.o.call.kind:
+                parts = ckc_parts_of(self.ch, r, op.o.seq)
+                found[r] = (call.kind, call.dtype, call.op, call.root, parts.begins[mine + 1] - parts.begins[mine],
+                            parts.received[mine + 1] - parts.received[mine])
         return found
 
     def passed_on(self, Op op):
@@ -525,74 +550,7 @@ cdef class Lane:
         free(self.ch)
 
 
-@cython.no_gc_clear
-cdef class Stream:
-    """A rank's end of a ring of csrc/stream.c: messages to (or from) one peer, in their order."""
-
-    cdef ckc_stream *s
-    cdef World world
-    cdef object memory
-
-    def __cinit__(self):
-        self.s = <ckc_stream *> calloc(1, sizeof(ckc_stream))
-        if self.s == NULL:
-            raise MemoryError()
-
-    def __init__(self, World world, Mapping memory, int64_t offset, int64_t ring_bytes, int seat):
-        """The ring lies at `offset` of `memory`; `seat` is the other end's."""
-        assert offset + ckc_ring_memory_bytes(ring_bytes) <= memory.nbytes
-        self.world, self.memory = world, memory
-        self.s.world, self.s.ring_bytes, self.s.seat = world.w, ring_bytes, seat
-        self.s.ring = <ckc_ring_memory *> (memory.base + offset)
-
-    @staticmethod
-    def bytes_needed(int64_t ring_bytes):
-        """Memory of one ring."""
-        return (ckc_ring_memory_bytes(ring_bytes) + 4095) // 4096 * 4096
-
-    def make(self, bint sends, int dtype, int64_t count, uintptr_t address, kept):
-        """A send or a recv of `count` elements at `address`."""
-        cdef Op op = Op.__new__(Op)
-        op.w, op.holder = self.world.w, self
-        op.o.on = self.s
-        op.o.queue = &self.s.queue
-        op.o.advance = ckc_stream_send if sends else ckc_stream_recv
-        op.o.call.kind = CKC_SEND if sends else CKC_RECV
-        op.o.call.dtype, op.o.call.count, op.o.call.root = dtype, count, -1
-        op.o.inp, op.o.out, op.kept = <const char *> address, <char *> address, kept
-        return op
-
-    @property
-    def pending(self):
-        """Operations that the engine has not completed; with none the caller may run the next one itself."""
-        return CKC_LOAD(self.s.queue.pending)
-
-    @property
-    def begun(self):
-        """How many messages this end has begun."""
-        return CKC_PEEK(self.s.messages)
-
-    @property
-    def refused(self):
-        """(dtype, count) that the reader wanted, after a mismatch."""
-        return self.s.ring.refused.dtype, self.s.ring.refused.count
-
-    def break_off(self):
-        """End the operations that the engine has."""
-        CKC_STORE(self.s.queue.broken, 1)
-
-    @property
-    def idle(self):
-        """Whether the engine is through with all that it was given."""
-        return not CKC_LOAD(self.s.queue.active) and not CKC_LOAD(self.s.queue.pending)
-
-    def __dealloc__(self):
-        if self.s != NULL and self.s.world != NULL:
-            with nogil:
-                ckc_retire(self.s.world, &self.s.queue)
-        free(self.s)
-
-
+include "_engine_stream.pxi"
 include "_engine_waits.pxi"
 include "_engine_wire.pxi"
 include "_engine_rdma.pxi"

@@ -62,6 +62,7 @@ cdef extern from "world.h" nogil:
         const char *inp "in"
         char *out
         const int64_t *begins
+        const int64_t *received
         uint64_t seq, base
         ckc_op *after
         void (*spoil)(ckc_op *, const ckc_op *after) noexcept
@@ -118,9 +119,13 @@ cdef extern from "shm.h" nogil:
         int64_t ring_bytes
         int seat
         uint64_t messages
+    ctypedef struct ckc_parts:
+        int64_t begins[257]
+        int64_t received[257]
     int64_t ckc_block_bytes(int64_t inline_bytes, int64_t stage_bytes)
     int64_t ckc_ring_memory_bytes(int64_t ring_bytes)
     const ckc_call *ckc_call_of(const ckc_channel *channel, int rank, uint64_t seq)
+    const ckc_parts *ckc_parts_of(const ckc_channel *channel, int rank, uint64_t seq)
     void ckc_who_is_here(const ckc_channel *channel, uint64_t seq, uint64_t tick, uint8_t *here)
     int (*ckc_shm_advance[6])(ckc_op *) noexcept
     int ckc_stream_send(ckc_op *op) noexcept

@@ -105,10 +105,11 @@ cdef class Wire:
         self.scratch = None
 
     def make(self, int kind, int dtype, int reduction, int root, int64_t count, uint64_t extra, uintptr_t inp,
-             uintptr_t out, cnp.ndarray steps, cnp.ndarray sources, int64_t scratch_bytes, partners, kept):
+             uintptr_t out, cnp.ndarray steps, cnp.ndarray sources, int64_t scratch_bytes, partners, kept, parts=None):
         """An operation that carries out a schedule.
 
-        Args: steps (n, 8), sources (m, 2) int64, rows of csrc/wire.h; partners: by member, which headers.
+        Args: steps (n, 8), sources (m, 2) int64, rows of csrc/wire.h; partners: by member, which headers; parts: as in
+        `Op.exchange`.
         """
         cdef WireOp op = WireOp.__new__(WireOp)
         cdef ckc_run_state *run = &op.run_state
@@ -131,14 +132,18 @@ cdef class Wire:
         run.scratch = NULL if self.scratch is None else <char *> cnp.PyArray_DATA(<cnp.ndarray> self.scratch)
         for r in range(self.wire.size):
             run.partners[r] = partners[r]
+        if parts is not None:
+            op.exchange(parts, self.wire.size)
         return op
 
     def calls(self, WireOp op):
-        """What each rank whose header has come calls, and this rank."""
+        """What each rank whose header has come calls, and this rank. In all_to_all as `Lane.calls`."""
         found = {self.wire.rank: op.call}
         for r in range(self.wire.size):
             if op.run_state.received[r] == sizeof(ckc_call):
                 call = op.run_state.theirs[r]
+                if call.zero and op.o.received != NULL:
+                    continue                # it has passed on another one's
                 found[r] = (call.kind, call.dtype, call.op, call.root, call.count, call.extra)
         return found
 

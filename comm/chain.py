@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cktrain.comm import _engine
+from cktrain.comm.call import spell
 from cktrain.comm.engine_group import EngineGroup, EngineWork, MakeOp
 from cktrain.comm.errors import CollectiveMismatchError, CollectiveTimeoutError, CommError
 from cktrain.comm.group import Group
@@ -230,7 +231,7 @@ class PolledWork(FlyingWork):
             raise
 
     def _spelled(self) -> str:
-        return f"{_engine.KINDS[self._call[0]]} of {self._call[4]:,} elements"
+        return spell(*self._call)
 
     def will_use(self, on: Group) -> bool:
         """Whether a phase on this group has not been started."""

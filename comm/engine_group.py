@@ -13,70 +13,30 @@ import struct
 import sys
 import threading
 import time
-import zlib
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any, NoReturn
 
 import numpy as np
 
 from cktrain.comm import _engine, mismatch
+from cktrain.comm.all_to_all import all_to_all_of
+from cktrain.comm.call import KIND, Call, checksum, spell
 from cktrain.comm.errors import CollectiveMismatchError, CollectiveTimeoutError, CommError, PeerLostError
 from cktrain.comm.group import Group
 from cktrain.comm.patience import Patience
 from cktrain.comm.peers import Peers
-from cktrain.comm.reduction import DTYPES, OPS
 from cktrain.comm.standstill import Standstill
 from cktrain.comm.work import Work
 
 _SLICE_S = 0.05
+_HEARSAY_S = 2.0
+_UNNAMED = "two other ranks have different counts for what passes between them"
 _SYNCHRONOUS, _ASYNCHRONOUS, _MESSAGES = range(3)  # lanes, as ranks speak of them
-
-KIND = {kind: number for number, kind in enumerate(_engine.KINDS)}
-OP = {op: number for number, op in enumerate(OPS)}
-DTYPE = {dtype: number for number, dtype in enumerate(DTYPES)}
-_ROOT_NAMES = {"send": "to", "recv": "source"}
-_DTYPE_NAMES = [str(dtype) for dtype in DTYPES] + ["bytes"]
-DTYPE[np.dtype(np.uint8)] = _engine.BYTES_DTYPE
-
-_engine.register_dtypes(
-    [
-        [d.num] if d.kind != "i" else [np.dtype(c).num for c in "ilq" if np.dtype(c).itemsize == d.itemsize]
-        for d in DTYPES
-    ]
-)
 
 MakeOp = Callable[[Any, bool], _engine.Op]
 """(lane, whether it is for the engine) -> operation."""
-
-
-@dataclass(slots=True)
-class Call:
-    """A collective whose arguments are checked, as each kind of group carries it out."""
-
-    kind: str
-    count: int
-    """Elements, as all ranks count them."""
-    output: np.ndarray
-    input: np.ndarray
-    begins: Sequence[int] | None = None
-    """(size + 1) first element of each rank's part."""
-    op: str = "sum"
-    root: int = -1
-    read: int = 0
-    """Bytes of the input that peers may read where they lie."""
-    extra: int = 0
-    """Checksum of the counts per rank."""
-
-    def header(self) -> tuple[int, int, int, int, int, int]:
-        """What ranks compare, as _engine's `make` takes it."""
-        return KIND[self.kind], DTYPE[self.input.dtype], OP[self.op], self.root, self.count, self.extra
-
-    def addresses(self) -> tuple[int, int]:
-        """Of the input and of the output."""
-        return self.input.ctypes.data, self.output.ctypes.data
 
 
 class EngineGroup(Group):
@@ -220,10 +180,19 @@ class EngineGroup(Group):
     def _broadcast(self, array: np.ndarray, root: int) -> Work:
         return self._start(Call("broadcast", array.size, array, array, root=root, read=array.nbytes))
 
-    def _all_to_all(self, output: np.ndarray, input: np.ndarray) -> Work:
-        part = input.size // self.size
-        begins = [r * part for r in range(self.size + 1)]
-        return self._start(Call("all_to_all", input.size, output, input, begins, read=input.nbytes))
+    def _all_to_all(
+        self, output: np.ndarray, input: np.ndarray, output_counts: list[int], input_counts: list[int]
+    ) -> Work:
+        return self._start(self.all_to_all_call(output, input, output_counts, input_counts))
+
+    def all_to_all_call(
+        self, output: np.ndarray, input: np.ndarray, output_counts: list[int], input_counts: list[int]
+    ) -> Call:
+        """An all_to_all of this group."""
+        made = all_to_all_of(self.rank, tuple(input_counts), tuple(output_counts))
+        return Call(
+            "all_to_all", input.size, output, input, read=input.nbytes, extra=made.balance, all_to_all=made
+        )
 
     def _barrier(self) -> Work:
         nothing = np.empty(0, np.uint8)
@@ -349,7 +318,7 @@ class EngineGroup(Group):
             name = f"group {group.name}" if group is not None else f"a group without rank {world.rank}"
             if group is not None and key != self._whole and group.name == self.name:
                 name = f"another group {group.name}"
-            return f"{_spell(*call)}{' with async_=True' * (lane == _ASYNCHRONOUS)} on {name}"
+            return f"{spell(*call)}{' with async_=True' * (lane == _ASYNCHRONOUS)} on {name}"
 
         world, members = self._peers.world, self._peers.members
         lane = _MESSAGES if peer is not None else _SYNCHRONOUS if on is self._lane else _ASYNCHRONOUS
@@ -379,13 +348,21 @@ class EngineGroup(Group):
         world, mine, place = self._peers.world, self._call(op, peer), self._place(on, peer)
         if state == _engine.MISMATCH:
             theirs = self._differing(op, on, peer)
+            if theirs and op.pair(0) is not None:
+                mine = self._of_pair(op, mine, *next(iter(theirs.items())))
             mismatch.show(world, place, mine, theirs)
+            until = time.monotonic() + _HEARSAY_S
+            while not theirs and time.monotonic() < until:  # an all_to_all in which two others differ
+                time.sleep(0.001)
+                theirs = mismatch.told(world, place, mine)
         else:
             theirs = mismatch.told(world, place, mine)
         if theirs or state == _engine.MISMATCH:
-            calls = {self._outer.index(seat): _spell(*call) for seat, call in theirs.items()}
+            calls = {self._outer.index(seat): spell(*call) for seat, call in theirs.items()}
             rank = self._shown(self.rank)
-            return self._fail(CollectiveMismatchError(self._where, rank, _spell(*mine), calls))
+            return self._fail(
+                CollectiveMismatchError(self._where, rank, spell(*mine), calls, unnamed=_UNNAMED)
+            )
         lost = self._peers.lost(f"{self._spell(op, on, peer)} on group {self.name}")
         assert lost is not None, state
         return self._fail(lost)
@@ -414,10 +391,28 @@ class EngineGroup(Group):
             return {self._seats[peer]: (kind, dtype, 0, -1, count, 0)}
         calls = {self._seats[r]: call for r, call in on.calls(op).items()} | on.passed_on(op)
         mine = calls.pop(self._peers.seat)
-        return {seat: call for seat, call in calls.items() if call != mine}
+        theirs = {}
+        for seat, call in calls.items():
+            pair = None if op.pair(0) is None else op.pair(self._seats.index(seat))
+            if pair is None or call[:3] != mine[:3]:
+                if call != mine:
+                    theirs[seat] = call
+            elif call[4:] != pair[::-1]:
+                theirs[seat] = (*call[:3], self._shown(self.rank), call[4], call[5])
+        return theirs
+
+    def _of_pair(
+        self, op: _engine.Op, mine: mismatch.Call, seat: int, theirs: mismatch.Call
+    ) -> mismatch.Call:
+        """This rank's all_to_all beside one that differs: by what passes between the two, if that is the difference."""
+        peer = self._seats.index(seat)
+        pair = op.pair(peer)
+        if theirs[:3] != mine[:3] or pair is None:
+            return mine
+        return (*mine[:3], self._shown(peer), *pair)
 
     def _spell(self, op: _engine.Op, on: Any, peer: int | None) -> str:
-        return _spell(*self._call(op, peer))
+        return spell(*self._call(op, peer))
 
     def _stall(self, call: str, ranks: list[int]) -> str:
         parts = []
@@ -535,23 +530,3 @@ class EngineWork(Work):
             self.group._patiently(self._op.wait, self._op, self._on, self._peer, None)
             return
         self.group._run(self._op, self._on, self._peer)
-
-
-def _spell(kind: int, dtype: int, op: int, root: int, count: int, extra: int) -> str:
-    """A call as a person would write it."""
-    name = _engine.KINDS[kind]
-    if name == "barrier":
-        return name
-    words = [f"{_DTYPE_NAMES[dtype]}[{count:,}]"]
-    if name in ("all_reduce", "reduce_scatter"):
-        words.append(OPS[op])
-    if root >= 0:
-        words.append(f"{_ROOT_NAMES.get(name, 'root')}={root}")
-    if extra:
-        words.append(f"counts #{extra:08x}")
-    return f"{name}({', '.join(words)})"
-
-
-def checksum(counts: Sequence[int]) -> int:
-    """Of counts per rank, for comparing calls."""
-    return zlib.crc32(np.asarray(counts, np.int64).tobytes())

@@ -62,7 +62,7 @@ class CollectiveTimeoutError(CommError):
 class CollectiveMismatchError(CommError):
     """Ranks called different things: `mine` on `rank`, `theirs` maps each differing rank to its call.
 
-    `theirs` is empty where only the length of a message gave the difference away.
+    `theirs` is empty where the difference does not say who called what; `unnamed` then tells what is known of it.
     """
 
     def __init__(
@@ -72,12 +72,13 @@ class CollectiveMismatchError(CommError):
         mine: str,
         theirs: Mapping[int, str],
         remedy: str = "Make every rank of the group call the same operation with the same dtype and length",
+        unnamed: str = "a peer sent more than that",
     ):
         self.rank = rank
         self.mine = mine
         self.theirs = dict(theirs)
         others = "; ".join(f"rank {r} called {call}" for r, call in sorted(self.theirs.items()))
-        others = others or "a peer sent more than that"
+        others = others or unnamed
         super().__init__(
             where,
             f"rank {rank} called {mine}, but {others}",

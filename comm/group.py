@@ -21,6 +21,7 @@ import mmap
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from itertools import accumulate
+from operator import index
 from typing import NoReturn
 
 import numpy as np
@@ -133,30 +134,53 @@ class Group(ABC):
         flat = self._flat("broadcast", "array", array, writable=self.rank != root)
         return self._finish(self._broadcast(flat, root), async_)
 
-    def all_to_all(self, output: np.ndarray, input: np.ndarray, async_: bool = False) -> Work:
+    def all_to_all(
+        self,
+        output: np.ndarray,
+        input: np.ndarray,
+        output_counts: Sequence[int] | None = None,
+        input_counts: Sequence[int] | None = None,
+        async_: bool = False,
+    ) -> Work:
         """Send part r of `input` to rank r, for all r; part r of `output` comes from rank r.
 
+        Parts follow each other in the order of ranks. What rank s has in input_counts[r], rank r has in output_counts[s]
+        (as torch.distributed.all_to_all_single has it in its split sizes, and MPI_Alltoallv); ranks that do not know
+        what comes exchange their counts by an all_to_all before.
+
         Args:
-            output: (size·n), overwritten; does not overlap `input`.
-            input: (size·n), same dtype.
+            output: (sum of output_counts), overwritten; does not overlap `input`.
+            input: (sum of input_counts), same dtype.
+            output_counts: elements from each rank, 0 where none come; None: as many from each.
+            input_counts: elements to each rank, 0 where none go; None: as many to each.
             async_: as in all_reduce.
+
+        Raises:
+            ValueError: dtype, memory layout, lengths or counts that do not fit on this rank.
+            CollectiveMismatchError: two ranks have different counts for what passes between them; raised on all ranks,
+                before any payload moves. Over MPI without `check` it is raised by whoever gets more than that or, of
+                unequal parts, less.
+            CommError: the operation failed, or its deadline passed.
         """
         where = "all_to_all"
         out = self._flat(where, "output", output, writable=True)
         flat = self._flat(where, "input", input)
-        if out.dtype != flat.dtype or out.size != flat.size:
+        alike = output_counts is None and input_counts is None
+        if out.dtype != flat.dtype or (alike and out.size != flat.size):
             raise ValueError(
                 f"[comm.{self.name}] {where}: output has {out.size:,} elements of {out.dtype}, input "
-                f"{flat.size:,} of {flat.dtype}. Give both the same length and dtype."
+                f"{flat.size:,} of {flat.dtype}. Give both the same {'length and ' if alike else ''}dtype."
             )
-        if flat.size % self.size:
+        sent = self._part_counts(where, "input", flat, input_counts)
+        received = sent if alike else self._part_counts(where, "output", out, output_counts)
+        if received[self.rank] != sent[self.rank]:
             raise ValueError(
-                f"[comm.{self.name}] {where}: {flat.size:,} elements do not divide among {self.size} ranks. "
-                "Give a length that is a multiple of the group's size."
+                f"[comm.{self.name}] {where}: rank {self.rank} has {sent[self.rank]:,} elements for itself in input_counts, "
+                f"and {received[self.rank]:,} from itself in output_counts. Make them equal."
             )
         if np.may_share_memory(out, flat):
             raise ValueError(f"[comm.{self.name}] {where}: output overlaps input. Give separate arrays.")
-        return self._finish(self._all_to_all(out, flat), async_)
+        return self._finish(self._all_to_all(out, flat, received, sent), async_)
 
     def send(self, array: np.ndarray, to: int, async_: bool = False) -> Work:
         """Send `array` (n) to rank `to`, which receives it into an array of the same dtype and length.
@@ -244,7 +268,9 @@ class Group(ABC):
     def _broadcast(self, array: np.ndarray, root: int) -> Work: ...
 
     @abstractmethod
-    def _all_to_all(self, output: np.ndarray, input: np.ndarray) -> Work: ...
+    def _all_to_all(
+        self, output: np.ndarray, input: np.ndarray, output_counts: list[int], input_counts: list[int]
+    ) -> Work: ...
 
     @abstractmethod
     def _send(self, array: np.ndarray, to: int) -> Work: ...
@@ -320,6 +346,36 @@ class Group(ABC):
             raise ValueError(
                 f"{who}: {whole_name} has {whole.size:,} elements, but the {self.size} ranks' parts sum to "
                 f"{sum(checked):,}. Make them equal."
+            )
+        return checked
+
+    def _part_counts(
+        self, where: str, name: str, array: np.ndarray, counts: Sequence[int] | None
+    ) -> list[int]:
+        """Elements of each rank's part of an array whose parts may have any length; None: the same length."""
+        who = f"[comm.{self.name}] {where}"
+        if counts is None:
+            part, rest = divmod(array.size, self.size)
+            if rest:
+                raise ValueError(
+                    f"{who}: {array.size:,} elements of {name} do not divide among {self.size} ranks. "
+                    f"Give a length that is a multiple of the group's size, or {name}_counts."
+                )
+            return [part] * self.size
+        try:
+            checked = [index(count) for count in counts]
+        except TypeError:
+            raise ValueError(f"{who}: {name}_counts {counts} are no whole numbers. Give integers.") from None
+        if len(checked) != self.size:
+            raise ValueError(
+                f"{who}: {len(checked)} {name}_counts for {self.size} ranks. Give one per rank of the group."
+            )
+        if min(checked) < 0:
+            raise ValueError(f"{who}: {name}_counts {checked} hold a negative number. Give at least 0.")
+        if sum(checked) != array.size:
+            raise ValueError(
+                f"{who}: {name} has {array.size:,} elements, but {name}_counts sum to {sum(checked):,}. "
+                "Make them equal."
             )
         return checked
 

@@ -37,6 +37,7 @@ from typing import NoReturn
 import mpi4py
 import numpy as np
 
+from cktrain.comm.all_to_all import spell_pair
 from cktrain.comm.errors import CollectiveMismatchError, CollectiveTimeoutError, CommError
 from cktrain.comm.group import Group, even_counts, offsets_of
 from cktrain.comm.reduction import reduce_in_rank_order
@@ -253,8 +254,16 @@ class MPIGroup(Group):
     def _broadcast(self, array: np.ndarray, root: int) -> Work:
         return self._start(f"broadcast({_spell(array)}, root={root})", self._broadcast_steps(array, root))
 
-    def _all_to_all(self, output: np.ndarray, input: np.ndarray) -> Work:
-        return self._start(f"all_to_all({_spell(input)})", self._all_to_all_steps(output, input))
+    def _all_to_all(
+        self, output: np.ndarray, input: np.ndarray, output_counts: list[int], input_counts: list[int]
+    ) -> Work:
+        # Statuses, which say of each part how long the one is that came, cost as much as a small all_to_all itself.
+        equal = len({*input_counts, *output_counts}) == 1
+        operation = _Operation(self, f"all_to_all({_spell(input)})", None if equal else [])
+        operation.steps = self._all_to_all_steps(operation, output, input, output_counts, input_counts)
+        if self._check:  # lengths are each pair's own, so what all ranks compare first has none
+            operation.steps = self._checked_steps(f"all_to_all({input.dtype})", operation.steps)
+        return self._launch(operation, message=False)
 
     def _barrier(self) -> Work:
         return self._start("barrier", self._barrier_steps())
@@ -355,13 +364,46 @@ class MPIGroup(Group):
             parts[self.rank][:] = input
         yield requests
 
-    def _all_to_all_steps(self, output: np.ndarray, input: np.ndarray) -> _Steps:
-        counts = even_counts(input.size, self.size)
-        theirs = [_part(output, counts, r) for r in range(self.size)]
-        ours = [_part(input, counts, r) for r in range(self.size)]
-        requests = self._exchange(ours, theirs)
+    def _all_to_all_steps(
+        self,
+        operation: _Operation,
+        output: np.ndarray,
+        input: np.ndarray,
+        received: list[int],
+        sent: list[int],
+    ) -> _Steps:
+        if self._check:
+            yield from self._compare_counts_steps(operation.call, input.dtype, received, sent)
+        theirs = [_part(output, received, r) for r in range(self.size)]
+        ours = [_part(input, sent, r) for r in range(self.size)]
+        # An empty part is an empty message, which tells the receiver so.
+        requests = self._exchange(ours, theirs, empty=True)
         theirs[self.rank][:] = ours[self.rank]
         yield requests
+        if operation.statuses is None:
+            return
+        statuses = iter(operation.statuses)
+        for distance in range(1, self.size):
+            peer = (self.rank - distance) % self.size
+            pieces = self._pieces(theirs[peer]) or [theirs[peer]]
+            got = sum(next(statuses).Get_count(MPI.BYTE) for _ in pieces) // input.itemsize
+            if got != received[peer]:
+                mine = spell_pair(str(input.dtype), sent[peer], received[peer], peer)
+                call = {peer: f"all_to_all({input.dtype}, {got:,} to rank {self.rank})"}
+                raise CollectiveMismatchError(_WHERE, self.rank, mine, call)
+
+    def _compare_counts_steps(
+        self, call: str, dtype: np.dtype, received: list[int], sent: list[int]
+    ) -> _Steps:
+        """Let every rank see the counts of all, before any payload moves."""
+        every = np.empty((self.size, 2, self.size), np.int64)
+        yield [self._comm.Iallgather([np.array([sent, received]), MPI.INT64_T], [every, MPI.INT64_T])]
+        for a, b in zip(*np.nonzero(every[:, 0] != every[:, 1].T), strict=True):
+            called = {
+                r: spell_pair(str(dtype), int(every[r, 0, peer]), int(every[r, 1, peer]), peer)
+                for r, peer in ((int(a), int(b)), (int(b), int(a)))
+            }
+            raise CollectiveMismatchError(_WHERE, self.rank, called.pop(self.rank, call), called)
 
     def _broadcast_steps(self, array: np.ndarray, root: int) -> _Steps:
         for piece in self._pieces(array):
@@ -400,18 +442,24 @@ class MPIGroup(Group):
 
     # Messages and memory.
 
-    def _exchange(self, sends: Sequence[np.ndarray], receives: Sequence[np.ndarray]) -> list[MPI.Request]:
-        """Post sends[r] to and receives[r] from every other rank r; each rank begins with its neighbour, so
-        that not all of them press on rank 0 at once.
+    def _exchange(
+        self, sends: Sequence[np.ndarray], receives: Sequence[np.ndarray], empty: bool = False
+    ) -> list[MPI.Request]:
+        """Post sends[r] to and receives[r] from every other rank r, the receives first; each rank begins with its
+        neighbour, so that not all of them press on rank 0 at once. With `empty`, empty arrays are messages, too.
         """
+
+        def pieces(array: np.ndarray) -> list[np.ndarray]:
+            return self._pieces(array) or [_octets(array)] * empty
+
         requests = []
         for distance in range(1, self.size):
             peer = (self.rank - distance) % self.size
-            for piece in self._pieces(receives[peer]):
+            for piece in pieces(receives[peer]):
                 requests.append(self._comm.Irecv([piece, MPI.BYTE], peer, _COLLECTIVE_TAG))
         for distance in range(1, self.size):
             peer = (self.rank + distance) % self.size
-            for piece in self._pieces(sends[peer]):
+            for piece in pieces(sends[peer]):
                 requests.append(self._comm.Isend([piece, MPI.BYTE], peer, _COLLECTIVE_TAG))
         return requests
 

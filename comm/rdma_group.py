@@ -14,7 +14,7 @@ import numpy as np
 
 from cktrain.comm import _engine
 from cktrain.comm.algorithms import Table
-from cktrain.comm.engine_group import Call
+from cktrain.comm.call import Call
 from cktrain.comm.tcp_group import FIRST_GROUP, Mesh, TcpGroup
 from cktrain.comm.transport.base import RemoteMemory
 from cktrain.comm.transport.rdma import RdmaTransport

@@ -15,7 +15,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from cktrain.comm import _engine
-from cktrain.comm.engine_group import DTYPE, OP, Call, EngineGroup, MakeOp
+from cktrain.comm.call import DTYPE, OP, Call
+from cktrain.comm.engine_group import EngineGroup, MakeOp
 from cktrain.comm.group import Group
 from cktrain.comm.node import Node, new_memory
 from cktrain.comm.solo_group import SoloGroup
@@ -145,7 +146,8 @@ class ShmGroup(EngineGroup):
 
     def _make(self, call: Call) -> MakeOp:
         given, kept = (*call.header(), *call.addresses(), call.begins, call.read), (call.input, call.output)
-        return lambda lane, own: lane.make(*given, kept, own)
+        parts = None if call.all_to_all is None else call.all_to_all.parts
+        return lambda lane, own: lane.make(*given, kept, own, parts)
 
     def _stream(self, peer: int, sends: bool) -> _engine.Stream:
         source, to = (self.rank, peer) if sends else (peer, self.rank)

@@ -55,7 +55,9 @@ class SoloGroup(Group):
     def _broadcast(self, array: np.ndarray, root: int) -> Work:
         return CompletedWork()
 
-    def _all_to_all(self, output: np.ndarray, input: np.ndarray) -> Work:
+    def _all_to_all(
+        self, output: np.ndarray, input: np.ndarray, output_counts: list[int], input_counts: list[int]
+    ) -> Work:
         output[:] = input
         return CompletedWork()
 

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 
 from cktrain.comm import _engine
-from cktrain.comm.algorithms import SCRATCH_BYTES, SEGMENT_BYTES, Table, choose, plan
-from cktrain.comm.engine_group import DTYPE, KIND, Call, EngineGroup, MakeOp
+from cktrain.comm.algorithms import SCRATCH_BYTES, SEGMENT_BYTES, Table, all_to_all_plan, choose, plan
+from cktrain.comm.call import DTYPE, KIND, Call
+from cktrain.comm.engine_group import EngineGroup, MakeOp
 from cktrain.comm.group import Group
 from cktrain.comm.node import Node, NodeMeeting, share_node
 from cktrain.comm.peers import Peers
@@ -265,22 +266,26 @@ class TcpGroup(EngineGroup):
             canonical = call.op == "mean" or call.input.dtype == BFLOAT16
             nbytes = call.count * itemsize
             algorithm = choose(call.kind, nbytes, self._table, self._algorithm, canonical=canonical)
-        parts = None if call.begins is None else tuple(call.begins)
-        steps, sources, scratch, partners = plan(
-            call.kind,
-            algorithm,
-            self.rank,
-            self.size,
-            call.count,
-            parts,
-            call.root,
-            itemsize,
-            self.segment_bytes,
-            self.scratch_bytes,
-        )
+        parts = None
+        if call.all_to_all is not None:
+            parts, made = call.all_to_all.parts, all_to_all_plan(call.all_to_all)
+        else:
+            made = plan(
+                call.kind,
+                algorithm,
+                self.rank,
+                self.size,
+                call.count,
+                None if call.begins is None else tuple(call.begins),
+                call.root,
+                itemsize,
+                self.segment_bytes,
+                self.scratch_bytes,
+            )
+        steps, sources, scratch, partners = made
         given = (*call.header(), *call.addresses(), steps, sources, scratch * itemsize, partners)
         kept = (call.input, call.output)
-        return lambda lane, own: lane.make(*given, kept)
+        return lambda lane, own: lane.make(*given, kept, parts)
 
     def _stream(self, peer: int, sends: bool) -> _engine.Wire:
         sockets = [s if r == peer else None for r, s in enumerate(self._connections[2])]

@@ -37,8 +37,9 @@ from typing import NoReturn
 import numpy as np
 
 from cktrain.comm.algorithms import even_parts
+from cktrain.comm.call import DTYPE, KIND, OP, Call, checksum
 from cktrain.comm.chain import ChainWork, FlyingWork, Phase, PolledWork
-from cktrain.comm.engine_group import DTYPE, KIND, OP, Call, EngineGroup, EngineWork, checksum
+from cktrain.comm.engine_group import EngineGroup, EngineWork
 from cktrain.comm.errors import CommError
 from cktrain.comm.group import Group, offsets_of
 from cktrain.comm.layout import nodes_of, why_flat
@@ -321,11 +322,16 @@ class TwoLevelGroup(Group):
             phases.append(self._phase(self._second, "all_gather", array.size, array, part, begins))
         return self._work(lambda _: phases, call)
 
-    def _all_to_all(self, output: np.ndarray, input: np.ndarray) -> Work:
-        call = (KIND["all_to_all"], DTYPE[input.dtype], OP["sum"], -1, input.size, 0)
-        begins = [r * (input.size // self.size) for r in range(self.size + 1)]
-        start = partial(self.flat._all_to_all, output, input)
-        return self._flatly("all_to_all", call, start, input, output, begins)
+    def _all_to_all(
+        self, output: np.ndarray, input: np.ndarray, output_counts: list[int], input_counts: list[int]
+    ) -> Work:
+        # Lengths are each pair's own: what all ranks compare has none, and the flat group compares them by pairs.
+        call = (KIND["all_to_all"], DTYPE[input.dtype], OP["sum"], -1, -1, 0)
+        start = partial(self.flat._all_to_all, output, input, output_counts, input_counts)
+        made = None
+        if isinstance(self.flat, EngineGroup):
+            made = self.flat.all_to_all_call(output, input, output_counts, input_counts)
+        return self._flatly("all_to_all", call, start, input, made=made)
 
     def _barrier(self) -> Work:
         nothing = np.empty(0, np.uint8)
@@ -390,6 +396,7 @@ class TwoLevelGroup(Group):
         output: np.ndarray | None = None,
         begins: Sequence[int] | None = None,
         op: str = "sum",
+        made: Call | None = None,
     ) -> Work:
         self._check_usable(kind)
         if self.why_flat is not None:
@@ -397,7 +404,8 @@ class TwoLevelGroup(Group):
         flat = self.flat
         if isinstance(flat, EngineGroup):
             out = input if output is None else output
-            make = flat._make(Call(kind, input.size, out, input, begins, op, -1, input.nbytes, call[-1]))
+            made = made or Call(kind, input.size, out, input, begins, op, -1, input.nbytes, call[-1])
+            make = flat._make(made)
             phase = Phase(flat, lambda: EngineWork(flat, make), make)
         else:
             phase = Phase(flat, start)

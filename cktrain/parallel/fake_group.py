@@ -3,7 +3,7 @@
 With them one process takes the place of any rank of a mesh, divides a model as that rank would, and finds what it would
 hold and send. Bytes are those that one rank sends by the algorithms that move least, for n bytes and s ranks:
 
-    all-reduce 2·n·(s-1)/s      reduce-scatter, all-gather n·(s-1)/s      broadcast, send n
+    all-reduce 2·n·(s-1)/s      reduce-scatter, all-gather n·(s-1)/s      broadcast, send n      all-to-all n - own part
 """
 
 from __future__ import annotations
@@ -78,6 +78,18 @@ class FakeGroup(SoloGroup):
     def broadcast(self, array: np.ndarray, root: int = 0, async_: bool = False) -> Work:
         """Note n bytes."""
         return self._note(array.nbytes)
+
+    def all_to_all(
+        self,
+        output: np.ndarray,
+        input: np.ndarray,
+        output_counts: Sequence[int] | None = None,
+        input_counts: Sequence[int] | None = None,
+        async_: bool = False,
+    ) -> Work:
+        """Note the bytes of the input's parts for other ranks."""
+        own = input.size / self.size if input_counts is None else input_counts[self.rank]
+        return self._note(input.nbytes - own * input.itemsize)
 
     def send(self, array: np.ndarray, to: int, async_: bool = False) -> Work:
         """Note n bytes."""

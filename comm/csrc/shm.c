@@ -16,10 +16,17 @@ static inline char *stage(const ckc_channel *ch, int rank, int64_t chunk) {
 }
 
 int64_t ckc_block_bytes(int64_t inline_bytes, int64_t stage_bytes) {
-    return round_up((int64_t)sizeof(ckc_block_head) + 2 * inline_bytes + 2 * stage_bytes, 4096);
+    return round_up((int64_t)sizeof(ckc_block_head) + 2 * inline_bytes + 2 * stage_bytes + 2 * (int64_t)sizeof(ckc_parts), 4096);
 }
 
 const ckc_call *ckc_call_of(const ckc_channel *ch, int rank, uint64_t seq) { return &head(ch, rank)->call[seq & 1]; }
+
+/* They stand behind the stages: operations that have none touch no page of them. */
+static ckc_parts *parts_of(const ckc_channel *ch, int rank, uint64_t seq) {
+    return (ckc_parts *)(stage(ch, rank, 0) + 2 * ch->stage_bytes) + (seq & 1);
+}
+
+const ckc_parts *ckc_parts_of(const ckc_channel *ch, int rank, uint64_t seq) { return parts_of(ch, rank, seq); }
 
 void ckc_who_is_here(const ckc_channel *ch, uint64_t seq, uint64_t tick, uint8_t *here) {
     for (int r = 0; r < ch->size; r++)
@@ -28,6 +35,19 @@ void ckc_who_is_here(const ckc_channel *ch, uint64_t seq, uint64_t tick, uint8_t
 }
 
 /* --------------------------------------------------------------------------------------- arriving and stepping */
+
+static int64_t length(const int64_t *begins, int r) { return begins[r + 1] - begins[r]; }
+
+static void show_parts(const ckc_op *o) {
+    const ckc_channel *ch = o->on;
+    ckc_parts *mine = parts_of(ch, ch->rank, o->seq);
+    mine->longest = 0;
+    for (int r = 0; r <= ch->size; r++) {
+        mine->begins[r] = o->begins[r];
+        mine->received[r] = o->received[r];
+        if (r < ch->size && length(o->begins, r) > mine->longest) mine->longest = length(o->begins, r);
+    }
+}
 
 static void arrive(ckc_op *o, const void *payload, int64_t bytes) {
     ckc_channel *ch = o->on;
@@ -39,10 +59,31 @@ static void arrive(ckc_op *o, const void *payload, int64_t bytes) {
     memcpy((char *)mine + offsetof(ckc_call, kind), (char *)&o->call + offsetof(ckc_call, kind),
            sizeof(ckc_call) - offsetof(ckc_call, kind));
     if (bytes) memcpy(slot(ch, ch->rank, o->seq), payload, (size_t)bytes);
+    if (o->received != NULL) show_parts(o);
     atomic_store_explicit(&ch->world->seats[ch->world->local_rank]->operation, (uint64_t)o->call.kind << 56 | o->seq,
                           memory_order_relaxed);
     atomic_store_explicit(&mine->seq, o->seq, memory_order_release);
     ckc_ring(ch->world, ch->seats, ch->size);
+}
+
+/* Whether rank r, which has arrived, calls the same, and each of the two expects as much as the other one sends. */
+static int agrees(const ckc_op *o, int r) {
+    const ckc_channel *ch = o->on;
+    const char *theirs = (const char *)ckc_call_of(ch, r, o->seq) + offsetof(ckc_call, kind);
+    const char *mine = (const char *)&o->call + offsetof(ckc_call, kind);
+    if (o->received == NULL) return !memcmp(theirs, mine, CKC_CALL_COMPARED);
+    if (memcmp(theirs, mine, CKC_CALL_COMPARED_IN_EXCHANGE)) return 0;
+    const ckc_parts *parts = ckc_parts_of(ch, r, o->seq);
+    return length(parts->begins, ch->rank) == length(o->received, r) &&
+           length(parts->received, ch->rank) == length(o->begins, r);
+}
+
+/* Of an all_to_all in which all have arrived: whether the counts of all pairs agree (world.h). */
+static int all_agree(const ckc_op *o) {
+    const ckc_channel *ch = o->on;
+    uint64_t sum = 0;
+    for (int r = 0; r < ch->size; r++) sum += ckc_call_of(ch, r, o->seq)->extra;
+    return sum == 0;
 }
 
 /* CKC_DONE when all have arrived and call the same. A call that differs is seen as soon as it is there, also while
@@ -56,11 +97,10 @@ static int all_arrived(ckc_op *o) {
             all = 0;
             continue;
         }
-        if (r != ch->rank && memcmp((const char *)theirs + offsetof(ckc_call, kind),
-                                    (const char *)&o->call + offsetof(ckc_call, kind), CKC_CALL_COMPARED))
-            return CKC_MISMATCH;
+        if (r != ch->rank && !agrees(o, r)) return CKC_MISMATCH;
         if (all) o->cursor = r + 1;
     }
+    if (all && o->received != NULL && !all_agree(o)) return CKC_MISMATCH;
     return all ? CKC_DONE : CKC_PENDING;
 }
 
@@ -109,19 +149,23 @@ static void even_parts(ckc_op *o) {
     o->begins = ch->begins;
 }
 
-/* Elements [*begin, *begin + result) of the array are chunk c of rank r's part. */
-static int64_t piece(const ckc_op *o, int r, int64_t c, int64_t *begin) {
-    *begin = least(o->begins[r] + c * o->chunk, o->begins[r + 1]);
-    return least(o->chunk, o->begins[r + 1] - *begin);
+/* Elements [*begin, *begin + result) of an array whose parts begin so are chunk c of rank r's part. */
+static int64_t piece_of(const ckc_op *o, const int64_t *begins, int r, int64_t c, int64_t *begin) {
+    *begin = least(begins[r] + c * o->chunk, begins[r + 1]);
+    return least(o->chunk, begins[r + 1] - *begin);
 }
 
-/* Chunks such that `shares` pieces fit a stage. */
+static int64_t piece(const ckc_op *o, int r, int64_t c, int64_t *begin) { return piece_of(o, o->begins, r, c, begin); }
+
+/* Chunks of the longest part, the same on all ranks, such that `shares` pieces fit a stage. */
 static void plan_chunks(ckc_op *o, int shares) {
     const ckc_channel *ch = o->on;
     o->chunk = ch->stage_bytes / shares / LINE * LINE / ckc_item_bytes(o->call.dtype);
     int64_t longest = 0;
-    for (int r = 0; r < ch->size; r++)
-        if (o->begins[r + 1] - o->begins[r] > longest) longest = o->begins[r + 1] - o->begins[r];
+    for (int r = 0; r < ch->size; r++) {
+        const int64_t theirs = o->received != NULL ? ckc_parts_of(ch, r, o->seq)->longest : length(o->begins, r);
+        if (theirs > longest) longest = theirs;
+    }
     o->chunks = (longest + o->chunk - 1) / o->chunk;
     o->c = 0;
 }
@@ -185,14 +229,15 @@ static void reduce_chunk(const ckc_op *o, int64_t c, char *out, int to_stage) {
     reduce(o, dst, to_stage ? 2 : 1, src, count, 0);
 }
 
-/* Chunk c of what every other rank has in its stage as share `r` (or, with own_share, as share number of this rank). */
-static void copy_out(const ckc_op *o, int64_t c, int own_share) {
+/* Chunk c of what every other rank r has in its stage as share `r`, or in all_to_all as the share of this rank. */
+static void copy_out(const ckc_op *o, int64_t c) {
     const ckc_channel *ch = o->on;
+    const int exchange = o->received != NULL;
     for (int r = 0; r < ch->size; r++) {
         int64_t begin;
-        const int64_t count = piece(o, r, c, &begin);
+        const int64_t count = piece_of(o, exchange ? o->received : o->begins, r, c, &begin);
         if (r != ch->rank && count > 0)
-            memcpy(o->out + bytes_of(o, begin), share(o, r, c, own_share ? ch->rank : r), (size_t)bytes_of(o, count));
+            memcpy(o->out + bytes_of(o, begin), share(o, r, c, exchange ? ch->rank : r), (size_t)bytes_of(o, count));
     }
 }
 
@@ -241,7 +286,7 @@ static int all_reduce(ckc_op *o) {
         reduce_chunk(o, o->c, o->out + bytes_of(o, begin), 1);
         step(o);
         CKC_AWAIT(o, all_stepped(o, 2 * o->c + 3));
-        copy_out(o, o->c, 0);
+        copy_out(o, o->c);
     }
     CKC_END(o);
 }
@@ -362,23 +407,47 @@ static int broadcast(ckc_op *o) {
     CKC_END(o);
 }
 
-/* call.count is the length of each array; begins has equal parts. */
+static int64_t input_of(const ckc_op *o, int r) {
+    const ckc_channel *ch = o->on;
+    return ckc_parts_of(ch, r, o->seq)->begins[ch->size];
+}
+
+/* Rank r's input of an all_to_all where this process can read it: in its slot, or in a shared arena; else NULL. */
+static const char *whole_input(const ckc_op *o, int r) {
+    return inlines(o, input_of(o, r)) ? slot(o->on, r, o->seq) : in_place(o, r);
+}
+
+static int all_in_slots(const ckc_op *o) {
+    const ckc_channel *ch = o->on;
+    for (int r = 0; r < ch->size; r++)
+        if (!inlines(o, input_of(o, r))) return 0;
+    return 1;
+}
+
+static int all_whole(const ckc_op *o) {
+    const ckc_channel *ch = o->on;
+    for (int r = 0; r < ch->size; r++)
+        if (whole_input(o, r) == NULL) return 0;
+    return 1;
+}
+
+/* call.count is the length of the own input; inputs and parts may have any length. Where every input can be read whole, each
+ * rank takes its parts from there; with all of them in slots, which the next operation leaves alone, that is all. */
 static int all_to_all(ckc_op *o) {
     ckc_channel *ch = o->on;
-    int64_t own, count;
     CKC_BEGIN(o);
     arrive(o, o->in, inlines(o, o->call.count) ? bytes_of(o, o->call.count) : 0);
     CKC_AWAIT_CHECKED(o, all_arrived(o));
-    own = bytes_of(o, o->begins[ch->rank]);
-    count = bytes_of(o, o->begins[ch->rank + 1]) - own;
-    memcpy(o->out + own, o->in + own, (size_t)count);
-    if (inlines(o, o->call.count) || all_in_place(o)) {
+    memcpy(o->out + bytes_of(o, o->received[ch->rank]), o->in + bytes_of(o, o->begins[ch->rank]),
+           (size_t)bytes_of(o, length(o->begins, ch->rank)));
+    if (all_whole(o)) {
         for (int d = 1; d < ch->size; d++) {
             const int r = (ch->rank + d) % ch->size;
-            const char *theirs = inlines(o, o->call.count) ? slot(ch, r, o->seq) : in_place(o, r);
-            memcpy(o->out + bytes_of(o, o->begins[r]), theirs + own, (size_t)count);
+            memcpy(o->out + bytes_of(o, o->received[r]),
+                   whole_input(o, r) + bytes_of(o, ckc_parts_of(ch, r, o->seq)->begins[ch->rank]),
+                   (size_t)bytes_of(o, length(o->received, r)));
         }
-        if (inlines(o, o->call.count)) return CKC_DONE;
+        if (all_in_slots(o)) return CKC_DONE;
         step(o);
         CKC_AWAIT(o, all_stepped(o, 1));
         return CKC_DONE;
@@ -388,7 +457,7 @@ static int all_to_all(ckc_op *o) {
         copy_in(o, o->c);
         step(o);
         CKC_AWAIT(o, all_stepped(o, o->c + 1));
-        copy_out(o, o->c, 1);
+        copy_out(o, o->c);
     }
     CKC_END(o);
 }

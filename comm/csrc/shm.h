@@ -5,8 +5,8 @@
  * small array itself), two stages (pieces of arrays on their way).
  *
  * Operation s:
- *  1. Arrival. The rank fills its slot s % 2 and stores s to the slot's seq (release). It waits until every peer's
- *     slot has seq s (acquire) and compares the calls, before any payload moves.
+ *  1. Arrival. The rank fills its slot s % 2 (in all_to_all also its parts) and stores s to the slot's seq (release). It
+ *     waits until every peer's slot has seq s (acquire) and compares the calls, before any payload moves.
  *     A slot is written again by operation s + 2, which its owner begins after the arrival of all at s + 1, so after
  *     all had finished reading s. The same argument frees the stages and the arrays: when all have arrived at an
  *     operation, nobody reads anything of the one before.
@@ -28,6 +28,11 @@ typedef struct {
     _Alignas(64) ckc_call call[2];
 } ckc_block_head;
 
+typedef struct {                            /* of an all_to_all: first elements of the parts, as in ckc_op */
+    int64_t begins[CKC_MAX_RANKS + 1], received[CKC_MAX_RANKS + 1];
+    int64_t longest;                        /* part of the input */
+} ckc_parts;
+
 typedef struct ckc_channel {
     ckc_queue queue;                        /* first: an operation's queue is its channel */
     ckc_world *world;
@@ -41,6 +46,7 @@ typedef struct ckc_channel {
 
 int64_t ckc_block_bytes(int64_t inline_bytes, int64_t stage_bytes);
 const ckc_call *ckc_call_of(const ckc_channel *channel, int rank, uint64_t seq);
+const ckc_parts *ckc_parts_of(const ckc_channel *channel, int rank, uint64_t seq);
 /* Have begun operation seq: 1 for each rank in `here`. */
 void ckc_who_is_here(const ckc_channel *channel, uint64_t seq, uint64_t tick, uint8_t *here);
 extern int (*const ckc_shm_advance[])(ckc_op *);        /* by kind, CKC_BARRIER ... CKC_ALL_TO_ALL */

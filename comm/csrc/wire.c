@@ -30,13 +30,27 @@ static int64_t outcome(ckc_op *o, int peer, int64_t n) {
     return n;
 }
 
+/* The header that goes to a peer or, with `theirs`, the one that must come from it. */
+static ckc_call header(const ckc_op *o, int peer, int theirs) {
+    ckc_call call;
+    memcpy(&call, &o->call, sizeof call);
+    if (o->received == NULL || o->call.zero) return call;
+    const int64_t sends = o->begins[peer + 1] - o->begins[peer], receives = o->received[peer + 1] - o->received[peer];
+    call.count = theirs ? receives : sends;
+    call.extra = (uint64_t)(theirs ? sends : receives);
+    call.offset = (int64_t)o->call.extra;
+    return call;
+}
+
 /* Send what is left of the header and of a payload in one call; bytes of the payload that went. */
 static int64_t push(ckc_op *o, int peer, const char *payload, int64_t bytes) {
     ckc_wire *wire = o->on;
     ckc_run_state *run = o->extra;
     const int64_t head = run->partners[peer] & CKC_HEADER_SENT ? HEADER - run->sent[peer] : 0;
     if (head + bytes == 0) return 0;
-    struct iovec parts[2] = {{(char *)&o->call + (HEADER - head), (size_t)head}, {(char *)payload, (size_t)bytes}};
+    ckc_call call;
+    if (head) call = header(o, peer, 0);
+    struct iovec parts[2] = {{(char *)&call + (HEADER - head), (size_t)head}, {(char *)payload, (size_t)bytes}};
     ckc_link *link = wire->links[peer];
     const int64_t n = outcome(o, peer, link->push(link, head ? parts : parts + 1, head && bytes ? 2 : 1));
     const int64_t of_head = n < head ? n : head;
@@ -55,7 +69,8 @@ static int take_header(ckc_op *o, int peer) {
                                                       HEADER - run->received[peer]));
         CKC_PUT(run->received[peer], (uint8_t)(run->received[peer] + n));
         if (run->received[peer] < HEADER) return CKC_PENDING;
-        if (memcmp((char *)&run->theirs[peer] + offsetof(ckc_call, kind), (char *)&o->call + offsetof(ckc_call, kind),
+        const ckc_call wanted = header(o, peer, 1);
+        if (memcmp((char *)&run->theirs[peer] + offsetof(ckc_call, kind), (char *)&wanted + offsetof(ckc_call, kind),
                    CKC_CALL_COMPARED))
             return CKC_MISMATCH;
     }
@@ -136,12 +151,15 @@ static int exchange_headers(ckc_op *o) {
     const ckc_wire *wire = o->on;
     ckc_run_state *run = o->extra;
     int complete = 1;
+    uint64_t sum = o->call.extra;
     for (int peer = 0; peer < wire->size; peer++) {
         if (run->partners[peer] & CKC_HEADER_SENT && run->sent[peer] < HEADER) push(o, peer, NULL, 0);
         const int got = run->received[peer] < HEADER ? take_header(o, peer) : CKC_DONE;
         if (got < 0) return got;
         if (got == CKC_PENDING || (run->partners[peer] & CKC_HEADER_SENT && run->sent[peer] < HEADER)) complete = 0;
+        if (run->partners[peer]) sum += (uint64_t)run->theirs[peer].offset;
     }
+    if (complete && o->received != NULL && sum != 0) return CKC_MISMATCH;
     return complete;
 }
 

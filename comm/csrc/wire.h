@@ -2,7 +2,8 @@
  *
  * A wire is a lane of operations with one link to each peer; operations run one after another, so bytes on a link
  * have the order of the schedule and need no tags. Before its first payload to a peer an operation sends its call (a
- * header), and it compares the headers of all its partners before it takes any payload. Rounds follow each other; the transfers of a
+ * header), and it compares the headers of all its partners before it takes any payload. In all_to_all the header to a peer
+ * has the elements for it as `count`, those expected from it as `extra` and the own sum (world.h) as `offset`. Rounds follow each other; the transfers of a
  * round go on side by side, then its local steps run in their order. */
 #ifndef CKC_WIRE_H
 #define CKC_WIRE_H

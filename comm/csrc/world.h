@@ -92,12 +92,16 @@ typedef struct {
     uint8_t kind, dtype, op, zero;
     int32_t root;
     int64_t count;
-    uint64_t extra;                 /* checksum of the counts per rank */
+    uint64_t extra;                 /* checksum of the counts per rank; in all_to_all all ranks' sum to 0 (below) */
     int64_t offset;                 /* where the array that peers read lies in the arena */
     int32_t arena;                  /* -1: in no arena that the group shares */
     int32_t pad;
 } ckc_call;
 #define CKC_CALL_COMPARED (offsetof(ckc_call, offset) - offsetof(ckc_call, kind))
+/* In all_to_all each pair has lengths of its own, which the two compare. So that the other ranks see a difference as well,
+ * each adds up its counts, times a number per pair and direction: what it sends, less what it receives (comm/all_to_all.py).
+ * Where all counts agree, all ranks' sums are 0 together. */
+#define CKC_CALL_COMPARED_IN_EXCHANGE (offsetof(ckc_call, count) - offsetof(ckc_call, kind))
 
 struct ckc_op {
     int (*advance)(ckc_op *);       /* never blocks; CKC_PENDING, CKC_DONE or the failure */
@@ -108,6 +112,7 @@ struct ckc_op {
     const char *in;
     char *out;
     const int64_t *begins;          /* (size + 1) first element of each rank's part */
+    const int64_t *received;        /* all_to_all: the same of the output, whose parts come from the ranks; else NULL */
     int64_t chunk, chunks, c;
     int64_t moved;                  /* grows while the operation gets on */
     uint64_t seq, base;

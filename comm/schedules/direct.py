@@ -5,7 +5,7 @@
 | reduce_scatter | segments | S - own part |
 | all_gather | 1 | (n - 1)·own part |
 | all_reduce | segments + 1 | reduce_scatter + all_gather = 2·S·(n - 1)/n |
-| all_to_all | n (pairwise) | S·(n - 1)/n |
+| all_to_all | n (pairwise) | S - own part |
 | broadcast | 1 | root: (n - 1)·S |
 """
 
@@ -58,12 +58,21 @@ def direct_broadcast(rank: int, size: int, count: int, root: int) -> Schedule:
     return schedule([[send((root + d) % size, IN, 0, count) for d in range(1, size)]])
 
 
-def pairwise_all_to_all(rank: int, size: int, part: int) -> Schedule:
-    """Round d exchanges with the ranks d before and behind: every rank talks to two others at a time."""
-    rounds = [[copy(OUT, rank * part, part, (IN, rank * part))]]
-    for d in range(1, size):
-        to, source = (rank + d) % size, (rank - d) % size
-        rounds.append([send(to, IN, to * part, part), recv(source, OUT, source * part, part)])
+def pairwise_all_to_all(rank: int, begins: Sequence[int], received: Sequence[int]) -> Schedule:
+    """Round d exchanges with the ranks d before and behind: every rank talks to two others at a time.
+
+    `begins` are those of in, `received` those of out.
+    """
+    n = len(begins) - 1
+    rounds = [[copy(OUT, received[rank], begins[rank + 1] - begins[rank], (IN, begins[rank]))]]
+    for d in range(1, n):
+        to, source = (rank + d) % n, (rank - d) % n
+        rounds.append(
+            [
+                send(to, IN, begins[to], begins[to + 1] - begins[to]),
+                recv(source, OUT, received[source], received[source + 1] - received[source]),
+            ]
+        )
     return schedule(rounds)
 
 

@@ -90,6 +90,15 @@ class ThreadGroup(SoloGroup):
         output[...] = np.concatenate(self.show(input.copy()))
         return CompletedWork()
 
+    def _all_to_all(
+        self, output: np.ndarray, input: np.ndarray, output_counts: list[int], input_counts: list[int]
+    ) -> Work:
+        shown = self.show((input.copy(), input_counts))
+        parts = [np.split(x, np.cumsum(counts)[:-1])[self.rank] for x, counts in shown]
+        assert [part.size for part in parts] == output_counts
+        output[...] = np.concatenate(parts)
+        return CompletedWork()
+
     def _broadcast(self, array: np.ndarray, root: int) -> Work:
         array[...] = self.show(array.copy())[root]
         return CompletedWork()

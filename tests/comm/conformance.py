@@ -216,6 +216,52 @@ def check_all_to_all(group: Group) -> None:
             assert same_bits(twice, inputs[group.rank])
 
 
+def between(size: int, length: int) -> dict[str, np.ndarray]:
+    """Elements from rank s to rank r, [s, r], of all_to_alls in which ranks send each other any numbers."""
+    rank = np.arange(size)
+    uneven = (np.add.outer(7919 * rank, 3 * rank) * length) % (length + 1)
+    uneven[0, -1] = 0  # and, of most sizes, others
+    one_way = np.zeros((size, size), np.int64)
+    one_way[0] = length + rank
+    one_long = np.ones((size, size), np.int64)
+    one_long[-1, 0] = 2 * length
+    return {
+        "uneven": uneven,
+        "from one": one_way,
+        "to one": one_way.T.copy(),
+        "one is long": one_long,
+        "nothing": np.zeros((size, size), np.int64),
+    }
+
+
+def check_all_to_all_counts(group: Group) -> None:
+    """Parts of any length, none too, in memory that the ranks share and not; what lies around the output stays."""
+    rank = group.rank
+    arena = group.allocate(2 << 20)
+    for length in (0, 3, 9973, 40_009):
+        for name, counts in between(group.size, length).items():
+            for dtype in (
+                (np.dtype(np.float32), BFLOAT16, np.dtype(np.int64)) if length < 40_000 else (BFLOAT16,)
+            ):
+                given = [contribution(s, int(counts[s].sum()), dtype, 31) for s in range(group.size)]
+                parts = [np.split(given[s], np.cumsum(counts[s])[:-1])[rank] for s in range(group.size)]
+                mine = given[rank]
+                if length == 9973 and dtype == BFLOAT16:
+                    mine = arena[: mine.nbytes].view(dtype)
+                    mine[:] = given[rank]
+                whole = np.full(int(counts[:, rank].sum()) + 2, 77, dtype)
+                group.all_to_all(whole[1:-1], mine, counts[:, rank], counts[rank], async_=length == 3).wait()
+                assert same_bits(whole[1:-1], np.concatenate(parts)), (name, length, dtype)
+                assert whole[0] == 77 and whole[-1] == 77
+                assert same_bits(mine, given[rank])
+    # Who has equal parts need not say so.
+    equal = [5] * group.size
+    output = np.zeros(5 * group.size, np.int32)
+    given = np.repeat(np.arange(group.size, dtype=np.int32), 5)
+    group.all_to_all(output, given, *((equal, None) if rank % 2 else (None, equal)))
+    assert np.all(output == rank)
+
+
 def check_send_and_recv(group: Group) -> None:
     """Round the ring, several messages in flight; the longest is beyond any eager limit."""
     if group.size == 1:
@@ -385,6 +431,7 @@ def check_bad_arguments(group: Group) -> None:
     read_only = np.zeros(4, np.float32)
     read_only.flags.writeable = False
     size, whole = group.size, np.zeros(4 * group.size, np.float32)
+    own_differs = [[n * (r == group.rank) for r in range(size)] for n in (1, 3)]
     cases = [
         (lambda: group.all_reduce([1.0]), "a list"),
         (lambda: group.all_reduce(np.zeros(4, np.float16)), "float16"),
@@ -402,6 +449,15 @@ def check_bad_arguments(group: Group) -> None:
         (lambda: group.reduce_scatter(good, whole, counts=[5] * size), "4 elements, but counts give"),
         (lambda: group.all_gather(whole[:-1], good), f"{4 * size - 1:,} elements"),
         (lambda: group.all_to_all(whole, whole), "overlaps"),
+        (lambda: group.all_to_all(whole, whole.astype(np.float64), [4] * size, [4] * size), "float64"),
+        (lambda: group.all_to_all(whole, whole.copy(), [4] * (size + 1)), f"{size + 1} output_counts"),
+        (lambda: group.all_to_all(whole, whole.copy(), None, [5] * size), f"sum to {5 * size:,}"),
+        (lambda: group.all_to_all(good, good.copy(), None, [-1] * size), "negative"),
+        (lambda: group.all_to_all(good, good.copy(), None, [0.5] * size), "no whole numbers"),
+        (
+            lambda: group.all_to_all(good[:1], good[1:], *own_differs),
+            f"rank {group.rank} has 3 elements for itself",
+        ),
         (lambda: group.broadcast(good, size), f"root {size}"),
         (lambda: group.send(good, group.rank), "this rank itself"),
         (lambda: group.recv(good, -1), "source -1"),
@@ -437,6 +493,7 @@ CHECKS = [
     check_all_reduce_is_reduce_scatter_and_all_gather,
     check_broadcast,
     check_all_to_all,
+    check_all_to_all_counts,
     check_send_and_recv,
     check_slices,
     check_special_values,

@@ -76,6 +76,9 @@ def call_different_things(group: Group) -> None:
         "op": lambda: group.all_reduce(payload, "max" if group.rank else "sum"),
         "operation": lambda: group.barrier() if group.rank else group.all_reduce(payload),
         "root": lambda: group.broadcast(payload, root=group.rank),
+        "lengths": lambda: group.all_to_all(
+            np.zeros(2, np.float32), payload[: [3, 2][group.rank]], None, [[1, 2], [1, 1]][group.rank]
+        ),
         "counts": lambda: group.all_gather(
             np.zeros(5, np.float32), payload[: [2, 2][group.rank]], [[2, 3], [3, 2]][group.rank]
         ),
@@ -98,6 +101,22 @@ def receive_another_length(group: Group) -> None:
         group.barrier()
     try:
         group.recv(np.zeros(expected, np.float32), 0)
+    except CollectiveMismatchError as error:
+        print(error, flush=True)
+        raise
+    raise AssertionError("the difference was not seen")
+
+
+def exchange_another_length(group: Group) -> None:
+    """Rank 0 sends other than rank 1 expects, which nobody compares before; who gets it notices."""
+    sent, expected = int(sys.argv[2]), int(sys.argv[3])
+    counts = [0, sent] if group.rank == 0 else [0, 0]
+    received = [0, 0] if group.rank == 0 else [expected, 0]
+    output = np.zeros(sum(received), np.float32)
+    try:
+        group.all_to_all(output, np.zeros(sum(counts), np.float32), received, counts)
+        assert group.rank == 0
+        group.barrier()
     except CollectiveMismatchError as error:
         print(error, flush=True)
         raise
@@ -157,6 +176,7 @@ PROGRAMS = {
         wait_for_absent_rank,
         call_different_things,
         receive_another_length,
+        exchange_another_length,
         exit_with,
         fail_on_one_rank,
         fail_without_a_frame,

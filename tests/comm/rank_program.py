@@ -146,6 +146,7 @@ def repeat(group: Group) -> None:
         "arena": lambda: group.all_reduce(arena, "max"),
         "async": lambda: group.all_reduce(large, "max", async_=True).wait(),
         "barrier": group.barrier,
+        "all_to_all": lambda: exchange_unevenly(group, large),
         "broadcast": lambda: group.broadcast(large),
         "reduce_scatter": lambda: group.reduce_scatter(
             large[: large.size // group.size], large[: large.size // group.size * group.size].copy(), "max"
@@ -163,6 +164,15 @@ def repeat(group: Group) -> None:
         calls[kind]()
         if kind == "idle" and group.rank == 0 and os.path.exists(sys.argv[3]):
             group.barrier()
+
+
+def exchange_unevenly(group: Group, array: np.ndarray) -> None:
+    """Rank 0 sends half of the array to each other one, and gets nothing; between the others nothing passes."""
+    half, size = array.size // 2, group.size
+    counts = [half * (r > 0) for r in range(size)] if group.rank == 0 else [0] * size
+    received = [half * (r == 0 and group.rank > 0) for r in range(size)]
+    whole = np.empty(sum(counts), np.float32)
+    group.all_to_all(np.empty(sum(received), np.float32), whole, received, counts)
 
 
 def make_deaf(connection: socket.socket) -> None:
@@ -195,7 +205,7 @@ def lose_control(group: Group) -> None:
 
 
 def wait_for_one(group: Group) -> None:
-    """All but the last rank wait in an all-reduce, for which the last one is late as argv says."""
+    """All but the last rank wait in an all-reduce (or all-to-all), for which the last one is late as argv says."""
     group.barrier()
     how, seconds = sys.argv[2], float(sys.argv[3])
     if group.rank == group.size - 1:
@@ -209,11 +219,14 @@ def wait_for_one(group: Group) -> None:
     array = np.full(10, group.rank, np.float32)
     began = time.monotonic()
     try:
-        group.all_reduce(array)
+        if sys.argv[4:] == ["all_to_all"]:
+            exchange_unevenly(group, array)
+        else:
+            group.all_reduce(array)
+            assert np.all(array == sum(range(group.size)))
     except CommError:
         say(f"waited {time.monotonic() - began:.2f} s")
         raise
-    assert np.all(array == sum(range(group.size)))
     group.barrier()
     say("all came")
 
@@ -281,6 +294,16 @@ def differ(group: Group) -> None:
             group.broadcast(payload, async_=async_) if odd else group.all_reduce(payload, async_=async_)
         ),
         "root": lambda: group.broadcast(payload, root=int(odd), async_=async_),
+        "exchange": lambda: (
+            group.all_reduce(payload) if odd else group.all_to_all(payload, np.zeros(n, np.float32))
+        ),
+        "lengths": lambda: group.all_to_all(
+            np.zeros(group.size, np.float32),
+            payload[: group.size + odd],
+            None,
+            [1 + (odd and r == 0) for r in range(group.size)],
+            async_=async_,
+        ),
         "counts": lambda: group.reduce_scatter(
             np.zeros(2, np.float32), payload[: 2 * group.size + 1], counts=_counts(group, odd), async_=async_
         ),

@@ -16,6 +16,7 @@ KINDS = (
     "all_gather",
     "broadcast",
     "all_to_all",
+    "exchange",
     "message",
     "barrier",
     "regroup",
@@ -108,6 +109,13 @@ def _start(
             result = np.empty(length * size, dtype)
             work = group.all_to_all(result, mine, async_=asynchronous)
             wanted = np.concatenate([x[part] for x in values])
+        case "exchange":
+            # Other lengths between each two, by turns more and fewer; the own one's always as many.
+            counts = np.array([[(s - r) % 3 * length // 2 for r in range(size)] for s in range(size)])
+            whole = np.repeat(np.arange(size), counts[rank]).astype(dtype)
+            result = np.empty(int(counts[:, rank].sum()), dtype)
+            work = group.all_to_all(result, whole, counts[:, rank], counts[rank], async_=asynchronous)
+            wanted = np.full(result.size, rank)
         case "message":
             result = np.empty(mine.size, dtype)
             work = group.recv(result, (rank - 1) % size, async_=True)

@@ -21,6 +21,8 @@ def test_takes_at_least_the_time_of_the_network(async_, nbytes, latency_s, bytes
     work.wait()
     assert time.perf_counter() - began >= latency_s + nbytes / 2 / bytes_per_s
     group.all_reduce(whole, async_=async_).wait()
+    half = np.empty(whole.size // 2, np.float32)
+    group.all_to_all(half, whole[: half.size], async_=async_).wait()
     group.end()
 
 

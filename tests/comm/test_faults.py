@@ -24,7 +24,9 @@ pytestmark = pytest.mark.parametrize("transport", TRANSPORTS)
 
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
-@pytest.mark.parametrize("kind", ["small", "large", "arena", "async", "barrier", "broadcast", "message"])
+@pytest.mark.parametrize(
+    "kind", ["small", "large", "arena", "async", "barrier", "broadcast", "all_to_all", "message"]
+)
 def test_killed_rank_is_named_by_all(transport, kind, lost):
     if kind == "arena" and transport != "shm":
         kind = "reduce_scatter"
@@ -125,14 +127,16 @@ def test_stopped_for_ever_is_a_timeout_that_names_it(transport):
         assert gave_up or ": lost rank " in end.output, end.output
 
 
-def test_sleeping_rank_is_a_timeout(transport):
-    """It is alive and does nothing: the deadline does not stretch."""
+@pytest.mark.parametrize("operation", ["all_reduce", "all_to_all"])
+def test_sleeping_rank_is_a_timeout(transport, operation):
+    """It is alive and does nothing: the deadline does not stretch. (What it would send has no elements in all_to_all.)"""
     with job.start(
         2,
         "rank_program.py",
         "wait_for_one",
         "sleep",
         "60",
+        operation,
         CKTRAIN_TEST_TRANSPORT=transport,
         CKTRAIN_TEST_TIMEOUT="1",
     ) as ranks:
@@ -193,6 +197,32 @@ def test_mismatch_is_named_on_all_sides(transport, difference, mine, theirs, how
         called = f"[comm.{transport}] rank {rank} called {theirs if odd else mine}, but "
         assert called in end.output, end.output
         assert f"called {mine if odd else theirs}" in end.output
+
+
+@pytest.mark.parametrize("how", ["", "async"])
+def test_a_count_of_one_pair_that_differs_is_named_by_all(transport, how):
+    """Rank 2 sends rank 0 one element more than that expects; rank 1 hears of it from them."""
+    arguments = ["lengths", *([how] if how else [])]
+    with job.start(3, "rank_program.py", "differ", *arguments, CKTRAIN_TEST_TRANSPORT=transport) as ranks:
+        ends = ranks.ends()
+    job.assert_together(ends)
+    assert_pair_is_named(ends, transport)
+
+
+def assert_pair_is_named(ends: list[job.Ended], *transports: str) -> None:
+    """By all, of an all_to_all in which the last rank sends rank 0 two elements where that expects one."""
+    last = len(ends) - 1
+    calls = {
+        0: f"called all_to_all(float32, 1 to and 1 from rank {last})",
+        last: "called all_to_all(float32, 2 to and 1 from rank 0)",
+    }
+    for rank, end in enumerate(ends):
+        assert end.status == 1 and "AssertionError" not in end.output, end.output
+        assert re.search(
+            rf"\[comm\.({'|'.join(transports)})\] rank {rank} called all_to_all\(float32", end.output
+        ), end.output
+        for other, call in calls.items():
+            assert f"rank {other} {call}" in end.output, end.output
 
 
 def test_a_mismatch_is_named_by_who_waits_for_a_later_operation(transport):

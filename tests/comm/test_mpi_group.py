@@ -17,7 +17,7 @@ pytestmark = pytest.mark.mpi
 def test_conformance(run_ranks, ranks):
     job = run_ranks(ranks, "mpi_program.py", "run_conformance")
     assert job.status == 0, job.output
-    assert "checks run: 19" in job.output
+    assert "checks run: 20" in job.output
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -44,6 +44,11 @@ def test_deadline(run_ranks):
         ("op", "all_reduce(float32[100], sum)", "all_reduce(float32[100], max)"),
         ("operation", "all_reduce(float32[100], sum)", "barrier"),
         ("root", "broadcast(float32[100], root=0)", "broadcast(float32[100], root=1)"),
+        (
+            "lengths",
+            "all_to_all(float32, 2 to and 1 from rank 1)",
+            "all_to_all(float32, 1 to and 1 from rank 0)",
+        ),
     ],
 )
 def test_mismatch_is_named_on_both_sides(run_ranks, difference, mine, theirs):
@@ -58,6 +63,15 @@ def test_message_of_another_length(run_ranks, sent, expected):
     job = run_ranks(2, "mpi_program.py", "receive_another_length", str(sent), str(expected))
     assert job.status == 1, job.output
     assert f"[comm.mpi] rank 1 called recv(float32[{expected:,}], source=0)" in job.output
+
+
+@pytest.mark.parametrize(
+    "sent, expected", [(3, 5), (5, 3), (0, 1), (1, 0), (100_000, 99_999), (99_999, 100_000)]
+)
+def test_all_to_all_of_another_length(run_ranks, sent, expected):
+    job = run_ranks(2, "mpi_program.py", "exchange_another_length", str(sent), str(expected))
+    assert job.status == 1 and "AssertionError" not in job.output, job.output
+    assert "[comm.mpi] rank 1 called all_to_all(float32" in job.output, job.output
 
 
 @pytest.mark.parametrize("status", [0, 2, 75])

@@ -77,12 +77,16 @@ ARENAS: dict[int, np.ndarray] = {}
 ARENA_BYTES = 16 << 20
 
 
+def have_an_arena(group: Group) -> None:
+    if id(group) not in ARENAS:
+        ARENAS[id(group)] = group.allocate(ARENA_BYTES)
+
+
 def room(group: Group, call: Call, length: int, place: int) -> np.ndarray:
     """An array with guards around it: in half `place` of the shared memory, or alone."""
     nbytes = (call.offset + length + 8) * call.dtype.itemsize
     if call.arena and nbytes <= ARENA_BYTES // 2:
-        if id(group) not in ARENAS:
-            ARENAS[id(group)] = group.allocate(ARENA_BYTES)
+        have_an_arena(group)
         begin = place * (ARENA_BYTES // 2)
         whole = ARENAS[id(group)][begin : begin + nbytes].view(call.dtype)
     else:
@@ -197,6 +201,92 @@ def test_unequal_parts(transport, counts, dtype, seed):
         return hashlib.sha256(whole.tobytes()).digest()
 
     assert len(set(crew_of(transport, len(counts)).do(both))) == 1
+
+
+@st.composite
+def exchanges(draw: st.DrawFn) -> np.ndarray:
+    """Elements from each rank to each, [s, r]: few or many, none, and none at all from or to some rank."""
+    size = draw(st.integers(2, 4))
+    n = st.one_of(st.just(0), st.integers(0, 30), st.integers(0, 30_000))
+    counts = np.array([[draw(n) for _ in range(size)] for _ in range(size)], np.int64)
+    for axis in draw(st.lists(st.sampled_from(["sends nothing", "gets nothing"]), max_size=2)):
+        rank = draw(st.integers(0, size - 1))
+        counts[(rank, slice(None)) if axis == "sends nothing" else (slice(None), rank)] = 0
+    return counts
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@settings(max_examples=100, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    counts=exchanges(),
+    dtype=st.sampled_from(conformance.DTYPES),
+    arenas=st.lists(st.booleans(), min_size=4, max_size=4),
+    async_=st.booleans(),
+    seed=st.integers(0, 1 << 30),
+)
+def test_all_to_all_of_any_lengths(transport, counts, dtype, arenas, async_, seed):
+    """Some ranks' arrays in the group's memory; what comes is what went, and a second one there and back gives it again."""
+
+    def exchange(group: Group) -> None:
+        rank = group.rank
+        given = [conformance.contribution(s, int(counts[s].sum()), dtype, seed) for s in range(group.size)]
+        wanted = np.concatenate([np.split(x, np.cumsum(counts[s])[:-1])[rank] for s, x in enumerate(given)])
+        shape = Call("all_to_all", dtype, 0, 3, "", arenas[rank], async_, False, seed)
+        first, second = (room(group, shape, x.size, place) for place, x in enumerate((given[rank], wanted)))
+        mine, output = first[3:-8], second[3:-8]
+        mine[:] = given[rank]
+        group.all_to_all(output, mine, counts[:, rank], counts[rank], async_=async_).wait()
+        assert conformance.same_bits(output, wanted)
+        mine[:] = 0
+        group.all_to_all(mine, output, counts[rank], counts[:, rank], async_=async_).wait()
+        assert conformance.same_bits(mine, given[rank])
+        for whole in (first, second):
+            assert np.all(whole[:3] == GUARD) and np.all(whole[-8:] == GUARD)
+
+    crew = crew_of(transport, len(counts))
+    crew.do(have_an_arena)
+    crew.do(exchange)
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    counts=exchanges(),
+    pair=st.tuples(st.integers(0, 3), st.integers(1, 3)),
+    more=st.sampled_from([1, 3, 40_000]),
+)
+def test_a_count_that_differs_is_seen_by_all(transport, counts, pair, more):
+    """One rank sends another more than that one expects; all raise, the two with both counts, and nothing was written."""
+    size = len(counts)
+    source = pair[0] % size
+    to = (source + 1 + pair[1] % (size - 1)) % size
+
+    def differ(group: Group) -> str:
+        sent, received = counts[group.rank].copy(), counts[:, group.rank].copy()
+        sent[to] += more * (group.rank == source)
+        output = np.full(int(received.sum()), 7, np.float32)
+        with pytest.raises(CollectiveMismatchError) as caught:
+            group.all_to_all(output, np.zeros(int(sent.sum()), np.float32), received, sent)
+        assert np.all(output == 7)
+        return str(caught.value)
+
+    crew = crew_of(transport, size)
+    crew.broken = True
+    words = crew.do(differ)
+    crew.close()
+    there, back = int(counts[source, to]), int(counts[to, source])
+    mine = f"all_to_all(float32, {there + more:,} to and {back:,} from rank {to})"
+    theirs = f"all_to_all(float32, {back:,} to and {there:,} from rank {source})"
+    for rank in range(size):
+        one, other = (mine, theirs) if rank == source else (theirs, mine)
+        if rank in (source, to):
+            assert (
+                f"rank {rank} called {one}, but rank " in words[rank] and f" called {other}. " in words[rank]
+            ), words
+        else:
+            assert (
+                f"rank {source} called {mine}" in words[rank] and f"rank {to} called {theirs}" in words[rank]
+            ), words
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])

@@ -22,7 +22,7 @@ def test_conformance(ranks):
     with job.start(ranks, "rank_program.py", "run_conformance") as started:
         ends = started.ends(150)
     assert [end.status for end in ends] == [0] * ranks, ends
-    assert "checks run: 19" in ends[0].output
+    assert "checks run: 20" in ends[0].output
 
 
 @pytest.mark.parametrize("ranks, steps", [(2, 2000), (5, 400)])

@@ -17,7 +17,7 @@ def test_conformance(ranks):
     with job.start(ranks, "rank_program.py", "run_conformance", CKTRAIN_TEST_TRANSPORT="tcp") as started:
         ends = started.ends(150)
     assert [end.status for end in ends] == [0] * ranks, ends
-    assert "checks run: 19" in ends[0].output
+    assert "checks run: 20" in ends[0].output
 
 
 @pytest.mark.parametrize("algorithm", ["doubling", "direct", "ring", "halving_doubling", "binomial", "chain"])

@@ -10,6 +10,7 @@ import time
 
 import job
 import pytest
+import test_faults as faults
 
 # A rank's end is seen within 2 s; the rest is what a loaded machine adds (test_faults.py).
 KILLED_S = 3.5
@@ -31,11 +32,17 @@ def test_conformance():
     with start("2,2", "run_conformance", CKTRAIN_TEST_LOG="INFO") as started:
         ends = started.ends(150)
     assert [end.status for end in ends] == [0] * 4, ends
-    assert "checks run: 19" in ends[0].output
+    assert "checks run: 20" in ends[0].output
     assert "transport: tcp (2 nodes with 2 ranks each, shm inside)" in ends[0].output
 
 
-SHORT = ("check_reduce_scatter_counts", "check_all_gather_counts", "check_slices", "check_split")
+SHORT = (
+    "check_reduce_scatter_counts",
+    "check_all_gather_counts",
+    "check_all_to_all_counts",
+    "check_slices",
+    "check_split",
+)
 
 
 @pytest.mark.parametrize("nodes", ["3,3", "2,1"])
@@ -77,7 +84,7 @@ def test_splits_use_what_joins_their_ranks():
         assert "node: ShmGroup, rail: TcpGroup, reversed: TwoLevelGroup, three: " in end.output
 
 
-@pytest.mark.parametrize("kind, lost", [("small", 0), ("async", 1), ("reduce_scatter", 3)])
+@pytest.mark.parametrize("kind, lost", [("small", 0), ("async", 1), ("reduce_scatter", 3), ("all_to_all", 2)])
 def test_killed_rank_is_named_by_all(kind, lost):
     """By those of its node, and of the other one."""
     with start("2,2", "repeat", kind) as ranks:
@@ -116,6 +123,25 @@ def test_mismatch_is_named_on_all_sides(difference, mine, theirs, how):
         assert "AssertionError" not in end.output, end.output
         assert f"rank {rank} called {theirs if rank == 3 else mine}, but " in end.output, end.output
         assert f"called {mine if rank == 3 else theirs}" in end.output, end.output
+
+
+@pytest.mark.parametrize("how", ["", "async"])
+def test_a_count_of_one_pair_that_differs_is_named_by_all(how):
+    with start("2,2", "differ", "lengths", *([how] if how else [])) as ranks:
+        ends = ranks.ends(20)
+    faults.assert_pair_is_named(ends, "tcp")
+
+
+def test_all_to_all_where_another_rank_calls_something_else():
+    with start("2,2", "differ", "exchange") as ranks:
+        ends = ranks.ends(20)
+    for rank, end in enumerate(ends):
+        assert end.status == 1 and "AssertionError" not in end.output, end.output
+        mine, theirs = "all_to_all(float32)", "all_reduce(float32[100], sum)"
+        mine, theirs = (theirs, mine) if rank == 3 else (mine, theirs)
+        assert f"rank {rank} called {mine}, but " in end.output and f" called {theirs}" in end.output, (
+            end.output
+        )
 
 
 def test_a_mismatch_is_named_by_who_waits_for_a_later_operation():
@@ -166,5 +192,5 @@ def test_conformance_between_nodes_over_mpi(run_ranks):
         CKTRAIN_TEST_NODES="2,2", CKTRAIN_TEST_LOG="INFO",
     )  # fmt: skip
     assert came.status == 0, came.output
-    assert "checks run: 19" in came.output
+    assert "checks run: 20" in came.output
     assert "transport: mpi (2 nodes with 2 ranks each, shm inside)" in came.output

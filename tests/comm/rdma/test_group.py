@@ -62,7 +62,7 @@ def test_every_collective_and_one_sided_access(provider_name: str, device: str) 
 
     before = counters(device)
     ends = ended_well(2, "rank_program.py", "brief_conformance")
-    assert "checks run: 17" in ends[0].output
+    assert "checks run: 18" in ends[0].output
     ends = ended_well(2, "rank_program.py", "one_sided")
     assert "one-sided: 4" in ends[0].output
     after = counters(device)

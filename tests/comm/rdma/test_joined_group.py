@@ -31,6 +31,7 @@ TWO_LEVEL_CHECKS = [
     "check_all_gather_counts",
     "check_broadcast",
     "check_all_to_all",
+    "check_all_to_all_counts",
     "check_send_and_recv",
     "check_async",
 ]

@@ -149,12 +149,27 @@ def test_broadcast(name, n):
 def test_all_to_all(n):
     for part in (0, 1, 4):
         given = [[(i, (r,)) for i in range(n * part)] for r in range(n)]
-        out = simulate(
-            partial(pairwise_all_to_all, size=n, part=part), given, [[None] * (n * part) for _ in range(n)], n
-        )
+        equal = begins_of([part] * n)
+        make = partial(pairwise_all_to_all, begins=equal, received=equal)
+        out = simulate(make, given, [[None] * (n * part) for _ in range(n)], n)
         for r in range(n):
             assert out[r] == [(r * part + i, (s,)) for s in range(n) for i in range(part)]
-            assert pairwise_all_to_all(r, n, part).sent() == (n - 1) * part
+
+
+@pytest.mark.parametrize("n", RANKS)
+def test_all_to_all_of_any_lengths(n):
+    """Zeros among them; nobody but rank 0 sends; nobody sends."""
+    uneven = [[(3 * s + 5 * r) % 4 for r in range(n)] for s in range(n)]
+    from_one = [[2 * (s == 0) for _ in range(n)] for s in range(n)]
+    for counts in (uneven, from_one, [[0] * n] * n):
+        begins = [begins_of(counts[s]) for s in range(n)]
+        received = [begins_of([counts[s][r] for s in range(n)]) for r in range(n)]
+        given = [[(i, (s,)) for i in range(begins[s][-1])] for s in range(n)]
+        make = lambda r, b=begins, c=received: pairwise_all_to_all(r, b[r], c[r])  # noqa: E731
+        out = simulate(make, given, [[None] * received[r][-1] for r in range(n)], n)
+        for r in range(n):
+            assert out[r] == [(begins[s][r] + i, (s,)) for s in range(n) for i in range(counts[s][r])]
+            assert make(r).sent() == begins[r][-1] - counts[r][r]
 
 
 @pytest.mark.parametrize("n", RANKS)
