@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import runpy
 import socket
 import sys
 import threading
@@ -86,6 +87,16 @@ def test_conformance(size):
     checks = [c for c in conformance.CHECKS if c is not conformance.check_large or size == 2]
     ran = on_ranks(size, lambda group: [check(group) or check.__name__ for check in checks])
     assert ran == [[check.__name__ for check in checks]] * size
+
+
+def test_the_example_call_by_call():
+    """examples/rdma.py; rdma/test_example.py has it on a device."""
+    example = runpy.run_path(str(Path(__file__).parents[2] / "examples" / "rdma.py"))
+    for rank, told in enumerate(on_ranks(3, example["call_by_call"])):
+        assert [line.partition(":")[0] for line in told] == [
+            f"rdma_{word}" for word in ("write", "read", "allreduce", "broadcast", "barrier")
+        ]
+        assert f"rank {(rank - 1) % 3} wrote" in told[0] and "each now 3 on all 3 ranks" in told[2]
 
 
 def test_arrays_of_allocate_travel_without_a_copy():
