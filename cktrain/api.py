@@ -191,8 +191,9 @@ def finetune(
     process = rank_of_this_process()
     if (process.size or 1) > 1:
         raise ValueError(
-            "[finetune] several ranks were started, and it prepares as one. Start their script with cktrain.train and the "
-            "finetune.yaml that this one wrote."
+            f"[finetune] several ranks were started ({process.variables} say so), and it prepares as one. Start their "
+            "script with cktrain.train and the finetune.yaml that this one wrote; if nobody started others, set "
+            "CKTRAIN_SIZE=1."
         )
     if resume and overwrite:
         raise ValueError("[finetune] resume and overwrite are both given. Leave one of them out.")

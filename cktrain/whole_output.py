@@ -68,7 +68,7 @@ def _renamed(path: Path, who: str) -> Iterator[Path]:
     try:
         yield temporary
         sync(temporary)
-        os.rename(temporary, path)
+        _give_name(temporary, path, who)
         sync(path.parent)
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
@@ -82,6 +82,29 @@ def _renamed(path: Path, who: str) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
         else:
             temporary.unlink(missing_ok=True)
+
+
+def _give_name(temporary: Path, path: Path, who: str) -> None:
+    """Rename, and never over something: ValueError where another process has made a thing of this name meanwhile."""
+    try:
+        if temporary.is_dir():
+            os.rename(temporary, path)  # over an empty folder alone
+            return
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:  # a file system without links
+            if os.path.lexists(path):
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST)) from None
+            os.rename(temporary, path)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY, errno.ENOTDIR):
+            raise
+        raise ValueError(
+            f"[{who}] {path} was made by another process meanwhile, and stays as it is; nothing of this one was kept. "
+            "Choose another name."
+        ) from None
 
 
 def left_behind(path: Path) -> list[Path]:

@@ -51,8 +51,9 @@ _COMMANDS = {
     "bench": ("cktrain.launch.commands.bench", "measure this machine and the framework on it"),
 }
 
-_WATCHED = {"train", "finetune", "launch", "data", "export"}
-"""Commands whose work is not what they print: it goes on whatever happens to standard output."""
+_WATCHED = {"train", "finetune", "launch", "export"}
+"""Commands whose work is not what they print: it goes on whatever happens to standard output. `data prepare` sees to it
+itself, and `data show` is asked for its rows."""
 
 _ALONE = {"generate", "chat", "evaluate", "export", "import", "report", "data"}
 """Commands that work as one process: where a launcher has started several, rank 0 alone does it."""

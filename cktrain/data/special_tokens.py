@@ -181,7 +181,7 @@ def ids_in_files(side: SideFiles) -> Ids:
     found: Ids = {}
     for name in (GENERATION_FILE, CONFIG_FILE):
         found = _read_ids(side.json(name), str(Path(side.found_in) / name)) | found
-    return _read_ids(side.special_ids, "the record") | found
+    return _read_ids(side.special_ids, str(Path(side.found_in) / CONFIG_FILE)) | found
 
 
 def _read_ids(values: Mapping[str, Any], where: str) -> Ids:

@@ -22,7 +22,7 @@ _NAMED = 12  # columns
 
 
 def table_rows(path: Path, form: TableForm, *columns: str) -> Iterator[tuple[int, dict[str, Any]]]:
-    """Each row's number, from 1, and its values: of these columns, or of all without those that are null.
+    """Each row's number, from 1, and its values: of these columns, or of all, without nested keys that are null.
 
     Raises BadFile for a damaged file and a column that is not there, and OSError of the disk.
     """
@@ -32,7 +32,7 @@ def table_rows(path: Path, form: TableForm, *columns: str) -> Iterator[tuple[int
             batch.validate(full=True)
             for row in batch.to_pylist():
                 number += 1
-                yield number, row if columns else without_null(row)
+                yield number, row if columns else {key: without_null(item) for key, item in row.items()}
 
 
 def columns_of(path: Path, form: TableForm) -> list[str]:
@@ -42,7 +42,7 @@ def columns_of(path: Path, form: TableForm) -> list[str]:
 
 
 def without_null(value: Any) -> Any:
-    """Rows of one table have all keys: those that a row, or a message in it, has not are null."""
+    """Messages of one table have all keys: those that one has not are null."""
     if isinstance(value, dict):
         return {key: without_null(item) for key, item in value.items() if item is not None}
     return [without_null(item) for item in value] if isinstance(value, list) else value

@@ -43,13 +43,6 @@ class Target:
         self.name = shown(out)
         if self.out == self.out.parent:
             raise ValueError(f"[data.prepare] {self.name}: is the root of all. Choose a folder to make.")
-        try:
-            str(self.out).encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(
-                f"[data.prepare] {self.name}: has a name that is not UTF-8, which the tokenizers library cannot write to. "
-                "Choose another folder."
-            ) from error
         self.existing: dict[str, Any] | None = None
         self._say = say
         self._lock: FolderLock | None = None

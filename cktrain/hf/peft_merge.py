@@ -17,7 +17,14 @@ import numpy as np
 from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.peft_folder import PREFIX
 from cktrain.hf.peft_folder import WEIGHTS_FILE as ADAPTER_FILE
-from cktrain.hf.tensors import HEAD, INDEX_FILE, is_transposed, stored_tensors, weight_files
+from cktrain.hf.tensors import (
+    HEAD,
+    INDEX_FILE,
+    WEIGHTS_FILE,
+    is_transposed,
+    stored_tensors,
+    weight_files,
+)
 from cktrain.models.family import ModelConfig
 from cktrain.safetensors_file import DTYPES, StoredTensor, read_header, to_finite
 from cktrain.side_files import SideFiles
@@ -43,9 +50,10 @@ def merge_folder(
         whole.pop(HEAD, None)
     with whole_folder(out, "export") as temporary:
         side.write(temporary)
-        for name in weight_files(base):
+        files = weight_files(base)
+        for name in files:
             shutil.copyfile(base / name, temporary / name)
-        if (base / INDEX_FILE).is_file():
+        if files != [WEIGHTS_FILE]:
             shutil.copyfile(base / INDEX_FILE, temporary / INDEX_FILE)
         for module in modules:
             weight, scale = f"{module}.weight", adapter.scale_of(module)

@@ -84,6 +84,12 @@ def _settings(
     if not isinstance(kind, str) or kind not in ROPE_KINDS:
         raise ValueError(f"rope_type is {shorten(kind)}. Only {', '.join(ROPE_KINDS)} are supported.")
     if kind == "default":
+        left = [key for key, value in rope.items() if value is not None]
+        if left and not {"rope_type", "type"} & given.keys():
+            raise ValueError(
+                f"rotary settings have {shorten(left[0])} and no rope_type, so that nothing would be scaled. Name the kind, "
+                f"one of {', '.join(ROPE_KINDS)}, or take {shorten(left[0])} out."
+            )
         return found
     if "original_max_position_embeddings" in ROPE_KINDS[kind]:
         outside = keys.get("original_max_position_embeddings")

@@ -8,6 +8,7 @@ A parameter here is one or several tensors there: the family's `TensorNames` say
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import re
@@ -19,6 +20,7 @@ from typing import Any
 import numpy as np
 from pydantic import BaseModel
 
+from cktrain.best_effort import warn
 from cktrain.foreign_file import read_json, shorten
 from cktrain.hf.gguf_file import is_gguf
 from cktrain.hf.quantize import block_rows
@@ -318,6 +320,8 @@ def _stored_tensors(folder: Path) -> tuple[dict[str, StoredTensor], Path]:
         return dict(read_tensors(folder)), folder
     single, index = folder / WEIGHTS_FILE, folder / INDEX_FILE
     if single.is_file():
+        if index.is_file():
+            _say_what_is_read(single, index)
         return {tensor.name: tensor for tensor in read_header(single)}, single
     for path in (single, index):
         if path.is_symlink() and not path.exists():
@@ -341,15 +345,39 @@ class _Index(BaseModel):
     weight_map: dict[str, str]
 
 
+def _read_index(index: Path) -> dict[str, str]:
+    remedy = "It is no index of weights: fetch the file again."
+    return read_json(index, _Index, area="hugging_face", remedy=remedy).weight_map
+
+
+def _is_beside(index: Path, file: str) -> bool:
+    """Whether an index names a file in its own folder that is there."""
+    inside = Path(file).name == file and "\0" not in file and len(file) < 256
+    return inside and (index.parent / file).is_file()
+
+
+@functools.cache
+def _say_what_is_read(single: Path, index: Path) -> None:
+    """Once: of weights in one file and in the files of an index beside it the one file is read, as in transformers."""
+    try:
+        named = set(_read_index(index).values()) - {single.name}
+    except ValueError:  # it is not needed
+        return
+    others = sorted(file for file in named if _is_beside(index, file))
+    if others:
+        more = f" and {len(others) - 1} more" if len(others) > 1 else ""
+        warn(
+            f"[hugging_face] {single} is read, as transformers does, and {others[0]}{more}, which {index.name} names, "
+            "not. Delete what is not meant."
+        )
+
+
 def _indexed_tensors(index: Path) -> dict[str, StoredTensor]:
-    weight_map = read_json(
-        index, _Index, area="hugging_face", remedy="It is no index of weights: fetch the file again."
-    ).weight_map
+    weight_map = _read_index(index)
     found: dict[str, StoredTensor] = {}
     for file in sorted(set(weight_map.values())):
         path = index.parent / file
-        inside = Path(file).name == file and "\0" not in file and len(file) < 256
-        if not inside or not path.is_file():
+        if not _is_beside(index, file):
             raise ValueError(
                 f"[hugging_face] {index}: its file {shorten(file)} is not in the folder. Fetch it too."
             )

@@ -92,8 +92,9 @@ def _run(options: argparse.Namespace) -> int:
     process = read_process_environment(os.environ)
     if process.rank > 0 or (process.size or 1) > 1:
         raise ValueError(
-            "[finetune] several ranks were started, and it prepares as one. Give --dry-run without them, then start "
-            "`cktrain train RUN/finetune.yaml` with them."
+            f"[finetune] several ranks were started ({process.variables} say so), and it prepares as one. Give --dry-run "
+            "without them, then start `cktrain train RUN/finetune.yaml` with them; if nobody started others, set "
+            "CKTRAIN_SIZE=1."
         )
     binding = bind_for(LaunchConfig(), 1, process)  # before numpy is imported; the run's own binding follows
     from cktrain.fine_tuning import owned_run

@@ -9,9 +9,12 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cktrain.launch import arguments
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 _LONGEST = 1024
 
@@ -68,6 +71,7 @@ def _check(given: str) -> None:
     length = config.max_position_embeddings
     assert length is not None
     params = build_model(config, Numerics(cython_kernels.load(), "fp32"), positions=1).params()
+    _check_side_files(folder)
     stored = check_weights(folder, config, params)
     types = ", ".join(sorted({tensor.dtype for tensor in stored}))
     files = len({tensor.file for tensor in stored})
@@ -83,6 +87,23 @@ def _check(given: str) -> None:
         command = ["cktrain", "data", "prepare", "TEXT", f"data/{name}", "--tokenizer", given]
         print(f"tokens: {shlex.join(command)}", file=sys.stderr)
     print(_config(name, given, min(length, _LONGEST)), end="")
+
+
+def _check_side_files(folder: Path) -> None:
+    """Read what stands beside the weights: who uses the model would meet it later. ValueError, naming the file."""
+    from cktrain.data.chat.template import stock_templates
+    from cktrain.data.special_tokens import special_ids
+    from cktrain.data.tokenizer_backend import read_backend
+    from cktrain.side_files import read_side_files
+
+    side = read_side_files(folder)
+    for name in side.files:
+        if name.endswith("_config.json") or name in ("special_tokens_map.json", "added_tokens.json"):
+            side.json(name)
+    stock_templates(side)
+    special_ids(side)
+    if side.has_tokenizer:
+        read_backend(side)
 
 
 def _config(name: str, folder: str, length: int) -> str:

@@ -72,3 +72,27 @@ def test_what_a_killed_process_left_is_named_and_kept(tmp_path, monkeypatch, cap
         (temporary / "whole").touch()
     assert caplog.text.count("was left by a process that was killed") == 1 and left.name in caplog.text
     assert (left / "half").exists() and Path("out/whole").exists()
+
+
+@pytest.mark.parametrize("maker", [whole_folder, whole_file])
+@pytest.mark.parametrize("links", [True, False], ids=["", "without links"])
+def test_what_another_made_meanwhile_stays(tmp_path, monkeypatch, maker, links):
+    def no_link(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "no links here")
+
+    if not links:
+        monkeypatch.setattr(os, "link", no_link)
+    ours = pytest.raises(ValueError, match="out was made by another process meanwhile")
+    with ours, maker(tmp_path / "out", "export") as temporary:
+        if temporary.is_dir():
+            (temporary / "ours").touch()
+            (tmp_path / "out").mkdir()
+            (tmp_path / "out/theirs").touch()
+        else:
+            temporary.write_text("ours")
+            (tmp_path / "out").write_text("theirs")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    if (tmp_path / "out").is_dir():
+        assert [path.name for path in (tmp_path / "out").iterdir()] == ["theirs"]
+    else:
+        assert (tmp_path / "out").read_text() == "theirs"

@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import yaml
 
+from cktrain.data.prepare import prepare
+
 pytestmark = pytest.mark.usefixtures("hangup")
 
 CONFIG = {
@@ -100,6 +102,21 @@ def test_a_limit_on_file_sizes_that_only_logs_reach(folder):
     lines = (folder / "run" / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == list(range(1, len(lines) + 1)) and len(lines) < 30
     assert done.stderr.count("warning: [launch] the log") == 1
+
+
+def test_rows_of_data_are_asked_for_and_who_reads_them_may_leave(folder):
+    """`data show | head -1` ends quietly, as other commands whose output was asked for."""
+    (folder / "text.txt").write_text("One, two, three.\n" * 400)
+    prepare(folder / "text.txt", folder / "data", vocab_size=280, progress=False)
+    read, write = os.pipe()
+    os.close(read)
+    words = [*CKTRAIN, "data", "show", "data", "-n", "100"]
+    done = subprocess.run(words, cwd=folder, stdout=write, stderr=subprocess.PIPE, text=True, timeout=60)
+    os.close(write)
+    assert done.returncode == 1 and done.stderr == ""
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(words, cwd=folder, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert done.returncode == 2 and "No space left on device" in done.stderr
 
 
 @pytest.mark.parametrize("command, status", [("plan", 2), ("--help", 0)])

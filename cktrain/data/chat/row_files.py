@@ -111,7 +111,10 @@ def first_shape(source: str | Path) -> str | None:
         if not path.is_dir() and not path.is_file():
             return None
         for raw in islice(RowFiles(path).rows(), _LOOKED_AT):
-            if isinstance(raw.value, dict) and (shape := shape_of(raw.value)) is not None:
+            if not isinstance(raw.value, dict):
+                continue
+            given = {key: item for key, item in raw.value.items() if item is not None}
+            if (shape := shape_of(given)) is not None:
                 return shape
     except (ValueError, OSError):  # whoever reads it says what is wrong
         pass

@@ -201,7 +201,7 @@ def _of_no_shape(row: Mapping[str, Any], empty: list[str]) -> BadRow:
         )
     found = ", ".join(list(row)[:8]) + (", ..." if len(row) > 8 else "")
     if shape_of({**row, **dict.fromkeys(empty)}) is not None:
-        return BadRow(f"null under {', '.join(empty)} (other keys: {found or 'none'})")
+        return BadRow(f"null under {', '.join(empty[:8])} (other keys: {found or 'none'})")
     return BadRow(f"of no known shape (keys: {found or 'none'})", "Name its columns with --columns.")
 
 

@@ -14,6 +14,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import jinja2
@@ -24,6 +25,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from cktrain.data.documents import BadRow
 from cktrain.data.special_tokens import configured_token
+from cktrain.foreign_file import shorten
 from cktrain.side_files import TEMPLATE_FILE, TEMPLATE_FOLDER, TOKENIZER_CONFIG_FILE, SideFiles
 
 PINNED_DATE = datetime.date(2024, 7, 26)
@@ -133,6 +135,11 @@ def stock_templates(side: SideFiles) -> dict[str, str]:
     found: dict[str, str] = {}
     for name in ("chat_template.json", TOKENIZER_CONFIG_FILE):
         value = side.json(name).get("chat_template")
+        if value is not None and not isinstance(value, str | list):
+            raise ValueError(
+                f"[tokenizer] {Path(side.found_in) / name}: chat_template is {shorten(value)}, not a text or a list of "
+                "named ones. Correct it."
+            )
         several = value if isinstance(value, list) else [{"name": "default", "template": value}]
         for each in several:
             if isinstance(each, dict) and isinstance(each.get("template"), str):

@@ -145,6 +145,15 @@ def test_rope_of_type_default_is_no_scaling(tmp_path):
     assert (config.rope_theta, config.rope_scaling) == (1e6, None)
 
 
+@pytest.mark.parametrize("key", ["rope_scaling", "rope_parameters"])
+def test_a_scaling_without_its_kind_is_refused(tmp_path, key):
+    with pytest.raises(
+        ValueError, match=r"have 'factor' and no rope_type, .* Name the kind, one of default, linear"
+    ):
+        read(tmp_path, LLAMA, **{key: {"factor": 8.0}})
+    assert read(tmp_path, LLAMA, **{key: {"factor": None}}).rope_scaling is None
+
+
 def test_windows_of_qwen(tmp_path):
     def window(**keys: Any) -> tuple[int | None, list[str] | None]:
         config = read(tmp_path, LLAMA, model_type="qwen2", num_key_value_heads=4, sliding_window=8, **keys)

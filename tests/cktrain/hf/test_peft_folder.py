@@ -282,7 +282,11 @@ def test_a_tied_head_that_the_base_stores_twice_is_merged_twice(trained, tmp_pat
     write_safetensors(base / "model.safetensors", list(weights.items()), "F32")
     saved = find_saved_model(tmp_path / "run")
     export_adapter(saved, tmp_path / "peft")
+    (base / "model.safetensors.index.json").write_text(
+        '{"weight_map": {"a": "gone"}}'
+    )  # of files that are not read
     merge_folder(base, tmp_path / "peft", saved.adapter, saved.config, tmp_path / "merged", SideFiles({}))
+    assert [path.name for path in (tmp_path / "merged").iterdir()] == ["model.safetensors"]
     merged = {tensor.name: tensor[:] for tensor in read_header(tmp_path / "merged" / "model.safetensors")}
     np.testing.assert_array_equal(merged["lm_head.weight"], merged["model.embed_tokens.weight"])
     assert np.abs(merged["lm_head.weight"] - weights["lm_head.weight"]).max() > 1e-2

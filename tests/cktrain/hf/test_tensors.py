@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from cktrain.hf.config_json import read_model_config
-from cktrain.hf.tensors import check_weights, hf_tensors, load_weights
+from cktrain.hf.tensors import _say_what_is_read, check_weights, hf_tensors, load_weights, weight_files
 from cktrain.safetensors_file import read_header
 
 Q = "model.layers.1.self_attn.q_proj.weight"
@@ -227,6 +227,32 @@ def test_an_index_must_match_its_shards(saved, small_params):
     index.write_text("[]")
     with pytest.raises(ValueError, match="It is no index of weights"):
         load_weights(folder, read_model_config(folder), params)
+
+
+def test_weights_that_stand_there_twice_are_told(saved, small_params, capsys):
+    """One file and an index of others, as an interrupted conversion leaves them: the one file is read, and it is said."""
+    folder, _ = saved(max_shard_bytes=1000)
+    whole, _ = saved()
+    shutil.copyfile(whole / "model.safetensors", folder / "model.safetensors")
+    config = read_model_config(folder)
+    load_weights(folder, config, small_params(config))
+    assert weight_files(folder) == ["model.safetensors"]
+    said = capsys.readouterr().err
+    assert (
+        said.count("\n") == 1
+        and "model.safetensors is read, as transformers does, and model-00001-of-0" in said
+    )
+    for path in folder.glob("model-*"):
+        path.unlink()
+    for text in (
+        None,
+        "{",
+    ):  # an index of files that are gone misleads nobody, and a damaged one is not needed
+        if text is not None:
+            (folder / "model.safetensors.index.json").write_text(text)
+        _say_what_is_read.cache_clear()
+        weight_files(folder)
+    assert not capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -104,8 +104,8 @@ def test_it_says_what_it_left_out(capsys):
 def test_names_that_are_no_text(capsys):
     assert main([*PREPARE[:3], "caf\né", *PREPARE[4:]]) == 0
     assert capsys.readouterr().out.startswith("caf\\né: ") and os.path.isdir("caf\né")
-    assert main([*PREPARE[:3], "caf\udcff", *PREPARE[4:]]) == 2
-    assert r"caf\udcff: has a name that is not UTF-8" in capsys.readouterr().err
+    assert main([*PREPARE[:3], "caf\udcff", *PREPARE[4:]]) == 0  # a name that this locale cannot read
+    assert Path("caf\udcff/tokenizer.json").is_file()
 
 
 def test_what_is_asked_too_much(capsys):

@@ -59,6 +59,14 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, unbound: None) -> Any:
     return Path("run"), built.trainer.params
 
 
+@pytest.fixture
+def exported(run: Any, capfd: Any) -> Path:
+    """The run's Hugging Face folder."""
+    assert main(["export", str(run[0]), "hf"]) == 0
+    capfd.readouterr()
+    return Path("hf")
+
+
 def test_generate_from_a_run_and_from_its_export_gives_the_same_text(run, capfdbinary):
     folder, _ = run
     options = ["--prompt", "Grüße", "--max-tokens", "20", "--seed", "3"]
@@ -149,6 +157,42 @@ def test_import_checks_the_weights_and_prints_a_config(run, capfdbinary, tmp_pat
     file.write_bytes(file.read_bytes()[:-2] + b"\xff\x7f")  # the last weight becomes NaN
     assert main(["import", "hf"]) == 2
     assert b"NaN" in capfdbinary.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("tokenizer.json", "", "tokenizer.json: it is empty"),
+        ("tokenizer_config.json", "[]", "tokenizer_config.json: input should be a valid dictionary"),
+        (
+            "tokenizer_config.json",
+            '{"chat_template": 5}',
+            "tokenizer_config.json: chat_template is 5, not a text",
+        ),
+        ("generation_config.json", "null", "generation_config.json: input should be a valid dictionary"),
+        (
+            "generation_config.json",
+            '{"eos_token_id": "2"}',
+            "generation_config.json: eos_token_id is '2', not an id",
+        ),
+        ("special_tokens_map.json", '{"a":', "special_tokens_map.json: not valid JSON"),
+    ],
+)
+def test_import_reads_what_stands_beside_the_weights(exported, name, text, message, capfd):
+    """A crash or a full disk leaves such files; who uses the model would meet them later."""
+    (exported / name).write_text(text)
+    assert main(["import", str(exported)]) == 2
+    err = capfd.readouterr().err
+    assert message in err and err.startswith("cktrain: [tokenizer] ") and err.count("\n") == 1
+
+
+def test_import_names_config_json_for_its_ids(exported, capfd):
+    config = json.loads((exported / "config.json").read_text())
+    (exported / "config.json").write_text(json.dumps({**config, "eos_token_id": 2.5}))
+    assert main(["import", str(exported)]) == 2
+    assert "config.json: eos_token_id is 2.5, not an id" in capfd.readouterr().err
+    assert main(["data", "prepare", "text.txt", "other", "--tokenizer", str(exported)]) == 2
+    assert "config.json: eos_token_id is 2.5, not an id" in capfd.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ import zstandard
 from chat_models import SYSTEM, TURN, write_rows
 
 from cktrain.data.chat.row_files import RowFiles, as_json, first_shape
+from cktrain.data.chat.rows import parse_row
 from cktrain.data.documents import BadRow
 
 ROWS = [{"messages": SYSTEM}, {"prompt": "a,\nb", "completion": '"☃"'}, {"text": "c"}]
@@ -142,6 +143,21 @@ def test_parquet_is_what_pyarrow_wrote(tmp_path):
     path.write_bytes(path.read_bytes()[:-20] + bytes(20))
     with pytest.raises(ValueError, match=r"rows.parquet: damaged Parquet"):
         read(path)
+
+
+def test_a_null_of_a_table_is_told_as_one(tmp_path):
+    import pyarrow
+    from pyarrow import parquet
+
+    path = tmp_path / "rows.parquet"
+    parquet.write_table(pyarrow.table({"prompt": ["a", "b"], "completion": ["x", None]}), path)
+    _, second = [raw.value for raw in RowFiles(path).rows()]
+    with pytest.raises(BadRow, match=r"null under completion \(other keys: prompt\)"):
+        parse_row(second, {})
+    with pytest.raises(BadRow, match="null under completion"):
+        parse_row({"question": "b", "answer": None}, {"prompt": "question", "completion": "answer"})
+    parquet.write_table(pyarrow.table({"text": ["a", "b"], "messages": [None, "x"]}), path)
+    assert first_shape(path) == "text"
 
 
 def test_a_folder_is_its_files_in_order(tmp_path):
