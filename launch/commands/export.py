@@ -148,7 +148,7 @@ def _write_gguf(saved: SavedModel, side: SideFiles, options: argparse.Namespace)
     from cktrain.adapter_export import exported_params
     from cktrain.hf.gguf_file.export import export_gguf
     from cktrain.hf.gguf_file.modelfile import modelfile
-    from cktrain.whole_output import refuse_existing
+    from cktrain.whole_output import refuse_existing, whole_file
 
     out = Path(options.out)
     refuse_existing(out, "gguf")  # before the model is read
@@ -162,7 +162,8 @@ def _write_gguf(saved: SavedModel, side: SideFiles, options: argparse.Namespace)
     for note in notes:
         print(f"note: {note}")
     if text is not None:
-        beside.write_text(text, encoding="utf-8")
+        with whole_file(beside, "ollama") as temporary:
+            temporary.write_text(text, encoding="utf-8", errors="surrogateescape")
         print(f"{beside}: ollama create NAME -f {shlex.quote(str(beside))}")
     if not side.has_tokenizer:
         print("without a tokenizer: the run has none (give one with --tokenizer)")

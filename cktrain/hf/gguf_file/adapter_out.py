@@ -16,7 +16,7 @@ from typing import Literal
 import numpy as np
 
 from cktrain.hf.gguf_file.architectures import to_neighbours
-from cktrain.hf.gguf_file.export import architecture_of
+from cktrain.hf.gguf_file.export import architecture_of, title_of
 from cktrain.hf.gguf_file.reader import block_types
 from cktrain.hf.peft_config import AdapterConfig
 from cktrain.hf.peft_folder import PREFIX, WEIGHTS_FILE
@@ -50,7 +50,7 @@ def export_gguf_adapter(
     with whole_file(path, "gguf") as temporary:
         writer = gguf.GGUFWriter(temporary, architecture.name)
         writer.add_type("adapter")
-        writer.add_string("general.name", path.stem)
+        writer.add_string("general.name", title_of(path))
         writer.add_string("adapter.type", "lora")
         writer.add_float32("adapter.lora.alpha", scale * adapter.r)
         for tensor in read_header(folder / WEIGHTS_FILE):

@@ -5,6 +5,7 @@ Everything is checked before the first byte is written; then one tensor at a tim
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,7 @@ def export_gguf(
     assert isinstance(config, RotaryConfig)
     keys: dict[str, Any] = {
         "general.type": "model",
-        "general.name": path.stem,
+        "general.name": title_of(path),
         "general.file_type": FILE_TYPES[kind],
         "general.quantization_version": 2,
     }
@@ -62,6 +63,11 @@ def export_gguf(
         _write_tensors(writer, config, architecture, tensors, kind, notes)
         writer.close()
     return notes
+
+
+def title_of(path: Path) -> str:
+    """A file's name as `general.name`, which is UTF-8 whatever the name or the locale is."""
+    return os.fsencode(path.stem).decode("utf-8", errors="replace")
 
 
 def as_granite_3(config: ModelConfig) -> ModelConfig:

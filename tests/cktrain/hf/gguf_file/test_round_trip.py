@@ -182,6 +182,14 @@ def test_what_an_exported_file_says(made, tmp_path):
         export_gguf(tmp_path / "m.gguf", model.config, model.params, model.side, "q8_0")
 
 
+def test_a_name_that_the_locale_cannot_read(made, tmp_path):
+    model = made()
+    for name, title in ((b"caf\xc3\xa9.gguf", "caf\xe9"), (b"caf\xe9.gguf", "caf\ufffd")):
+        path = tmp_path / name.decode("ascii", "surrogateescape")
+        export_gguf(path, model.config, model.params, model.side, "f32")
+        assert read_gguf(path).keys["general.name"] == title
+
+
 @pytest.mark.parametrize(
     "case, keys, words",
     [
