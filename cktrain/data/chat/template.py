@@ -140,7 +140,7 @@ def stock_templates(side: SideFiles) -> dict[str, str]:
                 f"[tokenizer] {Path(side.found_in) / name}: chat_template is {shorten(value)}, not a text or a list of "
                 "named ones. Correct it."
             )
-        several = value if isinstance(value, list) else [{"name": "default", "template": value}]
+        several: list[Any] = value if isinstance(value, list) else [{"name": "default", "template": value}]
         for each in several:
             if isinstance(each, dict) and isinstance(each.get("template"), str):
                 found[str(each.get("name"))] = each["template"]
