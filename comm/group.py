@@ -158,8 +158,7 @@ class Group(ABC):
         Raises:
             ValueError: dtype, memory layout, lengths or counts that do not fit on this rank.
             CollectiveMismatchError: two ranks have different counts for what passes between them; raised on all ranks,
-                before any payload moves. Over MPI without `check` it is raised by whoever gets more than that or, of
-                unequal parts, less.
+                before any payload moves. Over MPI without `check` it is raised by whoever gets more or less.
             CommError: the operation failed, or its deadline passed.
         """
         where = "all_to_all"

@@ -257,9 +257,7 @@ class MPIGroup(Group):
     def _all_to_all(
         self, output: np.ndarray, input: np.ndarray, output_counts: list[int], input_counts: list[int]
     ) -> Work:
-        # Statuses, which say of each part how long the one is that came, cost as much as a small all_to_all itself.
-        equal = len({*input_counts, *output_counts}) == 1
-        operation = _Operation(self, f"all_to_all({_spell(input)})", None if equal else [])
+        operation = _Operation(self, f"all_to_all({_spell(input)})", [])
         operation.steps = self._all_to_all_steps(operation, output, input, output_counts, input_counts)
         if self._check:  # lengths are each pair's own, so what all ranks compare first has none
             operation.steps = self._checked_steps(f"all_to_all({input.dtype})", operation.steps)
@@ -380,9 +378,7 @@ class MPIGroup(Group):
         requests = self._exchange(ours, theirs, empty=True)
         theirs[self.rank][:] = ours[self.rank]
         yield requests
-        if operation.statuses is None:
-            return
-        statuses = iter(operation.statuses)
+        statuses = iter(operation.statuses or [])
         for distance in range(1, self.size):
             peer = (self.rank - distance) % self.size
             pieces = self._pieces(theirs[peer]) or [theirs[peer]]
