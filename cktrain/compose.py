@@ -200,6 +200,7 @@ def compose(
         data_of,
         pretrained,
         base,
+        side,
         precision,
         root=lineage.parents[0].run if lineage.parents else lineage.run,
         begins=checkpoint is None,

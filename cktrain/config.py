@@ -284,6 +284,7 @@ class BatchConfig(Section):
 
 OF_OBJECTIVE: dict[str, dict[str, Any]] = {
     "dpo": {"beta": 0.1, "label_smoothing": 0.0, "length_normalized": False, "reference": None},
+    "distill": {"teacher": None, "temperature": 1.0, "alpha": 1.0},
 }
 """Keys that an objective has for itself, and their defaults."""
 DPO_OPTIMIZER: dict[str, Any] = {"lr": 5.0e-6, "weight_decay": 0.0, "betas": [0.9, 0.999]}
@@ -293,9 +294,10 @@ DPO_OPTIMIZER: dict[str, Any] = {"lr": 5.0e-6, "weight_decay": 0.0, "betas": [0.
 class ObjectiveConfig(Section):
     """What is minimised; keys of another objective than the one named are errors."""
 
-    name: Literal["next_token", "dpo"] = "next_token"
+    name: Literal["next_token", "dpo", "distill"] = "next_token"
     """next_token: the cross-entropy of each token that follows, of the labels that count; dpo: of pairs of answers, that
-    the chosen one becomes more probable beside a reference, and the rejected one less (docs/preference.md)."""
+    the chosen one becomes more probable beside a reference, and the rejected one less (docs/preference.md); distill: that
+    the model's distribution of each labelled token becomes that of a teacher (docs/distillation.md)."""
     beta: FinitePositive | None = None
     """dpo: how closely the model is held to its reference. Default: 0.1."""
     label_smoothing: Annotated[float, Field(ge=0, lt=0.5)] | None = None
@@ -306,6 +308,13 @@ class ObjectiveConfig(Section):
     """dpo: the model without its adapter, computed beside each step; or the model as the run begins, computed once for all
     pairs and kept in run.dir. Default: adapter_off where a fresh adapter is all that is trained, else precomputed."""
 
+    teacher: PathText | None = None
+    """distill: a Hugging Face folder or GGUF file of a model with the same vocabulary."""
+    temperature: FinitePositive | None = None
+    """distill: by which both models' logits are divided. Default: 1."""
+    alpha: Annotated[float, Field(ge=0, le=1)] | None = None
+    """distill: the weight of the divergence; that of the labels' cross-entropy is 1 - alpha. Default: 1."""
+
     @model_validator(mode="after")
     def _check_keys(self) -> ObjectiveConfig:
         other = {key: name for name, keys in OF_OBJECTIVE.items() if name != self.name for key in keys}
@@ -314,6 +323,8 @@ class ObjectiveConfig(Section):
                 f"{given[0]} is of the objective {other[given[0]]}, and name is {self.name}. Leave it out, or set name: "
                 f"{other[given[0]]}"
             )
+        if self.name == "distill" and self.teacher is None:
+            raise ValueError("name is distill, and nothing says from which model. Give teacher")
         return self
 
     def in_words(self) -> str:

@@ -6,7 +6,8 @@ Shapes: x (N, C), weight (V, C), logits of one chunk (R, V), labels (N,) int32 w
 `loss` is the one-pass path of next-token training: the unnormalised sum of the losses over the labelled rows; the
 trainer divides by the count of the whole global batch. Its gradients are computed with the logits at hand, so nothing is
 computed twice. `score` and `gradient` are the two-pass path, for objectives that weight rows by what all scores are.
-Rows without a label are left out of every product on both paths.
+Rows without a label are left out of every product on both paths. `divergence` is the one-pass path of distillation, where a
+row's loss is a sum over the whole vocabulary; a teacher's logits are there for a chunk at a time, too.
 
 Logits are f32 also where x and the weight are bf16: rounding to bf16 moves a number by up to 2^-8 of it, a logit of 10
 by up to 0.03, and its probability by 3 %. Their gradient is of the compute dtype, in the first bytes of each row of the
@@ -22,6 +23,8 @@ ranks instead of V logits.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
 
 import numpy as np
 
@@ -41,6 +44,10 @@ LEAST_ROWS = 210
 cores make 59 GFLOP/s with 48 rows, 92 with 96, 107 with 192 and 119 with 384, in fp32."""
 TILE_ROWS = 14
 """Rows that the widest kernels multiply at a time: a chunk is as many of them as it can be, so that few go half empty."""
+
+
+Teacher = Callable[[slice | np.ndarray], np.ndarray]
+"""Another model's logits (n, V) f32 of some of the N rows."""
 
 
 class Head(Module):
@@ -162,6 +169,64 @@ class Head(Module):
             rows.put(chunk, logits)
         self._finish(rows)
 
+    def divergence(
+        self,
+        x: np.ndarray,
+        dx: np.ndarray | None,
+        labels: np.ndarray,
+        teacher: Teacher,
+        temperature: float,
+        alpha: float,
+        slot: Slot,
+    ) -> tuple[float, float, int]:
+        """(sum of KL(teacher || model), sum of the cross-entropies, labels) over the labelled rows of the stream x (N, C).
+
+        Both distributions of the divergence are at the `temperature`: softmax(logits / temperature). Unless dx is None, the
+        gradients of alpha · divergence + (1 - alpha) · cross-entropy are added, and that of x written to dx, which may be x.
+        The vocabulary is whole on this rank.
+        """
+        rows = self._rows(x, dx, labels, slot)
+        divergence = loss = 0.0
+        for chunk in rows:
+            here, logits = labels[chunk.index], self._logits(chunk.normed, rows.size, slot)
+            label_logit, lse = self._scores(logits, here, rows.size, slot)
+            loss += float(np.sum(lse - label_logit, dtype=np.float64))
+            ours, theirs, p = (
+                slot.shared(self, name, (rows.size, self.vocab_size), logits.dtype)[: len(here)]
+                for name in ("log q", "log p", "p")
+            )
+            np.divide(teacher(chunk.index), temperature, out=theirs)
+            np.divide(logits, temperature, out=ours)
+            for each in (ours, theirs):
+                each -= each.max(axis=1, initial=-np.inf, keepdims=True)
+                each -= np.log(np.exp(each, out=p).sum(axis=1, keepdims=True))
+            np.exp(theirs, out=p)
+            theirs -= ours
+            divergence += float(np.einsum("nv,nv->n", p, theirs).sum(dtype=np.float64))
+            if dx is None:
+                continue
+            gradient = np.subtract(np.exp(ours, out=ours), p, out=p)
+            gradient *= alpha / temperature
+            if alpha != 1.0:
+                q = np.exp(np.subtract(logits, lse[:, None], out=theirs), out=theirs)
+                q[np.arange(len(here)), here] -= 1.0
+                gradient += np.multiply(q, 1.0 - alpha, out=q)
+            if self.softcap:
+                gradient *= 1.0 - np.square(logits / self.softcap)
+            dlogits = self._in_place(logits)
+            dlogits[...] = gradient
+            self._propagate(chunk.gradient, chunk.normed, dlogits, slot, None)
+            rows.put(chunk, logits)
+        if dx is not None:
+            self._finish(rows)
+        return divergence, loss, rows.count
+
+    def plan_divergence(self, x: np.ndarray, dx: np.ndarray | None, labels: np.ndarray, slot: Slot) -> None:
+        """Ask the slot for what `divergence` asks, without its loops."""
+        self.loss(x, dx, labels, slot)
+        for name in ("log q", "log p", "p"):
+            slot.shared(self, name, (self._chunk(len(labels)), self.vocab_size), self.num.master_dtype)
+
     def _rows(self, x: np.ndarray, dx: np.ndarray | None, labels: np.ndarray, slot: Slot) -> LabelledRows:
         size, layout = self._chunk(len(labels)), self.output.layout
         if layout.moves:
@@ -238,6 +303,13 @@ class Head(Module):
             self.softcap,
         )
         dlogits[:, region.rows :] = 0
+        self._propagate(dx, x, dlogits, slot, row_weight)
+
+    def _propagate(
+        self, dx: np.ndarray, x: np.ndarray, dlogits: np.ndarray, slot: Slot, row_weight: np.ndarray | None
+    ) -> None:
+        """The gradients for the dlogits (n, V) of normed rows x (n, C): dx, which may be x, and the weight's."""
+        output = self.output
         if output.weight.trainable:
             weighted = x if row_weight is None else (x * row_weight[:, None]).astype(x.dtype)
             output.format.weight_gradient(dlogits, weighted, None, output, slot)

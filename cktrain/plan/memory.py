@@ -22,6 +22,7 @@ from cktrain.parallel.mesh import Mesh
 from cktrain.parallel.model_shard import ModelShard
 from cktrain.parallel.pipeline import Stage
 from cktrain.parallel.stages import Partition
+from cktrain.training.distillation import Teacher, find_teacher
 
 KINDS = {
     "parameters": "weights",
@@ -92,6 +93,8 @@ def plan_rank(
             part.params, config.optimizer, _fullest_spans(config, part)
         )
         training = part.stage
+        if config.objective.name == "distill" and model.head is not None:
+            Teacher(find_teacher(config, None), numerics, config.batch.resolved_micro_batch_size, length)
     by_kind = dict.fromkeys((kind.name for kind in fields(RankMemory)), 0)
     for name, nbytes in arenas.items():
         by_kind[KINDS[name]] += nbytes

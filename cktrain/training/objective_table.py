@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from cktrain.training.distillation import Distillation
 from cktrain.training.objective import NextToken, Objective
 from cktrain.training.preference import Preference
 
-OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken, "dpo": Preference}
+OBJECTIVES: dict[str, type[Objective]] = {"next_token": NextToken, "dpo": Preference, "distill": Distillation}

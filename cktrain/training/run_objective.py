@@ -16,7 +16,10 @@ from cktrain.file_identity import sha256_of_files, sha256_of_set
 from cktrain.hf.gguf_file import is_gguf
 from cktrain.hf.peft_folder import find_adapter
 from cktrain.hf.tensors import weight_files
+from cktrain.long_work import together_for_long
 from cktrain.parallel.model_shard import ModelShard
+from cktrain.side_files import SideFiles
+from cktrain.training.distillation import Distillation, Teacher, find_teacher
 from cktrain.training.objective import NextToken, Objective
 from cktrain.training.preference import Preference, kind_of_reference
 from cktrain.training.reference import AdapterOff, Origin, precomputed
@@ -49,6 +52,7 @@ def run_objective(
     data_of: Mapping[str, tuple[Sources, str]],
     pretrained: Path | None,
     base: FrozenBase | None,
+    side: SideFiles | None,
     precision: str,
     root: str,
     begins: bool,
@@ -59,8 +63,10 @@ def run_objective(
     `data_of` has of each split its sources and their fingerprint; `base` identifies the frozen weights, `root` the first run
     of the lineage, which `begins` here or goes on. Raises ValueError as `kind_of_reference` and `precomputed`.
     """
-    if config.objective.name != "dpo":
+    if config.objective.name == "next_token":
         return NextToken()
+    if config.objective.name == "distill":
+        return _distillation(config, part, side, group)
     kind = kind_of_reference(config)
     told = config.objective.model_copy(update={"reference": kind})
     log.info("objective: %s", told.in_words())
@@ -77,6 +83,26 @@ def run_objective(
     origin = Origin(group.broadcast_bytes(digest.encode()).decode(), tokens, precision, root, begins)
     tables = precomputed(config, part.stage, part.ranks, sources, origin, group)
     return Preference(config.objective, tables)
+
+
+def _distillation(config: Config, part: ModelShard, side: SideFiles | None, group: Group) -> Objective:
+    if part.ranks.tensor.size > 1:
+        raise ValueError(
+            f"[objective] distill computes its teacher whole on a rank, and parallel.tensor {part.ranks.tensor.size} "
+            "divides the vocabulary. Set parallel.tensor: 1."
+        )
+    saved = together(group, partial(find_teacher, config, side))
+    log.info("objective: %s", config.objective.in_words())
+    shape = config.batch.resolved_micro_batch_size, config.data.sequence_length
+
+    def load() -> Teacher | None:
+        if part.model.head is None:
+            return None
+        teacher = Teacher(saved, part.model.num, *shape)
+        teacher.read()
+        return teacher
+
+    return Distillation(config.objective, together_for_long(group, load))
 
 
 def _digest(config: Config, pretrained: Path | None, base: FrozenBase | None) -> str:
