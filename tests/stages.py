@@ -113,18 +113,8 @@ def is_strict() -> bool:
 def needs_index() -> str | None:
     """A precondition: pip reaches a package index (a fresh environment is filled from it)."""
     with tempfile.TemporaryDirectory() as folder:
-        pip = [
-            sys.executable,
-            "-m",
-            "pip",
-            "download",
-            "-q",
-            "--no-cache-dir",
-            "--no-deps",
-            "--dest",
-            folder,
-            "wheel",
-        ]
+        options = ("-q", "--no-cache-dir", "--no-deps", "--dest", folder)
+        pip = [sys.executable, "-m", "pip", "download", *options, "wheel"]
         reached = subprocess.run(pip, capture_output=True, check=False).returncode == 0
     return None if reached else "pip reaches no package index"
 

@@ -50,12 +50,12 @@ def _encode_offset(blocks: Floats, bits: int) -> Bytes:
     d, ls = _small(scale, 63)
     dmin, lm = _small(offset, 63)
     q, ls, lm = _best_neighbours(groups.reshape(count, 8, 32), d, ls, dmin, lm, largest)
-    q = q.astype(np.uint8).reshape(count, 4, 2, 32)
-    low = q & 15
+    codes = q.astype(np.uint8).reshape(count, 4, 2, 32)
+    low = codes & 15
     parts = [d.view(np.uint8), dmin.view(np.uint8), _packed_scales(ls.astype(np.uint8), lm.astype(np.uint8))]
     if bits == 5:
         places = np.arange(8, dtype=np.uint8).reshape(1, 4, 2, 1)
-        parts.append(np.bitwise_or.reduce(((q >> 4) << places).reshape(count, 8, 32), axis=1))
+        parts.append(np.bitwise_or.reduce(((codes >> 4) << places).reshape(count, 8, 32), axis=1))
     parts.append((low[:, :, 0] | low[:, :, 1] << 4).reshape(count, 128))
     return np.concatenate(parts, axis=1)
 
@@ -102,8 +102,8 @@ def _encode_q6(blocks: Floats) -> Bytes:
     wide = d.astype(np.float32)
     ls = np.clip(np.rint(_over(scale, wide)), -128, 127)
     q = _codes(groups, (wide * ls).reshape(-1, 1), -32, 31)
-    q = (q + 32).astype(np.uint8).reshape(count, 2, 4, 32)
-    low, high = q & 15, q >> 4
+    codes = (q + 32).astype(np.uint8).reshape(count, 2, 4, 32)
+    low, high = codes & 15, codes >> 4
     ql = np.stack([low[:, :, 0] | low[:, :, 2] << 4, low[:, :, 1] | low[:, :, 3] << 4], axis=2)
     qh = high[:, :, 0] | high[:, :, 1] << 2 | high[:, :, 2] << 4 | high[:, :, 3] << 6
     parts = [
