@@ -342,9 +342,21 @@ INLINE void FN(gemm_alone)(const ck_gemm_args *g, const ck_team *team, const int
 INLINE void FN(gemm_team)(const ck_gemm_args *g, const ck_team *team, const int c_is_f32) {
     if (g->column_sums) FN(add_column_sums)(g, team);
     if (g->m == 0 || g->n == 0) return;
+    ck_gemm_args onto_itself;  /* the same sum, from registers */
+    if (c_is_f32 && g->residual == g->c && g->residual_row == g->c_row && !g->bias && !g->accumulate) {
+        onto_itself = *g;
+        onto_itself.residual = NULL;
+        onto_itself.accumulate = 1;
+        g = &onto_itself;
+    }
     const int64_t units = FN(units)(g->k);
     const ck_gemm_plan plan = ck_plan_gemm(g->m, g->n, units, CK_MR, CK_GEMM_NR, CK_KR, c_is_f32, team->size, 0,
                                            team->caches);
+    if (CK_STORAGE == CK_F32 && (thin_is_rows(g) || thin_is_columns(g))) {
+        if (thin_is_rows(g)) thin_rows(g, team, plan.depth);
+        else thin_columns(g, team, plan.depth);
+        return;
+    }
     if (g->m <= CK_NARROW_ROWS && !g->format && units * CK_MR * 4 <= CK_SCRATCH_BYTES / 2) {
         FN(gemm_narrow)(g, team, c_is_f32, plan.depth * (CK_PAIRED ? 2 : 1));
         return;

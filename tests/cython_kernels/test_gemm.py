@@ -274,3 +274,33 @@ def test_there_is_work_for_every_thread(threads: int) -> None:
         if threads > 1:
             assert len(items) >= 2 * threads
             assert counts[-1] <= 2
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("wide", [False, True], ids=["whole", "view"])
+def test_thin_results_have_the_bits_of_wide_ones(kernels: Any, threads: int, wide: bool) -> None:
+    """Operands of few columns are read where they lie, packed beside more columns; the order of the sums is the same."""
+    rng = np.random.default_rng(0)
+    kernels.set_num_threads(threads)
+    for n, i in ((150, 2300), (2500, 1100), (131, 129)):
+        x = view(rng, (n, i), np.float32, wide)
+        w, dy = view(rng, (100, i), np.float32, wide), view(rng, (n, 100), np.float32, wide)
+        y, dw = np.empty((n, 100), np.float32), np.empty((100, i), np.float32)
+        kernels.linear_forward(y, x, w)
+        kernels.linear_backward_weight(dw, None, dy, x, False)
+        assert_close(dw, dy.astype(np.float64).T @ x, n, TOLERANCE[np.float32])
+        for few in (1, 5, 8, 16, 48, 64):
+            thin = nan_view((n, few), np.float32, True)
+            kernels.linear_forward(thin, x, w[:few])
+            assert np.array_equal(thin, y[:, :few])
+            base = view(rng, (n, few), np.float32, True)
+            apart = np.empty((n, few), np.float32)
+            kernels.linear_forward(apart, x, w[:few], None, base)
+            kernels.linear_forward(base, x, w[:few], None, base)
+            assert np.array_equal(base, apart)
+            gradient = nan_view((few, i), np.float32, True)
+            kernels.linear_backward_weight(gradient, None, dy[:, :few], x, False)
+            assert np.array_equal(gradient, dw[:few])
+            kernels.linear_backward_weight(gradient, None, dy[:, :few], x, True)
+            assert_close(gradient, 2 * dw[:few].astype(np.float64), n, TOLERANCE[np.float32])
+            assert np.isnan(gradient.base[:, [2, 3 + i]]).all()

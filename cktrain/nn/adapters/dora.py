@@ -203,7 +203,7 @@ class DoRA(LoRA):
         for (span, product), (_, block) in zip(self.products(dy, x, slot), blocks, strict=True):
             along[span] = np.einsum("oi,oi->o", block.astype(f32, copy=False), product)
         dropped = self._dropped(x, slot)
-        inner = self._inner(dropped, slot)
+        inner = self._inner(len(x), slot)
         for rows, magnitude in zip(self.b, self.m, strict=True):
             b = rows.weight
             name = f"{self._name_of(rows)}, raw gradient"

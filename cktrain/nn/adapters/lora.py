@@ -6,8 +6,8 @@ A linear may be several matrices to Hugging Face (query, key and value; gate and
 with its own rank r_p and scale s_p. Their a stand in one matrix, R = sum of r_p, so that x is read once for all of them;
 each b adds to its target's columns of y.
 
-Backward, with s · dy · b = du: db = dyᵀ · (s · u), da = duᵀ · x, dx += du · a. u is computed again from x; the base weight's
-gradient is never computed (`nn/linear.py`).
+Backward, with s · dy · b = du: db = dyᵀ · (s · u), da = duᵀ · x, dx += du · a. s · u stays from the forward, R numbers
+a row; the base weight's gradient is never computed (`nn/linear.py`).
 
 Dropout leaves a share of x out of the low-rank products while a model is trained. Its mask is a function of the sequence's
 key, the row, the linear's name and the column of the whole x (`data/sequence_keys.py`). It is computed again wherever it is
@@ -124,7 +124,9 @@ class LoRA(Adapter):
     ) -> None:
         """out += s · (x · aᵀ) · bᵀ."""
         assert residual is out and alpha == 1.0, self.name
-        inner = self._inner(self._dropped(x, slot), slot)
+        inner = self._inner(len(x), slot)
+        self.num.kernels.linear_forward(inner, self._dropped(x, slot), self.a.value)
+        self._scale_columns(inner)
         for rows in self.b:
             y = out[:, rows.rows]
             self.num.kernels.linear_forward(y, inner[:, rows.columns], self._b(rows, slot), None, y)
@@ -140,12 +142,11 @@ class LoRA(Adapter):
 
     def backward_weight(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> None:
         """Adds the gradients of a and b."""
-        kernels, x = self.num.kernels, self._dropped(x, slot)
-        inner = self._inner(x, slot) if any(rows.weight.trainable for rows in self.b) else None
+        inner = self._inner(len(x), slot)
         for rows in self.b:
             weight = rows.weight
-            if inner is not None and weight.trainable:
-                kernels.linear_backward_weight(
+            if weight.trainable:
+                self.num.kernels.linear_backward_weight(
                     weight.grad,
                     None,
                     dy[:, rows.rows],
@@ -153,7 +154,7 @@ class LoRA(Adapter):
                     weight.should_accumulate(),
                 )
                 weight.grad_added()
-        self._add_a_gradient(dy, x, slot)
+        self._add_a_gradient(dy, self._dropped(x, slot), slot)
 
     def _add_a_gradient(self, dy: np.ndarray, x: np.ndarray, slot: Slot) -> None:
         if self.a.trainable:
@@ -203,24 +204,18 @@ class LoRA(Adapter):
         """An array like x, where a share of it may be left out."""
         return slot.shared(self, "dropout", like.shape, self.num.compute_dtype) if self.dropout else None
 
-    def _inner(self, x: np.ndarray, slot: Slot) -> np.ndarray:
-        """s · u (N, R) of x as a multiplies it."""
-        inner = self._thin("inner", len(x), slot)
-        self.num.kernels.linear_forward(inner, x, self.a.value)
-        self._scale_columns(inner)
-        return inner
+    def _inner(self, count: int, slot: Slot) -> np.ndarray:
+        """s · u (N, R), from the forward to the end of the backward, also where blocks are computed again."""
+        return slot.kept(self, "inner", (count, self.a.shape[0]), self.num.compute_dtype)
 
     def _b(self, rows: LowRankRows, slot: Slot) -> np.ndarray:
         """b (O_p, r_p) as it is multiplied."""
         return rows.weight.value
 
     def _dinner(self, count: int, slot: Slot) -> np.ndarray:
-        return self._thin("dinner", count, slot)
-
-    def _thin(self, name: str, count: int, slot: Slot) -> np.ndarray:
-        """(N, R). Layers whose ranks differ have arrays of their own."""
+        """du (N, R). Layers whose ranks differ have arrays of their own."""
         width = self.a.shape[0]
-        return slot.shared(self, f"{name} of {width}", (count, width), self.num.compute_dtype)
+        return slot.shared(self, f"dinner of {width}", (count, width), self.num.compute_dtype)
 
     def _scale_columns(self, inner: np.ndarray) -> None:
         """Each target's columns by its scale, in place."""
