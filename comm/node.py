@@ -6,13 +6,12 @@ the other's user id, and another user is refused before a byte is read. Rank 0 t
 of ranks and hands out the ends (SCM_RIGHTS), and the memory of the seats (csrc/world.h). From then on a rank that
 ends is seen by all others: its pair sockets are hung up, and its pidfd is readable.
 
-Messages here are a 4-byte length, checked before anything is read, and JSON.
+What they say to each other are messages of `cktrain.comm.messages`.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import socket
 import struct
@@ -22,6 +21,7 @@ from typing import Any
 
 from cktrain.comm import _engine
 from cktrain.comm.errors import CollectiveTimeoutError, PeerLostError, RendezvousError
+from cktrain.comm.messages import receive_message, send_message
 from cktrain.comm.peers import Peers
 from cktrain.comm.reasons import Reasons, as_message, from_message
 
@@ -282,7 +282,7 @@ def _lead(
                 hello = _admit(door, size, members)
             except (OSError, ValueError, KeyError, TypeError) as error:
                 with contextlib.suppress(OSError):
-                    _send(door, {"refused": str(error)})
+                    send_message(door, {"refused": str(error)})
                 door.close()
                 continue
             members[hello["local_rank"]] = hello
@@ -305,7 +305,7 @@ def _hand_out(
     seats_fd = new_memory("seats", size * _engine.SEAT_BYTES)
     own: dict[int, socket.socket] = {}
     for door in doors.values():
-        _send(door, {"members": ordered})
+        send_message(door, {"members": ordered})
         socket.send_fds(door, [b"s"], [seats_fd])
     for low in range(size):
         for high in range(low + 1, size):
@@ -365,7 +365,7 @@ def _follow(
     with door:
         try:
             _check_user(door)
-            _send(door, me)
+            send_message(door, me)
             door.settimeout(max(0.001, deadline - time.monotonic()) + _HELLO_S)
             answer = _receive(door)
             if "refused" in answer:
@@ -387,29 +387,8 @@ def _follow(
     return members, sockets, seats_fd
 
 
-def _send(other: socket.socket, message: dict[str, Any]) -> None:
-    data = json.dumps(message).encode()
-    other.sendall(struct.pack("<I", len(data)) + data)
-
-
 def _receive(other: socket.socket) -> dict[str, Any]:
-    (length,) = struct.unpack("<I", _exactly(other, 4))
-    if length > _MAX_MESSAGE_BYTES:
-        raise ValueError(f"a message of {length:,} bytes; the limit is {_MAX_MESSAGE_BYTES:,}")
-    try:
-        message = json.loads(_exactly(other, length))
-    except RecursionError:
-        raise ValueError("a message that is nested too deeply") from None
+    message = receive_message(other, _MAX_MESSAGE_BYTES)
     if not isinstance(message, dict):
         raise ValueError("not a message of this protocol")
     return message
-
-
-def _exactly(other: socket.socket, length: int) -> bytes:
-    data = bytearray()
-    while len(data) < length:
-        part = other.recv(length - len(data))
-        if not part:
-            raise ConnectionError("the connection was closed")
-        data += part
-    return bytes(data)

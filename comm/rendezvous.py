@@ -22,7 +22,6 @@ import contextlib
 import hashlib
 import hmac
 import ipaddress
-import json
 import os
 import select
 import shlex
@@ -35,6 +34,7 @@ from pathlib import Path
 from typing import Any
 
 from cktrain.comm.errors import RendezvousError
+from cktrain.comm.messages import exactly, receive_message, send_message
 from cktrain.comm.reasons import Reasons, as_message, from_message
 
 PROTOCOL = 4
@@ -47,7 +47,6 @@ _HANDSHAKE_S = 5.0
 _MAX_CALLERS = 512
 MAX_SOCKETS = 16
 """Per pair of ranks (csrc/sockets.h)."""
-_MAX_MESSAGE_BYTES = 4 << 20
 _WHERE = "comm.rendezvous"
 CONTAINERS = ("docker", "virbr", "br-", "veth")
 """How interfaces begin that join this host's containers and guests, and no other host."""
@@ -261,9 +260,9 @@ def meet(
     with call((host, address[1]), Hello(name, size, rank, 0, JOIN), key, deadline) as connection:
         try:
             connection.settimeout(_HANDSHAKE_S)
-            _send(connection, mine)
+            send_message(connection, mine)
             connection.settimeout(max(0.001, deadline - time.monotonic()) + _HANDSHAKE_S)
-            meeting.members = _receive(connection)
+            meeting.members = receive_message(connection)
         except (OSError, ValueError) as error:
             raise RendezvousError(
                 _WHERE, f"rank {rank} was left alone by rank 0 at {address[0]}: {error}", "Look into its log"
@@ -287,7 +286,7 @@ def _gather(meeting: Rendezvous, door: socket.socket, mine: dict[str, Any], dead
                 if caller in members:
                     raise ValueError(f"rank {caller} is already here")
                 connection.settimeout(_HANDSHAKE_S)
-                members[caller] = _checked_member(_receive(connection))
+                members[caller] = _checked_member(receive_message(connection))
                 joined[caller] = connection
             except (OSError, ValueError, KeyError, TypeError):
                 connection.close()
@@ -295,7 +294,7 @@ def _gather(meeting: Rendezvous, door: socket.socket, mine: dict[str, Any], dead
     meeting.listener = listener
     for connection in joined.values():
         with contextlib.suppress(OSError):  # it is missed when it does not connect to the others
-            _send(connection, meeting.members)
+            send_message(connection, meeting.members)
         connection.close()
 
 
@@ -358,11 +357,11 @@ def call(address: tuple[str, int], hello: Hello, secret: bytes, deadline: float)
     try:
         # The other side answers when it comes to this connection; others may stand before us.
         connection.settimeout(max(_HANDSHAKE_S, deadline - time.monotonic()))
-        theirs = _exactly(connection, _NONCE_BYTES)
+        theirs = exactly(connection, _NONCE_BYTES)
         nonce = os.urandom(_NONCE_BYTES)
         packed = hello.pack()
         connection.sendall(packed + nonce + _proof(secret, b"caller", packed, theirs, nonce))
-        proof = _exactly(connection, 32)
+        proof = exactly(connection, 32)
     except OSError as error:
         connection.close()
         raise RendezvousError(
@@ -526,21 +525,6 @@ def _listen(address: tuple[str, int]) -> socket.socket:
     return listener
 
 
-def _send(connection: socket.socket, message: Any) -> None:
-    data = json.dumps(message).encode()
-    connection.sendall(struct.pack("<I", len(data)) + data)
-
-
-def _receive(connection: socket.socket) -> Any:
-    (length,) = struct.unpack("<I", _exactly(connection, 4))
-    if length > _MAX_MESSAGE_BYTES:
-        raise ValueError(f"a message of {length:,} bytes; the limit is {_MAX_MESSAGE_BYTES:,}")
-    try:
-        return json.loads(_exactly(connection, length))
-    except RecursionError:
-        raise ValueError("a message that is nested too deeply") from None
-
-
 def exchange(
     connections: dict[int, socket.socket], messages: dict[int, Any], timeout_s: float
 ) -> dict[int, Any]:
@@ -554,21 +538,11 @@ def exchange(
     try:
         for peer, connection in connections.items():
             connection.settimeout(timeout_s)
-            _send(connection, messages[peer])
+            send_message(connection, messages[peer])
         for peer, connection in connections.items():
-            found[peer] = _receive(connection)
+            found[peer] = receive_message(connection)
     except (OSError, ValueError) as error:
         raise RendezvousError(
             _WHERE, f"rank {peer} was lost while connecting: {error}", "Look into its log"
         ) from error
     return found
-
-
-def _exactly(connection: socket.socket, length: int) -> bytes:
-    data = bytearray()
-    while len(data) < length:
-        part = connection.recv(length - len(data))
-        if not part:
-            raise ConnectionError("the connection was closed")
-        data += part
-    return bytes(data)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib
 import os
 import re
 import socket
@@ -16,7 +15,7 @@ import job
 import machine_load
 import pytest
 
-from cktrain.comm import _engine, rendezvous
+from cktrain.comm import _engine, messages, node, rendezvous
 from cktrain.comm.errors import RendezvousError
 from cktrain.comm.rendezvous import JOIN, Hello, address_of_interface, call, meet, read_secret
 
@@ -226,7 +225,7 @@ def test_duplicate_rank_is_dropped():
     deadline = time.monotonic() + 5
     hello = Hello(rendezvous.hashlib.sha256(b"").digest()[:16], 3, 1, 0, JOIN)
     with call(("127.0.0.1", meeting.port), hello, SECRET, deadline) as twin:
-        rendezvous._send(twin, {"host": "x", "address": "127.0.0.1", "port": 1, "pid": 1})
+        messages.send_message(twin, {"host": "x", "address": "127.0.0.1", "port": 1, "pid": 1})
         assert_closed(twin)
     assert not isinstance(meeting.add(2, 3), RendezvousError)
     members = meeting.wait()[0].members
@@ -342,11 +341,10 @@ def test_ranks_with_a_secret_file(tmp_path):
         assert SECRET.decode() not in end.output and SECRET[::-1].decode() not in end.output
 
 
-@pytest.mark.parametrize("module", ["rendezvous", "node"])
+@pytest.mark.parametrize("receive", [messages.receive_message, node._receive])
 @pytest.mark.parametrize("text", ["[" * 200_000, '{"a": ' * 100_000, "", "\x00", "NaN}", "\xff"])
-def test_a_message_that_is_no_message_is_a_value_error(module, text):
+def test_a_message_that_is_no_message_is_a_value_error(receive, text):
     """What the door catches; a RecursionError would end the listener."""
-    receive = importlib.import_module(f"cktrain.comm.{module}")._receive
     here, there = socket.socketpair()
     with here, there:
         data = text.encode("latin-1")
