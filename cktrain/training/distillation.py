@@ -97,7 +97,7 @@ def find_teacher(config: Config, side: SideFiles | None) -> SavedModel:
 class Distillation:
     """Forward divergence from a teacher in this process."""
 
-    measures = ("divergence", "cross_entropy")
+    measures: tuple[str, ...] = ("divergence", "cross_entropy")
     counted = "tokens"
 
     def __init__(self, config: ObjectiveConfig, teacher: Teacher | None) -> None:

@@ -128,7 +128,7 @@ def _sigmoid(x: Floats) -> Floats:
 class Preference:
     """DPO; the reference's log-probabilities are found by `references` before each step."""
 
-    measures = (
+    measures: tuple[str, ...] = (
         "rewards/chosen",
         "rewards/rejected",
         "rewards/margins",

@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 
-from cktrain.data.chat.rows import Row
 from cktrain.data.shards import Split
 
 NAMED_ROWS = 20
@@ -57,15 +56,15 @@ class Twins:
         }
         self._places: dict[bytes, str] = {}
 
-    def add(self, row: Row, split: Split, place: str) -> None:
-        """Compare a row with those before."""
-        exact = _digest(row.texts)
+    def add(self, texts: Sequence[str], split: Split, place: str) -> None:
+        """Compare a row's texts with those of the rows before."""
+        exact = _digest(texts)
         if exact in self._exact:
             self.duplicates += 1
             self.first_duplicate = self.first_duplicate or f"{place} is {self._exact[exact]}"
         else:
             self._exact[exact] = place
-        near = _digest([_NO_LETTER.sub("", text.casefold()) for text in row.texts])
+        near = _digest([_NO_LETTER.sub("", text.casefold()) for text in texts])
         for kind, digest in ((False, exact), (True, near)):
             self._splits[kind][split][digest] += 1
         if split == "validation":

@@ -295,7 +295,7 @@ class _Preparation:
         samples = iter(self._maker.encode(texts, places))
         for raw, row, prepared, split in good:
             self._shapes[row.shape] += 1
-            self._twins.add(row, split, raw.place)
+            self._twins.add(row.texts, split, raw.place)
             if row.has_empty_answer:
                 self._empty += 1
                 self._first_empty = self._first_empty or raw.place
