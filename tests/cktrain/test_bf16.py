@@ -18,6 +18,7 @@ from cktrain.nn.head import Head
 from cktrain.nn.linear import Linear
 from cktrain.nn.norm import RMSNorm
 from cktrain.nn.numerics import Numerics
+from cktrain.training.objective import LossSums
 
 SIZES = {
     "model.hidden_size": 64,
@@ -78,8 +79,8 @@ def gradient(run, step: int) -> tuple[float, np.ndarray]:
     part = run.trainer.part
     part.data.begin()
     batches = run.loader.micro_batches(run.loader.global_batch_size * (step - 1))
-    losses, count = part.stage.train(batches, part.schedule[0])
-    return sum(losses) / count, run.trainer.params.grad.copy()
+    found = LossSums.total(part.stage.train(batches, part.schedule[0]))
+    return found.loss / found.terms, run.trainer.params.grad.copy()
 
 
 def test_gradients_at_the_same_weights(tiny, composed, tmp_path):

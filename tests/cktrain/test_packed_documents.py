@@ -56,8 +56,8 @@ def train(tiny, composed, tmp_path):
             labels[:, ignored] = -100
             batch = replace(batch, labels=labels)
         part.data.begin()
-        (loss,), count = part.stage.train([batch], part.schedule[0])
-        return Result(loss, count, trainer.params.grad.copy())
+        (sums,) = part.stage.train([batch], part.schedule[0])
+        return Result(sums.loss, sums.labels, trainer.params.grad.copy())
 
     return run
 
@@ -133,8 +133,8 @@ def test_packed_rows_have_the_losses_of_the_rows_alone(tiny, composed, tmp_path,
         made = composed(tiny(precision="fp32", **values), isa=None)
         part, trainer = made.trainer.part, made.trainer
         part.data.begin()
-        (loss,), count = part.stage.train(made.loader.micro_batches(0), part.schedule[0])
-        return Result(loss, count, trainer.params.grad.copy())
+        (sums,) = part.stage.train(made.loader.micro_batches(0), part.schedule[0])
+        return Result(sums.loss, sums.labels, trainer.params.grad.copy())
 
     packed = run("packed", ROWS)
     alone = [run(f"row {length}", (length,)) for length in ROWS]

@@ -36,7 +36,7 @@ def test_what_the_system_refuses_while_composing_is_one_line(tmp_path, monkeypat
     def refused(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr("cktrain.compose.open_source", refused)
+    monkeypatch.setattr("cktrain.training_data.open_source", refused)
     assert main(["train", "run.yaml"]) == 2
     err = capsys.readouterr().err
     assert f"{error.filename}: {error.strerror} (on {os.uname().nodename})" in err
