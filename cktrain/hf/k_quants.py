@@ -54,9 +54,11 @@ def _encode_offset(blocks: Floats, bits: int) -> Bytes:
     low = codes & 15
     parts = [d.view(np.uint8), dmin.view(np.uint8), _packed_scales(ls.astype(np.uint8), lm.astype(np.uint8))]
     if bits == 5:
-        places = np.arange(8, dtype=np.uint8).reshape(1, 4, 2, 1)
-        high: Bytes = ((codes >> 4) << places).astype(np.uint8).reshape(count, 8, 32)
-        parts.append(np.bitwise_or.reduce(high, axis=1).astype(np.uint8))
+        high = (codes >> 4).reshape(count, 8, 32)
+        fifth = np.zeros((count, 32), np.uint8)
+        for group in range(8):
+            fifth |= high[:, group] << np.uint8(group)
+        parts.append(fifth)
     parts.append((low[:, :, 0] | low[:, :, 1] << 4).reshape(count, 128))
     return np.concatenate(parts, axis=1)
 
