@@ -59,7 +59,7 @@ def _encode_offset(blocks: Floats, bits: int) -> Bytes:
         for group in range(8):
             fifth |= high[:, group] << np.uint8(group)
         parts.append(fifth)
-    parts.append((low[:, :, 0] | low[:, :, 1] << 4).reshape(count, 128))
+    parts.append((low[:, :, 0] | low[:, :, 1] << np.uint8(4)).reshape(count, 128))
     return np.concatenate(parts, axis=1)
 
 
