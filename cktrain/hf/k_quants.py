@@ -13,6 +13,8 @@ G groups of S values; shapes are (G, S) in all that follows.
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -52,7 +54,11 @@ def _encode_offset(blocks: Floats, bits: int) -> Bytes:
     q, ls, lm = _best_neighbours(groups.reshape(count, 8, 32), d, ls, dmin, lm, largest)
     codes = q.astype(np.uint8).reshape(count, 4, 2, 32)
     low = codes & 15
-    parts = [d.view(np.uint8), dmin.view(np.uint8), _packed_scales(ls.astype(np.uint8), lm.astype(np.uint8))]
+    parts: list[NDArray[Any]] = [
+        d.view(np.uint8),
+        dmin.view(np.uint8),
+        _packed_scales(ls.astype(np.uint8), lm.astype(np.uint8)),
+    ]
     if bits == 5:
         high = (codes >> 4).reshape(count, 8, 32)
         fifth = np.zeros((count, 32), np.uint8)
