@@ -58,7 +58,7 @@ def trained(tmp_path, command, ranks, place, error):
         (["1"], "ModelShard", 'ValueError("[disk] bad sector")', "cktrain: rank 1: [disk] bad sector"),
         (["0"], "ModelShard", "MemoryError()", "cktrain: rank 0: [memory] there is not enough"),
         (["0", "1"], "ModelShard", 'ValueError("[x] odd")', "cktrain: rank 0: [x] odd"),
-        (["1"], "fingerprint", 'OSError(5, "Input/output error", "t.bin")', "cktrain: [system] t.bin: Input"),
+        (["1"], "mixed_fingerprint", 'OSError(5, "Input/output error", "t.bin")', "cktrain: [system] t.bin: Input"),
     ],
 )  # fmt: skip
 def test_a_rank_that_fails_in_composition_ends_all_with_its_reason(
