@@ -194,11 +194,11 @@ def _prepare_and_tell(options: argparse.Namespace) -> int:
     print(f"{shown(options.out)}: {text}")
     if options.tokenizer is None and summary["vocab_size"] < wanted:
         print(f"the tokenizer has {summary['vocab_size']:,} tokens: the text gives no more of {wanted:,}")
-    if summary["rows_of_ids"] is None:
+    if (of_ids := summary.get("rows_of_ids")) is None:  # an older folder that is kept has no such key
         print(_how_documents_end(summary))
     else:
         print(
-            f"rows of input_ids were taken as they are: {summary['rows_of_ids']['ended']:,} of {summary['documents']:,} end "
+            f"rows of input_ids were taken as they are: {of_ids['ended']:,} of {summary['documents']:,} end "
             f"with {summary['eos_token']} ({summary['eos_id']})"
         )
     return 0

@@ -67,6 +67,18 @@ def test_streams_that_are_closed_or_full_end_nothing():
     )
 
 
+def test_a_folder_of_before_rows_of_ids_is_kept(capsys):
+    assert main(PREPARE) == 0
+    dataset = Path("out", "dataset.json")
+    values = json.loads(dataset.read_text())
+    del values["rows_of_ids"]
+    dataset.write_text(json.dumps(values))
+    capsys.readouterr()
+    assert main([*PREPARE, "--reuse"]) == 0
+    assert "documents end with" in capsys.readouterr().out
+    assert json.loads(dataset.read_text()) == values  # it was kept, not made again
+
+
 def test_a_reader_of_standard_error_that_ends():
     reading, writing = os.pipe()
     os.close(reading)
