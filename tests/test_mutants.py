@@ -120,7 +120,7 @@ MUTANTS = [
     Mutant(
         "clipping by the norm of the sum instead of the mean",
         "cktrain/training/trainer.py",
-        "norm = math.sqrt(sums.squared_norm) / tokens",
+        "norm = math.sqrt(sums.squared_norm) / count",
         "norm = math.sqrt(sums.squared_norm)",
         "tests/cktrain/training/test_trainer.py::test_clipping_bounds_the_norm",
     ),
