@@ -6,7 +6,7 @@
 Layouts are ggml's (ggml-common.h, decoded by the package gguf). For each group several roundings are tried, for each of them
 the scale (and the offset) with the least sum of squared errors is computed, and the best is taken; then scales are rounded,
 and the values once more by the rounded ones. llama.cpp's encoder weighs errors by a value's size instead; on normally
-distributed weights the errors here are 2 to 6 % smaller (tests/cktrain/hf/test_k_quants_judge.py).
+distributed weights the errors here are 1 to 6 % smaller (tests/cktrain/hf/test_k_quants_judge.py).
 
 G groups of S values; shapes are (G, S) in all that follows.
 """
